@@ -1,0 +1,129 @@
+//! Grants and counts around any capabilities. What is refused here never reaches the engine.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy};
+use crate::container::{Container, Listed};
+use crate::engine::{EngineError, PullError};
+use crate::grants::{Grants, Verb};
+use crate::image::ImageRef;
+use crate::recreate::RecreateError;
+
+/// How often a policy may use each capability in one refresh.
+#[derive(Clone, Copy, Debug)]
+pub struct Counts {
+    pub inspects: u32,
+    pub pulls: u32,
+    pub recreates: u32,
+}
+
+pub struct Guard {
+    inner: Arc<dyn Capabilities>,
+    grants: Arc<Grants>,
+    inspects: Quota,
+    pulls: Quota,
+    recreates: Quota,
+    cancel: CancellationToken,
+}
+
+struct Quota {
+    key: &'static str,
+    limit: u32,
+    used: AtomicU32,
+}
+
+impl Quota {
+    fn new(key: &'static str, limit: u32) -> Self {
+        Self {
+            key,
+            limit,
+            used: AtomicU32::new(0),
+        }
+    }
+
+    fn take<E>(&self) -> Result<(), CallError<E>> {
+        // Saturates: a guest that asks four thousand million times gets no fresh start.
+        let used = self
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                (used < self.limit).then_some(used + 1)
+            });
+        used.map(drop).map_err(|_| {
+            CallError::QuotaExceeded(format!(
+                "the limit `[limits] {}` of {} is used up",
+                self.key, self.limit
+            ))
+        })
+    }
+}
+
+impl Guard {
+    pub fn new(
+        inner: Arc<dyn Capabilities>,
+        grants: Arc<Grants>,
+        counts: Counts,
+        cancel: CancellationToken,
+    ) -> Self {
+        Self {
+            inner,
+            grants,
+            inspects: Quota::new("inspects_max", counts.inspects),
+            pulls: Quota::new("pulls_max", counts.pulls),
+            recreates: Quota::new("recreates_max", counts.recreates),
+            cancel,
+        }
+    }
+
+    fn going_on<E>(&self) -> Result<(), CallError<E>> {
+        if self.cancel.is_cancelled() {
+            Err(CallError::Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[async_trait]
+impl Capabilities for Guard {
+    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
+        self.going_on()?;
+        self.grants.may(Verb::Inspect).map_err(CallError::Denied)?;
+        self.inspects.take()?;
+        let mut containers = self.inner.containers().await?;
+        containers.retain(|container| self.grants.covers(container));
+        Ok(containers)
+    }
+
+    async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
+        self.going_on()?;
+        self.grants.may(Verb::Inspect).map_err(CallError::Denied)?;
+        self.inspects.take()?;
+        self.inner.inspect(container).await
+    }
+
+    async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
+        self.going_on()?;
+        self.grants.may_pull(image).map_err(CallError::Denied)?;
+        self.pulls.take()?;
+        self.inner.pull(image).await
+    }
+
+    async fn recreate(
+        &self,
+        recreation: Recreation,
+    ) -> Result<Recreated, CallError<RecreateError>> {
+        self.going_on()?;
+        let verb = match recreation.strategy {
+            Strategy::Replace => Verb::Replace,
+            Strategy::Remove => Verb::Remove,
+            Strategy::Overlap => Verb::Overlap,
+        };
+        self.grants.may(verb).map_err(CallError::Denied)?;
+        self.recreates.take()?;
+        self.inner.recreate(recreation).await
+    }
+}

@@ -1,0 +1,96 @@
+//! What a policy can have done: list, inspect, pull and recreate, as the WIT interface `docker` offers them.
+//!
+//! Every mode of a refresh is another implementation behind this trait, and a policy cannot tell them apart: [`live`] does the
+//! work, [`plan`] looks and records. Around either stand [`guard`] (grants, counts, cancellation) and the
+//! [journal](crate::journal). Knows nothing of WebAssembly.
+
+pub mod guard;
+pub mod live;
+pub mod plan;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::container::{Container, ContainerId, Listed};
+use crate::engine::{EngineError, PullError};
+use crate::image::{ImageId, ImageRef};
+use crate::recreate::RecreateError;
+
+/// Why a capability did not do as asked: the host did not let it, or it failed.
+#[derive(Debug)]
+pub enum CallError<E> {
+    /// No grant covers it; the text names the one that would.
+    Denied(String),
+    /// A count is used up; the text names the limit.
+    QuotaExceeded(String),
+    /// The refresh is being ended.
+    Cancelled,
+    Failed(E),
+}
+
+impl<E> From<E> for CallError<E> {
+    fn from(error: E) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What became of the image on this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transfer {
+    /// It was fetched: what the reference means here has changed.
+    Pulled,
+    /// It was the same already.
+    UpToDate,
+    /// A plan: it would be fetched.
+    WouldPull,
+}
+
+/// An image that is on this machine, or, in a plan, would be.
+#[derive(Clone, Debug)]
+pub struct PulledImage {
+    pub reference: ImageRef,
+    /// In a plan the registry's digest, where the image would first be fetched.
+    pub id: ImageId,
+    pub digest: Option<String>,
+    pub transfer: Transfer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    Replace,
+    Remove,
+    Overlap,
+}
+
+#[derive(Clone, Debug)]
+pub struct Recreation {
+    pub container: Listed,
+    pub image: PulledImage,
+    pub strategy: Strategy,
+}
+
+#[derive(Clone, Debug)]
+pub struct Recreated {
+    /// `None` after `remove`.
+    pub id: Option<ContainerId>,
+    pub image_id: ImageId,
+    /// The image that it ran before.
+    pub from_image_id: ImageId,
+    /// `None` after `remove`.
+    pub gap: Option<Duration>,
+    /// Something that could not be tidied up, for a person.
+    pub left_over: Option<String>,
+}
+
+#[async_trait]
+pub trait Capabilities: Send + Sync {
+    /// Sorted by name.
+    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>>;
+    async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>>;
+    async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>>;
+    async fn recreate(&self, recreation: Recreation)
+    -> Result<Recreated, CallError<RecreateError>>;
+}

@@ -1,0 +1,88 @@
+//! The same capabilities with their hands tied: reads pass, writes are looked at and answered as if they had been done.
+//!
+//! Nothing is pulled and nothing is created. What an image would become is asked of its registry, through the engine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::live::{Workshop, digest_for};
+use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy, Transfer};
+use crate::container::{Container, Listed};
+use crate::engine::{EngineError, PullError};
+use crate::image::{ImageId, ImageRef};
+use crate::recreate::RecreateError;
+
+pub struct Plan {
+    pub workshop: Arc<Workshop>,
+    pub force: bool,
+}
+
+#[async_trait]
+impl Capabilities for Plan {
+    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
+        let mut containers = self.workshop.engine.containers().await?;
+        containers.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(containers)
+    }
+
+    async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
+        Ok(self.workshop.engine.inspect(container.id.as_str()).await?)
+    }
+
+    async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
+        let login = self.workshop.login(image).await?;
+        let digest = self
+            .workshop
+            .engine
+            .remote_digest(image, login.as_ref())
+            .await?;
+        let local = match self.workshop.engine.image(&image.to_string()).await {
+            Ok(local) => Some(local),
+            Err(error) if error.is_not_found() => None,
+            Err(source) => {
+                return Err(PullError::Engine {
+                    image: image.clone(),
+                    source,
+                }
+                .into());
+            }
+        };
+        let local =
+            local.filter(|local| digest_for(&local.repo_digests, image).as_ref() == Some(&digest));
+        let (id, transfer) = match local {
+            Some(local) => (local.id, Transfer::UpToDate),
+            // A digest names a manifest and an id names a configuration, so this equals no container's image.
+            None => (ImageId::new(digest.clone()), Transfer::WouldPull),
+        };
+        Ok(PulledImage {
+            reference: image.clone(),
+            id,
+            digest: Some(digest),
+            transfer,
+        })
+    }
+
+    async fn recreate(&self, wanted: Recreation) -> Result<Recreated, CallError<RecreateError>> {
+        let container = self.workshop.examine(&wanted, self.force).await?;
+        if wanted.strategy == Strategy::Overlap {
+            let reason =
+                "this version of Refit does not know the strategy `overlap` yet; `replace` works"
+                    .into();
+            return Err(RecreateError::Unsupported {
+                name: container.name,
+                reason,
+            }
+            .into());
+        }
+        let stays = wanted.strategy != Strategy::Remove;
+        Ok(Recreated {
+            id: stays.then_some(container.id),
+            image_id: wanted.image.id,
+            from_image_id: container.image_id,
+            gap: stays.then_some(Duration::ZERO),
+            left_over: None,
+        })
+    }
+}

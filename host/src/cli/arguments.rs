@@ -1,0 +1,133 @@
+//! What can be typed. Types only.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Gives running containers a new image under a policy
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Exit status: 0 done, 1 some of it failed, 2 could not run, 3 (with --detailed-exitcode) there is something to do."
+)]
+pub(super) struct Arguments {
+    /// Configuration file [default: refit.toml here, then /etc/refit/refit.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "REFIT_CONFIG")]
+    pub(super) config: Option<PathBuf>,
+    /// Address of the container engine, over DOCKER_HOST and the Docker CLI's context
+    #[arg(long, global = true, value_name = "URL")]
+    pub(super) engine: Option<String>,
+    /// What to log on stderr: error, warn, info, debug, or a filter such as refit=debug
+    #[arg(long, global = true, value_name = "LEVEL", env = "REFIT_LOG")]
+    pub(super) log: Option<String>,
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    pub(super) log_format: LogFormat,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Pull the images and recreate the containers that are behind, now; needs no daemon
+    Refresh(RefreshArguments),
+    /// Say what a refresh would do, and why; changes nothing and pulls nothing
+    Plan(PlanArguments),
+    /// Serve the HTTP interface until told to stop
+    Serve(ServeArguments),
+    /// Show the configuration
+    Config(ConfigArguments),
+    /// Check the engine, the logins, the policy and its grants
+    Doctor(DoctorArguments),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SelectionArguments {
+    /// Only this runtime (or whatever the policy calls its targets); may be repeated
+    #[arg(long = "runtime", alias = "target", value_name = "RUNTIME")]
+    pub(super) runtimes: Vec<String>,
+    /// Only pull; recreate no container
+    #[arg(long)]
+    pub(super) no_recreate: bool,
+    /// Recreate also what is up to date
+    #[arg(long, conflicts_with = "no_recreate")]
+    pub(super) force: bool,
+    /// A policy component, over the configured one
+    #[arg(long, value_name = "FILE")]
+    pub(super) policy: Option<PathBuf>,
+    /// How many containers are recreated at once
+    #[arg(long, value_name = "N")]
+    pub(super) concurrency: Option<usize>,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RefreshArguments {
+    #[command(flatten)]
+    pub(super) selection: SelectionArguments,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PlanArguments {
+    #[command(flatten)]
+    pub(super) selection: SelectionArguments,
+    /// Exit with 3 if there is something to do
+    #[arg(long)]
+    pub(super) detailed_exitcode: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ServeArguments {
+    /// Address to listen on [default: 127.0.0.1:8787]
+    #[arg(long, value_name = "ADDR")]
+    pub(super) listen: Option<SocketAddr>,
+    /// A policy component, over the configured one
+    #[arg(long, value_name = "FILE")]
+    pub(super) policy: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ConfigArguments {
+    #[command(subcommand)]
+    pub(super) command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Print every value that is in force, and where it came from
+    Show {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DoctorArguments {
+    /// A policy component, over the configured one
+    #[arg(long, value_name = "FILE")]
+    pub(super) policy: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Arguments::command().debug_assert();
+    }
+}

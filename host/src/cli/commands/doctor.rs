@@ -1,0 +1,226 @@
+//! `refit doctor`: what a refresh would find, checked one by one, so that a person need not read it out of a failed one.
+
+use serde::Serialize;
+
+use super::super::arguments::DoctorArguments;
+use super::super::{Status, print};
+use super::Common;
+use crate::config::{Config, Flags, PolicyFlags};
+use crate::diagnostic::{Diagnostic, Hints};
+use crate::engine::Engine as _;
+use crate::engine::docker::DockerEngine;
+use crate::image::ImageRef;
+use crate::policy::PolicyEngine;
+use crate::setup;
+
+#[derive(Serialize)]
+struct Check {
+    subject: String,
+    ok: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    found: String,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    failure: Option<Diagnostic>,
+}
+
+impl Check {
+    fn passed(subject: impl Into<String>, found: impl Into<String>) -> Self {
+        Self {
+            subject: subject.into(),
+            ok: true,
+            found: found.into(),
+            failure: None,
+        }
+    }
+
+    fn failed(subject: impl Into<String>, failure: impl Into<Diagnostic>) -> Self {
+        Self {
+            subject: subject.into(),
+            ok: false,
+            found: String::new(),
+            failure: Some(failure.into()),
+        }
+    }
+
+    fn of<E: Hints>(subject: &str, result: Result<String, E>) -> Self {
+        match result {
+            Ok(found) => Self::passed(subject, found),
+            Err(error) => Self::failed(subject, Diagnostic::of(&error)),
+        }
+    }
+}
+
+pub(in super::super) async fn doctor(
+    common: Common,
+    arguments: DoctorArguments,
+) -> Result<Status, Diagnostic> {
+    let flags = Flags {
+        policy: arguments.policy.map(|component| PolicyFlags { component }),
+        ..Flags::default()
+    };
+    let config = common.load(flags)?.config;
+    let mut checks = engine(&config).await;
+    checks.extend(policy(&config).await);
+    checks.extend(grants(&config));
+    checks.extend(logins(&config).await);
+
+    if arguments.json {
+        print(&(serde_json::to_string_pretty(&checks).unwrap_or_default() + "\n"));
+    } else {
+        checks.iter().for_each(show);
+    }
+    Ok(if checks.iter().all(|check| check.ok) {
+        Status::Done
+    } else {
+        Status::SomeFailed
+    })
+}
+
+fn show(check: &Check) {
+    print(&format!(
+        "{:<5} {:<8} {}\n",
+        if check.ok { "ok" } else { "FAIL" },
+        check.subject,
+        check.found
+    ));
+    if let Some(failure) = &check.failure {
+        for line in failure.to_string().lines().filter(|line| !line.is_empty()) {
+            print(&format!("      {line}\n"));
+        }
+    }
+}
+
+async fn engine(config: &Config) -> Vec<Check> {
+    let address = match setup::engine_address(config) {
+        Ok(address) => address,
+        Err(error) => return vec![Check::failed("engine", error)],
+    };
+    let chosen = format!("`{}`, chosen by {}", address.url, address.chosen_by);
+    let engine = DockerEngine::new(address, config.call_limits());
+    let found = engine.version().await.map(|version| {
+        let product = version.product.unwrap_or_else(|| "engine".into());
+        format!(
+            "{product} {} on {}, API {}, at {chosen}",
+            version.engine, version.platform, version.api
+        )
+    });
+    let reached = found.is_ok();
+    let mut checks = vec![Check::of("engine", found)];
+    if !reached {
+        return checks;
+    }
+    match (setup::grants(config), engine.containers().await) {
+        (Ok(grants), Ok(containers)) => {
+            let covered = containers
+                .iter()
+                .filter(|container| grants.covers(container))
+                .count();
+            checks.push(Check::passed(
+                "engine",
+                format!(
+                    "the grants cover {covered} of {} containers",
+                    containers.len()
+                ),
+            ));
+        }
+        (_, Err(error)) => checks.push(Check::failed("engine", error)),
+        (Err(_), Ok(_)) => {}
+    }
+    checks
+}
+
+async fn policy(config: &Config) -> Vec<Check> {
+    let active = match PolicyEngine::new() {
+        Ok(engine) => setup::active_policy(config, &engine).await,
+        Err(error) => Err(error),
+    };
+    vec![Check::of(
+        "policy",
+        active.map(|active| {
+            let origin = config
+                .policy
+                .component
+                .as_ref()
+                .map_or(setup::BUILT_IN.to_owned(), |path| {
+                    format!("`{}`", path.display())
+                });
+            format!(
+                "{} ({}) from {origin}, and it accepts its configuration",
+                active.policy.title(),
+                active.policy.digest
+            )
+        }),
+    )]
+}
+
+fn grants(config: &Config) -> Vec<Check> {
+    if let Err(error) = setup::grants(config) {
+        return vec![Check::failed("grants", error)];
+    }
+    let grants = &config.grants;
+    let list = |patterns: &[String]| {
+        if patterns.is_empty() {
+            "none".to_owned()
+        } else {
+            patterns.join(", ")
+        }
+    };
+    let verbs: Vec<String> = grants.verbs.iter().map(ToString::to_string).collect();
+    let mut found = vec![
+        format!("images {}", list(&grants.images)),
+        format!("containers {}", list(&grants.containers)),
+        format!("verbs {}", list(&verbs)),
+    ];
+    if !grants.labels.is_empty() {
+        found.push(format!(
+            "labels {}",
+            grants
+                .labels
+                .iter()
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        ));
+    }
+    if !grants.environment.is_empty() {
+        found.push(format!("environment {}", list(&grants.environment)));
+    }
+    vec![Check::passed("grants", found.join("; "))]
+}
+
+/// One line for each registry that a granted image can come from.
+async fn logins(config: &Config) -> Vec<Check> {
+    let credentials = match setup::credentials(config) {
+        Ok(credentials) => credentials,
+        Err(error) => return vec![Check::failed("login", error)],
+    };
+    let mut registries: Vec<String> = config
+        .grants
+        .images
+        .iter()
+        .filter_map(|pattern| registry_of(pattern))
+        .collect();
+    registries.sort();
+    registries.dedup();
+    let mut checks = Vec::new();
+    for registry in registries {
+        checks.push(match credentials.login(&registry).await {
+            Ok(Some((_, source))) => {
+                Check::passed("login", format!("`{registry}`: found in {source}"))
+            }
+            Ok(None) => Check::passed(
+                "login",
+                format!("`{registry}`: none found, images are pulled anonymously"),
+            ),
+            Err(error) => Check::failed("login", error),
+        });
+    }
+    checks
+}
+
+/// The registry that a pattern of images names, if it names one.
+fn registry_of(pattern: &str) -> Option<String> {
+    let literal = pattern.replace(['*', '?'], "x");
+    let registry = literal.parse::<ImageRef>().ok()?.registry().to_owned();
+    pattern.starts_with(&registry).then_some(registry)
+}

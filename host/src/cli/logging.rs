@@ -1,0 +1,68 @@
+//! The log: to stderr, and around the progress display where there is one.
+
+use std::io::{self, IsTerminal as _, Write};
+
+use indicatif::{MultiProgress, ProgressDrawTarget};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::arguments::LogFormat;
+use crate::diagnostic::Diagnostic;
+
+/// Returns the place where progress bars are drawn, which log lines step aside for.
+pub(super) fn start(filter: &str, format: LogFormat) -> Result<MultiProgress, Diagnostic> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
+        Diagnostic::new(format!("`{filter}` is no log level or filter"))
+            .because(error.to_string())
+            .hint("for example `--log info`")
+    })?;
+    let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(AroundBars(bars.clone()));
+    // A second start (in one process, in tests) keeps the first log.
+    let _ = match format {
+        LogFormat::Text => builder.compact().with_target(false).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    Ok(bars)
+}
+
+struct AroundBars(MultiProgress);
+
+impl<'a> MakeWriter<'a> for AroundBars {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line {
+            bars: self.0.clone(),
+            text: Vec::new(),
+        }
+    }
+}
+
+/// Written as a whole when it is complete, while the bars are off the screen.
+struct Line {
+    bars: MultiProgress,
+    text: Vec<u8>,
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.bars.suspend(|| {
+            let _ = io::stderr().lock().write_all(&self.text);
+        });
+    }
+}

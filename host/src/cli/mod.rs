@@ -1,0 +1,98 @@
+//! The command line: what was typed, which command it means, and the status it ends with.
+//!
+//! stdout is data, stderr is everything else. The only place that names clap.
+
+mod arguments;
+mod commands;
+mod display;
+mod logging;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use self::arguments::{Arguments, Command};
+use crate::diagnostic::Diagnostic;
+
+/// How `refit` ends. Documented in README.md.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// Done; or nothing was to be done.
+    Done,
+    /// Some of what was asked for did not come about. The report says what.
+    SomeFailed,
+    /// It could not run: wrong usage, wrong configuration, no engine, a policy that does not load.
+    CouldNotRun,
+    /// Only with `--detailed-exitcode`: there is something to do.
+    SomethingToDo,
+}
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> Self {
+        Self::from(match status {
+            Status::Done => 0,
+            Status::SomeFailed => 1,
+            Status::CouldNotRun => 2,
+            Status::SomethingToDo => 3,
+        })
+    }
+}
+
+/// The program. clap ends it itself, with 2, for a command line that it does not understand.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&Diagnostic::new("cannot start").because(error.to_string())),
+    };
+    let outcome = runtime.block_on(run(arguments));
+    // A credential helper that hangs must not keep the process.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(status) => status.into(),
+        Err(error) => failed(&error),
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<Status, Diagnostic> {
+    let Arguments {
+        config,
+        engine,
+        log,
+        log_format,
+        command,
+    } = arguments;
+    let common = commands::Common { config, engine };
+    let serving = matches!(command, Command::Serve(_));
+    let bars = logging::start(
+        log.as_deref()
+            .unwrap_or(if serving { "refit=info" } else { "refit=warn" }),
+        log_format,
+    )?;
+    match command {
+        Command::Refresh(arguments) => commands::refresh(common, arguments, bars).await,
+        Command::Plan(arguments) => commands::plan(common, arguments, bars).await,
+        Command::Serve(arguments) => commands::serve(common, arguments).await,
+        Command::Config(arguments) => commands::config(common, arguments),
+        Command::Doctor(arguments) => commands::doctor(common, arguments).await,
+    }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "the one place that tells a person of a failure"
+)]
+fn failed(error: &Diagnostic) -> ExitCode {
+    eprint!("{error}");
+    Status::CouldNotRun.into()
+}
+
+/// Data for stdout. A reader that went away (`refit plan | head`) is no failure of ours.
+fn print(text: &str) {
+    use std::io::Write as _;
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}

@@ -1,0 +1,144 @@
+//! A report as a person reads it.
+
+use std::fmt::Write as _;
+
+use crate::journal::{ImageOutcome, ImageRecord, RecreationOutcome, RecreationRecord};
+use crate::policy::Verdict;
+use crate::refresh::{ContainerReport, Mode, Report};
+
+/// `pulled       ghcr.io/…/workspace-template-hermes:latest`
+pub(super) fn image_line(record: &ImageRecord) -> String {
+    let word = match record.outcome {
+        ImageOutcome::Pulled => "pulled",
+        ImageOutcome::UpToDate => "up to date",
+        ImageOutcome::WouldPull => "would pull",
+        ImageOutcome::Failed => "not pulled",
+    };
+    line(word, &record.image.to_string(), "")
+}
+
+pub(super) fn recreation_line(record: &RecreationRecord) -> String {
+    let detail = match record.gap {
+        Some(gap) => format!("{} ms down", gap.as_millis()),
+        None => String::new(),
+    };
+    line(word(record.outcome), &record.container, &detail)
+}
+
+fn word(outcome: RecreationOutcome) -> &'static str {
+    match outcome {
+        RecreationOutcome::Recreated => "recreated",
+        RecreationOutcome::Removed => "removed",
+        RecreationOutcome::WouldRecreate => "would recreate",
+        RecreationOutcome::Current => "current",
+        RecreationOutcome::ReplacedByOther => "replaced by other",
+        RecreationOutcome::Busy => "busy",
+        RecreationOutcome::Refused => "refused",
+        RecreationOutcome::Aborted => "not recreated",
+        RecreationOutcome::RolledBack => "rolled back",
+        RecreationOutcome::Stranded => "STRANDED",
+    }
+}
+
+fn line(word: &str, subject: &str, detail: &str) -> String {
+    format!(
+        "{word:<17} {subject}{}{detail}",
+        if detail.is_empty() { "" } else { "  " }
+    )
+}
+
+/// The whole of it: images, containers with the reason for each, what failed and why, and a sum.
+pub(super) fn report(report: &Report) -> String {
+    let mut text = String::new();
+    for image in &report.images {
+        let _ = writeln!(text, "{}", image_line(image));
+    }
+    if !report.images.is_empty() && !report.containers.is_empty() {
+        text.push('\n');
+    }
+    for container in &report.containers {
+        let _ = writeln!(text, "{}", container_line(container));
+    }
+    let failures = report
+        .images
+        .iter()
+        .filter_map(|image| image.failure.as_ref());
+    let failures = failures.chain(
+        report
+            .containers
+            .iter()
+            .filter_map(|it| it.recreation.as_ref()?.failure.as_ref()),
+    );
+    for failure in failures {
+        let _ = write!(text, "\n{failure}");
+    }
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    let _ = writeln!(text, "{}", sum(report));
+    text
+}
+
+fn container_line(container: &ContainerReport) -> String {
+    let word = match (&container.recreation, container.verdict) {
+        (Some(recreation), _) => word(recreation.outcome),
+        (None, Some(Verdict::Current)) => "current",
+        (None, Some(Verdict::Stale)) => "stale",
+        (None, Some(Verdict::Unknown)) => "unknown",
+        (None, Some(Verdict::Leave)) => "left",
+        (None, Some(Verdict::Recreate) | None) => "not recreated",
+    };
+    let mut detail = String::new();
+    if let Some(gap) = container
+        .recreation
+        .as_ref()
+        .and_then(|recreation| recreation.gap)
+    {
+        let _ = write!(detail, "{} ms down; ", gap.as_millis());
+    }
+    detail.push_str(
+        container
+            .reason
+            .as_deref()
+            .unwrap_or("the policy gave no reason"),
+    );
+    line(word, &container.name, &detail)
+}
+
+fn sum(report: &Report) -> String {
+    let summary = &report.summary;
+    let counted = [
+        (summary.pulled, "pulled"),
+        (summary.would_pull, "to pull"),
+        (summary.up_to_date, "up to date"),
+        (summary.pull_failed, "not pulled"),
+    ];
+    let images = counts(&counted).unwrap_or_else(|| "none".into());
+    let counted = [
+        (summary.recreated, "recreated"),
+        (summary.removed, "removed"),
+        (summary.would_recreate, "to recreate"),
+        (summary.current, "current"),
+        (summary.stale, "stale"),
+        (summary.unknown, "unknown"),
+        (summary.recreate_failed, "not recreated"),
+    ];
+    let containers = counts(&counted).unwrap_or_else(|| "none".into());
+    let what = match report.mode {
+        Mode::Refresh => "done",
+        Mode::Plan => "plan, nothing was changed",
+    };
+    format!(
+        "images: {images}; containers: {containers} ({what} in {:.1} s)",
+        report.duration_ms as f64 / 1000.0
+    )
+}
+
+fn counts(counted: &[(usize, &str)]) -> Option<String> {
+    let said: Vec<String> = counted
+        .iter()
+        .filter(|(n, _)| *n > 0)
+        .map(|(n, what)| format!("{n} {what}"))
+        .collect();
+    (!said.is_empty()).then(|| said.join(", "))
+}

@@ -1,0 +1,630 @@
+//! What is in force: defaults, `refit.toml`, the environment and flags, in this order, each over the one before.
+//!
+//! Made once; afterwards only the type. Knows where each value came from, for `refit config show`, and which keys there are,
+//! so that a misspelt one is an error and not a surprise.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use figment::providers::{Env, Format as _, Serialized, Toml};
+use figment::value::Value;
+use figment::{Figment, error::Kind};
+use serde::{Deserialize, Serialize};
+
+use crate::capabilities::guard::Counts;
+use crate::diagnostic::{Diagnostic, Hints};
+use crate::engine::docker::CallLimits;
+use crate::grants::{GrantPatterns, Verb};
+use crate::image::{Platform, image_platform};
+use crate::policy::Concurrency;
+use crate::recreate::replace::Proof;
+use crate::refresh::Bounds;
+
+/// Where a configuration is looked for when nobody says.
+const FILES: [&str; 2] = ["refit.toml", "/etc/refit/refit.toml"];
+
+/// Begins every variable that sets a key: `REFIT_LIMITS__PULL_SECONDS` is `[limits] pull_seconds`.
+const PREFIX: &str = "REFIT_";
+
+/// A key may be left out anywhere; [`Config::default`] says what then holds.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Address of the engine. Without it, `DOCKER_HOST`, the Docker CLI's context, or the usual socket.
+    pub engine: Option<String>,
+    /// Where policies keep their state. Without it, a folder for the user.
+    pub state_dir: Option<PathBuf>,
+    pub images: ImagesConfig,
+    pub credentials: CredentialsConfig,
+    pub policy: PolicyConfig,
+    pub grants: GrantsConfig,
+    pub limits: LimitsConfig,
+    pub proof: ProofConfig,
+    pub serve: ServeConfig,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImagesConfig {
+    /// Platform to pull and create for, `linux/amd64`. Empty: whatever the engine chooses. `MOLECULE_IMAGE_PLATFORM` sets it too.
+    pub platform: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CredentialsConfig {
+    /// The registry that `GHCR_USER` and `GHCR_TOKEN` are for. They are sent nowhere else.
+    pub registry: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyConfig {
+    /// A component file. Without it, the default policy that is built in.
+    pub component: Option<PathBuf>,
+    /// Handed to the policy as JSON. What it may contain, the policy says.
+    pub config: serde_json::Map<String, serde_json::Value>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GrantsConfig {
+    pub images: Vec<String>,
+    pub containers: Vec<String>,
+    pub labels: BTreeMap<String, String>,
+    pub environment: Vec<String>,
+    pub verbs: Vec<Verb>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Any call to the engine but a pull.
+    pub engine_seconds: u64,
+    /// One pull.
+    pub pull_seconds: u64,
+    /// A whole refresh.
+    pub refresh_seconds: u64,
+    pub pulls_max: u32,
+    pub inspects_max: u32,
+    pub recreates_max: u32,
+    pub pull_concurrency: usize,
+    pub inspect_concurrency: usize,
+    pub recreate_concurrency: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProofConfig {
+    /// How long a replacement must keep running before the old container is removed.
+    pub grace_seconds: u64,
+    /// How long one with a health check may take to become healthy, beyond its own start period.
+    pub health_seconds: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServeConfig {
+    pub listen: SocketAddr,
+    /// A file with the admin token. `ADMIN_TOKEN` sets it too, and goes first.
+    pub token_file: Option<PathBuf>,
+}
+
+impl Default for CredentialsConfig {
+    fn default() -> Self {
+        Self {
+            registry: crate::registry::credentials::GHCR.to_owned(),
+        }
+    }
+}
+
+impl Default for PolicyConfig {
+    fn default() -> Self {
+        Self {
+            component: None,
+            config: serde_json::Map::new(),
+        }
+    }
+}
+
+impl Default for GrantsConfig {
+    fn default() -> Self {
+        Self {
+            images: vec!["ghcr.io/molecule-ai/workspace-template-*".into()],
+            containers: vec!["ws-*".into()],
+            labels: BTreeMap::new(),
+            environment: vec![],
+            verbs: vec![
+                Verb::Inspect,
+                Verb::Pull,
+                Verb::Replace,
+                Verb::Remove,
+                Verb::Overlap,
+            ],
+        }
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            // The slowest call seen, a start on a loaded machine, took 0.7 s; a minute means that the engine hangs.
+            engine_seconds: 60,
+            // 7 GB at 4 MB/s.
+            pull_seconds: 30 * 60,
+            refresh_seconds: 4 * 60 * 60,
+            pulls_max: 200,
+            inspects_max: 20_000,
+            recreates_max: 5_000,
+            pull_concurrency: 4,
+            inspect_concurrency: 8,
+            // The engine is the bottleneck: four at a time were twice as fast as one, at twice the gap for each.
+            recreate_concurrency: 2,
+        }
+    }
+}
+
+impl Default for ProofConfig {
+    fn default() -> Self {
+        Self {
+            grace_seconds: 5,
+            health_seconds: 120,
+        }
+    }
+}
+
+impl Default for ServeConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8787)),
+            token_file: None,
+        }
+    }
+}
+
+/// A configuration that cannot be used. Nothing was done.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration `{}`", .path.display())]
+    Unreadable {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("the configuration cannot be used: {problem}")]
+    Wrong { problem: String, hints: Vec<String> },
+    #[error("`{key}` in the configuration is {problem}")]
+    Value { key: &'static str, problem: String },
+}
+
+impl Hints for ConfigError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Unreadable { .. } => vec!["`--config FILE` names another one".into()],
+            Self::Wrong { hints, .. } => hints.clone(),
+            Self::Value { .. } => {
+                vec!["`refit config show` prints each value and where it came from".into()]
+            }
+        }
+    }
+}
+
+/// A configuration and where each of its values came from.
+pub struct Loaded {
+    pub config: Config,
+    figment: Figment,
+}
+
+/// What flags say. `None` leaves the layer below as it is.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Flags {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyFlags>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<LimitsFlags>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serve: Option<ServeFlags>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct PolicyFlags {
+    pub component: PathBuf,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct LimitsFlags {
+    pub recreate_concurrency: usize,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct ServeFlags {
+    pub listen: SocketAddr,
+}
+
+/// `file` is what `--config` names; it must exist. Otherwise the first of the usual files that does.
+pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Loaded, ConfigError> {
+    let found = match file {
+        Some(file) => Some(file.to_owned()),
+        None => FILES.iter().map(PathBuf::from).find(|path| path.is_file()),
+    };
+    let mut figment = Figment::from(Serialized::defaults(Config::default()));
+    if let Some(path) = &found {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+            path: path.clone(),
+            source,
+        })?;
+        figment = figment.merge(NamedToml {
+            name: path.display().to_string(),
+            text,
+        });
+    }
+    if let Ok(platform) = std::env::var("MOLECULE_IMAGE_PLATFORM") {
+        figment = figment.merge(Named {
+            name: "MOLECULE_IMAGE_PLATFORM",
+            inner: Serialized::default("images.platform", platform),
+        });
+    }
+    // `REFIT_CONFIG` names the file and is no key.
+    figment = figment.merge(Env::prefixed(PREFIX).ignore(&["config", "log"]).split("__"));
+    figment = figment.merge(Named {
+        name: "a flag",
+        inner: Serialized::defaults(flags),
+    });
+    let config: Config = figment.extract().map_err(|error| wrong(&error))?;
+    config.check()?;
+    Ok(Loaded { config, figment })
+}
+
+/// A layer under a name that a person recognises.
+struct Named<P> {
+    name: &'static str,
+    inner: P,
+}
+
+impl<P: figment::Provider> figment::Provider for Named<P> {
+    fn metadata(&self) -> figment::Metadata {
+        figment::Metadata::named(self.name)
+    }
+
+    fn data(
+        &self,
+    ) -> figment::error::Result<figment::value::Map<figment::Profile, figment::value::Dict>> {
+        self.inner.data()
+    }
+}
+
+/// The file under its own path.
+struct NamedToml {
+    name: String,
+    text: String,
+}
+
+impl figment::Provider for NamedToml {
+    fn metadata(&self) -> figment::Metadata {
+        figment::Metadata::named(self.name.clone())
+    }
+
+    fn data(
+        &self,
+    ) -> figment::error::Result<figment::value::Map<figment::Profile, figment::value::Dict>> {
+        Toml::string(&self.text).data()
+    }
+}
+
+fn wrong(error: &figment::Error) -> ConfigError {
+    let place = error
+        .metadata
+        .as_ref()
+        .map_or_else(String::new, |metadata| format!(" in {}", metadata.name));
+    let key = error.path.join(".");
+    let (problem, hints) = match &error.kind {
+        Kind::UnknownField(field, expected) => {
+            let table = if key.is_empty() || key == *field {
+                "at the top".to_owned()
+            } else {
+                format!("in `[{}]`", table_of(&key, field))
+            };
+            let valid = expected
+                .iter()
+                .map(|key| format!("`{key}`"))
+                .collect::<Vec<_>>()
+                .join(", ");
+            (
+                format!("unknown key `{field}` {table}{place}"),
+                vec![format!("the keys there are {valid}")],
+            )
+        }
+        Kind::Message(message) if key.is_empty() => (format!("{}{place}", message.trim()), vec![]),
+        kind => (format!("`{key}`{place}: {kind}"), vec![]),
+    };
+    ConfigError::Wrong { problem, hints }
+}
+
+/// The path of an unknown key may or may not end in the key itself.
+fn table_of<'a>(path: &'a str, field: &str) -> &'a str {
+    path.strip_suffix(field)
+        .and_then(|table| table.strip_suffix('.'))
+        .unwrap_or(path)
+}
+
+impl Config {
+    fn check(&self) -> Result<(), ConfigError> {
+        let positive: [(&'static str, u64); 6] = [
+            ("limits.engine_seconds", self.limits.engine_seconds),
+            ("limits.pull_seconds", self.limits.pull_seconds),
+            ("limits.refresh_seconds", self.limits.refresh_seconds),
+            (
+                "limits.pull_concurrency",
+                self.limits.pull_concurrency as u64,
+            ),
+            (
+                "limits.inspect_concurrency",
+                self.limits.inspect_concurrency as u64,
+            ),
+            (
+                "limits.recreate_concurrency",
+                self.limits.recreate_concurrency as u64,
+            ),
+        ];
+        for (key, value) in positive {
+            if value == 0 {
+                return Err(ConfigError::Value {
+                    key,
+                    problem: "0, and must be at least 1".into(),
+                });
+            }
+        }
+        /// A week. More than that is a slip of the finger, and sums of larger times could overflow.
+        const SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
+        let times: [(&'static str, u64); 5] = [
+            ("limits.engine_seconds", self.limits.engine_seconds),
+            ("limits.pull_seconds", self.limits.pull_seconds),
+            ("limits.refresh_seconds", self.limits.refresh_seconds),
+            ("proof.grace_seconds", self.proof.grace_seconds),
+            ("proof.health_seconds", self.proof.health_seconds),
+        ];
+        for (key, value) in times {
+            if value > SECONDS_MAX {
+                return Err(ConfigError::Value {
+                    key,
+                    problem: format!("{value}, and may be {SECONDS_MAX} at most"),
+                });
+            }
+        }
+        self.platform().map(drop)
+    }
+
+    /// The one answer to "which platform", for pulls and creates alike.
+    pub fn platform(&self) -> Result<Option<Platform>, ConfigError> {
+        image_platform(self.images.platform.as_deref()).map_err(|error| ConfigError::Value {
+            key: "images.platform",
+            problem: format!("wrong: {error}"),
+        })
+    }
+
+    pub fn call_limits(&self) -> CallLimits {
+        CallLimits {
+            call: Duration::from_secs(self.limits.engine_seconds),
+            pull: Duration::from_secs(self.limits.pull_seconds),
+        }
+    }
+
+    pub fn proof(&self) -> Proof {
+        Proof {
+            grace: Duration::from_secs(self.proof.grace_seconds),
+            health: Duration::from_secs(self.proof.health_seconds),
+        }
+    }
+
+    pub fn bounds(&self) -> Bounds {
+        let limits = &self.limits;
+        Bounds {
+            counts: Counts {
+                inspects: limits.inspects_max,
+                pulls: limits.pulls_max,
+                recreates: limits.recreates_max,
+            },
+            concurrency: Concurrency {
+                inspects: limits.inspect_concurrency,
+                pulls: limits.pull_concurrency,
+                recreates: limits.recreate_concurrency,
+            },
+            whole: Duration::from_secs(limits.refresh_seconds),
+        }
+    }
+
+    pub fn grants(&self) -> GrantPatterns {
+        GrantPatterns {
+            images: self.grants.images.clone(),
+            containers: self.grants.containers.clone(),
+            labels: self.grants.labels.clone(),
+            environment: self.grants.environment.clone(),
+            verbs: self.grants.verbs.clone(),
+        }
+    }
+
+    /// Where state is kept: as configured, or the usual folder of the user, or for root of the machine.
+    pub fn state_folder(&self) -> PathBuf {
+        let home = |below: &str| {
+            std::env::var_os("HOME")
+                .filter(|home| home != "/root")
+                .map(|home| PathBuf::from(home).join(below))
+        };
+        self.state_dir
+            .clone()
+            .or_else(|| {
+                std::env::var_os("XDG_STATE_HOME").map(|folder| PathBuf::from(folder).join("refit"))
+            })
+            .or_else(|| home(".local/state/refit"))
+            .unwrap_or_else(|| PathBuf::from("/var/lib/refit"))
+    }
+}
+
+/// One value that is in force.
+#[derive(Clone, Debug, Serialize)]
+pub struct Setting {
+    pub key: String,
+    pub value: serde_json::Value,
+    /// A file, a variable, `a flag` or `default`.
+    pub from: String,
+}
+
+impl Loaded {
+    /// Every value that is in force, with its key and where it came from, sorted by key.
+    pub fn settings(&self) -> Result<Vec<Setting>, Diagnostic> {
+        let whole: Value = self
+            .figment
+            .extract()
+            .map_err(|error| Diagnostic::of(&wrong(&error)))?;
+        let mut settings = Vec::new();
+        self.flatten("", &whole, &mut settings);
+        Ok(settings)
+    }
+
+    fn flatten(&self, key: &str, value: &Value, settings: &mut Vec<Setting>) {
+        if let Value::Dict(_, entries) = value
+            && !entries.is_empty()
+        {
+            for (name, value) in entries {
+                let key = if key.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{key}.{name}")
+                };
+                self.flatten(&key, value, settings);
+            }
+            return;
+        }
+        let metadata = self.figment.find_metadata(key);
+        let from = match metadata.map(|metadata| metadata.name.as_ref()) {
+            Some(name) if name.contains("environment variable") => {
+                format!("{PREFIX}{}", key.to_uppercase().replace('.', "__"))
+            }
+            Some(name) if !name.contains("refit::config") => name.to_owned(),
+            _ => "default".to_owned(),
+        };
+        let value = serde_json::to_value(value).unwrap_or_default();
+        settings.push(Setting {
+            key: key.to_owned(),
+            value,
+            from,
+        });
+    }
+}
+
+#[cfg(test)]
+#[expect(
+    clippy::result_large_err,
+    reason = "the closure's error type is figment's own"
+)]
+mod tests {
+    use super::*;
+    use figment::Jail;
+
+    fn problem(text: &str) -> (String, Vec<String>) {
+        let mut answer = None;
+        Jail::expect_with(|jail| {
+            jail.create_file("refit.toml", text)?;
+            let error = load(Some(Path::new("refit.toml")), &Flags::default())
+                .err()
+                .expect("it must be refused");
+            answer = Some((error.to_string(), error.hints()));
+            Ok(())
+        });
+        answer.unwrap()
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_lists_the_valid_ones() {
+        let (error, hints) = problem("[proof]\ngrace = 3\n");
+        assert_eq!(
+            error,
+            "the configuration cannot be used: unknown key `grace` in `[proof]` in refit.toml"
+        );
+        assert_eq!(
+            hints,
+            ["the keys there are `grace_seconds`, `health_seconds`"]
+        );
+        let (error, _) = problem("polcy = 1\n");
+        assert_eq!(
+            error,
+            "the configuration cannot be used: unknown key `polcy` at the top in refit.toml"
+        );
+    }
+
+    #[test]
+    fn a_wrong_type_and_a_wrong_value_name_the_key() {
+        assert!(
+            problem("[limits]\npull_seconds = \"long\"\n")
+                .0
+                .contains("`limits.pull_seconds`")
+        );
+        assert!(
+            problem("[limits]\nengine_seconds = 0\n")
+                .0
+                .contains("`limits.engine_seconds` in the configuration is 0")
+        );
+        assert!(
+            problem("[images]\nplatform = \"amd64\"\n")
+                .0
+                .contains("`amd64` is not a platform")
+        );
+        assert!(problem("[limits\n").0.contains("refit.toml"));
+    }
+
+    #[test]
+    fn each_layer_goes_over_the_one_before_and_says_so() {
+        Jail::expect_with(|jail| {
+            jail.create_file("refit.toml", "engine = \"unix:///file\"\n[limits]\npull_seconds = 7\nengine_seconds = 8\n[policy.config]\ncontainers = \"ws-*\"\n")?;
+            jail.set_env("REFIT_LIMITS__PULL_SECONDS", "9");
+            jail.set_env("MOLECULE_IMAGE_PLATFORM", "");
+            let flags = Flags {
+                engine: Some("unix:///flag".into()),
+                ..Flags::default()
+            };
+            let loaded = load(None, &flags).unwrap();
+            assert_eq!(loaded.config.engine.as_deref(), Some("unix:///flag"));
+            assert_eq!(loaded.config.limits.pull_seconds, 9);
+            assert_eq!(loaded.config.limits.engine_seconds, 8);
+            assert_eq!(
+                loaded.config.images.platform.as_deref(),
+                Some(""),
+                "set but empty is set"
+            );
+            let settings = loaded.settings().unwrap();
+            let from = |key: &str| {
+                settings
+                    .iter()
+                    .find(|setting| setting.key == key)
+                    .unwrap()
+                    .from
+                    .clone()
+            };
+            assert_eq!(from("engine"), "a flag");
+            assert_eq!(from("limits.pull_seconds"), "REFIT_LIMITS__PULL_SECONDS");
+            assert_eq!(from("limits.engine_seconds"), "refit.toml");
+            assert_eq!(from("images.platform"), "MOLECULE_IMAGE_PLATFORM");
+            assert_eq!(from("policy.config.containers"), "refit.toml");
+            assert_eq!(from("serve.listen"), "default");
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn defaults_are_a_configuration() {
+        Jail::expect_with(|_| {
+            assert_eq!(
+                load(None, &Flags::default())
+                    .unwrap()
+                    .config
+                    .grants
+                    .containers,
+                ["ws-*"]
+            );
+            Ok(())
+        });
+    }
+}

@@ -1,0 +1,240 @@
+//! What a container is: the engine's own document of it, read once, with the facts that we reason about as types.
+//!
+//! `config`, `host_config` and the network endpoints stay documents (in the shape of the engine's HTTP interface), because a
+//! replacement must carry every field of them, also those that nobody here has heard of. Pure: no engine, no I/O.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use crate::image::ImageId;
+
+/// A JSON object of the engine's interface.
+pub type Object = Map<String, Value>;
+
+/// 64 hexadecimal digits. The one name of a container that never moves to another.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(transparent)]
+pub struct ContainerId(String);
+
+impl ContainerId {
+    pub fn new(id: impl Into<String>) -> Self {
+        Self(id.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The first twelve digits, which the engine also gives as the default hostname and as a network alias.
+    pub fn short(&self) -> &str {
+        self.0.get(..12).unwrap_or(&self.0)
+    }
+}
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Created,
+    Running,
+    Paused,
+    Restarting,
+    Removing,
+    Exited,
+    Dead,
+}
+
+impl State {
+    /// The engine's word for it, in list and inspect alike.
+    pub fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "created" => Self::Created,
+            "running" => Self::Running,
+            "paused" => Self::Paused,
+            "restarting" => Self::Restarting,
+            "removing" => Self::Removing,
+            "exited" => Self::Exited,
+            "dead" => Self::Dead,
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Restarting => "restarting",
+            Self::Removing => "removing",
+            Self::Exited => "exited",
+            Self::Dead => "dead",
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// No healthcheck, or one that was switched off.
+    None,
+    Starting,
+    Healthy,
+    Unhealthy,
+}
+
+/// A container as the engine's list shows it. Its image is left out on purpose: the list names the tag until the tag moves,
+/// and then an id (measured, research/engine-facts.md), so nothing may be decided by it.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    pub id: ContainerId,
+    /// Without the leading slash.
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Where a volume or a directory of the machine is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// `volume`, `bind`, `tmpfs`, …
+    pub kind: String,
+    /// Of a volume.
+    pub name: Option<String>,
+    pub destination: String,
+    pub read_write: bool,
+}
+
+impl Mount {
+    /// Volumes that nobody named get 64 hexadecimal digits for a name.
+    pub fn is_anonymous_volume(&self) -> bool {
+        self.kind == "volume"
+            && self
+                .name
+                .as_ref()
+                .is_some_and(|name| name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit()))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedPort {
+    pub container_port: u16,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    pub host_address: String,
+    pub host_port: u16,
+}
+
+/// A container as inspection shows it.
+#[derive(Clone, Debug)]
+pub struct Container {
+    pub id: ContainerId,
+    /// Without the leading slash.
+    pub name: String,
+    /// The image that it runs.
+    pub image_id: ImageId,
+    pub platform: Option<String>,
+    pub state: State,
+    pub health: Health,
+    pub exit_code: Option<i64>,
+    /// What the engine says of the last failed start. Empty strings become `None`.
+    pub error: Option<String>,
+    /// Seconds since the Unix epoch.
+    pub created: i64,
+    /// Seconds since the Unix epoch; `None` where it was never started.
+    pub started: Option<i64>,
+    /// `Config` of the inspection.
+    pub config: Object,
+    /// `HostConfig` of the inspection.
+    pub host_config: Object,
+    /// `NetworkSettings.Networks` of the inspection, by network name.
+    pub endpoints: BTreeMap<String, Object>,
+    pub published_ports: Vec<PublishedPort>,
+    pub mounts: Vec<Mount>,
+}
+
+impl Container {
+    /// `Config.Image`: what was asked for when it was created. The tag may have moved since.
+    pub fn image(&self) -> &str {
+        self.config
+            .get("Image")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    }
+
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.config.get("Labels")?.get(key)?.as_str()
+    }
+
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        text_map(self.config.get("Labels"))
+    }
+
+    /// `KEY=value`, as the engine has it.
+    pub fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.config
+            .get("Env")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .map(|entry| entry.split_once('=').unwrap_or((entry, "")))
+    }
+
+    /// `HostConfig.NetworkMode`: `bridge`, `host`, `none`, `container:<id>` or a network's name or id. `default` is `bridge`.
+    pub fn network_mode(&self) -> &str {
+        match self.host_config.get("NetworkMode").and_then(Value::as_str) {
+            None | Some("" | "default") => "bridge",
+            Some(mode) => mode,
+        }
+    }
+
+    pub fn restart_policy(&self) -> &str {
+        self.host_config
+            .get("RestartPolicy")
+            .and_then(|policy| policy.get("Name"))
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    }
+
+    /// Whether the engine removes it by itself when it exits (`docker run --rm`).
+    pub fn removes_itself(&self) -> bool {
+        self.host_config
+            .get("AutoRemove")
+            .and_then(Value::as_bool)
+            .unwrap_or_default()
+    }
+
+    /// Whether it has a healthcheck that was not switched off.
+    pub fn has_healthcheck(&self) -> bool {
+        let test = self
+            .config
+            .get("Healthcheck")
+            .and_then(|check| check.get("Test"))
+            .and_then(Value::as_array);
+        test.is_some_and(|test| !test.is_empty() && test[0].as_str() != Some("NONE"))
+    }
+}
+
+/// An image as inspection shows it.
+#[derive(Clone, Debug)]
+pub struct Image {
+    pub id: ImageId,
+    /// `repository@sha256:…`, as the registries that it was pulled from serve it.
+    pub repo_digests: Vec<String>,
+    /// What it gives to every container made from it: `Env`, `Cmd`, `Labels`, `Healthcheck`, …
+    pub config: Object,
+}
+
+fn text_map(value: Option<&Value>) -> BTreeMap<String, String> {
+    let entries = value.and_then(Value::as_object).into_iter().flatten();
+    entries
+        .map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned()))
+        .collect()
+}

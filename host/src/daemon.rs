@@ -1,0 +1,71 @@
+//! The daemon: serves until it is told to stop, then ends what was begun. The socket and the end are arguments.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::diagnostic::Diagnostic;
+use crate::refresh::Refresher;
+use crate::server::{AdminToken, Served, router};
+
+/// How long a daemon that was told to stop waits for what was begun. A replacement takes its stop timeout, its start and its
+/// proof; what is cut off after that is found by its labels later.
+const DRAIN: Duration = Duration::from_secs(5 * 60);
+
+/// Without a token nobody beyond this machine may ask.
+pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(), Diagnostic> {
+    if token.is_some() || address.ip().is_loopback() {
+        return Ok(());
+    }
+    let error = Diagnostic::new(format!(
+        "will not listen on {address} without an admin token: anybody who reaches it could recreate containers"
+    ));
+    Err(error
+        .hint("set `ADMIN_TOKEN`, or `[serve] token_file`")
+        .hint("or listen on loopback: `--listen 127.0.0.1:8787`"))
+}
+
+pub async fn run(
+    refresher: Refresher,
+    token: Option<AdminToken>,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let stopping = CancellationToken::new();
+    let work = TaskTracker::new();
+    let served = Served {
+        refresher: Arc::new(refresher),
+        token: token.map(Arc::new),
+        work: work.clone(),
+        stopping: stopping.clone(),
+    };
+    let told = stopping.clone();
+    let until = async move {
+        shutdown.await;
+        tracing::info!("stopping: nothing new is begun, what was begun is finished");
+        told.cancel();
+    };
+    let serving = axum::serve(listener, router(served))
+        .with_graceful_shutdown(until)
+        .into_future();
+    let drained = async {
+        stopping.cancelled().await;
+        work.close();
+        tokio::time::sleep(DRAIN).await;
+    };
+    // The server ends when its last answer is out; a client that never reads its answer must not keep us for ever.
+    tokio::select! {
+        ended = serving => ended?,
+        () = drained => tracing::warn!("gave up waiting for requests under way"),
+    }
+    work.close();
+    if tokio::time::timeout(DRAIN, work.wait()).await.is_err() {
+        tracing::warn!("gave up waiting for refreshes under way");
+    }
+    Ok(())
+}

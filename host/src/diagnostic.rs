@@ -1,0 +1,152 @@
+//! How an error is told to a person: what could not be done, its causes one per line, then what the person can do.
+//!
+//! An error is a sentence and never contains its own cause; a hint is advice. They are different types, and this is the one
+//! place that prints them.
+
+use std::error::Error;
+use std::fmt;
+
+/// An error that knows what a person can do about it.
+pub trait Hints: Error {
+    /// Each a line of its own, lower case, no full stop.
+    fn hints(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// An error on its way to a person: its sentence, its causes and its hints, detached from its type.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Diagnostic {
+    /// What could not be done, to what.
+    pub error: String,
+    /// From the nearest to the root.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub causes: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hints: Vec<String>,
+}
+
+impl Diagnostic {
+    pub fn new(error: impl Into<String>) -> Self {
+        Self {
+            error: error.into(),
+            causes: Vec::new(),
+            hints: Vec::new(),
+        }
+    }
+
+    pub fn of(error: &(impl Hints + ?Sized)) -> Self {
+        Self {
+            error: error.to_string(),
+            causes: causes(error),
+            hints: error.hints(),
+        }
+    }
+
+    #[must_use]
+    pub fn because(mut self, cause: impl Into<String>) -> Self {
+        self.causes.push(cause.into());
+        self
+    }
+
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// Error and causes on one line, for a log or a field of a report.
+    pub fn sentence(&self) -> String {
+        let mut sentence = self.error.clone();
+        for cause in &self.causes {
+            sentence.push_str(": ");
+            sentence.push_str(cause);
+        }
+        sentence
+    }
+}
+
+impl<E: Hints> From<E> for Diagnostic {
+    fn from(error: E) -> Self {
+        Self::of(&error)
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "error: {}", self.error)?;
+        for cause in &self.causes {
+            writeln!(f, "  caused by: {cause}")?;
+        }
+        if !self.hints.is_empty() {
+            writeln!(f)?;
+        }
+        for hint in &self.hints {
+            writeln!(f, "hint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The causes below an error. Libraries like to repeat the cause in their own message; such repetitions are left out.
+pub fn causes(error: &(impl Error + ?Sized)) -> Vec<String> {
+    /// No real chain is longer; one that loops must end.
+    const DEPTH_MAX: usize = 16;
+    let mut causes: Vec<String> = Vec::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        let repeated = causes.last().is_some_and(|above| above == &text);
+        if !repeated && !text.is_empty() {
+            causes.push(text);
+        }
+        if causes.len() == DEPTH_MAX {
+            break;
+        }
+        next = cause.source();
+    }
+    // "error sending request: connection refused" above "connection refused" says it twice.
+    for index in (1..causes.len()).rev() {
+        let below = format!(": {}", causes[index]);
+        if let Some(shortened) = causes[index - 1].strip_suffix(&below) {
+            causes[index - 1] = shortened.to_owned();
+        }
+    }
+    causes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot start the replacement of `web`; the old container is running again")]
+    struct Outer {
+        source: Middle,
+    }
+    #[derive(Debug, thiserror::Error)]
+    #[error("the engine answered 500: port is taken")]
+    struct Middle {
+        source: std::io::Error,
+    }
+    impl Hints for Outer {
+        fn hints(&self) -> Vec<String> {
+            vec!["port 8080 is taken by something other than `web`".into()]
+        }
+    }
+
+    #[test]
+    fn an_error_is_a_sentence_its_causes_and_what_to_do() {
+        let error = Outer {
+            source: Middle {
+                source: std::io::Error::other("port is taken"),
+            },
+        };
+        assert_eq!(
+            Diagnostic::of(&error).to_string(),
+            "error: cannot start the replacement of `web`; the old container is running again\n  \
+             caused by: the engine answered 500\n  caused by: port is taken\n\n\
+             hint: port 8080 is taken by something other than `web`\n"
+        );
+    }
+}

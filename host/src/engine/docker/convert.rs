@@ -1,0 +1,230 @@
+//! The engine's documents, read into our types. Knows the shape of inspect answers and nothing of how they came.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::container::{
+    Container, ContainerId, Health, Image, Mount, Object, PublishedPort, State,
+};
+use crate::image::ImageId;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspection {
+    id: String,
+    name: String,
+    image: String,
+    created: Option<String>,
+    state: StateDocument,
+    config: Object,
+    host_config: Object,
+    network_settings: Option<NetworkSettings>,
+    mounts: Option<Vec<MountDocument>>,
+    image_manifest_descriptor: Option<Descriptor>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct StateDocument {
+    status: String,
+    exit_code: Option<i64>,
+    error: Option<String>,
+    started_at: Option<String>,
+    health: Option<HealthDocument>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HealthDocument {
+    status: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct NetworkSettings {
+    networks: Option<BTreeMap<String, Object>>,
+    ports: Option<BTreeMap<String, Option<Vec<Binding>>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Binding {
+    host_ip: Option<String>,
+    host_port: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct MountDocument {
+    #[serde(rename = "Type")]
+    kind: Option<String>,
+    #[serde(rename = "Name")]
+    name: Option<String>,
+    #[serde(rename = "Destination")]
+    destination: Option<String>,
+    #[serde(rename = "RW")]
+    read_write: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct Descriptor {
+    platform: Option<PlatformDocument>,
+}
+
+#[derive(Deserialize)]
+struct PlatformDocument {
+    os: Option<String>,
+    architecture: Option<String>,
+    variant: Option<String>,
+}
+
+pub(super) fn container(document: &[u8]) -> Result<Container, serde_json::Error> {
+    let found: Inspection = serde_json::from_slice(document)?;
+    let unknown = |what: String| <serde_json::Error as serde::de::Error>::custom(what);
+    let state = State::parse(&found.state.status)
+        .ok_or_else(|| unknown(format!("unknown container state `{}`", found.state.status)))?;
+    let (networks, ports) = found
+        .network_settings
+        .map(|it| (it.networks, it.ports))
+        .unwrap_or_default();
+    Ok(Container {
+        id: ContainerId::new(found.id),
+        name: found.name.trim_start_matches('/').to_owned(),
+        image_id: ImageId::new(found.image),
+        platform: found
+            .image_manifest_descriptor
+            .and_then(|descriptor| platform(descriptor.platform?)),
+        state,
+        health: health(found.state.health),
+        exit_code: found.state.exit_code,
+        error: found.state.error.filter(|text| !text.is_empty()),
+        created: found
+            .created
+            .as_deref()
+            .and_then(seconds)
+            .unwrap_or_default(),
+        started: found.state.started_at.as_deref().and_then(seconds),
+        config: found.config,
+        host_config: found.host_config,
+        endpoints: networks.unwrap_or_default(),
+        published_ports: published(ports.unwrap_or_default()),
+        mounts: found
+            .mounts
+            .unwrap_or_default()
+            .into_iter()
+            .map(mount)
+            .collect(),
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ImageDocument {
+    id: String,
+    repo_digests: Option<Vec<String>>,
+    config: Option<Object>,
+}
+
+pub(super) fn image(document: &[u8]) -> Result<Image, serde_json::Error> {
+    let found: ImageDocument = serde_json::from_slice(document)?;
+    Ok(Image {
+        id: ImageId::new(found.id),
+        repo_digests: found.repo_digests.unwrap_or_default(),
+        config: found.config.unwrap_or_default(),
+    })
+}
+
+/// `Descriptor.digest` of `GET /distribution/…/json`.
+pub(super) fn distribution_digest(document: &[u8]) -> Result<String, serde_json::Error> {
+    let found: Value = serde_json::from_slice(document)?;
+    let digest = found.pointer("/Descriptor/digest").and_then(Value::as_str);
+    digest
+        .map(str::to_owned)
+        .ok_or_else(|| serde::de::Error::custom("no `Descriptor.digest`"))
+}
+
+fn platform(found: PlatformDocument) -> Option<String> {
+    let base = format!("{}/{}", found.os?, found.architecture?);
+    Some(match found.variant {
+        Some(variant) if !variant.is_empty() => format!("{base}/{variant}"),
+        _ => base,
+    })
+}
+
+fn health(found: Option<HealthDocument>) -> Health {
+    match found.and_then(|health| health.status).as_deref() {
+        Some("starting") => Health::Starting,
+        Some("healthy") => Health::Healthy,
+        Some("unhealthy") => Health::Unhealthy,
+        _ => Health::None,
+    }
+}
+
+/// Engines write year 1 for "never".
+fn seconds(timestamp: &str) -> Option<i64> {
+    let seconds = timestamp.parse::<jiff::Timestamp>().ok()?.as_second();
+    (seconds > 0).then_some(seconds)
+}
+
+fn mount(found: MountDocument) -> Mount {
+    Mount {
+        kind: found.kind.unwrap_or_default(),
+        name: found.name,
+        destination: found.destination.unwrap_or_default(),
+        read_write: found.read_write.unwrap_or(true),
+    }
+}
+
+/// `8000/tcp` → where it is bound on the machine. Ports that are only exposed have no binding and are left out.
+fn published(ports: BTreeMap<String, Option<Vec<Binding>>>) -> Vec<PublishedPort> {
+    let mut published = Vec::new();
+    for (port, bindings) in ports {
+        let (number, protocol) = port.split_once('/').unwrap_or((&port, "tcp"));
+        let Ok(container_port) = number.parse() else {
+            continue;
+        };
+        for binding in bindings.unwrap_or_default() {
+            let Some(Ok(host_port)) = binding.host_port.map(|port| port.parse()) else {
+                continue;
+            };
+            published.push(PublishedPort {
+                container_port,
+                protocol: protocol.to_owned(),
+                host_address: binding.host_ip.unwrap_or_default(),
+                host_port,
+            });
+        }
+    }
+    published
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_model_names_is_kept() {
+        let document = serde_json::json!({
+            "Id": "ab", "Name": "/ws-a", "Image": "sha256:cd", "Created": "2026-11-23T10:00:00.123456789Z",
+            "State": {"Status": "running", "ExitCode": 0, "Error": "", "StartedAt": "2026-11-23T10:00:01Z"},
+            "Config": {"Image": "x:latest", "MacAddress": "02:42:ac:11:00:09", "FromTheFuture": {"a": 1}},
+            "HostConfig": {"NewKnob": [1]},
+            "NetworkSettings": {"Ports": {"8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": "49153"}], "9/udp": null}, "Networks": {}},
+        });
+        let container = container(document.to_string().as_bytes()).unwrap();
+        assert_eq!(container.name, "ws-a");
+        assert_eq!(container.created, 1_795_428_000);
+        assert_eq!(container.config["FromTheFuture"]["a"], 1);
+        assert_eq!(container.config["MacAddress"], "02:42:ac:11:00:09");
+        assert_eq!(container.host_config["NewKnob"][0], 1);
+        assert_eq!(container.error, None);
+        assert_eq!(container.published_ports.len(), 1);
+        assert_eq!(container.published_ports[0].host_port, 49153);
+    }
+
+    #[test]
+    fn a_container_that_never_started_has_no_start() {
+        assert_eq!(seconds("0001-01-01T00:00:00Z"), None);
+    }
+}

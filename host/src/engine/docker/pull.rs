@@ -1,0 +1,168 @@
+//! A pull's answer: a stream of JSON lines that may say "200 OK" first and fail afterwards.
+
+use bollard::errors::Error;
+use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, StreamExt as _};
+use serde::Deserialize;
+
+use super::super::LayerProgress;
+use crate::image::{ImageRef, Platform};
+
+/// The longest line we take. Docker's are a few hundred bytes.
+const LINE_BYTES_MAX: usize = 256 * 1024;
+
+pub(super) enum Failure {
+    /// The engine refused before the stream, or the connection broke within it.
+    Call(Error),
+    /// An error inside the stream.
+    Refused(String),
+    /// The stream ended, and nobody had said that the pull was complete.
+    Incomplete,
+}
+
+/// `fromImage` and `tag`; a digest goes where the tag would.
+pub(super) fn query(image: &ImageRef, platform: Option<&Platform>) -> Vec<(&'static str, String)> {
+    let pin = image.digest().or(image.tag()).unwrap_or("latest");
+    let mut query = vec![("fromImage", image.repository()), ("tag", pin.to_owned())];
+    query.extend(platform.map(|platform| ("platform", platform.to_string())));
+    query
+}
+
+#[derive(Deserialize)]
+struct Line {
+    status: Option<String>,
+    id: Option<String>,
+    #[serde(rename = "progressDetail")]
+    progress: Option<Progress>,
+    /// Podman says only this.
+    error: Option<String>,
+    /// Docker says both.
+    #[serde(rename = "errorDetail")]
+    error_detail: Option<ErrorDetail>,
+}
+
+#[derive(Deserialize)]
+struct Progress {
+    current: Option<u64>,
+    total: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct ErrorDetail {
+    message: Option<String>,
+}
+
+pub(super) async fn drain(
+    chunks: impl Stream<Item = Result<Bytes, Error>>,
+    progress: &(dyn Fn(LayerProgress) + Send + Sync),
+) -> Result<(), Failure> {
+    let mut chunks = std::pin::pin!(chunks);
+    let mut rest = BytesMut::new();
+    let mut complete = false;
+    while let Some(chunk) = chunks.next().await {
+        rest.extend_from_slice(&chunk.map_err(Failure::Call)?);
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            complete = take(&rest.split_to(end + 1), progress)?.unwrap_or(complete);
+        }
+        if rest.len() > LINE_BYTES_MAX {
+            return Err(Failure::Refused(format!(
+                "a line of the engine's answer is longer than {LINE_BYTES_MAX} bytes"
+            )));
+        }
+    }
+    complete = take(&rest, progress)?.unwrap_or(complete);
+    if complete {
+        Ok(())
+    } else {
+        Err(Failure::Incomplete)
+    }
+}
+
+/// One line; whether, as the last word, it would say that the whole pull is complete. `None` for a line without a word.
+fn take(
+    line: &[u8],
+    progress: &(dyn Fn(LayerProgress) + Send + Sync),
+) -> Result<Option<bool>, Failure> {
+    let line = line.trim_ascii();
+    if line.is_empty() {
+        return Ok(None);
+    }
+    let Ok(line) = serde_json::from_slice::<Line>(line) else {
+        return Err(Failure::Refused(
+            "a line of the engine's answer is no JSON".into(),
+        ));
+    };
+    let in_stream = line
+        .error_detail
+        .and_then(|detail| detail.message)
+        .or(line.error)
+        .filter(|error| !error.is_empty());
+    if let Some(error) = in_stream {
+        return Err(Failure::Refused(error));
+    }
+    let Some(status) = line.status else {
+        return Ok(None);
+    };
+    // Docker ends with `Status: Downloaded newer image for …` or `Status: Image is up to date for …`. Podman ends with
+    // `Pull complete` or `Already exists` for the image's id; Docker says that too, of layers, but never as its last word.
+    let complete = status.starts_with("Status: ")
+        || matches!(
+            status.as_str(),
+            "Pull complete" | "Already exists" | "Download complete"
+        );
+    if let Some(layer) = line.id {
+        let (current_bytes, total_bytes) = line
+            .progress
+            .map_or((None, None), |it| (it.current, it.total));
+        progress(LayerProgress {
+            layer,
+            status,
+            current_bytes,
+            total_bytes,
+        });
+    }
+    Ok(Some(complete))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn pulled(chunks: &[&str]) -> Result<(), Failure> {
+        let chunks: Vec<_> = chunks
+            .iter()
+            .map(|chunk| Ok(Bytes::from((*chunk).to_owned())))
+            .collect();
+        drain(futures_util::stream::iter(chunks), &|_| {}).await
+    }
+
+    #[tokio::test]
+    async fn docker_says_when_it_is_done_also_in_pieces() {
+        let chunks = [
+            "{\"status\":\"Pulling from a/b\",\"id\":\"latest\"}\r\n{\"sta",
+            "tus\":\"Status: Image is up to date for x\"}\r\n",
+        ];
+        assert!(pulled(&chunks).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_error_after_200_is_a_failure() {
+        let docker = r#"{"errorDetail":{"message":"no space left on device"},"error":"no space left on device"}"#;
+        assert!(
+            matches!(pulled(&[docker]).await, Err(Failure::Refused(message)) if message == "no space left on device")
+        );
+        let podman = r#"{"progressDetail":{},"error":"unauthorized: authentication required"}"#;
+        assert!(
+            matches!(pulled(&[podman]).await, Err(Failure::Refused(message)) if message.contains("unauthorized"))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_just_ends_is_a_failure() {
+        assert!(matches!(
+            pulled(&["{\"status\":\"Downloading\",\"id\":\"abc\"}\n"]).await,
+            Err(Failure::Incomplete)
+        ));
+        assert!(matches!(pulled(&[]).await, Err(Failure::Incomplete)));
+    }
+}

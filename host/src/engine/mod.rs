@@ -1,0 +1,274 @@
+//! The container engine as we use it: a narrow set of dumb verbs, and the errors they end in.
+//!
+//! A verb does one thing and knows nothing of what came before it; order and undoing live in [`crate::recreate`]. Read
+//! [`docker`] for the one implementation that talks to an engine, [`address`] for how it is found.
+
+pub mod address;
+pub mod docker;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::container::{Container, ContainerId, Image, Listed, Object};
+use crate::diagnostic::Hints;
+use crate::image::{ImageRef, Platform};
+use crate::secret::Login;
+
+/// What is sent to the engine to make a container: its configuration, and the networks it is attached to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CreateRequest {
+    /// `Config` in the shape of the engine's interface, `Image` included.
+    pub config: Object,
+    pub host_config: Object,
+    /// The endpoint that is made with the container. Engines before API 1.44 take one; the others are connected afterwards,
+    /// before the start, on every engine alike.
+    pub endpoint: Option<(String, Object)>,
+}
+
+/// What an engine said of itself.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct EngineVersion {
+    /// `20.10.24`
+    pub engine: String,
+    /// What we speak with it, `1.41`.
+    pub api: String,
+    /// `linux/amd64`
+    pub platform: String,
+    /// For example `Podman Engine`, where the engine says.
+    pub product: Option<String>,
+}
+
+/// Progress of one layer of a pull, as the engine tells it.
+#[derive(Clone, Debug)]
+pub struct LayerProgress {
+    /// Twelve digits.
+    pub layer: String,
+    /// `Downloading`, `Extracting`, `Pull complete`, …
+    pub status: String,
+    pub current_bytes: Option<u64>,
+    pub total_bytes: Option<u64>,
+}
+
+/// What becomes of the anonymous volumes of a container that is removed is not offered as a choice: they are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// Refused by the engine while it runs.
+    IfStopped,
+    /// Killed first, where it runs.
+    Force,
+}
+
+/// The verbs. Containers are named by id or name as the engine takes them; whoever cares which one it is passes an id.
+#[async_trait]
+pub trait Engine: Send + Sync {
+    /// Where it is, for people.
+    fn address(&self) -> &str;
+    async fn version(&self) -> Result<EngineVersion, EngineError>;
+
+    /// All of them, in whatever state.
+    async fn containers(&self) -> Result<Vec<Listed>, EngineError>;
+    async fn inspect(&self, container: &str) -> Result<Container, EngineError>;
+    /// By reference or id; only what is on this machine.
+    async fn image(&self, image: &str) -> Result<Image, EngineError>;
+
+    /// Drained to the end; an error inside the stream is an error.
+    async fn pull(
+        &self,
+        image: &ImageRef,
+        platform: Option<&Platform>,
+        login: Option<&Login>,
+        progress: &(dyn Fn(LayerProgress) + Send + Sync),
+    ) -> Result<(), PullError>;
+    /// The digest that the registry serves under this reference now, asked through the engine, so that its mirrors, proxies
+    /// and insecure registries count. Transfers no layer.
+    async fn remote_digest(
+        &self,
+        image: &ImageRef,
+        login: Option<&Login>,
+    ) -> Result<String, PullError>;
+
+    async fn create(
+        &self,
+        name: &str,
+        request: &CreateRequest,
+        platform: Option<&Platform>,
+    ) -> Result<ContainerId, EngineError>;
+    async fn connect(
+        &self,
+        container: &ContainerId,
+        network: &str,
+        endpoint: &Object,
+    ) -> Result<(), EngineError>;
+    async fn start(&self, container: &ContainerId) -> Result<(), EngineError>;
+    /// By its own stop signal and its own timeout, after which the engine kills it. Returns when it has exited; a container
+    /// that does not run is left as it is.
+    async fn stop(&self, container: &ContainerId, its_timeout: Duration)
+    -> Result<(), EngineError>;
+    async fn rename(&self, container: &ContainerId, name: &str) -> Result<(), EngineError>;
+    async fn remove(&self, container: &ContainerId, removal: Removal) -> Result<(), EngineError>;
+}
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// What an engine did not do. `action` completes "cannot …" and names what it was to be done to.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("cannot reach the container engine at `{address}`")]
+    Unreachable { address: String, source: Cause },
+    #[error(
+        "the container engine at `{address}` is too old: it speaks API {version}, {minimum} is needed"
+    )]
+    TooOld {
+        address: String,
+        version: String,
+        minimum: &'static str,
+    },
+    #[error("cannot {action}: the engine did not answer within {} s", .limit.as_secs())]
+    TimedOut { action: String, limit: Duration },
+    #[error("cannot {action}: there is no such thing on the engine")]
+    NotFound { action: String, source: Cause },
+    #[error("cannot {action}: something is in the way")]
+    Conflict { action: String, source: Cause },
+    #[error("cannot {action}")]
+    Refused {
+        action: String,
+        status: u16,
+        source: Cause,
+    },
+    #[error("cannot {action}: the connection to the engine broke")]
+    Broken { action: String, source: Cause },
+    #[error("cannot {action}: the engine's answer makes no sense")]
+    Nonsense { action: String, source: Cause },
+}
+
+impl EngineError {
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+
+    /// Whether asking again later may help.
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Broken { .. }
+        )
+    }
+}
+
+impl Hints for EngineError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Unreachable { source, .. } => match io_kind(source.as_ref()) {
+                Some(std::io::ErrorKind::NotFound) => vec![
+                    "the socket does not exist: is the engine running on this machine?".into(),
+                    "for a rootless or remote engine, set `--engine` or `DOCKER_HOST`".into(),
+                ],
+                Some(std::io::ErrorKind::PermissionDenied) => vec![
+                    "the socket exists but this user may not open it: join the `docker` group, or run as a user who can".into(),
+                ],
+                Some(std::io::ErrorKind::ConnectionRefused) => {
+                    vec!["nothing listens there: is the engine running, and is the port right?".into()]
+                }
+                _ => vec!["`refit doctor` shows which engine was chosen and why".into()],
+            },
+            Self::TooOld { .. } => vec!["Docker 20.10 and Podman 4 are the oldest engines that Refit works with".into()],
+            Self::TimedOut { .. } => vec!["the limit is `[limits] engine_seconds`".into()],
+            Self::NotFound { .. } | Self::Conflict { .. } | Self::Refused { .. } | Self::Broken { .. } | Self::Nonsense { .. } => {
+                vec![]
+            }
+        }
+    }
+}
+
+/// Why an image did not come, as far as it can be told from what engines and registries answer.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    #[error("registry `{registry}` has no image `{image}`")]
+    NotFound {
+        registry: String,
+        image: ImageRef,
+        source: Cause,
+    },
+    #[error("registry `{registry}` refused `{image}`")]
+    Unauthorized {
+        registry: String,
+        image: ImageRef,
+        credentials_sent: bool,
+        source: Cause,
+    },
+    #[error("registry `{registry}` limits the rate: `{image}` was not pulled")]
+    RateLimited {
+        registry: String,
+        image: ImageRef,
+        retry_after: Option<Duration>,
+        source: Cause,
+    },
+    #[error("no space left on the engine's machine for `{image}`")]
+    NoSpace { image: ImageRef, source: Cause },
+    #[error("cannot reach registry `{registry}` for `{image}`")]
+    RegistryUnavailable {
+        registry: String,
+        image: ImageRef,
+        source: Cause,
+    },
+    #[error("pulling `{image}` took longer than {} s and was given up", .limit.as_secs())]
+    TimedOut { image: ImageRef, limit: Duration },
+    #[error("pulling `{image}` ended before the engine said that it was complete")]
+    Incomplete { image: ImageRef },
+    #[error("cannot pull `{image}`")]
+    Other { image: ImageRef, source: Cause },
+    #[error("cannot pull `{image}`")]
+    Engine {
+        image: ImageRef,
+        source: EngineError,
+    },
+    #[error("cannot read the login for registry `{registry}`, so `{image}` was not pulled")]
+    Credentials {
+        registry: String,
+        image: ImageRef,
+        source: Cause,
+    },
+}
+
+impl Hints for PullError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::NotFound { .. } => vec![
+                "check the name and the tag: is the image published yet?".into(),
+                "a private image and a missing one can look alike from outside".into(),
+            ],
+            Self::Unauthorized { registry, credentials_sent: false, .. } => vec![
+                format!("no credentials for `{registry}` were found: run `docker login {registry}`, or set `GHCR_USER` and `GHCR_TOKEN` for GHCR"),
+                "a private image and a missing one look alike from outside: check the name".into(),
+            ],
+            Self::Unauthorized { registry, credentials_sent: true, .. } => vec![
+                format!("the login for `{registry}` was sent and refused: it may have expired, or lack `read:packages`"),
+                format!("if the image is public, `docker logout {registry}` lets it be pulled without a login"),
+            ],
+            Self::RateLimited { retry_after: Some(after), .. } => vec![format!("try again in {} s", after.as_secs())],
+            Self::RateLimited { retry_after: None, .. } => vec!["try again later; a login usually raises the limit".into()],
+            Self::NoSpace { .. } => vec!["`docker system df` shows what takes the room".into()],
+            Self::RegistryUnavailable { .. } => vec!["the engine asks the registry, from its own machine: check that it can".into()],
+            Self::TimedOut { .. } => vec!["the limit is `[limits] pull_seconds`, for each image".into()],
+            Self::Credentials { .. } => vec![
+                "the login comes from the Docker CLI's `config.json`: `docker login` writes it anew".into(),
+                "`refit doctor` shows where each login is taken from".into(),
+            ],
+            Self::Engine { source, .. } => source.hints(),
+            Self::Incomplete { .. } | Self::Other { .. } => vec![],
+        }
+    }
+}
+
+/// The kind of the first I/O error in a chain of causes.
+fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return Some(io.kind());
+        }
+        next = error.source();
+    }
+    None
+}

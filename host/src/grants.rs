@@ -1,0 +1,214 @@
+//! What a policy may see and do. Enforced by the host whatever the policy asks; a policy cannot widen it.
+//!
+//! Pure: patterns and numbers in, yes or no out. Where the answer is no, the text names the grant that would have allowed it.
+
+use std::collections::BTreeMap;
+
+use globset::{Glob, GlobBuilder, GlobMatcher};
+
+use crate::container::Listed;
+use crate::image::ImageRef;
+
+/// Something a policy may ask the host to do.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verb {
+    Inspect,
+    Pull,
+    /// Recreate by strategy `replace`.
+    Replace,
+    /// Recreate by strategy `remove`.
+    Remove,
+    /// Recreate by strategy `overlap`.
+    Overlap,
+}
+
+impl std::fmt::Display for Verb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Inspect => "inspect",
+            Self::Pull => "pull",
+            Self::Replace => "replace",
+            Self::Remove => "remove",
+            Self::Overlap => "overlap",
+        })
+    }
+}
+
+/// A pattern is no pattern.
+#[derive(Debug, thiserror::Error)]
+#[error("`{pattern}` in `[grants] {key}` is not a pattern")]
+pub struct PatternError {
+    key: &'static str,
+    pattern: String,
+    source: globset::Error,
+}
+
+#[derive(Clone, Debug)]
+pub struct Grants {
+    images: Vec<GlobMatcher>,
+    containers: Vec<GlobMatcher>,
+    labels: BTreeMap<String, String>,
+    environment: Vec<String>,
+    verbs: Vec<Verb>,
+}
+
+/// As written in the configuration.
+#[derive(Clone, Debug)]
+pub struct GrantPatterns {
+    /// Of registry and repository, without tag: `ghcr.io/acme/app-*`. `*` does not cross a `/`, `**` does.
+    pub images: Vec<String>,
+    /// Of container names: `ws-*`.
+    pub containers: Vec<String>,
+    /// Labels that a container must carry, all of them.
+    pub labels: BTreeMap<String, String>,
+    /// Names of environment variables that a policy may read.
+    pub environment: Vec<String>,
+    pub verbs: Vec<Verb>,
+}
+
+impl Grants {
+    pub fn new(patterns: &GrantPatterns) -> Result<Self, PatternError> {
+        Ok(Self {
+            images: matchers("images", &patterns.images)?,
+            containers: matchers("containers", &patterns.containers)?,
+            labels: patterns.labels.clone(),
+            environment: patterns.environment.clone(),
+            verbs: patterns.verbs.clone(),
+        })
+    }
+
+    /// Whether a policy may know that this container exists.
+    pub fn covers(&self, container: &Listed) -> bool {
+        self.containers
+            .iter()
+            .any(|pattern| pattern.is_match(&container.name))
+            && self
+                .labels
+                .iter()
+                .all(|(key, value)| container.labels.get(key) == Some(value))
+    }
+
+    pub fn may(&self, verb: Verb) -> Result<(), String> {
+        if self.verbs.contains(&verb) {
+            Ok(())
+        } else {
+            Err(format!("`[grants] verbs` does not list `{verb}`"))
+        }
+    }
+
+    pub fn may_pull(&self, image: &ImageRef) -> Result<(), String> {
+        self.may(Verb::Pull)?;
+        let repository = image.repository();
+        if self
+            .images
+            .iter()
+            .any(|pattern| pattern.is_match(&repository))
+        {
+            return Ok(());
+        }
+        Err(format!(
+            "no pattern of `[grants] images` covers `{repository}`"
+        ))
+    }
+
+    pub fn may_read_variable(&self, name: &str) -> bool {
+        self.environment.iter().any(|granted| granted == name)
+    }
+}
+
+fn matchers(key: &'static str, patterns: &[String]) -> Result<Vec<GlobMatcher>, PatternError> {
+    let matcher = |pattern: &String| {
+        let glob: Result<Glob, _> = GlobBuilder::new(pattern).literal_separator(true).build();
+        glob.map(|glob| glob.compile_matcher())
+            .map_err(|source| PatternError {
+                key,
+                pattern: pattern.clone(),
+                source,
+            })
+    };
+    patterns.iter().map(matcher).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::ContainerId;
+
+    fn grants() -> Grants {
+        Grants::new(&GrantPatterns {
+            images: vec!["ghcr.io/acme/workspace-template-*".into()],
+            containers: vec!["ws-*".into()],
+            labels: BTreeMap::from([("platform".into(), "mine".into())]),
+            environment: vec!["WS_VERSION".into()],
+            verbs: vec![Verb::Inspect, Verb::Pull],
+        })
+        .unwrap()
+    }
+
+    fn listed(name: &str, labels: &[(&str, &str)]) -> Listed {
+        let labels = labels
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        Listed {
+            id: ContainerId::new("a"),
+            name: name.into(),
+            labels,
+        }
+    }
+
+    #[test]
+    fn a_name_matches_from_its_beginning_and_labels_must_agree() {
+        let mine = [("platform", "mine")];
+        assert!(grants().covers(&listed("ws-a", &mine)));
+        assert!(
+            !grants().covers(&listed("my-ws-a", &mine)),
+            "a prefix is no substring"
+        );
+        assert!(!grants().covers(&listed("ws-a", &[("platform", "other")])));
+        assert!(!grants().covers(&listed("ws-a", &[])));
+    }
+
+    #[test]
+    fn an_image_pattern_stays_within_its_registry_and_folder() {
+        let may = |image: &str| grants().may_pull(&image.parse().unwrap());
+        assert!(may("ghcr.io/acme/workspace-template-hermes:v9").is_ok());
+        for other in [
+            "ghcr.io/acme/other",
+            "ghcr.io.evil.example/acme/workspace-template-x",
+            "ghcr.io/acme/workspace-template-x/y",
+        ] {
+            assert!(
+                may(other).unwrap_err().contains("[grants] images"),
+                "`{other}` must be refused"
+            );
+        }
+    }
+
+    #[test]
+    fn a_verb_that_is_not_listed_is_refused_by_name() {
+        assert!(grants().may(Verb::Pull).is_ok());
+        assert_eq!(
+            grants().may(Verb::Remove).unwrap_err(),
+            "`[grants] verbs` does not list `remove`"
+        );
+    }
+
+    #[test]
+    fn a_broken_pattern_names_its_place() {
+        let broken = GrantPatterns {
+            images: vec!["a[".into()],
+            containers: vec![],
+            labels: BTreeMap::new(),
+            environment: vec![],
+            verbs: vec![],
+        };
+        assert_eq!(
+            Grants::new(&broken).unwrap_err().to_string(),
+            "`a[` in `[grants] images` is not a pattern"
+        );
+    }
+}

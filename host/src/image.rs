@@ -1,0 +1,259 @@
+//! Image references, ids and platforms: what a person types, made exact.
+//!
+//! Everything past this module works on these types, never on a string, so the rules about the default registry, `library/`
+//! and `latest` live here and nowhere else. Knows no engine and no registry.
+
+use std::fmt;
+use std::str::FromStr;
+
+use oci_spec::distribution::{ParseError, Reference};
+
+/// A checked, normalised image reference: `nginx` and `docker.io/library/nginx:latest` are equal.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct ImageRef(Reference);
+
+#[derive(Debug, thiserror::Error)]
+#[error("`{text}` is not an image reference")]
+pub struct ImageRefError {
+    text: String,
+    source: ParseError,
+}
+
+impl ImageRef {
+    /// The longest reference we look at: a registry name, a repository of 255 characters, a tag of 128 and a digest.
+    const LENGTH_MAX: usize = 1024;
+
+    /// Host and, where given, port: `ghcr.io`, `127.0.0.1:5000`, `docker.io`.
+    pub fn registry(&self) -> &str {
+        self.0.registry()
+    }
+
+    /// Registry and repository without tag or digest: `ghcr.io/acme/app`. What two versions of one image have in common.
+    pub fn repository(&self) -> String {
+        format!("{}/{}", self.0.registry(), self.0.repository())
+    }
+
+    pub fn tag(&self) -> Option<&str> {
+        self.0.tag()
+    }
+
+    pub fn digest(&self) -> Option<&str> {
+        self.0.digest()
+    }
+}
+
+impl FromStr for ImageRef {
+    type Err = ImageRefError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = |source| ImageRefError {
+            text: text.chars().take(80).collect(),
+            source,
+        };
+        if text.len() > Self::LENGTH_MAX {
+            return Err(wrong(ParseError::NameTooLong));
+        }
+        Reference::try_from(text).map(Self).map_err(wrong)
+    }
+}
+
+impl fmt::Display for ImageRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for ImageRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ImageRef({})", self.0)
+    }
+}
+
+impl serde::Serialize for ImageRef {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The engine's own name for an image, `sha256:` and 64 hexadecimal digits. Not a registry's digest.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(transparent)]
+pub struct ImageId(String);
+
+impl ImageId {
+    pub fn new(id: impl Into<String>) -> Self {
+        Self(id.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Twelve digits, as the Docker CLI shows them.
+    pub fn short(&self) -> &str {
+        let hex = self.0.strip_prefix("sha256:").unwrap_or(&self.0);
+        hex.get(..12).unwrap_or(hex)
+    }
+}
+
+impl fmt::Display for ImageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Operating system, architecture and variant, as in `linux/arm64/v8`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Platform {
+    os: String,
+    architecture: String,
+    variant: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "`{0}` is not a platform: write it as `os/architecture` or `os/architecture/variant`, for example `linux/amd64`"
+)]
+pub struct PlatformError(String);
+
+impl FromStr for Platform {
+    type Err = PlatformError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || PlatformError(text.chars().take(80).collect());
+        let parts: Vec<&str> = text.split('/').collect();
+        let plain = |part: &&str| {
+            !part.is_empty()
+                && part
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+        };
+        if !(2..=3).contains(&parts.len()) || !parts.iter().all(plain) {
+            return Err(wrong());
+        }
+        Ok(Self {
+            os: parts[0].to_owned(),
+            architecture: parts[1].to_owned(),
+            variant: parts.get(2).map(|variant| (*variant).to_owned()),
+        })
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        match &self.variant {
+            Some(variant) => write!(f, "/{variant}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The platform to ask for when an image is pulled and when a container is created from it. The only place that decides it.
+///
+/// `configured` is `MOLECULE_IMAGE_PLATFORM` or `[images] platform`: a platform to ask for, or, set but empty, the order to
+/// ask for none and take what the engine chooses. Where nothing is configured, only Apple Silicon needs one: the templates
+/// are published for `linux/amd64` alone, which an engine there runs by emulation but would not choose by itself.
+pub fn image_platform(configured: Option<&str>) -> Result<Option<Platform>, PlatformError> {
+    platform_on(std::env::consts::OS, std::env::consts::ARCH, configured)
+}
+
+fn platform_on(
+    os: &str,
+    architecture: &str,
+    configured: Option<&str>,
+) -> Result<Option<Platform>, PlatformError> {
+    match configured.map(str::trim) {
+        Some("") => Ok(None),
+        Some(platform) => platform.parse().map(Some),
+        None if os == "macos" && architecture == "aarch64" => "linux/amd64".parse().map(Some),
+        None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(typed: &str, normal: &str) {
+        assert_eq!(typed.parse::<ImageRef>().unwrap().to_string(), normal);
+    }
+
+    #[test]
+    fn a_short_name_means_docker_hub_and_latest() {
+        check("nginx", "docker.io/library/nginx:latest");
+        check("acme/app:1", "docker.io/acme/app:1");
+    }
+
+    #[test]
+    fn a_port_is_not_a_tag() {
+        check("localhost:5000/web", "localhost:5000/web:latest");
+    }
+
+    #[test]
+    fn a_digest_needs_no_tag() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        check(
+            &format!("ghcr.io/acme/app@{digest}"),
+            &format!("ghcr.io/acme/app@{digest}"),
+        );
+    }
+
+    #[test]
+    fn the_repository_is_what_versions_share() {
+        let image: ImageRef = "127.0.0.1:5000/acme/app:v2".parse().unwrap();
+        assert_eq!(image.repository(), "127.0.0.1:5000/acme/app");
+        assert_eq!(image.registry(), "127.0.0.1:5000");
+    }
+
+    #[test]
+    fn what_is_no_reference_is_refused() {
+        for text in [
+            "",
+            "Acme/app",
+            "ghcr.io/acme/app:",
+            "ghcr.io/acme/app:a b",
+            "ghcr.io/{runtime}",
+            "a\n",
+            &"a".repeat(5000),
+        ] {
+            assert!(
+                text.parse::<ImageRef>().is_err(),
+                "{text:?} must be refused"
+            );
+        }
+    }
+
+    #[test]
+    fn set_but_empty_means_no_override() {
+        assert_eq!(platform_on("macos", "aarch64", Some("")).unwrap(), None);
+        assert_eq!(platform_on("macos", "aarch64", Some(" \n")).unwrap(), None);
+    }
+
+    #[test]
+    fn only_apple_silicon_has_a_default() {
+        assert_eq!(
+            platform_on("macos", "aarch64", None)
+                .unwrap()
+                .unwrap()
+                .to_string(),
+            "linux/amd64"
+        );
+        assert_eq!(platform_on("linux", "aarch64", None).unwrap(), None);
+        assert_eq!(platform_on("linux", "x86_64", None).unwrap(), None);
+    }
+
+    #[test]
+    fn a_configured_platform_is_taken_whole() {
+        assert_eq!(
+            platform_on("linux", "x86_64", Some("linux/arm64/v8"))
+                .unwrap()
+                .unwrap()
+                .to_string(),
+            "linux/arm64/v8"
+        );
+        assert!(platform_on("linux", "x86_64", Some("amd64")).is_err());
+        assert!(platform_on("linux", "x86_64", Some("linux/amd64/v2/x")).is_err());
+    }
+}

@@ -1,0 +1,355 @@
+//! The host's own record of a refresh: what was asked of it, and what came of it. Policies cannot write here.
+//!
+//! [`Journal`] stands around the capabilities of one refresh, writes down each use, and tells whoever watches.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio_util::task::TaskTracker;
+
+use crate::capabilities::{
+    CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy, Transfer,
+};
+use crate::container::{Container, ContainerId, Listed};
+use crate::diagnostic::{Diagnostic, Hints};
+use crate::engine::{EngineError, LayerProgress, PullError};
+use crate::image::{ImageId, ImageRef};
+use crate::recreate::{RecreateError, Step};
+
+/// Something that happens during a refresh, for displays. Told as it happens, and never waited for.
+#[derive(Clone, Debug)]
+pub enum Event {
+    PullStarted {
+        image: ImageRef,
+    },
+    Layer {
+        image: ImageRef,
+        layer: LayerProgress,
+    },
+    PullEnded(ImageRecord),
+    RecreateStarted {
+        container: String,
+    },
+    Step {
+        container: String,
+        step: Step,
+    },
+    RecreateEnded(RecreationRecord),
+}
+
+pub type Events = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// Nobody watches.
+pub fn no_events() -> Events {
+    Arc::new(|_| {})
+}
+
+/// What became of an image.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ImageRecord {
+    pub image: ImageRef,
+    pub outcome: ImageOutcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<ImageId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Diagnostic>,
+    #[serde(rename = "duration_ms", serialize_with = "milliseconds")]
+    pub duration: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageOutcome {
+    Pulled,
+    UpToDate,
+    WouldPull,
+    Failed,
+}
+
+/// What became of a container that a policy gave to `recreate`.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct RecreationRecord {
+    pub container: String,
+    pub strategy: Strategy,
+    pub outcome: RecreationOutcome,
+    pub old_id: ContainerId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_id: Option<ContainerId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_image_id: Option<ImageId>,
+    pub to_image_id: ImageId,
+    /// How long nothing ran under the name.
+    #[serde(
+        rename = "gap_ms",
+        serialize_with = "optional_milliseconds",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub gap: Option<Duration>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_over: Option<String>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Diagnostic>,
+    #[serde(rename = "duration_ms", serialize_with = "milliseconds")]
+    pub duration: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecreationOutcome {
+    /// Done and proven.
+    Recreated,
+    Removed,
+    /// A plan: it would be.
+    WouldRecreate,
+    /// It ran the image already, or somebody else had replaced it by one that does.
+    Current,
+    /// Somebody else replaced or removed it, and what is there now is not known to run the image.
+    ReplacedByOther,
+    Busy,
+    /// A grant, a count or a rule of the host forbade it, or the refresh was being ended. Left alone.
+    Refused,
+    /// The replacement could not be made. Never stopped.
+    Aborted,
+    /// It did not come up. The old one runs.
+    RolledBack,
+    /// A person is needed.
+    Stranded,
+}
+
+impl RecreationOutcome {
+    /// Whether somebody who asked for this refresh did not get what they asked for.
+    pub fn is_failure(self) -> bool {
+        match self {
+            Self::Recreated | Self::Removed | Self::WouldRecreate | Self::Current => false,
+            Self::ReplacedByOther
+            | Self::Busy
+            | Self::Refused
+            | Self::Aborted
+            | Self::RolledBack
+            | Self::Stranded => true,
+        }
+    }
+}
+
+fn milliseconds<S: serde::Serializer>(
+    duration: &Duration,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn optional_milliseconds<S: serde::Serializer>(
+    duration: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match duration {
+        Some(duration) => milliseconds(duration, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// All that was written down.
+#[derive(Clone, Debug, Default)]
+pub struct Record {
+    pub images: Vec<ImageRecord>,
+    pub recreations: Vec<RecreationRecord>,
+    /// The containers that were lent, by name. A decision about any other is an error of the policy.
+    pub lent: Vec<Listed>,
+}
+
+/// Bounded by the counts of [`Guard`](crate::capabilities::guard::Guard), which stands inside.
+pub struct Journal {
+    inner: Arc<dyn Capabilities>,
+    /// Nothing is done, so nothing was recreated.
+    planning: bool,
+    events: Events,
+    record: Arc<Mutex<Record>>,
+    under_way: TaskTracker,
+}
+
+impl Journal {
+    pub fn new(inner: Arc<dyn Capabilities>, planning: bool, events: Events) -> Self {
+        Self {
+            inner,
+            planning,
+            events,
+            record: Arc::default(),
+            under_way: TaskTracker::new(),
+        }
+    }
+
+    /// All that was written down, once every recreation that was begun has ended.
+    pub async fn finish(&self) -> Record {
+        self.under_way.close();
+        self.under_way.wait().await;
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Capabilities for Journal {
+    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
+        let containers = self.inner.containers().await?;
+        self.lock().lent = containers.clone();
+        Ok(containers)
+    }
+
+    async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
+        self.inner.inspect(container).await
+    }
+
+    async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
+        (self.events)(Event::PullStarted {
+            image: image.clone(),
+        });
+        let started = Instant::now();
+        let answer = self.inner.pull(image).await;
+        let record = image_record(image, &answer, started.elapsed());
+        self.lock().images.push(record.clone());
+        (self.events)(Event::PullEnded(record));
+        answer
+    }
+
+    async fn recreate(
+        &self,
+        recreation: Recreation,
+    ) -> Result<Recreated, CallError<RecreateError>> {
+        let (inner, events, records, planning) = (
+            self.inner.clone(),
+            self.events.clone(),
+            self.record.clone(),
+            self.planning,
+        );
+        let name = recreation.container.name.clone();
+        // A task of its own: a policy that traps or runs out of time drops our future, and a container that was begun must be
+        // finished or put back all the same, and written down.
+        let work = self.under_way.spawn(async move {
+            events(Event::RecreateStarted {
+                container: recreation.container.name.clone(),
+            });
+            let started = Instant::now();
+            let answer = inner.recreate(recreation.clone()).await;
+            let record = recreation_record(&recreation, &answer, planning, started.elapsed());
+            records
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .recreations
+                .push(record.clone());
+            events(Event::RecreateEnded(record));
+            answer
+        });
+        work.await.unwrap_or_else(|panicked| {
+            let reason = format!("Refit itself failed, please report it: {panicked}");
+            Err(RecreateError::Unsupported { name, reason }.into())
+        })
+    }
+}
+
+fn image_record(
+    image: &ImageRef,
+    answer: &Result<PulledImage, CallError<PullError>>,
+    duration: Duration,
+) -> ImageRecord {
+    let (id, digest, outcome, failure) = match answer {
+        Ok(pulled) => {
+            let outcome = match pulled.transfer {
+                Transfer::Pulled => ImageOutcome::Pulled,
+                Transfer::UpToDate => ImageOutcome::UpToDate,
+                Transfer::WouldPull => ImageOutcome::WouldPull,
+            };
+            // The id of an image that was not fetched is a stand-in, which is nobody's business outside.
+            let id = (outcome != ImageOutcome::WouldPull).then(|| pulled.id.clone());
+            (id, pulled.digest.clone(), outcome, None)
+        }
+        Err(error) => (
+            None,
+            None,
+            ImageOutcome::Failed,
+            Some(diagnose(error, &format!("cannot pull `{image}`"))),
+        ),
+    };
+    ImageRecord {
+        image: image.clone(),
+        outcome,
+        id,
+        digest,
+        failure,
+        duration,
+    }
+}
+
+fn recreation_record(
+    wanted: &Recreation,
+    answer: &Result<Recreated, CallError<RecreateError>>,
+    planning: bool,
+    duration: Duration,
+) -> RecreationRecord {
+    let name = &wanted.container.name;
+    let (outcome, recreated) = match answer {
+        Ok(recreated) if planning => (RecreationOutcome::WouldRecreate, Some(recreated)),
+        Ok(recreated) if recreated.id.is_none() => (RecreationOutcome::Removed, Some(recreated)),
+        Ok(recreated) => (RecreationOutcome::Recreated, Some(recreated)),
+        Err(CallError::Failed(error)) => (outcome_of(error), None),
+        Err(CallError::Denied(_) | CallError::QuotaExceeded(_) | CallError::Cancelled) => {
+            (RecreationOutcome::Refused, None)
+        }
+    };
+    let failure = match answer {
+        Err(error) if outcome != RecreationOutcome::Current => {
+            Some(diagnose(error, &format!("cannot recreate `{name}`")))
+        }
+        Ok(_) | Err(_) => None,
+    };
+    RecreationRecord {
+        container: name.clone(),
+        strategy: wanted.strategy,
+        outcome,
+        old_id: wanted.container.id.clone(),
+        new_id: recreated
+            .filter(|_| !planning)
+            .and_then(|recreated| recreated.id.clone()),
+        from_image_id: recreated.map(|recreated| recreated.from_image_id.clone()),
+        to_image_id: wanted.image.id.clone(),
+        gap: recreated
+            .filter(|_| !planning)
+            .and_then(|recreated| recreated.gap),
+        left_over: recreated.and_then(|recreated| recreated.left_over.clone()),
+        failure,
+        duration,
+    }
+}
+
+fn outcome_of(error: &RecreateError) -> RecreationOutcome {
+    match error {
+        RecreateError::Current { .. } | RecreateError::ReplacedByOther { current: true, .. } => {
+            RecreationOutcome::Current
+        }
+        RecreateError::Gone { .. } | RecreateError::ReplacedByOther { current: false, .. } => {
+            RecreationOutcome::ReplacedByOther
+        }
+        RecreateError::Busy { .. } => RecreationOutcome::Busy,
+        RecreateError::Unsupported { .. } => RecreationOutcome::Refused,
+        RecreateError::Aborted { .. } => RecreationOutcome::Aborted,
+        RecreateError::RolledBack { .. } => RecreationOutcome::RolledBack,
+        RecreateError::Stranded { .. } => RecreationOutcome::Stranded,
+    }
+}
+
+/// What a person is told of a call that was refused or failed.
+pub fn diagnose<E: Hints>(error: &CallError<E>, what: &str) -> Diagnostic {
+    match error {
+        CallError::Failed(error) => Diagnostic::of(error),
+        CallError::Denied(grant) => Diagnostic::new(what)
+            .because("no grant covers it")
+            .hint(grant.clone()),
+        CallError::QuotaExceeded(limit) => Diagnostic::new(what).because(limit.clone()),
+        CallError::Cancelled => Diagnostic::new(what).because("the refresh was being ended"),
+    }
+}

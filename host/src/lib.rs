@@ -1,0 +1,52 @@
+//! Refit gives running containers a new image under a policy that can be swapped while the platform runs.
+//!
+//! In reading order:
+//!
+//! - [`image`], [`container`], [`grants`], [`secret`]: facts. No I/O, nothing async.
+//! - [`engine`]: the container engine as a narrow set of verbs; [`registry`]: whose login is for whom, what a refusal means.
+//! - [`recreate`]: the one way to replace a container: what the user asked for, the order of the steps, the way back.
+//! - [`capabilities`]: what a policy can have done, for real or as a plan, behind grants and counts.
+//! - [`journal`]: the host's own record of what was done.
+//! - [`policy`]: WebAssembly: loading a policy, calling it within its limits.
+//! - [`refresh`]: one refresh, start to end, and its report.
+//! - [`config`], [`setup`]: from a file and flags to a [`refresh::Refresher`].
+//! - [`server`], [`daemon`], [`cli`]: the edges. Nobody inside names them.
+//!
+//! # Embedding
+//!
+//! A platform that wants no daemon of ours builds a [`refresh::Refresher`] and runs it:
+//!
+//! ```no_run
+//! use refit::config::{self, Flags};
+//! use refit::journal::no_events;
+//! use refit::refresh::{Mode, Request, Trigger};
+//!
+//! # async fn embedded() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = config::load(None, &Flags::default())?.config;
+//! let refresher = refit::setup::refresher(&config).await.map_err(|error| error.sentence())?;
+//! let request = Request { trigger: Trigger::Api, targets: vec!["hermes".into()], images: vec![], recreate: true, force: false };
+//! let report = refresher.run(&request, Mode::Plan, no_events(), Default::default()).await?;
+//! println!("{} containers to recreate", report.summary.would_recreate);
+//! # Ok(())
+//! # }
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod capabilities;
+pub mod cli;
+pub mod config;
+pub mod container;
+pub mod daemon;
+pub mod diagnostic;
+pub mod engine;
+pub mod grants;
+pub mod image;
+pub mod journal;
+pub mod policy;
+pub mod recreate;
+pub mod refresh;
+pub mod registry;
+pub mod secret;
+pub mod server;
+pub mod setup;

@@ -1,0 +1,13 @@
+//! The host's side of `wit/policy.wit`, generated.
+
+wasmtime::component::bindgen!({
+    path: "../wit",
+    world: "refresh-policy",
+    imports: { default: async | trappable },
+    exports: { default: async },
+    require_store_data_send: true,
+    with: {
+        "refit:policy/docker.container": super::capabilities::Lent,
+        "refit:policy/docker.pulled-image": super::capabilities::Fetched,
+    },
+});

@@ -1,0 +1,457 @@
+//! Policies: loading them, and calling them within their limits. The only place that names wasmtime.
+//!
+//! [`PolicyEngine::load`] takes bytes that nobody vouches for to a [`Policy`] that has compiled, been checked against the
+//! contract and said who it is. A policy is called in a fresh store each time ([`instance`]); what it may do is decided by the
+//! capabilities that it is handed, not here.
+
+mod bindings;
+mod capabilities;
+mod convert;
+mod error;
+mod instance;
+pub mod limits;
+mod log;
+mod state;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use wasmtime::component::{Component, HasSelf, Linker};
+use wasmtime::{Config, Engine, OptLevel, Store};
+
+use self::bindings::exports::refit::policy::policy as wit;
+use self::bindings::{RefreshPolicy, RefreshPolicyPre};
+use self::instance::{HostState, Nothing};
+use crate::grants::{GrantPatterns, Grants};
+use crate::refresh::Request;
+
+pub use self::error::{ConfigProblem, PolicyError};
+pub use self::instance::{Concurrency, Session};
+pub(crate) use self::log::printable;
+pub use self::state::{PolicyState, StateError};
+
+/// The contract that this host speaks.
+pub const CONTRACT: &str = "refit:policy";
+pub const CONTRACT_VERSION: &str = "0.1.0";
+
+/// The default policy, built from `plugin/workspace` along with this crate.
+pub const DEFAULT_POLICY: &[u8] = include_bytes!(env!("REFIT_DEFAULT_POLICY"));
+
+/// Compiles and links. One per process: its clock is a thread.
+pub struct PolicyEngine {
+    engine: Engine,
+    linker: Linker<HostState>,
+}
+
+/// A policy that was checked and may be called.
+pub struct Policy {
+    pub name: String,
+    pub version: String,
+    pub summary: String,
+    /// JSON Schema of its configuration, as the policy gives it. May be empty.
+    pub config_schema: String,
+    /// `sha256:…` of the component's bytes.
+    pub digest: String,
+    engine: Engine,
+    pre: RefreshPolicyPre<HostState>,
+}
+
+/// What a policy decided, as far as it is admissible: bounded, printable, one decision a container.
+#[derive(Clone, Debug, Default)]
+pub struct Decisions {
+    /// What the policy calls each image: `hermes` → `ghcr.io/…/workspace-template-hermes:latest`.
+    pub targets: Vec<Target>,
+    pub by_container: BTreeMap<String, Decision>,
+}
+
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Target {
+    pub name: String,
+    pub image: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct Decision {
+    pub verdict: Verdict,
+    pub rule: String,
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    Recreate,
+    Current,
+    Stale,
+    Unknown,
+    Leave,
+}
+
+/// A policy could not make the refresh at all, and says why.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Failure {
+    UnknownTargets {
+        asked: Vec<String>,
+        known: Vec<String>,
+    },
+    InvalidConfig(Vec<ConfigProblem>),
+    /// The containers could not be listed.
+    Engine(String),
+    Other(String),
+}
+
+impl PolicyEngine {
+    pub fn new() -> Result<Self, PolicyError> {
+        let mut config = Config::new();
+        config
+            .epoch_interruption(true)
+            .cranelift_opt_level(OptLevel::Speed);
+        // What a policy has no use for is surface that we need not defend.
+        config.wasm_memory64(false).wasm_multi_memory(true);
+        let engine = Engine::new(&config).map_err(PolicyError::host)?;
+        let mut linker = Linker::new(&engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(PolicyError::host)?;
+        RefreshPolicy::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut HostState| state)
+            .map_err(PolicyError::host)?;
+        tick(&engine);
+        Ok(Self { engine, linker })
+    }
+
+    /// `origin` says where the bytes came from, for people.
+    pub async fn load(&self, bytes: &[u8], origin: &str) -> Result<Policy, PolicyError> {
+        error::admit(bytes, origin)?;
+        let (engine, owned) = (self.engine.clone(), bytes.to_vec());
+        // Compiling takes from a tenth of a second (Rust) to seconds (Python), and no thread of ours may wait for it.
+        let compiled = tokio::task::spawn_blocking(move || Component::new(&engine, owned)).await;
+        let component = match compiled {
+            Ok(component) => component.map_err(|cause| PolicyError::invalid(origin, &cause))?,
+            Err(panicked) => {
+                return Err(PolicyError::Invalid {
+                    origin: origin.to_owned(),
+                    cause: panicked.to_string(),
+                });
+            }
+        };
+        self.check_contract(&component, origin)?;
+        let linked = self
+            .linker
+            .instantiate_pre(&component)
+            .and_then(RefreshPolicyPre::new);
+        let mut policy = Policy {
+            name: origin.to_owned(),
+            version: String::new(),
+            summary: String::new(),
+            config_schema: String::new(),
+            digest: digest(bytes),
+            engine: self.engine.clone(),
+            pre: linked.map_err(|cause| PolicyError::invalid(origin, &cause))?,
+        };
+        let described = policy
+            .probe("describe itself", |guest, store| {
+                Box::pin(guest.refit_policy_policy().call_describe(store))
+            })
+            .await?;
+        policy.introduce(described)?;
+        Ok(policy)
+    }
+
+    /// Whether it speaks our contract, said in words that its author understands. The linker would say "matching
+    /// implementation was not found".
+    fn check_contract(&self, component: &Component, origin: &str) -> Result<(), PolicyError> {
+        let ours = |name: &str| {
+            name.strip_prefix(CONTRACT)
+                .is_some_and(|rest| rest.starts_with('/'))
+        };
+        let ty = component.component_type();
+        for (name, _) in ty.imports(&self.engine) {
+            let version = name.rsplit_once('@').map_or("", |(_, version)| version);
+            if ours(name) && version != CONTRACT_VERSION {
+                return Err(PolicyError::WrongContract {
+                    origin: origin.to_owned(),
+                    wants: name.to_owned(),
+                });
+            }
+            if !ours(name) && !name.starts_with("wasi:") {
+                return Err(PolicyError::UnknownImport {
+                    origin: origin.to_owned(),
+                    import: name.to_owned(),
+                });
+            }
+        }
+        let wanted = format!("{CONTRACT}/policy@{CONTRACT_VERSION}");
+        let exported: Vec<&str> = ty.exports(&self.engine).map(|(name, _)| name).collect();
+        if exported.contains(&wanted.as_str()) {
+            return Ok(());
+        }
+        match exported.iter().find(|name| ours(name)) {
+            Some(other) => Err(PolicyError::WrongContract {
+                origin: origin.to_owned(),
+                wants: (*other).to_owned(),
+            }),
+            None => Err(PolicyError::NotAPolicy {
+                origin: origin.to_owned(),
+            }),
+        }
+    }
+}
+
+/// A thread that makes guests come to a check. It ends with the engine, which it does not keep alive.
+fn tick(engine: &Engine) {
+    let engine = engine.weak();
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(limits::TICK);
+            match engine.upgrade() {
+                Some(engine) => engine.increment_epoch(),
+                None => break,
+            }
+        }
+    });
+}
+
+type GuestCall<'a, T> = Pin<Box<dyn Future<Output = wasmtime::Result<T>> + Send + 'a>>;
+
+impl Policy {
+    /// What is wrong with a configuration; empty where nothing is.
+    pub async fn validate_config(&self, config: &str) -> Result<Vec<ConfigProblem>, PolicyError> {
+        let config = config.to_owned();
+        let answer = self
+            .probe("check its configuration", move |guest, store| {
+                Box::pin(async move {
+                    guest
+                        .refit_policy_policy()
+                        .call_validate_config(store, &config)
+                        .await
+                })
+            })
+            .await?;
+        Ok(answer.err().map(problems).unwrap_or_default())
+    }
+
+    /// One refresh. `limit` is for the whole of it, waiting included; a recreation that was begun goes on without us.
+    pub async fn refresh(
+        &self,
+        request: &Request,
+        config: &str,
+        session: Session,
+        limit: Duration,
+    ) -> Result<Result<Decisions, Failure>, PolicyError> {
+        let (request, config) = (convert::request(request), config.to_owned());
+        let answer = self
+            .call("make a refresh", session, limit, move |guest, store| {
+                Box::pin(async move {
+                    guest
+                        .refit_policy_policy()
+                        .call_refresh(store, &request, &config)
+                        .await
+                })
+            })
+            .await?;
+        match answer {
+            Ok(report) => self.admissible(report).map(Ok),
+            Err(failure) => Ok(Err(self.failure(failure))),
+        }
+    }
+
+    async fn probe<T: Send>(
+        &self,
+        doing: &'static str,
+        call: impl for<'a> FnOnce(&'a RefreshPolicy, &'a mut Store<HostState>) -> GuestCall<'a, T>
+        + Send,
+    ) -> Result<T, PolicyError> {
+        let nothing = GrantPatterns {
+            images: vec![],
+            containers: vec![],
+            labels: BTreeMap::new(),
+            environment: vec![],
+            verbs: vec![],
+        };
+        let session = Session {
+            capabilities: Arc::new(Nothing),
+            grants: Arc::new(Grants::new(&nothing).expect("no patterns, none of them wrong")),
+            concurrency: Concurrency {
+                inspects: 1,
+                pulls: 1,
+                recreates: 1,
+            },
+            state: PolicyState::empty(),
+        };
+        self.call(
+            doing,
+            session,
+            Duration::from_secs(limits::PROBE_SECONDS_MAX),
+            call,
+        )
+        .await
+    }
+
+    /// A fresh store, one call, and whatever became of it told by its kind.
+    async fn call<T: Send>(
+        &self,
+        doing: &'static str,
+        session: Session,
+        limit: Duration,
+        call: impl for<'a> FnOnce(&'a RefreshPolicy, &'a mut Store<HostState>) -> GuestCall<'a, T>
+        + Send,
+    ) -> Result<T, PolicyError> {
+        let mut store = instance::store(&self.engine, HostState::new(session, &self.name));
+        let work = async {
+            let guest = self.pre.instantiate_async(&mut store).await?;
+            call(&guest, &mut store).await
+        };
+        let answer = tokio::time::timeout(limit, work).await;
+        store.data_mut().take_output();
+        match answer {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(trap)) => Err(PolicyError::of_trap(self.title(), doing, &trap)),
+            Err(_) => Err(PolicyError::TimedOut {
+                policy: self.title(),
+                doing,
+                limit,
+            }),
+        }
+    }
+
+    /// `workspace 0.1.0`, for people.
+    pub fn title(&self) -> String {
+        if self.version.is_empty() {
+            self.name.clone()
+        } else {
+            format!("{} {}", self.name, self.version)
+        }
+    }
+
+    fn introduce(&mut self, described: wit::Description) -> Result<(), PolicyError> {
+        let bad = |problem: &str| PolicyError::BadAnswer {
+            policy: self.name.clone(),
+            problem: problem.to_owned(),
+        };
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if described.name.is_empty()
+            || described.name.len() > 64
+            || !described.name.chars().all(plain)
+        {
+            return Err(bad(
+                "its name is not 1 to 64 lower case letters, digits and hyphens",
+            ));
+        }
+        if described.version.is_empty()
+            || described.version.len() > 64
+            || !described.version.chars().all(|c| c.is_ascii_graphic())
+        {
+            return Err(bad("its version is not 1 to 64 visible characters"));
+        }
+        if described.config_schema.len() > limits::OUTPUT_BYTES_MAX {
+            return Err(bad("the schema of its configuration is too large"));
+        }
+        self.name = described.name;
+        self.version = described.version;
+        self.summary = printable(&described.summary, limits::TEXT_BYTES_MAX);
+        self.config_schema = described.config_schema;
+        Ok(())
+    }
+
+    fn admissible(&self, report: wit::Report) -> Result<Decisions, PolicyError> {
+        let bad = |problem: String| PolicyError::BadAnswer {
+            policy: self.title(),
+            problem,
+        };
+        if report.targets.len().max(report.decisions.len()) > limits::REPORT_ENTRIES_MAX {
+            return Err(bad(format!(
+                "its report has more than {} entries",
+                limits::REPORT_ENTRIES_MAX
+            )));
+        }
+        let text = |text: String| printable(&text, limits::TEXT_BYTES_MAX);
+        let targets = report
+            .targets
+            .into_iter()
+            .map(|it| Target {
+                name: text(it.name),
+                image: text(it.image),
+            })
+            .collect();
+        let mut by_container = BTreeMap::new();
+        for decision in report.decisions {
+            let verdict = match decision.verdict {
+                wit::Verdict::Recreate => Verdict::Recreate,
+                wit::Verdict::Current => Verdict::Current,
+                wit::Verdict::Stale => Verdict::Stale,
+                wit::Verdict::Unknown => Verdict::Unknown,
+                wit::Verdict::Leave => Verdict::Leave,
+            };
+            let container = text(decision.container);
+            let decided = Decision {
+                verdict,
+                rule: text(decision.rule),
+                reason: text(decision.reason),
+            };
+            if by_container.insert(container.clone(), decided).is_some() {
+                return Err(bad(format!("it decided twice about `{container}`")));
+            }
+        }
+        Ok(Decisions {
+            targets,
+            by_container,
+        })
+    }
+
+    fn failure(&self, failure: wit::Failure) -> Failure {
+        let texts = |texts: Vec<String>| -> Vec<String> {
+            texts
+                .into_iter()
+                .take(limits::STATE_KEYS_MAX)
+                .map(|text| printable(&text, limits::TEXT_BYTES_MAX))
+                .collect()
+        };
+        match failure {
+            wit::Failure::UnknownTargets(unknown) => Failure::UnknownTargets {
+                asked: texts(unknown.asked),
+                known: texts(unknown.known),
+            },
+            wit::Failure::InvalidConfig(found) => Failure::InvalidConfig(problems(found)),
+            wit::Failure::Engine(error) => {
+                Failure::Engine(printable(&error_text(error), limits::TEXT_BYTES_MAX))
+            }
+            wit::Failure::Other(message) => {
+                Failure::Other(printable(&message, limits::TEXT_BYTES_MAX))
+            }
+        }
+    }
+}
+
+fn problems(found: Vec<wit::ConfigProblem>) -> Vec<ConfigProblem> {
+    let text = |text: String| printable(&text, limits::TEXT_BYTES_MAX);
+    let problem = |it: wit::ConfigProblem| ConfigProblem {
+        path: text(it.path),
+        problem: text(it.problem),
+    };
+    found
+        .into_iter()
+        .take(limits::STATE_KEYS_MAX)
+        .map(problem)
+        .collect()
+}
+
+fn error_text(error: bindings::refit::policy::types::EngineError) -> String {
+    use bindings::refit::policy::types::EngineError as E;
+    match error {
+        E::Denied(text) | E::Unavailable(text) | E::QuotaExceeded(text) | E::Other(text) => text,
+        E::NotFound => "not found".into(),
+        E::Cancelled => "the refresh was being ended".into(),
+    }
+}
+
+/// `sha256:…`
+pub fn digest(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::from("sha256:");
+    for byte in Sha256::digest(bytes) {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}

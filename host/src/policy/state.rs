@@ -1,0 +1,168 @@
+//! What a policy keeps between refreshes: a few small texts under its name, in one file of the state directory.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::limits::{STATE_KEY_BYTES_MAX, STATE_KEYS_MAX, STATE_VALUE_BYTES_MAX};
+
+#[derive(Debug, PartialEq)]
+pub enum StateError {
+    /// The text names the limit.
+    TooLarge(String),
+    Unavailable(String),
+}
+
+type Entries = BTreeMap<String, String>;
+
+/// One policy's entries. Shared by all refreshes of this process, so that two at once see each other's.
+#[derive(Clone)]
+pub struct PolicyState(Arc<Mutex<Store>>);
+
+struct Store {
+    entries: Entries,
+    /// `None`: kept in memory only, as in a plan.
+    file: Option<PathBuf>,
+}
+
+impl PolicyState {
+    /// Reads what was kept. A file that cannot be read or makes no sense is reported, and the policy begins anew: its state is
+    /// a convenience, and must not keep a release from being adopted.
+    pub fn open(folder: &Path, policy: &str) -> Self {
+        let file = folder.join("policy-state").join(format!("{policy}.json"));
+        let entries = match std::fs::read(&file) {
+            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
+                tracing::warn!(
+                    "`{}` makes no sense, policy `{policy}` begins without it: {error}",
+                    file.display()
+                );
+                Entries::new()
+            }),
+            Err(error) => {
+                if error.kind() != std::io::ErrorKind::NotFound {
+                    tracing::warn!(
+                        "cannot read `{}`, policy `{policy}` begins without it: {error}",
+                        file.display()
+                    );
+                }
+                Entries::new()
+            }
+        };
+        Self(Arc::new(Mutex::new(Store {
+            entries,
+            file: Some(file),
+        })))
+    }
+
+    /// A copy whose changes end with it.
+    pub fn scratch(&self) -> Self {
+        let entries = self.lock().entries.clone();
+        Self(Arc::new(Mutex::new(Store {
+            entries,
+            file: None,
+        })))
+    }
+
+    pub fn empty() -> Self {
+        Self(Arc::new(Mutex::new(Store {
+            entries: Entries::new(),
+            file: None,
+        })))
+    }
+
+    pub fn get(&self, key: &str) -> Option<String> {
+        self.lock().entries.get(key).cloned()
+    }
+
+    pub fn set(&self, key: &str, value: Option<String>) -> Result<(), StateError> {
+        let too_large = |what: &str, limit: usize| {
+            Err(StateError::TooLarge(format!("{what} of at most {limit}")))
+        };
+        if key.len() > STATE_KEY_BYTES_MAX {
+            return too_large("a key has a length in bytes", STATE_KEY_BYTES_MAX);
+        }
+        if value
+            .as_ref()
+            .is_some_and(|value| value.len() > STATE_VALUE_BYTES_MAX)
+        {
+            return too_large("a value has a length in bytes", STATE_VALUE_BYTES_MAX);
+        }
+        let mut store = self.lock();
+        let mut entries = store.entries.clone();
+        match value {
+            Some(value) => entries.insert(key.to_owned(), value),
+            None => entries.remove(key),
+        };
+        if entries.len() > STATE_KEYS_MAX {
+            return too_large("a policy has a number of keys", STATE_KEYS_MAX);
+        }
+        if let Some(file) = &store.file {
+            write(file, &entries).map_err(|error| {
+                StateError::Unavailable(format!("cannot write `{}`: {error}", file.display()))
+            })?;
+        }
+        store.entries = entries;
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Store> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Beside, flushed, and moved into place: a process that dies leaves the old file or the new one.
+fn write(file: &Path, entries: &Entries) -> std::io::Result<()> {
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let beside = file.with_extension(format!("{}.new", std::process::id()));
+    let mut out = std::fs::File::create(&beside)?;
+    out.write_all(&serde_json::to_vec(entries)?)?;
+    out.sync_all()?;
+    std::fs::rename(&beside, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_outlives_the_process_and_a_plan_keeps_nothing() {
+        let folder = std::env::temp_dir().join(format!("refit-state-{}", std::process::id()));
+        let state = PolicyState::open(&folder, "p");
+        state.set("seen", Some("1".into())).unwrap();
+        let plan = state.scratch();
+        plan.set("seen", Some("2".into())).unwrap();
+        assert_eq!(plan.get("seen").as_deref(), Some("2"));
+        assert_eq!(
+            PolicyState::open(&folder, "p").get("seen").as_deref(),
+            Some("1")
+        );
+        state.set("seen", None).unwrap();
+        assert_eq!(PolicyState::open(&folder, "p").get("seen"), None);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn each_limit_holds_and_what_was_stored_before_stays() {
+        let state = PolicyState::empty();
+        state.set("k", Some("v".into())).unwrap();
+        assert!(matches!(
+            state.set(&"k".repeat(STATE_KEY_BYTES_MAX + 1), Some(String::new())),
+            Err(StateError::TooLarge(_))
+        ));
+        assert!(matches!(
+            state.set("k", Some("v".repeat(STATE_VALUE_BYTES_MAX + 1))),
+            Err(StateError::TooLarge(_))
+        ));
+        for n in 1..STATE_KEYS_MAX {
+            state.set(&n.to_string(), Some(String::new())).unwrap();
+        }
+        assert!(matches!(
+            state.set("one more", Some(String::new())),
+            Err(StateError::TooLarge(_))
+        ));
+        assert_eq!(state.get("k").as_deref(), Some("v"));
+    }
+}

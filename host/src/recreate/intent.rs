@@ -1,0 +1,349 @@
+//! What the user asked for when a container was made: its configuration without what its image gave it.
+//!
+//! A container's inspection shows both as one. Copied as it is, it would freeze the old image's environment, command, labels
+//! and health check for ever; with the image's defaults taken out, the new image's come through. What a user set to the very
+//! value of the image's default cannot be told from the default, and follows the new image.
+//!
+//! Pure: documents in, documents out. Whatever is not named here is carried as it is.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::{LABEL_NAME, LABEL_REPLACES};
+use crate::container::{Container, ContainerId, Object};
+use crate::engine::CreateRequest;
+
+/// What a user asked for, without any image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Intent {
+    config: Object,
+    host_config: Object,
+    /// The network it is made with, if any, and the others by name.
+    primary: Option<(String, Object)>,
+    others: BTreeMap<String, Object>,
+}
+
+/// What replaces a container: the request that makes it, and the networks to connect before it is started.
+#[derive(Clone, Debug)]
+pub struct Replacement {
+    pub request: CreateRequest,
+    pub networks: Vec<(String, Object)>,
+}
+
+impl Intent {
+    /// `image` is the configuration of the image that the container was made from, by id and not by tag: after a pull the tag
+    /// means another one.
+    pub fn of(container: &Container, image: &Object) -> Self {
+        let (primary, others) = endpoints(container);
+        Self {
+            config: config(container, image),
+            host_config: host_config(container),
+            primary,
+            others,
+        }
+    }
+
+    /// The same wish on another image.
+    pub fn on(&self, image: &str, replaced: &ContainerId, name: &str) -> Replacement {
+        let mut config = self.config.clone();
+        config.insert("Image".into(), json!(image));
+        let labels = config.entry("Labels").or_insert_with(|| json!({}));
+        if let Some(labels) = labels.as_object_mut() {
+            labels.insert(LABEL_REPLACES.into(), json!(replaced.as_str()));
+            labels.insert(LABEL_NAME.into(), json!(name));
+        }
+        let request = CreateRequest {
+            config,
+            host_config: self.host_config.clone(),
+            endpoint: self.primary.clone(),
+        };
+        Replacement {
+            request,
+            networks: self.others.clone().into_iter().collect(),
+        }
+    }
+}
+
+fn config(container: &Container, image: &Object) -> Object {
+    let mut config = Object::new();
+    let (entrypoint, cmd) = command(&container.config, image);
+    for (key, value) in &container.config {
+        let default = image.get(key);
+        let kept = match key.as_str() {
+            "Image" => None,
+            "Entrypoint" => entrypoint.clone(),
+            "Cmd" => cmd.clone(),
+            "Env" => list_without(value, default),
+            "Labels" => object_without(value, default).map(without_ours),
+            "ExposedPorts" | "Volumes" => keys_without(value, default),
+            "Healthcheck" => object_without(value, default),
+            "User" | "WorkingDir" | "StopSignal" | "Shell" | "OnBuild" | "ArgsEscaped" => {
+                (Some(value) != default && !is_empty(value)).then(|| value.clone())
+            }
+            "Hostname" => hostname(container, value),
+            "Domainname" if shares_names(container) => None,
+            _ => Some(value.clone()),
+        };
+        if let Some(kept) = kept.filter(|kept| !kept.is_null()) {
+            config.insert(key.clone(), kept);
+        }
+    }
+    // `--entrypoint ""` leaves none in the inspection, and saying nothing would bring the image's back.
+    if entrypoint.is_some() && !config.contains_key("Entrypoint") {
+        config.extend(entrypoint.map(|entrypoint| ("Entrypoint".to_owned(), entrypoint)));
+    }
+    config
+}
+
+/// What to ask for as entrypoint and command. An entrypoint that a user gives makes the engine forget the image's command, so
+/// the two are decided together.
+fn command(container: &Object, image: &Object) -> (Option<Value>, Option<Value>) {
+    let of = |object: &Object, key: &str| object.get(key).filter(|value| !is_empty(value)).cloned();
+    let (entrypoint, cmd) = (of(container, "Entrypoint"), of(container, "Cmd"));
+    let (image_entrypoint, image_cmd) = (of(image, "Entrypoint"), of(image, "Cmd"));
+    if entrypoint == image_entrypoint {
+        if cmd == image_cmd {
+            return (None, None);
+        }
+        if cmd.is_some() {
+            return (None, cmd);
+        }
+        // The image has a command and the container has none: only an explicit entrypoint does that.
+        return (entrypoint, None);
+    }
+    (entrypoint.or_else(|| Some(json!([""]))), cmd)
+}
+
+/// The engine gives a container its short id as hostname. That is no wish; and where the name space is somebody else's, a
+/// hostname is refused.
+fn hostname(container: &Container, value: &Value) -> Option<Value> {
+    let given_by_engine = value.as_str() == Some(container.id.short());
+    (!given_by_engine && !shares_names(container)).then(|| value.clone())
+}
+
+fn shares_names(container: &Container) -> bool {
+    let uts_host = container.host_config.get("UTSMode").and_then(Value::as_str) == Some("host");
+    uts_host || container.network_mode().starts_with("container:")
+}
+
+fn host_config(container: &Container) -> Object {
+    let mut host_config: Object = container
+        .host_config
+        .clone()
+        .into_iter()
+        .filter(|(_, value)| !value.is_null())
+        .collect();
+    if let Some(links) = host_config.get_mut("Links").and_then(Value::as_array_mut) {
+        for link in links {
+            let asked = link.as_str().map(link_as_asked);
+            *link = asked.map_or(Value::Null, Value::String);
+        }
+    }
+    if let Some(ulimits) = host_config.get_mut("Ulimits").and_then(Value::as_array_mut) {
+        for ulimit in ulimits {
+            // Podman answers `RLIMIT_NOFILE` and takes only `nofile`.
+            let asked = ulimit["Name"]
+                .as_str()
+                .and_then(|name| name.strip_prefix("RLIMIT_"))
+                .map(str::to_lowercase);
+            if let Some(asked) = asked {
+                ulimit["Name"] = json!(asked);
+            }
+        }
+    }
+    keep_anonymous_volumes(container, &mut host_config);
+    keep_ephemeral_ports(container, &mut host_config);
+    host_config
+}
+
+/// `/provider:/container/alias`, as inspection shows a link, back to `provider:alias`.
+fn link_as_asked(link: &str) -> String {
+    let (provider, alias) = link.split_once(':').unwrap_or((link, link));
+    let alias = alias.rsplit('/').next().unwrap_or(alias);
+    format!("{}:{alias}", provider.trim_start_matches('/'))
+}
+
+/// The data in volumes that nobody named belongs to the container's owner all the same: they are mounted again by their names.
+fn keep_anonymous_volumes(container: &Container, host_config: &mut Object) {
+    for mount in container
+        .mounts
+        .iter()
+        .filter(|mount| mount.is_anonymous_volume())
+    {
+        let Some(name) = &mount.name else { continue };
+        let asked = host_config
+            .get_mut("Mounts")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten();
+        let asked = asked
+            .filter(|asked| asked["Target"].as_str() == Some(mount.destination.as_str()))
+            .next();
+        if let Some(asked) = asked {
+            asked["Source"] = json!(name);
+            continue;
+        }
+        let mode = if mount.read_write { "" } else { ":ro" };
+        let bind = format!("{name}:{}{mode}", mount.destination);
+        let binds = host_config.entry("Binds").or_insert_with(|| json!([]));
+        if let Some(binds) = binds.as_array_mut()
+            && !binds.iter().any(|bound| {
+                bound
+                    .as_str()
+                    .is_some_and(|bound| destination(bound) == mount.destination)
+            })
+        {
+            binds.push(json!(bind));
+        }
+    }
+}
+
+/// The second part of `source:destination[:options]`.
+fn destination(bind: &str) -> &str {
+    bind.split(':').nth(1).unwrap_or_default()
+}
+
+/// A port that the engine chose is kept: somebody was told of it, and the replacement would get another one. It is free by
+/// then, since the old container has stopped.
+fn keep_ephemeral_ports(container: &Container, host_config: &mut Object) {
+    let Some(bindings) = host_config
+        .get_mut("PortBindings")
+        .and_then(Value::as_object_mut)
+    else {
+        return;
+    };
+    for (port, bindings) in bindings {
+        for binding in bindings.as_array_mut().into_iter().flatten() {
+            if !matches!(binding["HostPort"].as_str(), None | Some("" | "0")) {
+                continue;
+            }
+            let address = binding["HostIp"].as_str().unwrap_or_default().to_owned();
+            let bound = container.published_ports.iter().find(|published| {
+                format!("{}/{}", published.container_port, published.protocol) == *port
+                    && (address.is_empty() || published.host_address == address)
+            });
+            if let Some(bound) = bound {
+                binding["HostPort"] = json!(bound.host_port.to_string());
+            }
+        }
+    }
+}
+
+/// The endpoint of the network that the container was made with, and those of the others.
+fn endpoints(container: &Container) -> (Option<(String, Object)>, BTreeMap<String, Object>) {
+    let mode = container.network_mode();
+    if matches!(mode, "host" | "none") || mode.starts_with("container:") {
+        return (None, BTreeMap::new());
+    }
+    let mut primary = None;
+    let mut others = BTreeMap::new();
+    for (name, endpoint) in &container.endpoints {
+        let asked = endpoint_as_asked(container, name, endpoint);
+        // A network may have been asked for by its id, while endpoints go by name.
+        let by_id = endpoint
+            .get("NetworkID")
+            .and_then(Value::as_str)
+            .is_some_and(|id| id == mode);
+        if name == mode || by_id {
+            primary = Some((mode.to_owned(), asked));
+        } else {
+            others.insert(name.clone(), asked);
+        }
+    }
+    (primary, others)
+}
+
+/// An endpoint's wishes without its present state: a static address is in `IPAMConfig`, a dynamic one nowhere here.
+fn endpoint_as_asked(container: &Container, network: &str, endpoint: &Object) -> Object {
+    let mut asked = Object::new();
+    for key in ["IPAMConfig", "Links", "DriverOpts", "GwPriority"] {
+        asked.extend(
+            endpoint
+                .get(key)
+                .filter(|value| !is_empty(value))
+                .map(|value| (key.to_owned(), value.clone())),
+        );
+    }
+    // The engine gives every container its short id and its hostname as aliases, and the default network takes none.
+    let hostname = container
+        .config
+        .get("Hostname")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let given = [container.id.short(), hostname];
+    let aliases: Vec<Value> = endpoint
+        .get("Aliases")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter(|alias| alias.as_str().is_some_and(|alias| !given.contains(&alias)))
+        .cloned()
+        .collect();
+    if !aliases.is_empty() && network != "bridge" {
+        asked.insert("Aliases".into(), Value::Array(aliases));
+    }
+    asked
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(entries) => entries.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+/// The items that the default does not have; `None` where nothing is left.
+fn list_without(value: &Value, default: Option<&Value>) -> Option<Value> {
+    let default = default
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let kept: Vec<Value> = value
+        .as_array()?
+        .iter()
+        .filter(|item| !default.contains(item))
+        .cloned()
+        .collect();
+    (!kept.is_empty()).then_some(Value::Array(kept))
+}
+
+/// The entries that differ from the default's; `None` where nothing is left.
+fn object_without(value: &Value, default: Option<&Value>) -> Option<Value> {
+    let kept: Object = value
+        .as_object()?
+        .iter()
+        .filter(|(key, value)| default.and_then(|default| default.get(key.as_str())) != Some(value))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    (!kept.is_empty()).then_some(Value::Object(kept))
+}
+
+/// The keys that the default does not have (their values say nothing); `None` where nothing is left.
+fn keys_without(value: &Value, default: Option<&Value>) -> Option<Value> {
+    let kept: Object = value
+        .as_object()?
+        .iter()
+        .filter(|(key, _)| {
+            default
+                .and_then(|default| default.get(key.as_str()))
+                .is_none()
+        })
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    (!kept.is_empty()).then_some(Value::Object(kept))
+}
+
+/// Labels of an earlier replacement tell of that one.
+fn without_ours(mut labels: Value) -> Value {
+    if let Some(labels) = labels.as_object_mut() {
+        labels.retain(|key, _| key != LABEL_REPLACES && key != LABEL_NAME);
+    }
+    labels
+}
+
+#[cfg(test)]
+mod tests;

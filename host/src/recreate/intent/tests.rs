@@ -1,0 +1,307 @@
+//! What is kept and what follows the new image, case by case. The numbers are those of research/updaters.md, section 2.6.
+
+use super::*;
+use crate::container::{Health, Mount, PublishedPort, State};
+use crate::image::ImageId;
+
+fn object(value: Value) -> Object {
+    value.as_object().cloned().unwrap()
+}
+
+fn container(config: Value, host_config: Value) -> Container {
+    Container {
+        id: ContainerId::new("0123456789ab".to_owned() + &"c".repeat(52)),
+        name: "ws-a".into(),
+        image_id: ImageId::new("sha256:old"),
+        platform: None,
+        state: State::Running,
+        health: Health::None,
+        exit_code: None,
+        error: None,
+        created: 0,
+        started: None,
+        config: object(config),
+        host_config: object(host_config),
+        endpoints: BTreeMap::new(),
+        published_ports: vec![],
+        mounts: vec![],
+    }
+}
+
+fn intent(config: Value, image: Value) -> Value {
+    Value::Object(Intent::of(&container(config, json!({})), &object(image)).config)
+}
+
+/// The only place that knows how an intent is made.
+#[track_caller]
+fn check(config: Value, image: Value, expected: Value) {
+    assert_eq!(intent(config, image), expected);
+}
+
+#[test]
+fn environment_that_the_image_gave_follows_the_image_and_the_users_stays() {
+    // 20
+    check(
+        json!({"Env": ["PATH=/bin", "MODEL=v1", "KEY=mine"]}),
+        json!({"Env": ["PATH=/bin", "MODEL=v1", "KEY=theirs"]}),
+        json!({"Env": ["KEY=mine"]}),
+    );
+}
+
+#[test]
+fn a_command_is_kept_only_where_a_user_gave_it() {
+    // 22
+    let image = json!({"Entrypoint": ["/e"], "Cmd": ["c"]});
+    check(
+        json!({"Entrypoint": ["/e"], "Cmd": ["c"]}),
+        image.clone(),
+        json!({}),
+    );
+    check(
+        json!({"Entrypoint": ["/e"], "Cmd": ["mine"]}),
+        image.clone(),
+        json!({"Cmd": ["mine"]}),
+    );
+    check(
+        json!({"Entrypoint": ["/mine"], "Cmd": null}),
+        image.clone(),
+        json!({"Entrypoint": ["/mine"]}),
+    );
+    check(
+        json!({"Entrypoint": ["/mine"], "Cmd": ["c"]}),
+        image.clone(),
+        json!({"Entrypoint": ["/mine"], "Cmd": ["c"]}),
+    );
+    check(
+        json!({"Entrypoint": ["/e"], "Cmd": null}),
+        image.clone(),
+        json!({"Entrypoint": ["/e"]}),
+    );
+    check(
+        json!({"Entrypoint": null, "Cmd": ["sh"]}),
+        image,
+        json!({"Entrypoint": [""], "Cmd": ["sh"]}),
+    );
+}
+
+#[test]
+fn labels_of_the_image_follow_it_and_those_of_an_earlier_replacement_go() {
+    // 23
+    check(
+        json!({"Labels": {"version": "1", "owner": "me", "io.refit.replaces": "x", "io.refit.name": "ws-a"}}),
+        json!({"Labels": {"version": "1"}}),
+        json!({"Labels": {"owner": "me"}}),
+    );
+}
+
+#[test]
+fn a_health_check_is_kept_field_by_field() {
+    // 24
+    let image = json!({"Healthcheck": {"Test": ["CMD", "/h"], "Interval": 5}});
+    check(
+        json!({"Healthcheck": {"Test": ["CMD", "/h"], "Interval": 5}}),
+        image.clone(),
+        json!({}),
+    );
+    check(
+        json!({"Healthcheck": {"Test": ["CMD", "/h"], "Interval": 9}}),
+        image.clone(),
+        json!({"Healthcheck": {"Interval": 9}}),
+    );
+    check(
+        json!({"Healthcheck": {"Test": ["NONE"]}}),
+        image,
+        json!({"Healthcheck": {"Test": ["NONE"]}}),
+    );
+}
+
+#[test]
+fn the_images_other_defaults_follow_it() {
+    // 25
+    let image = json!({"User": "app", "WorkingDir": "/app", "StopSignal": "SIGINT", "Shell": ["/bin/sh"],
+        "Volumes": {"/data": {}}, "ExposedPorts": {"80/tcp": {}}});
+    check(image.clone(), image.clone(), json!({}));
+    check(
+        json!({"User": "1000", "WorkingDir": "/w", "StopSignal": "SIGQUIT", "StopTimeout": 30,
+            "Volumes": {"/data": {}, "/mine": {}}, "ExposedPorts": {"80/tcp": {}, "81/tcp": {}}}),
+        image,
+        json!({"User": "1000", "WorkingDir": "/w", "StopSignal": "SIGQUIT", "StopTimeout": 30,
+            "Volumes": {"/mine": {}}, "ExposedPorts": {"81/tcp": {}}}),
+    );
+}
+
+#[test]
+fn a_hostname_is_kept_only_where_a_user_gave_it_and_it_may_be_given() {
+    // 18, 19
+    check(json!({"Hostname": "0123456789ab"}), json!({}), json!({}));
+    check(
+        json!({"Hostname": "box", "Domainname": "d"}),
+        json!({}),
+        json!({"Hostname": "box", "Domainname": "d"}),
+    );
+    for shared in [
+        json!({"NetworkMode": "container:abc"}),
+        json!({"UTSMode": "host"}),
+    ] {
+        let container = container(json!({"Hostname": "box", "Domainname": "d"}), shared);
+        assert_eq!(Intent::of(&container, &Object::new()).config, Object::new());
+    }
+}
+
+#[test]
+fn what_nobody_here_has_heard_of_is_carried() {
+    check(
+        json!({"FromTheFuture": {"a": 1}, "Tty": true}),
+        json!({}),
+        json!({"FromTheFuture": {"a": 1}, "Tty": true}),
+    );
+    let container = container(json!({}), json!({"NewKnob": 7, "Unset": null}));
+    assert_eq!(
+        Intent::of(&container, &Object::new()).host_config,
+        object(json!({"NewKnob": 7}))
+    );
+}
+
+fn mount(name: &str, destination: &str, read_write: bool) -> Mount {
+    Mount {
+        kind: "volume".into(),
+        name: Some(name.into()),
+        destination: destination.into(),
+        read_write,
+    }
+}
+
+#[test]
+fn volumes_without_a_name_are_mounted_again_by_the_name_they_got() {
+    // 39
+    let (a, b, c) = ("a".repeat(64), "b".repeat(64), "c".repeat(64));
+    let mut container = container(
+        json!({}),
+        json!({"Binds": ["named:/named", "/host:/bound:ro"], "Mounts": [{"Type": "volume", "Target": "/m"}]}),
+    );
+    container.mounts = vec![
+        mount(&a, "/data", true),
+        mount(&b, "/ro", false),
+        mount(&c, "/m", true),
+        mount("named", "/named", true),
+    ];
+    let host_config = Intent::of(&container, &Object::new()).host_config;
+    assert_eq!(
+        Value::Object(host_config),
+        json!({
+            "Binds": ["named:/named", "/host:/bound:ro", format!("{a}:/data"), format!("{b}:/ro:ro")],
+            "Mounts": [{"Type": "volume", "Target": "/m", "Source": c}],
+        })
+    );
+}
+
+#[test]
+fn a_port_that_the_engine_chose_is_kept() {
+    // 44
+    let mut container = container(
+        json!({}),
+        json!({"PortBindings": {"8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}], "9/udp": [{"HostIp": "", "HostPort": "99"}]}}),
+    );
+    let bound = |host_address: &str, host_port| PublishedPort {
+        container_port: 8000,
+        protocol: "tcp".into(),
+        host_address: host_address.into(),
+        host_port,
+    };
+    container.published_ports = vec![bound("0.0.0.0", 1), bound("127.0.0.1", 49153)];
+    let host_config = Intent::of(&container, &Object::new()).host_config;
+    assert_eq!(
+        host_config["PortBindings"]["8000/tcp"][0]["HostPort"],
+        "49153"
+    );
+    assert_eq!(host_config["PortBindings"]["9/udp"][0]["HostPort"], "99");
+}
+
+#[test]
+fn links_and_ulimits_are_said_as_they_may_be_asked_for() {
+    // 37, and Podman's answer
+    let container = container(
+        json!({}),
+        json!({"Links": ["/db:/ws-a/database"], "Ulimits": [{"Name": "RLIMIT_NOFILE", "Soft": 1, "Hard": 2}]}),
+    );
+    let host_config = Intent::of(&container, &Object::new()).host_config;
+    assert_eq!(host_config["Links"], json!(["db:database"]));
+    assert_eq!(host_config["Ulimits"][0]["Name"], "nofile");
+}
+
+fn on_networks(mode: &str, endpoints: Value) -> Intent {
+    let mut container = container(
+        json!({"Hostname": "0123456789ab"}),
+        json!({"NetworkMode": mode}),
+    );
+    container.endpoints = object(endpoints)
+        .into_iter()
+        .map(|(name, endpoint)| (name, object(endpoint)))
+        .collect();
+    Intent::of(&container, &Object::new())
+}
+
+#[test]
+fn aliases_and_static_addresses_are_kept_and_dynamic_ones_are_not() {
+    // 29, 31, 33
+    let intent = on_networks(
+        "net",
+        json!({"net": {"Aliases": ["web", "0123456789ab"], "IPAMConfig": null, "IPAddress": "10.0.0.2", "MacAddress": "02:42:0a:00:00:02", "NetworkID": "n1"}}),
+    );
+    assert_eq!(
+        intent.primary,
+        Some(("net".into(), object(json!({"Aliases": ["web"]}))))
+    );
+    let intent = on_networks(
+        "net",
+        json!({"net": {"IPAMConfig": {"IPv4Address": "10.0.0.9"}, "IPAddress": "10.0.0.9", "NetworkID": "n1"}}),
+    );
+    assert_eq!(
+        intent.primary,
+        Some((
+            "net".into(),
+            object(json!({"IPAMConfig": {"IPv4Address": "10.0.0.9"}}))
+        ))
+    );
+}
+
+#[test]
+fn the_network_it_was_made_with_comes_first_also_where_it_was_named_by_id() {
+    // 30, 32
+    let networks =
+        json!({"a": {"NetworkID": "id-a"}, "b": {"NetworkID": "id-b", "Aliases": ["x"]}});
+    let intent = on_networks("id-b", networks);
+    assert_eq!(
+        intent.primary,
+        Some(("id-b".into(), object(json!({"Aliases": ["x"]}))))
+    );
+    assert_eq!(intent.others.keys().collect::<Vec<_>>(), ["a"]);
+}
+
+#[test]
+fn shared_and_default_networks_get_no_wishes_they_would_refuse() {
+    // 35
+    let default = on_networks(
+        "default",
+        json!({"bridge": {"Aliases": ["0123456789ab", "x"], "NetworkID": "n"}}),
+    );
+    assert_eq!(default.primary, Some(("bridge".into(), Object::new())));
+    for mode in ["host", "none", "container:abc"] {
+        let intent = on_networks(mode, json!({mode: {"NetworkID": "n"}}));
+        assert_eq!((intent.primary, intent.others.len()), (None, 0), "{mode}");
+    }
+}
+
+#[test]
+fn a_replacement_says_whom_it_replaces() {
+    let container = container(
+        json!({"Image": "x:latest", "Labels": {"owner": "me"}}),
+        json!({}),
+    );
+    let replacement = Intent::of(&container, &Object::new()).on("x:latest", &container.id, "ws-a");
+    assert_eq!(
+        replacement.request.config["Labels"],
+        json!({"owner": "me", "io.refit.replaces": container.id.as_str(), "io.refit.name": "ws-a"})
+    );
+    assert_eq!(replacement.request.config["Image"], "x:latest");
+}

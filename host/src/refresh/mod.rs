@@ -1,0 +1,254 @@
+//! One refresh, start to end: call the policy with its hands on the engine (or tied, for a plan), then lay what it said beside
+//! what was done.
+//!
+//! A refresh uses the policy that was active when it began, to its end; one that is swapped meanwhile starts nothing new here.
+
+mod report;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
+
+use crate::capabilities::Capabilities;
+use crate::capabilities::guard::{Counts, Guard};
+use crate::capabilities::live::{Live, Workshop};
+use crate::capabilities::plan::Plan;
+use crate::diagnostic::Hints;
+use crate::grants::Grants;
+use crate::journal::{Events, Journal};
+use crate::policy::{
+    Concurrency, ConfigProblem, Decisions, Failure, Policy, PolicyError, PolicyState, Session,
+};
+
+pub use self::report::{ContainerReport, PolicyReport, Report, Summary};
+
+/// Who or what asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Trigger {
+    Operator,
+    Api,
+    Schedule,
+    Webhook,
+}
+
+/// What is asked for.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Request {
+    pub trigger: Trigger,
+    /// In the policy's vocabulary (the default policy: runtimes). Empty means all.
+    pub targets: Vec<String>,
+    /// By registry and repository. Empty means all.
+    pub images: Vec<String>,
+    pub recreate: bool,
+    pub force: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Do it.
+    Refresh,
+    /// Say what would be done.
+    Plan,
+}
+
+/// A policy with the configuration that it accepted, and what it keeps.
+pub struct ActivePolicy {
+    pub policy: Policy,
+    /// JSON.
+    pub config: String,
+    pub state: PolicyState,
+}
+
+impl ActivePolicy {
+    /// Puts a configuration before the policy; what it does not accept does not become active.
+    pub async fn new(
+        policy: Policy,
+        config: String,
+        state: PolicyState,
+    ) -> Result<Self, PolicyError> {
+        let problems = policy.validate_config(&config).await?;
+        if problems.is_empty() {
+            Ok(Self {
+                policy,
+                config,
+                state,
+            })
+        } else {
+            Err(PolicyError::Config {
+                policy: policy.title(),
+                problems,
+            })
+        }
+    }
+}
+
+/// What bounds a refresh, whatever its policy.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub counts: Counts,
+    pub concurrency: Concurrency,
+    /// For the whole of it.
+    pub whole: Duration,
+}
+
+/// Makes refreshes. Many may be under way at once; two never work on one container.
+pub struct Refresher {
+    workshop: Arc<Workshop>,
+    active: ArcSwap<ActivePolicy>,
+    grants: Arc<Grants>,
+    bounds: Bounds,
+}
+
+/// A refresh could not be made at all.
+#[derive(Debug, thiserror::Error)]
+pub enum RefreshError {
+    #[error("unknown {}: {}", if .asked.len() == 1 { "target" } else { "targets" }, .asked.join(", "))]
+    UnknownTargets {
+        asked: Vec<String>,
+        known: Vec<String>,
+    },
+    #[error("cannot list the containers: {cause}")]
+    Engine { cause: String, partial: Box<Report> },
+    #[error("the policy refused: {message}")]
+    Refused {
+        message: String,
+        partial: Box<Report>,
+    },
+    #[error("the policy no longer accepts its configuration")]
+    Config { problems: Vec<ConfigProblem> },
+    #[error("{error}")]
+    Policy {
+        error: PolicyError,
+        partial: Box<Report>,
+    },
+}
+
+impl Hints for RefreshError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::UnknownTargets { known, .. } => {
+                vec![format!("the policy knows {}", known.join(", "))]
+            }
+            Self::Config { problems } => problems.iter().map(ToString::to_string).collect(),
+            Self::Policy { error, .. } => error.hints(),
+            Self::Engine { .. } => {
+                vec!["`refit doctor` shows whether the engine can be reached".into()]
+            }
+            Self::Refused { .. } => vec![],
+        }
+    }
+}
+
+impl RefreshError {
+    /// What had been done by then, where anything was.
+    pub fn partial(&self) -> Option<&Report> {
+        match self {
+            Self::Engine { partial, .. }
+            | Self::Refused { partial, .. }
+            | Self::Policy { partial, .. } => Some(partial),
+            Self::UnknownTargets { .. } | Self::Config { .. } => None,
+        }
+    }
+}
+
+impl Refresher {
+    pub fn new(
+        workshop: Arc<Workshop>,
+        active: ActivePolicy,
+        grants: Arc<Grants>,
+        bounds: Bounds,
+    ) -> Self {
+        Self {
+            workshop,
+            active: ArcSwap::from_pointee(active),
+            grants,
+            bounds,
+        }
+    }
+
+    pub fn active(&self) -> Arc<ActivePolicy> {
+        self.active.load_full()
+    }
+
+    pub fn workshop(&self) -> &Arc<Workshop> {
+        &self.workshop
+    }
+
+    /// Put another policy in the active one's place. Refreshes under way end on the one they began with.
+    pub fn swap(&self, next: ActivePolicy) -> Arc<ActivePolicy> {
+        self.active.swap(Arc::new(next))
+    }
+
+    /// `cancel` ends it early: what was begun is finished, nothing new is begun.
+    pub async fn run(
+        &self,
+        request: &Request,
+        mode: Mode,
+        events: Events,
+        cancel: CancellationToken,
+    ) -> Result<Report, RefreshError> {
+        let active = self.active();
+        let began = (jiff::Timestamp::now(), Instant::now());
+        let journal = Arc::new(self.journal(request, mode, events, cancel));
+        let session = Session {
+            capabilities: journal.clone(),
+            grants: self.grants.clone(),
+            concurrency: self.bounds.concurrency,
+            state: if mode == Mode::Plan {
+                active.state.scratch()
+            } else {
+                active.state.clone()
+            },
+        };
+        let answer = active
+            .policy
+            .refresh(request, &active.config, session, self.bounds.whole)
+            .await;
+        // Also after a trap: what was begun ends first, and is in the report.
+        let record = journal.finish().await;
+        let (decisions, failed) = match answer {
+            Ok(Ok(decisions)) => (decisions, None),
+            Ok(Err(failure)) => (Decisions::default(), Some(Ok(failure))),
+            Err(error) => (Decisions::default(), Some(Err(error))),
+        };
+        let report = report::build(&active.policy, request, mode, began, decisions, record);
+        let Some(failed) = failed else {
+            return Ok(report);
+        };
+        let partial = Box::new(report);
+        Err(match failed {
+            Ok(Failure::UnknownTargets { asked, known }) => {
+                RefreshError::UnknownTargets { asked, known }
+            }
+            Ok(Failure::InvalidConfig(problems)) => RefreshError::Config { problems },
+            Ok(Failure::Engine(cause)) => RefreshError::Engine { cause, partial },
+            Ok(Failure::Other(message)) => RefreshError::Refused { message, partial },
+            Err(error) => RefreshError::Policy { error, partial },
+        })
+    }
+
+    /// The policy's hands: the journal around the guard around the work.
+    fn journal(
+        &self,
+        request: &Request,
+        mode: Mode,
+        events: Events,
+        cancel: CancellationToken,
+    ) -> Journal {
+        let (workshop, force) = (self.workshop.clone(), request.force);
+        let hands: Arc<dyn Capabilities> = match mode {
+            Mode::Refresh => Arc::new(Live {
+                workshop,
+                force,
+                events: events.clone(),
+            }),
+            Mode::Plan => Arc::new(Plan { workshop, force }),
+        };
+        let guard = Guard::new(hands, self.grants.clone(), self.bounds.counts, cancel);
+        Journal::new(Arc::new(guard), mode == Mode::Plan, events)
+    }
+}

@@ -1,0 +1,189 @@
+//! What a refresh came to: the host's record of what was done, and beside it the policy's reasons.
+//!
+//! The JSON of this is documented in `docs/report.md` and stable within a `format`.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::{Mode, Request};
+use crate::journal::{ImageOutcome, ImageRecord, Record, RecreationOutcome, RecreationRecord};
+use crate::policy::{Decisions, Policy, Target, Verdict};
+
+/// Raised when a field changes its meaning or goes.
+const FORMAT: u32 = 1;
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub format: u32,
+    pub mode: Mode,
+    pub started: jiff::Timestamp,
+    pub duration_ms: u64,
+    pub policy: PolicyReport,
+    pub request: Request,
+    pub summary: Summary,
+    /// What the policy calls the images.
+    pub targets: Vec<Target>,
+    /// In the order in which they were done.
+    pub images: Vec<ImageRecord>,
+    /// Sorted by name.
+    pub containers: Vec<ContainerReport>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct PolicyReport {
+    pub name: String,
+    pub version: String,
+    pub digest: String,
+}
+
+/// A container that the policy decided about, or gave to the host.
+#[derive(Clone, Debug, Serialize)]
+pub struct ContainerReport {
+    pub name: String,
+    /// `None` where the policy ended before it said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What the host did about it. `None` where it was not asked to do anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recreation: Option<RecreationRecord>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    pub pulled: usize,
+    pub up_to_date: usize,
+    pub would_pull: usize,
+    pub pull_failed: usize,
+    pub recreated: usize,
+    pub removed: usize,
+    pub would_recreate: usize,
+    pub current: usize,
+    pub stale: usize,
+    pub unknown: usize,
+    /// Recreations that did not come to what was asked: refused, aborted, rolled back, stranded, busy.
+    pub recreate_failed: usize,
+}
+
+impl Report {
+    /// Whether something that was asked for did not come about. A missing image alone is such a thing.
+    pub fn has_failures(&self) -> bool {
+        self.summary.pull_failed + self.summary.recreate_failed + self.summary.unknown > 0
+    }
+
+    /// Whether a plan found something to do.
+    pub fn has_work(&self) -> bool {
+        self.summary.would_pull + self.summary.would_recreate > 0
+    }
+
+    /// The record of what was done about an image, by the reference that the policy gave for it.
+    pub fn image(&self, reference: &str) -> Option<&ImageRecord> {
+        let wanted = reference.parse::<crate::image::ImageRef>().ok()?;
+        self.images
+            .iter()
+            .rev()
+            .find(|record| record.image == wanted)
+    }
+}
+
+pub(super) fn build(
+    policy: &Policy,
+    request: &Request,
+    mode: Mode,
+    (started, clock): (jiff::Timestamp, Instant),
+    decisions: Decisions,
+    record: Record,
+) -> Report {
+    let mut containers: Vec<ContainerReport> = Vec::new();
+    for (name, decision) in decisions.by_container {
+        if !record.lent.iter().any(|lent| lent.name == name) {
+            tracing::warn!(
+                policy = policy.name,
+                container = name,
+                "the policy decided about a container that it was not lent; ignored"
+            );
+            continue;
+        }
+        containers.push(ContainerReport {
+            name,
+            verdict: Some(decision.verdict),
+            rule: Some(decision.rule),
+            reason: Some(decision.reason),
+            recreation: None,
+        });
+    }
+    for recreation in record.recreations {
+        let name = recreation.container.clone();
+        match containers
+            .iter_mut()
+            .find(|container| container.name == name)
+        {
+            Some(container) => container.recreation = Some(recreation),
+            None => {
+                containers.push(ContainerReport {
+                    name,
+                    verdict: None,
+                    rule: None,
+                    reason: None,
+                    recreation: Some(recreation),
+                });
+            }
+        }
+    }
+    containers.sort_by(|a, b| a.name.cmp(&b.name));
+    Report {
+        format: FORMAT,
+        mode,
+        started,
+        duration_ms: u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
+        policy: PolicyReport {
+            name: policy.name.clone(),
+            version: policy.version.clone(),
+            digest: policy.digest.clone(),
+        },
+        request: request.clone(),
+        summary: summarise(&record.images, &containers),
+        targets: decisions.targets,
+        images: record.images,
+        containers,
+    }
+}
+
+fn summarise(images: &[ImageRecord], containers: &[ContainerReport]) -> Summary {
+    let mut summary = Summary::default();
+    for image in images {
+        match image.outcome {
+            ImageOutcome::Pulled => summary.pulled += 1,
+            ImageOutcome::UpToDate => summary.up_to_date += 1,
+            ImageOutcome::WouldPull => summary.would_pull += 1,
+            ImageOutcome::Failed => summary.pull_failed += 1,
+        }
+    }
+    for container in containers {
+        match container
+            .recreation
+            .as_ref()
+            .map(|recreation| recreation.outcome)
+        {
+            Some(RecreationOutcome::Recreated) => summary.recreated += 1,
+            Some(RecreationOutcome::Removed) => summary.removed += 1,
+            Some(RecreationOutcome::WouldRecreate) => summary.would_recreate += 1,
+            Some(RecreationOutcome::Current) => summary.current += 1,
+            Some(_) => summary.recreate_failed += 1,
+            // What the policy says, and the host did nothing about.
+            None => match container.verdict {
+                Some(Verdict::Current) => summary.current += 1,
+                Some(Verdict::Stale) => summary.stale += 1,
+                Some(Verdict::Unknown) => summary.unknown += 1,
+                // It says `recreate` and never asked for it: a lie, or a wave cut short.
+                Some(Verdict::Recreate) => summary.recreate_failed += 1,
+                Some(Verdict::Leave) | None => {}
+            },
+        }
+    }
+    summary
+}

@@ -1,0 +1,85 @@
+//! The HTTP interface. Handlers are: extract, call one function of the domain, answer. The only place that names axum.
+
+mod auth;
+mod problem;
+mod workspace_images;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use self::auth::AdminToken;
+use self::problem::Problem;
+use crate::refresh::Refresher;
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct Served {
+    pub refresher: Arc<Refresher>,
+    /// `None` only where the daemon listens on loopback alone.
+    pub token: Option<Arc<AdminToken>>,
+    /// Work that was asked for and goes on when its client has hung up.
+    pub work: TaskTracker,
+    /// Set when the daemon is told to stop.
+    pub stopping: CancellationToken,
+}
+
+/// No request of ours has a body to speak of.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+
+pub fn router(served: Served) -> Router {
+    let guarded = Router::new()
+        .route(
+            "/admin/workspace-images/refresh",
+            post(workspace_images::refresh),
+        )
+        .layer(from_fn_with_state(served.clone(), auth::require_token));
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .merge(guarded)
+        .fallback(async || {
+            Problem::new(StatusCode::NOT_FOUND, "not-found", "there is nothing here")
+        })
+        .method_not_allowed_fallback(async || {
+            Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method-not-allowed",
+                "this method does nothing here",
+            )
+        })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(served)
+}
+
+/// Whether a refresh would find what it needs: an engine that answers, and time to end.
+async fn ready(State(served): State<Served>) -> Result<&'static str, Problem> {
+    if served.stopping.is_cancelled() {
+        return Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "stopping",
+            "the daemon is stopping",
+        ));
+    }
+    match served.refresher.workshop().engine.version().await {
+        Ok(_) => Ok("ready\n"),
+        Err(error) => {
+            // The address of the engine and the like are for the log; whoever may ask without a token is told that much.
+            tracing::warn!(
+                "not ready: {}",
+                crate::diagnostic::Diagnostic::of(&error).sentence()
+            );
+            Err(Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "engine-unavailable",
+                "the container engine does not answer",
+            ))
+        }
+    }
+}

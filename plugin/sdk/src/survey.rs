@@ -1,0 +1,256 @@
+//! The first half of every refresh: select, pull, list, inspect, match, decide. And waves for the second half.
+//!
+//! A policy that wants more than one wave takes a [`Survey`] and spends it as it likes: a wave of one, a look at the outcome, a
+//! wave of the rest. Nothing here changes a container before [`Survey::wave`].
+
+use std::rc::Rc;
+
+use crate::docker::{Container, Context, Docker, PulledImage, Recreation};
+use crate::facts::{
+    ContainerInfo, Decision, EngineError, Failure, Level, PullError, RecreateError, Recreated,
+    Report, Request, Strategy, Target, UnknownTargets,
+};
+use crate::policy::{Action, Candidate, Choice, Policy, rule};
+use crate::reference::same_repository;
+use crate::words;
+
+/// What a refresh found: the containers that are due, and the decisions about all others.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// The targets that the request selected, in the policy's order.
+    pub targets: Vec<Target>,
+    /// Containers to recreate, in the order in which [`Survey::wave`] takes them: by name, until somebody sorts them.
+    pub due: Vec<Due>,
+    /// What needs no more work.
+    pub settled: Vec<Decision>,
+}
+
+/// A container that is to be recreated, with all that takes.
+#[derive(Debug)]
+pub struct Due {
+    pub container: Container,
+    pub info: ContainerInfo,
+    /// Shared by all containers that follow it.
+    pub image: Rc<PulledImage>,
+    pub strategy: Strategy,
+    pub rule: String,
+    pub reason: String,
+}
+
+/// Look at everything the request selects, and decide about each container.
+///
+/// Fails where the request names a target that the policy does not know, and where containers are to be recreated and could
+/// not be listed. Everything else that goes wrong becomes a decision.
+pub fn survey<P: Policy>(
+    config: &P::Config,
+    request: &Request,
+    context: &mut Context<'_>,
+) -> Result<Survey, Failure> {
+    let targets = select(P::targets(config), request)?;
+    if targets.is_empty() {
+        return Ok(Survey::default());
+    }
+    let images = pull(&targets, context.docker);
+    let containers = list::<P>(config, request, context)?;
+    let infos = match containers.is_empty() {
+        true => Vec::new(),
+        false => context
+            .docker
+            .inspect(&containers.iter().collect::<Vec<_>>()),
+    };
+    let now = context.host.now();
+    let mut survey = Survey {
+        targets,
+        ..Survey::default()
+    };
+    for (container, info) in containers.into_iter().zip(infos) {
+        let info = match info {
+            Ok(info) => info,
+            Err(EngineError::NotFound) => continue,
+            Err(error) => {
+                let reason = format!("it could not be inspected: {}", words::engine_error(&error));
+                survey.settle(
+                    container.name(),
+                    Choice::unknown(rule::INSPECT_FAILED, reason),
+                );
+                continue;
+            }
+        };
+        let follows = |target: &Target| P::matches(config, &info, target);
+        let Some(at) = survey.targets.iter().position(follows) else {
+            continue;
+        };
+        let image = match &images[at] {
+            Ok(image) => image,
+            Err(error) => {
+                let reason = words::pull_error(&survey.targets[at].image, error);
+                survey.settle(container.name(), Choice::unknown(rule::PULL_FAILED, reason));
+                continue;
+            }
+        };
+        let target = &survey.targets[at];
+        let candidate = Candidate {
+            container: &info,
+            target,
+            image,
+            request,
+            now,
+        };
+        let choice = match P::decide(config, &candidate) {
+            // Whatever a policy decides: who asked for images only gets images only.
+            Choice {
+                action: Action::Recreate(strategy),
+                ..
+            } if !request.recreate => candidate.by_default(strategy),
+            choice => choice,
+        };
+        match choice.action {
+            Action::Recreate(strategy) => survey.due.push(Due {
+                container,
+                info,
+                image: Rc::clone(image),
+                strategy,
+                rule: choice.rule.into_owned(),
+                reason: choice.reason,
+            }),
+            Action::Current | Action::Stale | Action::Unknown | Action::Leave => {
+                survey.settle(container.name(), choice);
+            }
+        }
+    }
+    Ok(survey)
+}
+
+impl Survey {
+    /// Recreate the next containers that are due, `most` at the most, and say what came of each. An empty answer means that
+    /// nothing is due any more.
+    pub fn wave(
+        &mut self,
+        docker: &mut dyn Docker,
+        most: usize,
+    ) -> Vec<Result<Recreated, RecreateError>> {
+        let wave: Vec<Due> = self.due.drain(..most.min(self.due.len())).collect();
+        if wave.is_empty() {
+            return Vec::new();
+        }
+        let recreations: Vec<Recreation<'_>> = wave
+            .iter()
+            .map(|due| Recreation {
+                container: &due.container,
+                image: &due.image,
+                strategy: due.strategy,
+            })
+            .collect();
+        let outcomes = docker.recreate(&recreations);
+        for due in wave {
+            let choice = Choice::recreate(due.strategy, due.rule, due.reason);
+            self.settle(due.container.name(), choice);
+        }
+        outcomes
+    }
+
+    /// Leave whatever is still due as it is, for this reason: the end of a refresh whose canary failed.
+    pub fn hold_back(&mut self, rule: &str, reason: &str) {
+        for due in std::mem::take(&mut self.due) {
+            self.settle(due.container.name(), Choice::stale(rule.to_owned(), reason));
+        }
+    }
+
+    /// The answer to the host. What is still due is reported as stale.
+    pub fn into_report(mut self) -> Report {
+        self.hold_back(
+            rule::NOT_REACHED,
+            "it is behind, and the refresh ended before its turn",
+        );
+        self.settled
+            .sort_unstable_by(|a, b| a.container.cmp(&b.container));
+        Report {
+            targets: self.targets,
+            decisions: self.settled,
+        }
+    }
+
+    fn settle(&mut self, container: &str, choice: Choice) {
+        self.settled.push(Decision {
+            container: container.to_owned(),
+            verdict: choice.action.verdict(),
+            rule: choice.rule.into_owned(),
+            reason: choice.reason,
+        });
+    }
+}
+
+/// The targets that the request means, in the policy's order.
+fn select(all: Vec<Target>, request: &Request) -> Result<Vec<Target>, Failure> {
+    let is_known = |name: &String| all.iter().any(|target| target.name == *name);
+    let unknown: Vec<String> = request
+        .targets
+        .iter()
+        .filter(|name| !is_known(name))
+        .cloned()
+        .collect();
+    if !unknown.is_empty() {
+        let known = all.into_iter().map(|target| target.name).collect();
+        return Err(Failure::UnknownTargets(UnknownTargets {
+            asked: unknown,
+            known,
+        }));
+    }
+    let is_named =
+        |target: &Target| request.targets.is_empty() || request.targets.contains(&target.name);
+    let is_of_image = |target: &Target| {
+        request.images.is_empty()
+            || request
+                .images
+                .iter()
+                .any(|image| same_repository(image, &target.image))
+    };
+    Ok(all
+        .into_iter()
+        .filter(|target| is_named(target) && is_of_image(target))
+        .collect())
+}
+
+/// Every container that the policy considers.
+fn list<P: Policy>(
+    config: &P::Config,
+    request: &Request,
+    context: &mut Context<'_>,
+) -> Result<Vec<Container>, Failure> {
+    let mut containers = match context.docker.containers() {
+        Ok(containers) => containers,
+        Err(error) if request.recreate => return Err(Failure::Engine(error)),
+        Err(error) => {
+            // Only images were asked for, and those are here.
+            let cause = words::engine_error(&error);
+            context.host.log(
+                Level::Warn,
+                &format!("containers could not be listed: {cause}"),
+            );
+            Vec::new()
+        }
+    };
+    containers.retain(|container| P::considers(config, container.name()));
+    Ok(containers)
+}
+
+/// One batch of pulls; the answer has one entry a target. Targets that share an image share its pull.
+fn pull(targets: &[Target], docker: &mut dyn Docker) -> Vec<Result<Rc<PulledImage>, PullError>> {
+    let mut images: Vec<String> = Vec::new();
+    for target in targets {
+        if !images.contains(&target.image) {
+            images.push(target.image.clone());
+        }
+    }
+    let pulled: Vec<_> = docker
+        .pull(&images)
+        .into_iter()
+        .map(|result| result.map(Rc::new))
+        .collect();
+    let answer = |target: &Target| {
+        let at = images.iter().position(|image| *image == target.image);
+        at.and_then(|at| pulled.get(at).cloned())
+            .unwrap_or_else(|| Err(PullError::Other("the host gave no answer".to_owned())))
+    };
+    targets.iter().map(answer).collect()
+}

@@ -1,0 +1,45 @@
+//! The contract's errors as a person reads them: sentence fragments, lower case, no full stop.
+//!
+//! Made for [`Decision::reason`](crate::Decision). What a policy *does* about an error it takes from the variant, never from
+//! these words.
+
+use crate::facts::{EngineError, PullError};
+
+/// Why this image is not here.
+pub fn pull_error(image: &str, error: &PullError) -> String {
+    match error {
+        PullError::Denied(why) => format!("`{image}` may not be pulled: {why}"),
+        PullError::InvalidReference(why) => format!("`{image}` is no image reference: {why}"),
+        PullError::NotFound => format!("the registry has no `{image}`, as far as it tells"),
+        PullError::Unauthorized(refusal) if refusal.credentials_sent => {
+            format!(
+                "the registry refused the login it was given for `{image}`: {}",
+                refusal.message
+            )
+        }
+        PullError::Unauthorized(refusal) => format!(
+            "the registry wants a login for `{image}`, and the host has none: {}",
+            refusal.message
+        ),
+        PullError::RateLimited(Some(seconds)) => {
+            format!("the registry limits the rate for `{image}`, and asks to wait {seconds} s")
+        }
+        PullError::RateLimited(None) => format!("the registry limits the rate for `{image}`"),
+        PullError::NoSpace(why) => format!("this machine has no room for `{image}`: {why}"),
+        PullError::Unavailable(why) => format!("`{image}` could not be reached: {why}"),
+        PullError::QuotaExceeded(why) => format!("`{image}` was one pull too many: {why}"),
+        PullError::Cancelled => format!("the refresh ended before `{image}` was pulled"),
+        PullError::Other(why) => format!("`{image}` could not be pulled: {why}"),
+    }
+}
+
+/// Why a question about containers was not answered.
+pub fn engine_error(error: &EngineError) -> String {
+    match error {
+        EngineError::Denied(why) | EngineError::Other(why) => why.clone(),
+        EngineError::NotFound => "it is gone".to_owned(),
+        EngineError::Unavailable(why) => format!("the engine did not answer: {why}"),
+        EngineError::QuotaExceeded(why) => format!("one question too many: {why}"),
+        EngineError::Cancelled => "the refresh is being ended".to_owned(),
+    }
+}

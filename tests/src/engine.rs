@@ -1,0 +1,219 @@
+//! The engine the tests run on: one per process, found or started.
+//!
+//! `DOCKER_HOST` decides if it is set; otherwise the engine at Docker's usual socket, if it answers; otherwise a private
+//! `dockerd` with everything it owns in one directory. Where none can be had a test fails, with the reason; nothing is skipped.
+//! The private one runs in process and mount namespaces of its own: when its first process dies the kernel kills the rest and
+//! drops the mounts. The price: `State.Pid` in an inspect counts in that namespace, not in the host's.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bollard::{API_DEFAULT_VERSION, Docker};
+use tokio::net::UnixDatagram;
+use tokio::sync::OnceCell;
+
+use crate::bounded::{self, within};
+use crate::install;
+use crate::keeper::{self, Keep, Kept};
+use crate::report::progress;
+
+const USUAL_SOCKET: &str = "/var/run/docker.sock";
+/// An engine that is up answers a ping in milliseconds; a loaded machine gets the benefit of the doubt.
+const PING: Duration = Duration::from_secs(10);
+/// From the start of `dockerd` to its word that it is ready: 2 s here, and loading a kernel module or a slow disk on top.
+const START: Duration = Duration::from_secs(60);
+/// Two private engines would fight over `docker0` and the packet filter.
+const LOCK: &str = "/run/refit-private-engine.lock";
+
+static SHARED: OnceCell<Engine> = OnceCell::const_new();
+
+/// An engine that answered.
+#[derive(Debug)]
+pub struct Engine {
+    host: String,
+    kept: Option<Kept>,
+}
+
+/// Whose network a private engine lays its bridges in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Networks {
+    /// The machine's: containers and registries are within reach. One such engine at a time per machine.
+    Machine,
+    /// One of its own, which nobody reaches and which ends with it. Any number of them, beside any other engine.
+    Isolated,
+}
+
+/// The engine of this process, made on first use.
+pub async fn shared() -> anyhow::Result<&'static Engine> {
+    SHARED.get_or_try_init(Engine::find_or_start).await
+}
+
+impl Engine {
+    async fn find_or_start() -> anyhow::Result<Self> {
+        if let Ok(host) = env::var("DOCKER_HOST") {
+            let engine = Self { host, kept: None };
+            engine.ping().await.with_context(|| {
+                format!("DOCKER_HOST is {}; correct it, or unset it and the tests find or start an engine", engine.host)
+            })?;
+            return Ok(engine);
+        }
+        if let Some(engine) = Self::at_usual_socket().await {
+            return Ok(engine);
+        }
+        Self::install().await?;
+        // Installing a package may have started its service.
+        if let Some(engine) = Self::at_usual_socket().await {
+            return Ok(engine);
+        }
+        Self::start(Networks::Machine).await
+    }
+
+    async fn at_usual_socket() -> Option<Self> {
+        let engine = Self {
+            host: format!("unix://{USUAL_SOCKET}"),
+            kept: None,
+        };
+        (Path::new(USUAL_SOCKET).exists() && engine.ping().await.is_ok()).then_some(engine)
+    }
+
+    async fn install() -> anyhow::Result<()> {
+        if !cfg!(target_os = "linux") || !install::is_root() {
+            bail!(
+                "cannot start a private engine: that takes Linux and root. \
+                 Start Docker, or set DOCKER_HOST to an engine on this machine, and run again"
+            );
+        }
+        let programs = [
+            ("dockerd", "docker.io"),
+            ("ip", "iproute2"),
+            ("iptables", "iptables"),
+        ];
+        tokio::task::spawn_blocking(move || install::ensure(&programs)).await?
+    }
+
+    /// Starts a private engine, whatever else there is. Most tests want [`shared`].
+    pub async fn start(networks: Networks) -> anyhow::Result<Self> {
+        Self::install().await?;
+        progress("starting a private dockerd");
+        let directory = keeper::directory("engine")?;
+        let host = format!("unix://{}", directory.join("docker.sock").display());
+        // dockerd tells systemd when it is ready; here we are systemd.
+        let notified = directory.join("notify.sock");
+        let ready = UnixDatagram::bind(&notified)
+            .with_context(|| format!("cannot listen at {}", notified.display()))?;
+        let kept = Kept::start(Keep {
+            name: "engine",
+            lock: (networks == Networks::Machine).then_some(Path::new(LOCK)),
+            environment: vec![
+                ("NOTIFY_SOCKET", notified.display().to_string()),
+                (
+                    "PATH",
+                    format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default()),
+                ),
+            ],
+            command: command(&directory, &host, networks),
+            directory,
+        })?;
+        kept.until(START, until_ready(ready)).await?;
+        let engine = Self {
+            host,
+            kept: Some(kept),
+        };
+        engine.ping().await?;
+        Ok(engine)
+    }
+
+    /// A new client. Not kept, because each test has a runtime of its own and pooled connections belong to one.
+    pub async fn client(&self) -> anyhow::Result<Docker> {
+        let docker = match self.host.strip_prefix("unix://") {
+            Some(socket) => {
+                Docker::connect_with_unix(socket, bounded::CALL.as_secs(), API_DEFAULT_VERSION)
+            }
+            None => Docker::connect_with_host(&self.host)
+                .map(|docker| docker.with_timeout(bounded::CALL)),
+        };
+        let docker =
+            docker.with_context(|| format!("cannot connect to the engine at {}", self.host))?;
+        within(
+            PING,
+            &format!("agree on an API version with the engine at {}", self.host),
+            docker.negotiate_version(),
+        )
+        .await
+    }
+
+    /// What `DOCKER_HOST` must be for a program to use this engine.
+    pub fn docker_host(&self) -> &str {
+        &self.host
+    }
+
+    /// Where a private engine keeps everything; none if the engine was there before us.
+    pub fn private_directory(&self) -> Option<PathBuf> {
+        self.kept.as_ref().map(|kept| kept.directory().to_owned())
+    }
+
+    /// Ends a private engine and waits until nothing is left of it. An engine that was there before us stays.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        match self.kept {
+            Some(kept) => kept.stop().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn ping(&self) -> anyhow::Result<()> {
+        let docker = self.client().await?;
+        within(
+            PING,
+            &format!("reach the engine at {}", self.host),
+            docker.ping(),
+        )
+        .await
+        .map(|_| ())
+    }
+}
+
+fn command(directory: &Path, host: &str, networks: Networks) -> Vec<String> {
+    let inside = |name: &str| directory.join(name).display().to_string();
+    let mut command = vec![
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ];
+    match networks {
+        Networks::Machine => {}
+        // Not `--bridge none`: with it dockerd deletes `docker0`, whoever made it.
+        Networks::Isolated => command.push("--net"),
+    }
+    command.extend(["dockerd", "--host", host, "--group", "root"]);
+    let mut command: Vec<String> = command.into_iter().map(str::to_owned).collect();
+    for (option, name) in [
+        ("--data-root", "data"),
+        ("--exec-root", "exec"),
+        ("--pidfile", "dockerd.pid"),
+    ] {
+        command.extend([option.to_owned(), inside(name)]);
+    }
+    command
+}
+
+/// Awaits the word of a service to systemd (sd_notify(3)) that it is ready; other words are about its state and may come before.
+async fn until_ready(socket: UnixDatagram) -> anyhow::Result<()> {
+    let mut message = [0; 1024];
+    loop {
+        let length = socket
+            .recv(&mut message)
+            .await
+            .context("cannot hear from dockerd")?;
+        if message[..length]
+            .split(|byte| *byte == b'\n')
+            .any(|line| line == b"READY=1")
+        {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Registries on loopback, which engines trust without TLS: Debian's `docker-registry`, open or behind a password.
+//!
+//! The two shared ones are started at most once per process; a test that wants to stop a registry starts its own. Their access
+//! logs can be read back, so that a test can count what was asked of them. Knows nothing of images.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bollard::auth::DockerCredentials;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
+
+use crate::install;
+use crate::keeper::{self, Keep, Kept};
+
+/// A registry is up after 50 ms; the rest is for a loaded machine.
+const START: Duration = Duration::from_secs(20);
+/// There is no word from the registry that it listens, so it is asked; this often.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+/// Between our finding a free port and the registry's taking it somebody else may be faster. Not often in a row.
+const PORTS_TO_TRY: usize = 5;
+/// The lowest cost bcrypt knows but one: these passwords guard nothing, and each request checks one.
+const BCRYPT_COST: u32 = 5;
+
+pub const USER: &str = "refit";
+/// Made to be found: a test can look for it in whatever must not contain a password.
+pub const PASSWORD: &str = "not-to-be-seen-anywhere";
+
+static OPEN: OnceCell<Registry> = OnceCell::const_new();
+static PRIVATE: OnceCell<Registry> = OnceCell::const_new();
+
+/// Who may pull from and push to a registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Anybody,
+    /// Only [`USER`] with [`PASSWORD`], by HTTP Basic authentication.
+    Password,
+}
+
+/// A registry that answers.
+#[derive(Debug)]
+pub struct Registry {
+    port: u16,
+    access: Access,
+    kept: Kept,
+}
+
+/// One line of a registry's access log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    pub method: String,
+    pub path: String,
+    pub status: u16,
+}
+
+/// The registry of this process that anybody may use.
+pub async fn open() -> anyhow::Result<&'static Registry> {
+    OPEN.get_or_try_init(|| Registry::start(Access::Anybody))
+        .await
+}
+
+/// The registry of this process that wants a password.
+pub async fn private() -> anyhow::Result<&'static Registry> {
+    PRIVATE
+        .get_or_try_init(|| Registry::start(Access::Password))
+        .await
+}
+
+impl Registry {
+    /// A registry of the test's own, for instance to stop it.
+    pub async fn start(access: Access) -> anyhow::Result<Self> {
+        tokio::task::spawn_blocking(|| install::ensure(&[("docker-registry", "docker-registry")]))
+            .await??;
+        let mut refusals = Vec::new();
+        for _ in 0..PORTS_TO_TRY {
+            match Self::start_on(free_port()?, access).await {
+                Ok(registry) => return Ok(registry),
+                Err(error) => refusals.push(format!("{error:#}")),
+            }
+        }
+        bail!(
+            "cannot start a registry on any of {PORTS_TO_TRY} ports:\n{}",
+            refusals.join("\n")
+        )
+    }
+
+    async fn start_on(port: u16, access: Access) -> anyhow::Result<Self> {
+        let directory = keeper::directory("registry")?;
+        let config = directory.join("config.yml");
+        fs::write(&config, configuration(&directory, port, access)?)
+            .with_context(|| format!("cannot write {}", config.display()))?;
+        let kept = Kept::start(Keep {
+            name: "registry",
+            directory,
+            lock: None,
+            environment: Vec::new(),
+            command: vec![
+                "docker-registry".to_owned(),
+                "serve".to_owned(),
+                config.display().to_string(),
+            ],
+        })?;
+        kept.until(START, until_answering(port, access)).await?;
+        Ok(Self { port, access, kept })
+    }
+
+    /// `127.0.0.1:port`, the first part of its images' names.
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// What to send to be let in; none where anybody is.
+    pub fn credentials(&self) -> Option<DockerCredentials> {
+        match self.access {
+            Access::Anybody => None,
+            Access::Password => Some(DockerCredentials {
+                username: Some(USER.to_owned()),
+                password: Some(PASSWORD.to_owned()),
+                serveraddress: Some(self.host()),
+                ..DockerCredentials::default()
+            }),
+        }
+    }
+
+    /// Every request so far, in order of completion. A request is logged after it was answered: what was asked a moment ago
+    /// by somebody else may be missing still.
+    pub fn requests(&self) -> anyhow::Result<Vec<Request>> {
+        let log = self.kept.output();
+        let text = fs::read_to_string(&log)
+            .with_context(|| format!("cannot read the access log {}", log.display()))?;
+        // A line that is still being written has no end yet and is left for the next reader.
+        Ok(text
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'))
+            .filter_map(parse)
+            .collect())
+    }
+
+    /// The requests for repositories below `prefix`, a world's own for instance: the shared registries are everybody's.
+    pub fn requests_for(&self, prefix: &str) -> anyhow::Result<Vec<Request>> {
+        let mut requests = self.requests()?;
+        requests.retain(|request| request.path.starts_with(&format!("/v2/{prefix}/")));
+        Ok(requests)
+    }
+
+    /// Stops it and removes its images; afterwards connections to its port are refused.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.kept.stop().await
+    }
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .context("cannot find a free port on 127.0.0.1")?;
+    Ok(listener
+        .local_addr()
+        .context("cannot read the port of a socket")?
+        .port())
+}
+
+fn configuration(directory: &Path, port: u16, access: Access) -> anyhow::Result<String> {
+    let directory = directory.display();
+    let mut yaml = format!(
+        "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {directory}/storage\n  \
+         delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n  secret: refit-tests\n"
+    );
+    if access == Access::Password {
+        let hash =
+            bcrypt::hash(PASSWORD, BCRYPT_COST).context("cannot hash the registry's password")?;
+        let file = format!("{directory}/htpasswd");
+        fs::write(&file, format!("{USER}:{hash}\n"))
+            .with_context(|| format!("cannot write {file}"))?;
+        yaml.push_str(&format!(
+            "auth:\n  htpasswd:\n    realm: refit-tests\n    path: {file}\n"
+        ));
+    }
+    Ok(yaml)
+}
+
+/// Awaits the right answer to the API's version check. Bounded by the caller.
+async fn until_answering(port: u16, access: Access) -> anyhow::Result<()> {
+    let expected = match access {
+        Access::Anybody => "HTTP/1.1 200",
+        Access::Password => "HTTP/1.1 401",
+    };
+    loop {
+        if let Ok(answer) = version_check((Ipv4Addr::LOCALHOST, port).into()).await {
+            if answer.starts_with(expected) {
+                return Ok(());
+            }
+            bail!(
+                "port {port} is answered by something else: {}",
+                answer.lines().next().unwrap_or_default()
+            );
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
+async fn version_check(address: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream
+        .write_all(b"GET /v2/ HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        .await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// Reads a line of the combined log format: `host - user [date] "METHOD path HTTP/1.1" status …`.
+fn parse(line: &str) -> Option<Request> {
+    let (_, rest) = line.split_once("] \"")?;
+    let (request, rest) = rest.split_once('"')?;
+    let mut words = request.split(' ');
+    let (method, path) = (words.next()?, words.next()?);
+    let status = rest.split_whitespace().next()?.parse().ok()?;
+    Some(Request {
+        method: method.to_owned(),
+        path: path.to_owned(),
+        status,
+    })
+}
