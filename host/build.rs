@@ -80,5 +80,5 @@ fn main() {
     // A copy of its own: another flavour may rebuild the shared one while this crate is being compiled.
     let copy = out.join("policy.wasm");
     fs::copy(&component, &copy).expect("the component was just built");
-    println!("cargo::rustc-env=REFIT_DEFAULT_POLICY={}", copy.display());
+    println!("cargo::rustc-env=DEFAULT_POLICY_WASM={}", copy.display());
 }

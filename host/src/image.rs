@@ -53,7 +53,12 @@ impl FromStr for ImageRef {
         if text.len() > Self::LENGTH_MAX {
             return Err(wrong(ParseError::NameTooLong));
         }
-        Reference::try_from(text).map(Self).map_err(wrong)
+        let reference = Reference::try_from(text).map_err(wrong)?;
+        // The library takes `Acme/app`; engines do not.
+        if reference.repository().chars().any(char::is_uppercase) {
+            return Err(wrong(ParseError::NameContainsUppercase));
+        }
+        Ok(Self(reference))
     }
 }
 

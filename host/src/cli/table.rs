@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::diagnostic::Diagnostic;
 use crate::journal::{ImageOutcome, ImageRecord, RecreationOutcome, RecreationRecord};
 use crate::policy::Verdict;
 use crate::refresh::{ContainerReport, Mode, Report};
@@ -69,8 +70,28 @@ pub(super) fn report(report: &Report) -> String {
             .iter()
             .filter_map(|it| it.recreation.as_ref()?.failure.as_ref()),
     );
+    // Eight images that fail for one reason need its hint once.
+    let mut hints: Vec<&str> = Vec::new();
     for failure in failures {
-        let _ = write!(text, "\n{failure}");
+        let _ = write!(
+            text,
+            "\n{}",
+            Diagnostic {
+                hints: vec![],
+                ..failure.clone()
+            }
+        );
+        for hint in &failure.hints {
+            if !hints.contains(&hint.as_str()) {
+                hints.push(hint);
+            }
+        }
+    }
+    if !hints.is_empty() {
+        text.push('\n');
+    }
+    for hint in hints {
+        let _ = writeln!(text, "hint: {hint}");
     }
     if !text.is_empty() {
         text.push('\n');

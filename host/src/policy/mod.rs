@@ -39,7 +39,7 @@ pub const CONTRACT: &str = "refit:policy";
 pub const CONTRACT_VERSION: &str = "0.1.0";
 
 /// The default policy, built from `plugin/workspace` along with this crate.
-pub const DEFAULT_POLICY: &[u8] = include_bytes!(env!("REFIT_DEFAULT_POLICY"));
+pub const DEFAULT_POLICY: &[u8] = include_bytes!(env!("DEFAULT_POLICY_WASM"));
 
 /// Compiles and links. One per process: its clock is a thread.
 pub struct PolicyEngine {

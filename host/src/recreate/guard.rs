@@ -35,9 +35,11 @@ fn find_container_id(mountinfo: &str) -> Option<String> {
         .lines()
         .filter(|line| line.contains(" /etc/hostname "))
         .find_map(|line| {
-            let id = line.split("containers/").nth(1)?.split('/').next()?;
-            (id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
-                .then(|| id.to_owned())
+            let mut ids = line
+                .split("containers/")
+                .filter_map(|rest| rest.split('/').next());
+            ids.find(|id| id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
+                .map(str::to_owned)
         })
 }
 

@@ -24,7 +24,7 @@ pub struct Report {
     pub summary: Summary,
     /// What the policy calls the images.
     pub targets: Vec<Target>,
-    /// In the order in which they were done.
+    /// Sorted by reference.
     pub images: Vec<ImageRecord>,
     /// Sorted by name.
     pub containers: Vec<ContainerReport>,
@@ -96,8 +96,9 @@ pub(super) fn build(
     mode: Mode,
     (started, clock): (jiff::Timestamp, Instant),
     decisions: Decisions,
-    record: Record,
+    mut record: Record,
 ) -> Report {
+    record.images.sort_by_key(|record| record.image.to_string());
     let mut containers: Vec<ContainerReport> = Vec::new();
     for (name, decision) in decisions.by_container {
         if !record.lent.iter().any(|lent| lent.name == name) {
