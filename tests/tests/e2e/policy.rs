@@ -1,6 +1,6 @@
 //! Policies from files, good and bad, and the grants that hold whatever a policy asks.
 
-use refit_tests::{Proxy, registry, with_world};
+use refit_tests::{Gate, registry, with_world};
 use serde_json::json;
 
 use crate::snapshot::snapshot;
@@ -69,16 +69,16 @@ async fn a_policy_that_traps_changes_nothing() -> anyhow::Result<()> {
     with_world("a trap", |w| async move {
         let registry = registry::open().await?;
         let (hermes, _) = behind(&w, registry, "hermes").await?;
-        let proxy = Proxy::before(&w).await?;
+        let gate = Gate::before(&w).await?;
         let refit = refit(&w, registry, &["hermes"])?
-            .env("DOCKER_HOST", &proxy.docker_host())
+            .env("DOCKER_HOST", &gate.docker_host())
             .file("policy.wasm", guests::traps_in_refresh()?)?;
         let output = refit
             .run(&["refresh", "--policy", "policy.wasm"])
             .await?
             .expect(2);
         snapshot!(&w, output.stderr, @r"");
-        assert_eq!(proxy.asked(), []);
+        assert_eq!(gate.asked(), []);
 
         // A daemon outlives it.
         let daemon = refit.set("policy.component", "policy.wasm").serve().await?;
@@ -118,9 +118,9 @@ async fn an_image_that_no_grant_covers_is_not_pulled() -> anyhow::Result<()> {
     with_world("no grant for the image", |w| async move {
         let registry = registry::open().await?;
         let (hermes, _) = behind(&w, registry, "hermes").await?;
-        let proxy = Proxy::before(&w).await?;
+        let gate = Gate::before(&w).await?;
         let output = refit(&w, registry, &["hermes"])?
-            .env("DOCKER_HOST", &proxy.docker_host())
+            .env("DOCKER_HOST", &gate.docker_host())
             .set("grants.images", json!(["ghcr.io/molecule-ai/*"]))
             .run(&["refresh", "--json"])
             .await?
@@ -130,7 +130,7 @@ async fn an_image_that_no_grant_covers_is_not_pulled() -> anyhow::Result<()> {
         assert_eq!(record["outcome"], "failed");
         assert!(record.to_string().contains("no pattern of `[grants] images` covers"), "{output}");
         assert_eq!(container(&report, &hermes.name)["verdict"], "unknown");
-        assert_eq!(proxy.changes(), []);
+        assert_eq!(gate.changes(), []);
         untouched(&w, &hermes).await
     })
     .await

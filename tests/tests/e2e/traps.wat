@@ -39,11 +39,11 @@
     (case "engine" $engine-error) (case "other" string)))
 
   (func $describe (result $description)
-    (canon lift (core func $code "describe") (memory $code "memory")))
+    (canon lift (core func $code "describe") (memory (core memory $code "memory"))))
   (func $validate-config (param "config" string) (result (result (error (list $config-problem))))
-    (canon lift (core func $code "validate-config") (memory $code "memory") (realloc (func $code "realloc"))))
+    (canon lift (core func $code "validate-config") (memory (core memory $code "memory")) (realloc (core func $code "realloc"))))
   (func $refresh (param "request" $request) (param "config" string) (result (result $report (error $failure)))
-    (canon lift (core func $code "refresh") (memory $code "memory") (realloc (func $code "realloc"))))
+    (canon lift (core func $code "refresh") (memory (core memory $code "memory")) (realloc (core func $code "realloc"))))
 
   ;; An instance's functions may only name types that it exports too, so they go through a component that does.
   (component $naming
