@@ -19,7 +19,7 @@ use crate::engine::docker::CallLimits;
 use crate::grants::{GrantPatterns, Verb};
 use crate::image::{Platform, image_platform};
 use crate::policy::Concurrency;
-use crate::recreate::replace::Proof;
+use crate::recreate::proof::Proof;
 use crate::refresh::Bounds;
 
 /// Where a configuration is looked for when nobody says.

@@ -22,9 +22,7 @@ pub struct Plan {
 #[async_trait]
 impl Capabilities for Plan {
     async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
-        let mut containers = self.workshop.engine.containers().await?;
-        containers.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(containers)
+        Ok(self.workshop.containers().await?)
     }
 
     async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {

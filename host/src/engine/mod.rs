@@ -50,13 +50,16 @@ pub struct LayerProgress {
     pub total_bytes: Option<u64>,
 }
 
-/// What becomes of the anonymous volumes of a container that is removed is not offered as a choice: they are kept.
+/// How a container is removed. Its anonymous volumes are kept unless it says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
     /// Refused by the engine while it runs.
     IfStopped,
     /// Killed first, where it runs.
     Force,
+    /// The same, and the anonymous volumes that were made for it go with it. For a replacement that is not to be; volumes that
+    /// it took over from the old container are mounted by name, and stay.
+    Discard,
 }
 
 /// The verbs. Containers are named by id or name as the engine takes them; whoever cares which one it is passes an id.

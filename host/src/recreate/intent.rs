@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{LABEL_NAME, LABEL_REPLACES};
 use crate::container::{Container, ContainerId, Object};
 use crate::engine::CreateRequest;
 
@@ -45,14 +44,9 @@ impl Intent {
     }
 
     /// The same wish on another image.
-    pub fn on(&self, image: &str, replaced: &ContainerId, name: &str) -> Replacement {
+    pub fn on(&self, image: &str) -> Replacement {
         let mut config = self.config.clone();
         config.insert("Image".into(), json!(image));
-        let labels = config.entry("Labels").or_insert_with(|| json!({}));
-        if let Some(labels) = labels.as_object_mut() {
-            labels.insert(LABEL_REPLACES.into(), json!(replaced.as_str()));
-            labels.insert(LABEL_NAME.into(), json!(name));
-        }
         let request = CreateRequest {
             config,
             host_config: self.host_config.clone(),
@@ -61,6 +55,22 @@ impl Intent {
         Replacement {
             request,
             networks: self.others.clone().into_iter().collect(),
+        }
+    }
+
+    /// Whoever lived in the name spaces of one container lives in those of the one that replaces it.
+    pub fn follow(&mut self, from: &ContainerId, to: &ContainerId) {
+        for key in ["NetworkMode", "IpcMode", "PidMode"] {
+            let Some(mode) = self.host_config.get_mut(key) else {
+                continue;
+            };
+            let followed = mode
+                .as_str()
+                .and_then(|mode| mode.strip_prefix("container:"))
+                .is_some_and(|id| id == from.as_str());
+            if followed {
+                *mode = json!(format!("container:{to}"));
+            }
         }
     }
 }
@@ -75,7 +85,7 @@ fn config(container: &Container, image: &Object) -> Object {
             "Entrypoint" => entrypoint.clone(),
             "Cmd" => cmd.clone(),
             "Env" => list_without(value, default),
-            "Labels" => object_without(value, default).map(without_ours),
+            "Labels" => object_without(value, default),
             "ExposedPorts" | "Volumes" => keys_without(value, default),
             "Healthcheck" => object_without(value, default),
             "User" | "WorkingDir" | "StopSignal" | "Shell" | "OnBuild" | "ArgsEscaped" => {
@@ -337,13 +347,5 @@ fn keys_without(value: &Value, default: Option<&Value>) -> Option<Value> {
     (!kept.is_empty()).then_some(Value::Object(kept))
 }
 
-/// Labels of an earlier replacement tell of that one.
-fn without_ours(mut labels: Value) -> Value {
-    if let Some(labels) = labels.as_object_mut() {
-        labels.retain(|key, _| key != LABEL_REPLACES && key != LABEL_NAME);
-    }
-    labels
-}
-
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

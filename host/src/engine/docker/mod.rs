@@ -25,7 +25,7 @@ use tokio::sync::OnceCell;
 
 use super::address::EngineAddress;
 use super::{CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal};
-use crate::container::{Container, ContainerId, Image, Listed, Object};
+use crate::container::{Container, ContainerId, Image, Listed, Object, State};
 use crate::image::{ImageRef, Platform};
 use crate::registry::refusal::{Refusal, classify};
 use crate::secret::{ExposeSecret as _, Login};
@@ -221,6 +221,11 @@ impl Engine for DockerEngine {
                 id: ContainerId::new(summary.id?),
                 name: name.trim_start_matches('/').to_owned(),
                 labels,
+                state: summary.state.and_then(|state| State::parse(state.as_ref())),
+                network_mode: summary
+                    .host_config
+                    .and_then(|config| config.network_mode)
+                    .unwrap_or_default(),
             })
         });
         Ok(listed.collect())
@@ -436,8 +441,8 @@ impl Engine for DockerEngine {
     async fn remove(&self, container: &ContainerId, removal: Removal) -> Result<(), EngineError> {
         let client = self.client().await?;
         let options = RemoveContainerOptions {
-            v: false,
-            force: removal == Removal::Force,
+            v: removal == Removal::Discard,
+            force: removal != Removal::IfStopped,
             link: false,
         };
         let answer = client
