@@ -37,12 +37,26 @@ impl NewImage {
         }
     }
 
-    /// The one that a container has, by id where its name means another one by now.
-    fn of(container: &Container) -> Self {
-        Self {
-            reference: container.image_id.as_str().to_owned(),
-            id: container.image_id.clone(),
-        }
+    /// The one that a container has, by a name from which its repository can still be told: the one it was made by where that
+    /// still means it, or its digest; by its id only where neither does.
+    async fn of(engine: &dyn Engine, container: &Container) -> Result<Self, EngineError> {
+        let id = container.image_id.clone();
+        let by_name = match engine.image(container.image()).await {
+            Ok(image) => image.id == id,
+            Err(EngineError::NotFound { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        let reference = if by_name {
+            container.image().to_owned()
+        } else {
+            let image = engine.image(id.as_str()).await?;
+            image
+                .repo_digests
+                .into_iter()
+                .next()
+                .unwrap_or_else(|| id.as_str().to_owned())
+        };
+        Ok(Self { reference, id })
     }
 }
 
@@ -138,10 +152,20 @@ async fn make_ready(
     manner: &Manner<'_>,
 ) -> Result<Vec<Member>, Unready> {
     let mut group: Vec<Member> = Vec::with_capacity(1 + followers.len());
-    let members = std::iter::once((old, image.clone())).chain(followers.into_iter().map(|it| {
-        let image = NewImage::of(&it);
-        (it, image)
-    }));
+    let mut members = vec![(old, image.clone())];
+    for follower in followers {
+        let image = NewImage::of(engine, &follower)
+            .await
+            .map_err(|error| Unready {
+                error: RecreateError::Aborted {
+                    name: follower.name.clone(),
+                    step: Step::Inspect,
+                    source: error.into(),
+                },
+                settled: true,
+            })?;
+        members.push((follower, image));
+    }
     for (old, image) in members {
         let provider = group.first().map(|first| (&first.old.id, &first.new));
         match make(engine, &old, &image, provider, manner).await {
