@@ -103,6 +103,7 @@ pub trait Engine: Send + Sync {
         network: &str,
         endpoint: &Object,
     ) -> Result<(), EngineError>;
+    async fn disconnect(&self, container: &ContainerId, network: &str) -> Result<(), EngineError>;
     async fn start(&self, container: &ContainerId) -> Result<(), EngineError>;
     /// By its own stop signal and its own timeout, after which the engine kills it. Returns when it has exited; a container
     /// that does not run is left as it is.

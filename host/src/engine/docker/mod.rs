@@ -390,6 +390,21 @@ impl Engine for DockerEngine {
         self.document(action, request).await.map(drop)
     }
 
+    async fn disconnect(&self, container: &ContainerId, network: &str) -> Result<(), EngineError> {
+        let body = json!({ "Container": container.as_str() });
+        let request = raw::RawRequest {
+            body: Some(body),
+            ..raw::RawRequest::post(format!("/networks/{network}/disconnect"))
+        };
+        let action = || {
+            format!(
+                "disconnect container `{}` from network `{network}`",
+                container.short()
+            )
+        };
+        self.document(action, request).await.map(drop)
+    }
+
     async fn start(&self, container: &ContainerId) -> Result<(), EngineError> {
         let client = self.client().await?;
         let answer = client
