@@ -138,8 +138,15 @@ fn shares_names(container: &Container) -> bool {
 }
 
 fn host_config(container: &Container) -> Object {
-    let mut host_config: Object = container
-        .host_config
+    let mut host_config = as_may_be_asked(&container.host_config);
+    keep_anonymous_volumes(container, &mut host_config);
+    keep_ephemeral_ports(container, &mut host_config);
+    host_config
+}
+
+/// What inspection says in other words than a request may use, in those of a request; and without what is unset.
+pub(super) fn as_may_be_asked(host_config: &Object) -> Object {
+    let mut host_config: Object = host_config
         .clone()
         .into_iter()
         .filter(|(_, value)| !value.is_null())
@@ -162,8 +169,6 @@ fn host_config(container: &Container) -> Object {
             }
         }
     }
-    keep_anonymous_volumes(container, &mut host_config);
-    keep_ephemeral_ports(container, &mut host_config);
     host_config
 }
 
