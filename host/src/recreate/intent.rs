@@ -187,14 +187,13 @@ fn keep_anonymous_volumes(container: &Container, host_config: &mut Object) {
         .filter(|mount| mount.is_anonymous_volume())
     {
         let Some(name) = &mount.name else { continue };
-        let asked = host_config
+        let mut asked = host_config
             .get_mut("Mounts")
             .and_then(Value::as_array_mut)
             .into_iter()
             .flatten();
-        let asked = asked
-            .filter(|asked| asked["Target"].as_str() == Some(mount.destination.as_str()))
-            .next();
+        let asked =
+            asked.find(|asked| asked["Target"].as_str() == Some(mount.destination.as_str()));
         if let Some(asked) = asked {
             asked["Source"] = json!(name);
             continue;
