@@ -92,10 +92,10 @@ async fn demo(world: &World, refit: &Path) -> anyhow::Result<()> {
         .context("cannot write the demo's refit.toml")?;
     title("4. What would a refresh do? With this refit.toml:");
     say(&indented(&config));
-    run(world, refit, folder.path(), "plan").await?;
+    run(world, refit, folder.path(), "plan", Progress::Hidden).await?;
 
     title("5. Do it");
-    run(world, refit, folder.path(), "refresh").await?;
+    run(world, refit, folder.path(), "refresh", Progress::Shown).await?;
 
     title("6. The same four workspaces now");
     let mut after = Vec::new();
@@ -105,7 +105,7 @@ async fn demo(world: &World, refit: &Path) -> anyhow::Result<()> {
     table(&after);
 
     title("7. Once more: nothing is left to do");
-    run(world, refit, folder.path(), "refresh").await?;
+    run(world, refit, folder.path(), "refresh", Progress::Hidden).await?;
     judge(&before, &after)
 }
 
@@ -157,9 +157,26 @@ fn configuration(world: &World, registry: &Registry) -> String {
     )
 }
 
-/// Runs `refit` as a person would, on this engine and with nobody's settings but ours, and shows all that it says.
-async fn run(world: &World, refit: &Path, folder: &Path, command: &str) -> anyhow::Result<()> {
-    say(&format!("\n$ refit {command}"));
+/// What `refit` writes to stderr while it works. The report on stdout says all of it again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Shown,
+    Hidden,
+}
+
+/// Runs `refit` as a person would, on this engine and with nobody's settings but ours, and shows what it says.
+async fn run(
+    world: &World,
+    refit: &Path,
+    folder: &Path,
+    command: &str,
+    progress: Progress,
+) -> anyhow::Result<()> {
+    let hidden = progress == Progress::Hidden;
+    say(&format!(
+        "\n$ refit {command}{}",
+        if hidden { " 2>progress" } else { "" }
+    ));
     let own = |name: &OsString| {
         let name = name.to_string_lossy();
         ["REFIT_", "GHCR_", "DOCKER_"]
@@ -171,17 +188,25 @@ async fn run(world: &World, refit: &Path, folder: &Path, command: &str) -> anyho
     for (name, _) in std::env::vars_os().filter(|(name, _)| own(name)) {
         refit.env_remove(name);
     }
+    let kept = folder.join("progress");
+    if hidden {
+        let file = std::fs::File::create(&kept).context("cannot write the progress to a file")?;
+        refit.stderr(file);
+    }
     let status = refit
         .arg(command)
         .current_dir(folder)
         .env("DOCKER_HOST", world.docker_host())
         .env("REFIT_STATE_DIR", folder.join("state"))
         .stdin(Stdio::null())
+        // A demo that is interrupted takes its program along.
+        .kill_on_drop(true)
         .status()
         .await
         .context("cannot run refit")?;
     if !status.success() {
-        bail!("`refit {command}` did not do what it was to do ({status})");
+        let said = std::fs::read_to_string(&kept).unwrap_or_default();
+        bail!("`refit {command}` did not do what it was to do ({status})\n{said}");
     }
     Ok(())
 }
