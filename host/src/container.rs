@@ -98,6 +98,9 @@ pub struct Listed {
     /// Without the leading slash.
     pub name: String,
     pub labels: BTreeMap<String, String>,
+    pub state: Option<State>,
+    /// `HostConfig.NetworkMode`.
+    pub network_mode: String,
 }
 
 /// Where a volume or a directory of the machine is mounted.

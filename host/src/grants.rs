@@ -157,6 +157,8 @@ mod tests {
             id: ContainerId::new("a"),
             name: name.into(),
             labels,
+            state: None,
+            network_mode: String::new(),
         }
     }
 

@@ -10,7 +10,9 @@ use crate::engine::address::{self, EngineAddress, EngineEnvironment};
 use crate::engine::docker::DockerEngine;
 use crate::grants::Grants;
 use crate::policy::{DEFAULT_POLICY, Policy, PolicyEngine, PolicyError, PolicyState};
-use crate::recreate::{Locks, guard};
+use crate::recreate::guard;
+use crate::recreate::lease::Leases;
+use crate::recreate::recover::Patience;
 use crate::refresh::{ActivePolicy, Refresher};
 use crate::registry::credentials::{CredentialError, Credentials, EnvironmentVariables};
 
@@ -78,25 +80,28 @@ pub async fn active_policy(
     ActivePolicy::new(policy, text, state).await
 }
 
-/// Nothing is contacted yet: an engine that is down is found out by the first call.
-pub async fn refresher(config: &Config) -> Result<Refresher, Diagnostic> {
-    let workshop = Workshop {
+/// The engine, the logins and the state: all that does not depend on a policy.
+pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
+    Ok(Workshop {
         engine: Arc::new(DockerEngine::new(
             engine_address(config)?,
             config.call_limits(),
         )),
         credentials: credentials(config)?,
         platform: config.platform()?,
-        proof: config.proof(),
-        locks: Locks::default(),
+        patience: Patience {
+            proof: config.proof(),
+            call: config.call_limits().call,
+        },
+        leases: Leases::in_folder(config.state_folder()),
         own_id: guard::own_container_id(),
-    };
+    })
+}
+
+/// Nothing is contacted yet: an engine that is down is found out by the first call.
+pub async fn refresher(config: &Config) -> Result<Refresher, Diagnostic> {
+    let workshop = Arc::new(workshop(config)?);
     let grants = Arc::new(grants(config)?);
     let active = active_policy(config, &PolicyEngine::new()?).await?;
-    Ok(Refresher::new(
-        Arc::new(workshop),
-        active,
-        grants,
-        config.bounds(),
-    ))
+    Ok(Refresher::new(workshop, active, grants, config.bounds()))
 }

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy, Transfer};
-use crate::container::{Container, Listed};
-use crate::diagnostic::Hints as _;
-use crate::engine::{Engine, EngineError, PullError, Removal};
-use crate::image::{ImageRef, Platform};
+use crate::container::{Container, Listed, State};
+use crate::diagnostic::{Diagnostic, Hints as _};
+use crate::engine::{Engine, EngineError, PullError};
+use crate::image::{ImageId, ImageRef, Platform};
 use crate::journal::{Event, Events};
-use crate::recreate::replace::{NewImage, Proof, replace};
-use crate::recreate::{Locks, RecreateError, Step, guard};
+use crate::recreate::lease::{Lease, Leases};
+use crate::recreate::names::{self, Meaning};
+use crate::recreate::recover::{Outcome, Patience, Recovered, recover};
+use crate::recreate::replace::{Manner, NewImage, Replaced, replace, successor};
+use crate::recreate::{RecreateError, Step, guard, overlap, remove};
 use crate::registry::credentials::Credentials;
 use crate::secret::Login;
 
@@ -21,13 +24,52 @@ pub struct Workshop {
     pub credentials: Credentials,
     /// Asked for when pulling and when creating, see [`crate::image::image_platform`].
     pub platform: Option<Platform>,
-    pub proof: Proof,
-    pub locks: Locks,
+    pub patience: Patience,
+    pub leases: Leases,
     /// Of the container that we run in, where we do.
     pub own_id: Option<String>,
 }
 
 impl Workshop {
+    /// Finish or undo what somebody began and could not end. What came of it is logged.
+    pub async fn recover(&self) -> Result<Vec<Recovered>, EngineError> {
+        let recovered = recover(self.engine.as_ref(), &self.leases, self.patience).await?;
+        for one in &recovered {
+            let (container, outcome) = (one.container.as_str(), one.outcome);
+            match outcome {
+                Outcome::InProgress => tracing::info!(
+                    container,
+                    ?outcome,
+                    "a replacement under way: {}",
+                    one.detail
+                ),
+                Outcome::Stranded => tracing::error!(
+                    container,
+                    ?outcome,
+                    "a half-done replacement could not be ended: {}",
+                    one.detail
+                ),
+                Outcome::Finished | Outcome::Undone | Outcome::Superseded => {
+                    tracing::warn!(
+                        container,
+                        ?outcome,
+                        "a half-done replacement was ended: {}",
+                        one.detail
+                    );
+                }
+            }
+        }
+        Ok(recovered)
+    }
+
+    /// All containers but those that are half of a replacement, sorted by name.
+    pub(super) async fn containers(&self) -> Result<Vec<Listed>, EngineError> {
+        let mut containers = self.engine.containers().await?;
+        containers.retain(|container| names::meaning(&container.name).is_none());
+        containers.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(containers)
+    }
+
     pub(super) async fn login(&self, image: &ImageRef) -> Result<Option<Login>, PullError> {
         let found = self.credentials.login(image.registry()).await;
         let found = found.map_err(|source| PullError::Credentials {
@@ -47,7 +89,9 @@ impl Workshop {
         let name = wanted.container.name.clone();
         let container = match self.engine.inspect(wanted.container.id.as_str()).await {
             Ok(container) => container,
-            Err(error) if error.is_not_found() => return Err(self.successor(wanted).await),
+            Err(error) if error.is_not_found() => {
+                return Err(successor(self.engine.as_ref(), &name, &wanted.image.id).await);
+            }
             Err(error) => {
                 return Err(RecreateError::Aborted {
                     name,
@@ -60,7 +104,9 @@ impl Workshop {
             return Err(RecreateError::Current { name });
         }
         if container.name != name {
-            // Somebody moves names about, another Refit for one. What we were asked about is no longer what it was.
+            if names::meaning(&container.name).is_some() {
+                return Err(RecreateError::Busy { name });
+            }
             let reason = format!("it was renamed to `{}` since it was listed", container.name);
             return Err(RecreateError::Unsupported { name, reason });
         }
@@ -70,22 +116,49 @@ impl Workshop {
         Ok(container)
     }
 
-    async fn successor(&self, wanted: &Recreation) -> RecreateError {
-        let name = wanted.container.name.clone();
-        match self.engine.inspect(&name).await {
-            Ok(other) => RecreateError::ReplacedByOther {
-                name,
-                current: other.image_id == wanted.image.id,
-                id: other.id,
-                image_id: other.image_id,
-            },
-            Err(error) if error.is_not_found() => RecreateError::Gone { name },
-            Err(error) => RecreateError::Aborted {
-                name,
-                step: Step::Inspect,
-                source: error.into(),
-            },
+    /// The running containers that live in this one's network, and a lease on each.
+    async fn followers(
+        &self,
+        container: &Container,
+    ) -> Result<Vec<(Container, Lease)>, RecreateError> {
+        let name = || container.name.clone();
+        let failed = |error: EngineError| RecreateError::Aborted {
+            name: name(),
+            step: Step::Inspect,
+            source: error.into(),
+        };
+        let listed = self.engine.containers().await.map_err(failed)?;
+        let being_proven = |listed: &Listed| matches!(names::meaning(&listed.name), Some(Meaning::Parked { new, .. }) if new == container.id.short());
+        if listed.iter().any(being_proven) {
+            return Err(RecreateError::Busy { name: name() });
         }
+        let mode = format!("container:{}", container.id);
+        let mut followers = Vec::new();
+        for listed in listed
+            .iter()
+            .filter(|listed| listed.network_mode == mode && listed.state == Some(State::Running))
+        {
+            let Some(lease) = self.leases.take(&listed.id) else {
+                return Err(RecreateError::Busy { name: name() });
+            };
+            let follower = self
+                .engine
+                .inspect(listed.id.as_str())
+                .await
+                .map_err(failed)?;
+            if let Some(reason) = guard::objection(&follower, self.own_id.as_deref()) {
+                let reason = format!(
+                    "`{}` shares its network and cannot be recreated with it: {reason}",
+                    follower.name
+                );
+                return Err(RecreateError::Unsupported {
+                    name: name(),
+                    reason,
+                });
+            }
+            followers.push((follower, lease));
+        }
+        Ok(followers)
     }
 }
 
@@ -101,6 +174,14 @@ pub struct Live {
 impl Capabilities for Live {
     async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
         let mut containers = self.workshop.engine.containers().await?;
+        if containers
+            .iter()
+            .any(|container| names::meaning(&container.name).is_some())
+        {
+            // Somebody did not end what they began. A policy should see whole containers only.
+            self.workshop.recover().await?;
+            return Ok(self.workshop.containers().await?);
+        }
         containers.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(containers)
     }
@@ -149,88 +230,122 @@ impl Capabilities for Live {
     }
 
     async fn recreate(&self, wanted: Recreation) -> Result<Recreated, CallError<RecreateError>> {
-        let Some(_lock) = self.workshop.locks.take(&wanted.container.id) else {
+        let Some(lease) = self.workshop.leases.take(&wanted.container.id) else {
             return Err(RecreateError::Busy {
                 name: wanted.container.name,
             }
             .into());
         };
-        Ok(recreate(&self.workshop, wanted, self.force, &self.events).await?)
+        let (outcome, settled) = recreate(&self.workshop, wanted, self.force, &self.events).await;
+        match &outcome {
+            Err(RecreateError::Busy { .. }) => lease.give_back(),
+            _ if settled => lease.settle(),
+            // Kept, for whoever recovers.
+            _ => drop(lease),
+        }
+        if let Err(error) = &outcome {
+            tracing::warn!(hints = ?error.hints(), "{}", Diagnostic::of(error).sentence());
+        }
+        Ok(outcome?)
     }
 }
 
+/// The flag says whether nothing is left to finish or undo.
 async fn recreate(
     workshop: &Workshop,
     wanted: Recreation,
     force: bool,
     events: &Events,
-) -> Result<Recreated, RecreateError> {
-    let container = workshop.examine(&wanted, force).await?;
+) -> (Result<Recreated, RecreateError>, bool) {
+    let container = match workshop.examine(&wanted, force).await {
+        Ok(container) => container,
+        Err(error) => return (Err(error), true),
+    };
     let name = container.name.clone();
+    let from_image_id = container.image_id.clone();
     let step = |step| {
         events(Event::Step {
             container: name.clone(),
             step,
         })
     };
-    let outcome = match wanted.strategy {
+    let engine = workshop.engine.as_ref();
+    match wanted.strategy {
         Strategy::Remove => {
             step(Step::Remove);
-            match workshop.engine.remove(&container.id, Removal::Force).await {
-                Ok(()) => Ok(Recreated {
-                    id: None,
-                    image_id: wanted.image.id,
-                    from_image_id: container.image_id.clone(),
-                    gap: None,
-                    left_over: None,
-                }),
-                Err(error) if error.is_not_found() => {
-                    Err(RecreateError::Gone { name: name.clone() })
-                }
-                Err(error) => Err(RecreateError::Aborted {
-                    name: name.clone(),
-                    step: Step::Remove,
-                    source: error.into(),
-                }),
-            }
+            let removed = remove::remove(engine, &container).await;
+            let recreated = Recreated {
+                id: None,
+                image_id: wanted.image.id,
+                from_image_id,
+                gap: None,
+                left_over: None,
+            };
+            (removed.map(|()| recreated), true)
         }
         Strategy::Replace => {
-            let image = NewImage {
-                reference: wanted.image.reference,
-                id: wanted.image.id,
+            let (followers, leases): (Vec<Container>, Vec<Lease>) =
+                match workshop.followers(&container).await {
+                    Ok(followers) => followers.into_iter().unzip(),
+                    Err(error) => return (Err(error), true),
+                };
+            let image = NewImage::pulled(&wanted.image.reference, wanted.image.id);
+            let manner = Manner {
+                platform: workshop.platform.as_ref(),
+                proof: workshop.patience.proof,
+                step: &step,
             };
-            let platform = workshop.platform.as_ref();
-            let replaced = replace(
-                workshop.engine.as_ref(),
-                &container,
-                &image,
-                platform,
-                workshop.proof,
-                &step,
+            let (replaced, settled) = replace(engine, container, &image, followers, &manner).await;
+            match &replaced {
+                Err(RecreateError::Busy { .. }) => leases.into_iter().for_each(Lease::give_back),
+                _ if settled => leases.into_iter().for_each(Lease::settle),
+                _ => drop(leases),
+            }
+            (
+                replaced.map(|replaced| recreated(replaced, &image, from_image_id)),
+                settled,
             )
-            .await;
-            replaced.map(|replaced| Recreated {
-                id: Some(replaced.id),
-                image_id: image.id,
-                from_image_id: container.image_id.clone(),
-                gap: Some(replaced.gap),
-                left_over: replaced.left_over,
-            })
         }
         Strategy::Overlap => {
-            let reason =
-                "this version of Refit does not know the strategy `overlap` yet; `replace` works"
-                    .into();
-            Err(RecreateError::Unsupported {
-                name: name.clone(),
-                reason,
-            })
+            let followers = workshop.followers(&container).await;
+            let followed = followers.map(|followers| {
+                followers
+                    .into_iter()
+                    .next()
+                    .map(|(follower, _)| follower.name)
+            });
+            let reason = match followed {
+                Err(error) => return (Err(error), true),
+                Ok(Some(follower)) => Some(format!("`{follower}` shares its network")),
+                Ok(None) => overlap::objection(&container),
+            };
+            if let Some(reason) = reason {
+                let reason = format!("not by the strategy `overlap`: {reason}; `replace` works");
+                return (Err(RecreateError::Unsupported { name, reason }), true);
+            }
+            let image = NewImage::pulled(&wanted.image.reference, wanted.image.id);
+            let manner = Manner {
+                platform: workshop.platform.as_ref(),
+                proof: workshop.patience.proof,
+                step: &step,
+            };
+            let (replaced, settled) = overlap::overlap(engine, container, &image, &manner).await;
+            (
+                replaced.map(|replaced| recreated(replaced, &image, from_image_id)),
+                settled,
+            )
         }
-    };
-    if let Err(error) = &outcome {
-        tracing::warn!(container = name, hints = ?error.hints(), "{}", crate::diagnostic::Diagnostic::of(error).sentence());
     }
-    outcome
+}
+
+fn recreated(replaced: Replaced, image: &NewImage, from_image_id: ImageId) -> Recreated {
+    Recreated {
+        id: Some(replaced.id),
+        image_id: image.id.clone(),
+        from_image_id,
+        gap: Some(replaced.gap),
+        left_over: (!replaced.left_over.is_empty()).then(|| replaced.left_over.join(", ")),
+    }
 }
 
 /// The digest under which this image's own repository serves it. An image may carry digests of several repositories.

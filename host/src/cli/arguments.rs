@@ -42,6 +42,8 @@ pub(super) enum Command {
     Plan(PlanArguments),
     /// Serve the HTTP interface until told to stop
     Serve(ServeArguments),
+    /// Finish or undo replacements that a Refit which was killed left half done
+    Recover(RecoverArguments),
     /// Show the configuration
     Config(ConfigArguments),
     /// Check the engine, the logins, the policy and its grants
@@ -93,6 +95,13 @@ pub(super) struct ServeArguments {
     /// A policy component, over the configured one
     #[arg(long, value_name = "FILE")]
     pub(super) policy: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RecoverArguments {
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -77,6 +77,7 @@ async fn run(arguments: Arguments) -> Result<Status, Diagnostic> {
         Command::Refresh(arguments) => commands::refresh(common, arguments, bars).await,
         Command::Plan(arguments) => commands::plan(common, arguments, bars).await,
         Command::Serve(arguments) => commands::serve(common, arguments).await,
+        Command::Recover(arguments) => commands::recover(common, arguments).await,
         Command::Config(arguments) => commands::config(common, arguments),
         Command::Doctor(arguments) => commands::doctor(common, arguments).await,
     }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use crate::diagnostic::Diagnostic;
 use crate::journal::{ImageOutcome, ImageRecord, RecreationOutcome, RecreationRecord};
 use crate::policy::Verdict;
+use crate::recreate::recover::{Outcome, Recovered};
 use crate::refresh::{ContainerReport, Mode, Report};
 
 /// `pulled       ghcr.io/…/workspace-template-hermes:latest`
@@ -24,6 +25,21 @@ pub(super) fn recreation_line(record: &RecreationRecord) -> String {
         None => String::new(),
     };
     line(word(record.outcome), &record.container, &detail)
+}
+
+/// A line for each replacement that was found half done.
+pub(super) fn recovered(recovered: &[Recovered]) -> String {
+    let word = |outcome| match outcome {
+        Outcome::Finished => "finished",
+        Outcome::Undone => "undone",
+        Outcome::Superseded => "superseded",
+        Outcome::InProgress => "in progress",
+        Outcome::Stranded => "STRANDED",
+    };
+    recovered
+        .iter()
+        .map(|one| line(word(one.outcome), &one.container, &one.detail) + "\n")
+        .collect()
 }
 
 fn word(outcome: RecreationOutcome) -> &'static str {

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 
 use crate::container::{Container, ContainerId, Image, Listed, Object};
 use crate::diagnostic::Hints;
-use crate::image::{ImageRef, Platform};
+use crate::image::{ImageId, ImageRef, Platform};
 use crate::secret::Login;
 
 /// What is sent to the engine to make a container: its configuration, and the networks it is attached to.
@@ -50,13 +50,26 @@ pub struct LayerProgress {
     pub total_bytes: Option<u64>,
 }
 
-/// What becomes of the anonymous volumes of a container that is removed is not offered as a choice: they are kept.
+/// An image that no tag means any more.
+#[derive(Clone, Debug)]
+pub struct UnnamedImage {
+    pub id: ImageId,
+    /// Seconds since the Unix epoch, as its builder says.
+    pub created: i64,
+    /// `repository@sha256:…`, where it was pulled from.
+    pub repo_digests: Vec<String>,
+}
+
+/// How a container is removed. Its anonymous volumes are kept unless it says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
     /// Refused by the engine while it runs.
     IfStopped,
     /// Killed first, where it runs.
     Force,
+    /// The same, and the anonymous volumes that were made for it go with it. For a replacement that is not to be; volumes that
+    /// it took over from the old container are mounted by name, and stay.
+    Discard,
 }
 
 /// The verbs. Containers are named by id or name as the engine takes them; whoever cares which one it is passes an id.
@@ -88,6 +101,11 @@ pub trait Engine: Send + Sync {
         login: Option<&Login>,
     ) -> Result<String, PullError>;
 
+    /// Images that no tag means any more.
+    async fn unnamed_images(&self) -> Result<Vec<UnnamedImage>, EngineError>;
+    /// Refused by the engine while any container refers to it.
+    async fn remove_image(&self, image: &ImageId) -> Result<(), EngineError>;
+
     async fn create(
         &self,
         name: &str,
@@ -100,6 +118,7 @@ pub trait Engine: Send + Sync {
         network: &str,
         endpoint: &Object,
     ) -> Result<(), EngineError>;
+    async fn disconnect(&self, container: &ContainerId, network: &str) -> Result<(), EngineError>;
     async fn start(&self, container: &ContainerId) -> Result<(), EngineError>;
     /// By its own stop signal and its own timeout, after which the engine kills it. Returns when it has exited; a container
     /// that does not run is left as it is.

@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{LABEL_NAME, LABEL_REPLACES};
 use crate::container::{Container, ContainerId, Object};
 use crate::engine::CreateRequest;
 
@@ -45,14 +44,9 @@ impl Intent {
     }
 
     /// The same wish on another image.
-    pub fn on(&self, image: &str, replaced: &ContainerId, name: &str) -> Replacement {
+    pub fn on(&self, image: &str) -> Replacement {
         let mut config = self.config.clone();
         config.insert("Image".into(), json!(image));
-        let labels = config.entry("Labels").or_insert_with(|| json!({}));
-        if let Some(labels) = labels.as_object_mut() {
-            labels.insert(LABEL_REPLACES.into(), json!(replaced.as_str()));
-            labels.insert(LABEL_NAME.into(), json!(name));
-        }
         let request = CreateRequest {
             config,
             host_config: self.host_config.clone(),
@@ -61,6 +55,22 @@ impl Intent {
         Replacement {
             request,
             networks: self.others.clone().into_iter().collect(),
+        }
+    }
+
+    /// Whoever lived in the name spaces of one container lives in those of the one that replaces it.
+    pub fn follow(&mut self, from: &ContainerId, to: &ContainerId) {
+        for key in ["NetworkMode", "IpcMode", "PidMode"] {
+            let Some(mode) = self.host_config.get_mut(key) else {
+                continue;
+            };
+            let followed = mode
+                .as_str()
+                .and_then(|mode| mode.strip_prefix("container:"))
+                .is_some_and(|id| id == from.as_str());
+            if followed {
+                *mode = json!(format!("container:{to}"));
+            }
         }
     }
 }
@@ -75,7 +85,7 @@ fn config(container: &Container, image: &Object) -> Object {
             "Entrypoint" => entrypoint.clone(),
             "Cmd" => cmd.clone(),
             "Env" => list_without(value, default),
-            "Labels" => object_without(value, default).map(without_ours),
+            "Labels" => object_without(value, default),
             "ExposedPorts" | "Volumes" => keys_without(value, default),
             "Healthcheck" => object_without(value, default),
             "User" | "WorkingDir" | "StopSignal" | "Shell" | "OnBuild" | "ArgsEscaped" => {
@@ -128,8 +138,15 @@ fn shares_names(container: &Container) -> bool {
 }
 
 fn host_config(container: &Container) -> Object {
-    let mut host_config: Object = container
-        .host_config
+    let mut host_config = as_may_be_asked(&container.host_config);
+    keep_anonymous_volumes(container, &mut host_config);
+    keep_ephemeral_ports(container, &mut host_config);
+    host_config
+}
+
+/// What inspection says in other words than a request may use, in those of a request; and without what is unset.
+pub(super) fn as_may_be_asked(host_config: &Object) -> Object {
+    let mut host_config: Object = host_config
         .clone()
         .into_iter()
         .filter(|(_, value)| !value.is_null())
@@ -152,8 +169,6 @@ fn host_config(container: &Container) -> Object {
             }
         }
     }
-    keep_anonymous_volumes(container, &mut host_config);
-    keep_ephemeral_ports(container, &mut host_config);
     host_config
 }
 
@@ -172,14 +187,13 @@ fn keep_anonymous_volumes(container: &Container, host_config: &mut Object) {
         .filter(|mount| mount.is_anonymous_volume())
     {
         let Some(name) = &mount.name else { continue };
-        let asked = host_config
+        let mut asked = host_config
             .get_mut("Mounts")
             .and_then(Value::as_array_mut)
             .into_iter()
             .flatten();
-        let asked = asked
-            .filter(|asked| asked["Target"].as_str() == Some(mount.destination.as_str()))
-            .next();
+        let asked =
+            asked.find(|asked| asked["Target"].as_str() == Some(mount.destination.as_str()));
         if let Some(asked) = asked {
             asked["Source"] = json!(name);
             continue;
@@ -265,13 +279,14 @@ fn endpoint_as_asked(container: &Container, network: &str, endpoint: &Object) ->
                 .map(|value| (key.to_owned(), value.clone())),
         );
     }
-    // The engine gives every container its short id and its hostname as aliases, and the default network takes none.
+    // The engine gives every container its short id and its hostname as aliases, and it answers to its name anyway. The default
+    // network takes none.
     let hostname = container
         .config
         .get("Hostname")
         .and_then(Value::as_str)
         .unwrap_or_default();
-    let given = [container.id.short(), hostname];
+    let given = [container.id.short(), hostname, container.name.as_str()];
     let aliases: Vec<Value> = endpoint
         .get("Aliases")
         .and_then(Value::as_array)
@@ -337,13 +352,5 @@ fn keys_without(value: &Value, default: Option<&Value>) -> Option<Value> {
     (!kept.is_empty()).then_some(Value::Object(kept))
 }
 
-/// Labels of an earlier replacement tell of that one.
-fn without_ours(mut labels: Value) -> Value {
-    if let Some(labels) = labels.as_object_mut() {
-        labels.retain(|key, _| key != LABEL_REPLACES && key != LABEL_NAME);
-    }
-    labels
-}
-
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,37 +1,70 @@
-//! One replacement, from the look at the old container to its removal: the order of the steps, and beside each the way back.
+//! A replacement, from the look at the old container to its removal: the order of the steps, and beside each the way back.
 //!
-//! Nothing is stopped before its replacement exists, and nothing is removed before its replacement has proven itself. What is
-//! not downtime happens outside it: the gap is stop, two renames and start. Everything is done by id, so a container that
-//! somebody else put under the same name is never touched.
+//! Nothing is stopped before its replacement exists and was verified, and nothing is removed before its replacement has proven
+//! itself. What is not downtime happens outside it: the gap is stop, two renames and start. Everything is done by id, so a
+//! container that somebody else put under the same name is never touched.
+//!
+//! Containers that live in the network of the one that is replaced would lose it; they are replaced with it, as one group, each
+//! on the image that it has.
 
 use std::time::{Duration, Instant};
 
 use super::intent::{Intent, Replacement};
-use super::{RecreateError, Step, StepError, candidate_name, parked_name};
-use crate::container::{Container, ContainerId, Health, State};
+use super::names;
+use super::proof::{Proof, prove};
+use super::steady::{ensure_named, ensure_removed, ensure_running, ensure_stopped, look, may_pass};
+use super::verify::differences;
+use super::{RecreateError, Step, StepError};
+use crate::container::{Container, ContainerId, State};
 use crate::engine::{Engine, EngineError, Removal};
 use crate::image::{ImageId, ImageRef, Platform};
-
-/// How a replacement proves itself.
-#[derive(Clone, Copy, Debug)]
-pub struct Proof {
-    /// How long it must keep running. A program that cannot work usually exits within seconds.
-    pub grace: Duration,
-    /// How long one with a health check may take to become healthy, beyond its own start period.
-    pub health: Duration,
-}
-
-/// How often a container that proves itself is looked at. A look costs the engine some 3 ms.
-const PROOF_POLL: Duration = Duration::from_millis(200);
 
 /// What the engine waits before it kills a container that has no stop timeout of its own.
 const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
-/// The image that the replacement is to run: on this machine, by the name it was asked for.
+/// The image that a replacement is to run: on this machine, by the name it was asked for.
 #[derive(Clone, Debug)]
 pub struct NewImage {
-    pub reference: ImageRef,
+    pub reference: String,
     pub id: ImageId,
+}
+
+impl NewImage {
+    pub fn pulled(reference: &ImageRef, id: ImageId) -> Self {
+        Self {
+            reference: reference.to_string(),
+            id,
+        }
+    }
+
+    /// The one that a container has, by a name from which its repository can still be told: the one it was made by where that
+    /// still means it, or its digest; by its id only where neither does.
+    async fn of(engine: &dyn Engine, container: &Container) -> Result<Self, EngineError> {
+        let id = container.image_id.clone();
+        let by_name = match engine.image(container.image()).await {
+            Ok(image) => image.id == id,
+            Err(EngineError::NotFound { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        let reference = if by_name {
+            container.image().to_owned()
+        } else {
+            let image = engine.image(id.as_str()).await?;
+            image
+                .repo_digests
+                .into_iter()
+                .next()
+                .unwrap_or_else(|| id.as_str().to_owned())
+        };
+        Ok(Self { reference, id })
+    }
+}
+
+/// How, and who is told.
+pub struct Manner<'a> {
+    pub platform: Option<&'a Platform>,
+    pub proof: Proof,
+    pub step: &'a (dyn Fn(Step) + Send + Sync),
 }
 
 /// A replacement that runs and has proven itself.
@@ -40,220 +73,305 @@ pub struct Replaced {
     pub id: ContainerId,
     /// From the request to stop the old one until the new one was started.
     pub gap: Duration,
-    /// The old container could not be removed; it is stopped, under this name.
-    pub left_over: Option<String>,
+    /// Old containers that could not be removed. They are stopped, under these names.
+    pub left_over: Vec<String>,
 }
 
-/// Replace `old`, which runs, by one from `image`.
+/// One container of a group, and what takes its place.
+struct Member {
+    old: Container,
+    new: ContainerId,
+}
+
+/// Why a group could not be made ready, and whether anything of it may be left.
+struct Unready {
+    error: RecreateError,
+    settled: bool,
+}
+
+/// Replace `old`, which runs, by one from `image`, and the running `followers` that share its network. The flag says whether
+/// nothing is left to finish or undo.
 pub async fn replace(
     engine: &dyn Engine,
-    old: &Container,
+    old: Container,
     image: &NewImage,
-    platform: Option<&Platform>,
-    proof: Proof,
-    step: &(dyn Fn(Step) + Send + Sync),
-) -> Result<Replaced, RecreateError> {
-    let name = old.name.as_str();
-    let aborted = |at, source: StepError| RecreateError::Aborted {
-        name: name.to_owned(),
-        step: at,
-        source,
+    followers: Vec<Container>,
+    manner: &Manner<'_>,
+) -> (Result<Replaced, RecreateError>, bool) {
+    let name = old.name.clone();
+    // Ahead of the gap. The old containers run on; whatever fails here leaves them as they are.
+    let group = match make_ready(engine, old, image, followers, manner).await {
+        Ok(group) => group,
+        Err(unready) => return (Err(unready.error), unready.settled),
     };
-
-    // Ahead of the gap. The old container runs on; whatever fails here leaves it as it is.
-    step(Step::Inspect);
-    let old_image = engine
-        .image(old.image_id.as_str())
-        .await
-        .map_err(|error| aborted(Step::Inspect, no_old_image(error)))?;
-    let wanted = Intent::of(old, &old_image.config).on(&image.reference.to_string(), &old.id, name);
-
-    step(Step::Create);
-    let new = match engine
-        .create(&candidate_name(&old.id), &wanted.request, platform)
-        .await
-    {
-        Ok(id) => id,
-        // The name of a replacement can be taken only once: another Refit is at work on this container.
-        Err(EngineError::Conflict { .. }) => {
-            return Err(RecreateError::Busy {
-                name: name.to_owned(),
-            });
-        }
-        Err(error) => return Err(aborted(Step::Create, error.into())),
-    };
-    if let Err((at, source)) = prepare(engine, &new, &wanted, image, step).await {
-        discard(engine, &new).await;
-        return Err(aborted(at, source));
-    }
 
     // The gap.
-    step(Step::Stop);
     let stopping = Instant::now();
-    let swapped = swap(engine, old, &new, step).await;
+    let swapped = swap(engine, &group, manner).await;
     let gap = stopping.elapsed();
     // Behind the gap.
     let proven = match swapped {
-        Ok(()) => {
-            step(Step::Prove);
-            prove(engine, &new, proof)
-                .await
-                .map_err(|source| (Step::Prove, source))
-        }
+        Ok(()) => prove_all(engine, &group, manner).await,
         Err(failed) => Err(failed),
     };
-    if let Err((at, source)) = proven {
-        return Err(put_back(engine, old, new, at, source).await);
+    if let Err((step, source)) = proven {
+        let error = put_back(engine, &group, image, step, source).await;
+        let settled = !matches!(error, RecreateError::Stranded { .. });
+        return (Err(error), settled);
     }
 
-    step(Step::Remove);
-    let left_over = match engine.remove(&old.id, Removal::IfStopped).await {
-        Ok(()) | Err(EngineError::NotFound { .. }) => None,
-        Err(error) => {
+    (manner.step)(Step::Remove);
+    let mut left_over = Vec::new();
+    // The one whose network the others had goes last.
+    for member in group.iter().rev() {
+        if let Err(error) = ensure_removed(engine, &member.old.id, Removal::IfStopped).await {
             tracing::warn!(
                 container = name,
-                old = old.id.as_str(),
+                old = member.old.id.as_str(),
                 "the old container could not be removed: {error}"
             );
-            Some(parked_name(&old.id))
+            left_over.push(names::parked(&member.old.id, &member.new, &member.old.name));
         }
-    };
-    Ok(Replaced {
-        id: new,
-        gap,
-        left_over,
-    })
+    }
+    let settled = left_over.is_empty();
+    (
+        Ok(Replaced {
+            id: group[0].new.clone(),
+            gap,
+            left_over,
+        }),
+        settled,
+    )
 }
 
-/// What is left to do before the old container may stop: the other networks, and a look at what the engine made.
-async fn prepare(
+async fn make_ready(
+    engine: &dyn Engine,
+    old: Container,
+    image: &NewImage,
+    followers: Vec<Container>,
+    manner: &Manner<'_>,
+) -> Result<Vec<Member>, Unready> {
+    let mut group: Vec<Member> = Vec::with_capacity(1 + followers.len());
+    let mut members = vec![(old, image.clone())];
+    for follower in followers {
+        let image = NewImage::of(engine, &follower)
+            .await
+            .map_err(|error| Unready {
+                error: RecreateError::Aborted {
+                    name: follower.name.clone(),
+                    step: Step::Inspect,
+                    source: error.into(),
+                },
+                settled: true,
+            })?;
+        members.push((follower, image));
+    }
+    for (old, image) in members {
+        let provider = group.first().map(|first| (&first.old.id, &first.new));
+        match make(engine, &old, &image, provider, manner).await {
+            Ok(new) => group.push(Member { old, new }),
+            Err(unready) => {
+                let mut settled = unready.settled;
+                for member in group.iter().rev() {
+                    settled &= ensure_removed(engine, &member.new, Removal::Discard)
+                        .await
+                        .is_ok();
+                }
+                return Err(Unready { settled, ..unready });
+            }
+        }
+    }
+    Ok(group)
+}
+
+/// Make one container's replacement and look whether it is what was asked for.
+async fn make(
+    engine: &dyn Engine,
+    old: &Container,
+    image: &NewImage,
+    provider: Option<(&ContainerId, &ContainerId)>,
+    manner: &Manner<'_>,
+) -> Result<ContainerId, Unready> {
+    let name = old.name.clone();
+    let unready = |step, source: StepError, settled| Unready {
+        error: RecreateError::Aborted {
+            name: name.clone(),
+            step,
+            source,
+        },
+        settled,
+    };
+
+    (manner.step)(Step::Inspect);
+    let old_image = engine.image(old.image_id.as_str()).await;
+    let old_image = old_image.map_err(|error| unready(Step::Inspect, no_old_image(error), true))?;
+    let mut intent = Intent::of(old, &old_image.config);
+    if let Some((from, to)) = provider {
+        intent.follow(from, to);
+    }
+    let wanted = intent.on(&image.reference);
+
+    (manner.step)(Step::Create);
+    let candidate = names::candidate(&old.id);
+    let new = match engine
+        .create(&candidate, &wanted.request, manner.platform)
+        .await
+    {
+        Ok(id) => id,
+        // The name can be taken only once: another Refit is at work on this container, or one died at it.
+        Err(EngineError::Conflict { .. }) => {
+            return Err(Unready {
+                error: RecreateError::Busy { name },
+                settled: false,
+            });
+        }
+        Err(error) if !may_pass(&error) => return Err(unready(Step::Create, error.into(), true)),
+        Err(error) => {
+            // The engine may have made it all the same, or may be about to: then the name tells, now or later.
+            if let Ok(Some(made)) = look(engine, &candidate).await {
+                let _ = ensure_removed(engine, &made.id, Removal::Discard).await;
+            }
+            return Err(unready(Step::Create, error.into(), false));
+        }
+    };
+    if let Err((step, source)) = check(engine, &new, &wanted, image, manner).await {
+        let settled = ensure_removed(engine, &new, Removal::Discard).await.is_ok();
+        return Err(unready(step, source, settled));
+    }
+    Ok(new)
+}
+
+/// The other networks, and a look at what the engine made.
+async fn check(
     engine: &dyn Engine,
     new: &ContainerId,
     wanted: &Replacement,
     image: &NewImage,
-    step: &(dyn Fn(Step) + Send + Sync),
+    manner: &Manner<'_>,
 ) -> Result<(), (Step, StepError)> {
-    step(Step::Connect);
+    if !wanted.networks.is_empty() {
+        (manner.step)(Step::Connect);
+    }
     for (network, endpoint) in &wanted.networks {
         engine
             .connect(new, network, endpoint)
             .await
             .map_err(|error| (Step::Connect, error.into()))?;
     }
-    step(Step::Verify);
+    (manner.step)(Step::Verify);
     let made = engine
         .inspect(new.as_str())
         .await
         .map_err(|error| (Step::Verify, error.into()))?;
     if made.image_id != image.id {
         let problem = format!(
-            "the tag moved meanwhile: `{}` now means {}, pulled was {}",
+            "the tag moved meanwhile: `{}` now means {}, and {} was pulled",
             image.reference, made.image_id, image.id
         );
         return Err((Step::Verify, StepError::Unfit(problem)));
     }
-    Ok(())
+    let differences = differences(wanted, &made);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err((
+        Step::Verify,
+        StepError::Unfit(format!(
+            "the engine made something else: {}",
+            differences.join("; ")
+        )),
+    ))
 }
 
 /// Everything that happens while nothing runs under the name.
 async fn swap(
     engine: &dyn Engine,
-    old: &Container,
-    new: &ContainerId,
-    step: &(dyn Fn(Step) + Send + Sync),
+    group: &[Member],
+    manner: &Manner<'_>,
 ) -> Result<(), (Step, StepError)> {
     // The name stays with the old container until it has exited: who looks in between sees a container that is stopping.
-    engine
-        .stop(&old.id, stop_timeout(old))
-        .await
-        .map_err(|error| (Step::Stop, error.into()))?;
-    step(Step::Park);
-    engine
-        .rename(&old.id, &parked_name(&old.id))
-        .await
-        .map_err(|error| (Step::Park, error.into()))?;
-    step(Step::Rename);
-    engine
-        .rename(new, &old.name)
-        .await
-        .map_err(|error| (Step::Rename, error.into()))?;
-    step(Step::Start);
-    engine
-        .start(new)
-        .await
-        .map_err(|error| (Step::Start, error.into()))
+    (manner.step)(Step::Stop);
+    for member in group.iter().rev() {
+        let stopped = engine.stop(&member.old.id, stop_timeout(&member.old)).await;
+        stopped.map_err(|error| (Step::Stop, error.into()))?;
+    }
+    for member in group {
+        (manner.step)(Step::Park);
+        let parked = names::parked(&member.old.id, &member.new, &member.old.name);
+        engine
+            .rename(&member.old.id, &parked)
+            .await
+            .map_err(|error| (Step::Park, error.into()))?;
+        (manner.step)(Step::Rename);
+        engine
+            .rename(&member.new, &member.old.name)
+            .await
+            .map_err(|error| (Step::Rename, error.into()))?;
+        (manner.step)(Step::Start);
+        engine
+            .start(&member.new)
+            .await
+            .map_err(|error| (Step::Start, error.into()))?;
+    }
+    Ok(())
 }
 
-/// Wait until the container has run for the grace time and, where it has a health check, is healthy. `restarting` is not
-/// running: a container that exits and is started again by its restart policy has not proven itself.
-async fn prove(engine: &dyn Engine, new: &ContainerId, proof: Proof) -> Result<(), StepError> {
-    let started = Instant::now();
-    let mut health_deadline = None;
-    let mut restarts_seen = None;
-    loop {
-        let now = engine.inspect(new.as_str()).await?;
-        if now.state != State::Running {
-            return Err(StepError::Unfit(did_not_stay(&now)));
-        }
-        if *restarts_seen.get_or_insert(now.started) != now.started {
-            return Err(StepError::Unfit(
-                "it exited and was started again within its grace time".into(),
-            ));
-        }
-        let deadline = *health_deadline.get_or_insert(started + start_period(&now) + proof.health);
-        let graced = started.elapsed() >= proof.grace;
-        match now.health {
-            Health::Unhealthy => return Err(StepError::Unfit("it became unhealthy".into())),
-            Health::Healthy if graced => return Ok(()),
-            Health::None if graced && !now.has_healthcheck() => return Ok(()),
-            Health::Starting | Health::None if graced && Instant::now() >= deadline => {
-                let seconds = started.elapsed().as_secs();
-                return Err(StepError::Unfit(format!(
-                    "it did not become healthy within {seconds} s"
-                )));
-            }
-            Health::Healthy | Health::Starting | Health::None => {}
-        }
-        tokio::time::sleep(PROOF_POLL).await;
-    }
+async fn prove_all(
+    engine: &dyn Engine,
+    group: &[Member],
+    manner: &Manner<'_>,
+) -> Result<(), (Step, StepError)> {
+    (manner.step)(Step::Prove);
+    let proofs = group
+        .iter()
+        .map(|member| prove(engine, &member.new, manner.proof));
+    futures_util::future::try_join_all(proofs)
+        .await
+        .map(drop)
+        .map_err(|source| (Step::Prove, source))
 }
 
-fn did_not_stay(container: &Container) -> String {
-    let mut text = format!("it did not stay up: it is {}", container.state);
-    if let Some(code) = container
-        .exit_code
-        .filter(|_| container.state == State::Exited)
-    {
-        text.push_str(&format!(" with status {code}"));
-    }
-    if let Some(error) = &container.error {
-        text.push_str(&format!(" ({error})"));
-    }
-    text
-}
-
-/// The way back from anything after the request to stop: the old container under its name, running.
+/// The way back from anything after the request to stop: the old containers under their names, running.
 async fn put_back(
     engine: &dyn Engine,
-    old: &Container,
-    new: ContainerId,
+    group: &[Member],
+    image: &NewImage,
     step: Step,
     source: StepError,
 ) -> RecreateError {
-    let name = old.name.clone();
-    match restore(engine, old, &new).await {
-        Ok(()) => RecreateError::RolledBack { name, step, source },
+    let first = &group[0];
+    let name = first.old.name.clone();
+    // After a stop whose answer got lost the container may exit at any moment: only one that has exited can be started.
+    let in_doubt = step == Step::Stop;
+    let mut back = Ok(Back::Running);
+    for member in group.iter().rev() {
+        if let Err(error) = ensure_removed(engine, &member.new, Removal::Discard).await {
+            back = Err(error);
+        }
+    }
+    if back.is_ok() {
+        for (index, member) in group.iter().enumerate() {
+            let one = restore(engine, &member.old, in_doubt).await;
+            if index == 0 || one.is_err() {
+                back = one;
+            }
+        }
+    }
+    match back {
+        Ok(Back::Running) => RecreateError::RolledBack { name, step, source },
+        Ok(Back::Gone | Back::Superseded) => successor(engine, &name, &image.id).await,
         Err(undoing) => {
+            let parked = || names::parked(&first.old.id, &first.new, &name);
             let kept_as = engine
-                .inspect(old.id.as_str())
+                .inspect(first.old.id.as_str())
                 .await
-                .map_or_else(|_| parked_name(&old.id), |old| old.name);
+                .map_or_else(|_| parked(), |old| old.name);
             RecreateError::Stranded {
                 name,
                 step,
                 source,
-                old: old.id.clone(),
-                new,
+                old: first.old.id.clone(),
+                new: first.new.clone(),
                 kept_as,
                 undoing: Box::new(undoing),
             }
@@ -261,41 +379,68 @@ async fn put_back(
     }
 }
 
-/// Each step looks at what is there first: which of them was done before the failure is not known, an answer may be all that
-/// was lost.
-async fn restore(
+/// How an old container came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Back {
+    Running,
+    /// Somebody removed it meanwhile.
+    Gone,
+    /// Somebody else's container runs under its name; it was removed like any container that was replaced.
+    Superseded,
+}
+
+/// Put an old container back under its name, running. Which of the steps were done before is not known, so each looks first.
+pub(super) async fn restore(
     engine: &dyn Engine,
     old: &Container,
-    new: &ContainerId,
-) -> Result<(), EngineError> {
-    // It holds the name, and maybe ports and addresses. It ran for seconds at most and its data is in the volumes both share.
-    match engine.remove(new, Removal::Force).await {
-        Ok(()) | Err(EngineError::NotFound { .. }) => {}
+    stop_in_doubt: bool,
+) -> Result<Back, EngineError> {
+    if look(engine, old.id.as_str()).await?.is_none() {
+        return Ok(Back::Gone);
+    }
+    match ensure_named(engine, &old.id, &old.name).await {
+        Ok(()) => {}
+        Err(EngineError::NotFound { .. }) => return Ok(Back::Gone),
+        Err(error @ EngineError::Conflict { .. }) => {
+            let holder = look(engine, &old.name).await?;
+            if !holder.is_some_and(|holder| holder.state == State::Running && holder.id != old.id) {
+                return Err(error);
+            }
+            ensure_removed(engine, &old.id, Removal::IfStopped).await?;
+            return Ok(Back::Superseded);
+        }
         Err(error) => return Err(error),
     }
-    let now = engine.inspect(old.id.as_str()).await?;
-    if now.name != old.name {
-        engine.rename(&old.id, &old.name).await?;
+    if stop_in_doubt {
+        ensure_stopped(engine, &old.id, stop_timeout(old)).await?;
     }
-    if now.state != State::Running {
-        engine.start(&old.id).await?;
-    }
-    Ok(())
-}
-
-/// Remove a replacement that never ran. What cannot be removed now is found by its label later.
-async fn discard(engine: &dyn Engine, new: &ContainerId) {
-    if let Err(error) = engine.remove(new, Removal::Force).await
-        && !error.is_not_found()
-    {
-        tracing::warn!(
-            container = new.as_str(),
-            "an unused replacement could not be removed: {error}"
-        );
+    match ensure_running(engine, &old.id).await {
+        Ok(()) => Ok(Back::Running),
+        Err(EngineError::NotFound { .. }) => Ok(Back::Gone),
+        Err(error) => Err(error),
     }
 }
 
-fn no_old_image(error: EngineError) -> StepError {
+/// What to say of a container that somebody else took away: who has its name now, and whether that one is up to date.
+pub async fn successor(engine: &dyn Engine, name: &str, image: &ImageId) -> RecreateError {
+    let name = name.to_owned();
+    match look(engine, &name).await {
+        Ok(Some(other)) => RecreateError::ReplacedByOther {
+            name,
+            current: other.image_id == *image,
+            id: other.id,
+            image_id: other.image_id,
+        },
+        Ok(None) => RecreateError::Gone { name },
+        Err(error) => RecreateError::Aborted {
+            name,
+            step: Step::Inspect,
+            source: error.into(),
+        },
+    }
+}
+
+pub(super) fn no_old_image(error: EngineError) -> StepError {
     match error {
         EngineError::NotFound { .. } => StepError::Unfit(
             "the image it was made from is no longer on this machine, so what was set by hand cannot be told from the image's defaults".into(),
@@ -304,20 +449,11 @@ fn no_old_image(error: EngineError) -> StepError {
     }
 }
 
-fn stop_timeout(container: &Container) -> Duration {
+/// How long the container's own program may take to end.
+pub(super) fn stop_timeout(container: &Container) -> Duration {
     let seconds = container
         .config
         .get("StopTimeout")
         .and_then(serde_json::Value::as_u64);
     seconds.map_or(STOP_TIMEOUT_DEFAULT, Duration::from_secs)
-}
-
-/// The engine's documents give it in nanoseconds.
-fn start_period(container: &Container) -> Duration {
-    let nanoseconds = container
-        .config
-        .get("Healthcheck")
-        .and_then(|check| check.get("StartPeriod"))
-        .and_then(serde_json::Value::as_u64);
-    Duration::from_nanos(nanoseconds.unwrap_or_default())
 }

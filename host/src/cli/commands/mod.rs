@@ -9,13 +9,14 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::arguments::{
-    ConfigArguments, ConfigCommand, PlanArguments, RefreshArguments, SelectionArguments,
-    ServeArguments,
+    ConfigArguments, ConfigCommand, PlanArguments, RecoverArguments, RefreshArguments,
+    SelectionArguments, ServeArguments,
 };
 use super::{Status, display, print, table};
 use crate::config::{self, Flags, LimitsFlags, Loaded, PolicyFlags, ServeFlags};
 use crate::daemon;
 use crate::diagnostic::Diagnostic;
+use crate::recreate::recover::Outcome;
 use crate::refresh::{Mode, Report, Request, Trigger};
 use crate::secret::SecretString;
 use crate::server::AdminToken;
@@ -131,6 +132,13 @@ pub(super) async fn serve(common: Common, arguments: ServeArguments) -> Result<S
     let token = AdminToken::find(variable, config.serve.token_file.as_deref())?;
     daemon::may_listen(config.serve.listen, token.as_ref())?;
     let refresher = setup::refresher(&config).await?;
+    if let Err(error) = refresher.workshop().recover().await {
+        // The engine may come later than we do; each refresh looks again.
+        tracing::warn!(
+            "cannot look for half-done replacements: {}",
+            Diagnostic::of(&error).sentence()
+        );
+    }
     let cannot = |error: std::io::Error| {
         Diagnostic::new(format!("cannot listen on {}", config.serve.listen))
             .because(error.to_string())
@@ -146,6 +154,27 @@ pub(super) async fn serve(common: Common, arguments: ServeArguments) -> Result<S
         .await
         .map_err(|error| Diagnostic::new("cannot serve").because(error.to_string()))?;
     Ok(Status::Done)
+}
+
+pub(super) async fn recover(
+    common: Common,
+    arguments: RecoverArguments,
+) -> Result<Status, Diagnostic> {
+    let config = common.load(Flags::default())?.config;
+    let recovered = setup::workshop(&config)?.recover().await?;
+    if arguments.json {
+        print(&(serde_json::to_string_pretty(&recovered).unwrap_or_default() + "\n"));
+    } else if recovered.is_empty() {
+        print("nothing to recover\n");
+    } else {
+        print(&table::recovered(&recovered));
+    }
+    let stranded = recovered.iter().any(|one| one.outcome == Outcome::Stranded);
+    Ok(if stranded {
+        Status::SomeFailed
+    } else {
+        Status::Done
+    })
 }
 
 pub(super) fn config(common: Common, arguments: ConfigArguments) -> Result<Status, Diagnostic> {

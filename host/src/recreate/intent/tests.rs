@@ -8,7 +8,7 @@ fn object(value: Value) -> Object {
     value.as_object().cloned().unwrap()
 }
 
-fn container(config: Value, host_config: Value) -> Container {
+pub(in crate::recreate) fn container(config: Value, host_config: Value) -> Container {
     Container {
         id: ContainerId::new("0123456789ab".to_owned() + &"c".repeat(52)),
         name: "ws-a".into(),
@@ -85,10 +85,10 @@ fn a_command_is_kept_only_where_a_user_gave_it() {
 }
 
 #[test]
-fn labels_of_the_image_follow_it_and_those_of_an_earlier_replacement_go() {
+fn labels_of_the_image_follow_it_and_the_users_stay() {
     // 23
     check(
-        json!({"Labels": {"version": "1", "owner": "me", "io.refit.replaces": "x", "io.refit.name": "ws-a"}}),
+        json!({"Labels": {"version": "1", "owner": "me"}}),
         json!({"Labels": {"version": "1"}}),
         json!({"Labels": {"owner": "me"}}),
     );
@@ -293,15 +293,29 @@ fn shared_and_default_networks_get_no_wishes_they_would_refuse() {
 }
 
 #[test]
-fn a_replacement_says_whom_it_replaces() {
+fn a_replacement_has_no_label_that_the_user_did_not_give() {
     let container = container(
-        json!({"Image": "x:latest", "Labels": {"owner": "me"}}),
+        json!({"Image": "x:1", "Labels": {"owner": "me"}}),
         json!({}),
     );
-    let replacement = Intent::of(&container, &Object::new()).on("x:latest", &container.id, "ws-a");
-    assert_eq!(
-        replacement.request.config["Labels"],
-        json!({"owner": "me", "io.refit.replaces": container.id.as_str(), "io.refit.name": "ws-a"})
+    let replacement = Intent::of(&container, &Object::new()).on("x:2");
+    assert_eq!(replacement.request.config["Labels"], json!({"owner": "me"}));
+    assert_eq!(replacement.request.config["Image"], "x:2");
+}
+
+#[test]
+fn a_follower_moves_to_the_new_container() {
+    // 36
+    let (from, to) = (
+        ContainerId::new("a".repeat(64)),
+        ContainerId::new("b".repeat(64)),
     );
-    assert_eq!(replacement.request.config["Image"], "x:latest");
+    let container = container(
+        json!({}),
+        json!({"NetworkMode": format!("container:{from}"), "IpcMode": "private"}),
+    );
+    let mut intent = Intent::of(&container, &Object::new());
+    intent.follow(&from, &to);
+    assert_eq!(intent.host_config["NetworkMode"], format!("container:{to}"));
+    assert_eq!(intent.host_config["IpcMode"], "private");
 }

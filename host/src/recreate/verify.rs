@@ -1,0 +1,165 @@
+//! Whether what the engine made is what was asked for. Engines change some requests without a word; a container that would come
+//! back different is not replaced.
+//!
+//! Pure: the request, and the inspection of what came of it.
+
+use serde_json::Value;
+
+use super::intent::{Replacement, as_may_be_asked};
+use crate::container::{Container, Object};
+
+/// The fields that differ, each with what was asked for and what was made. Empty where none does.
+pub fn differences(wanted: &Replacement, made: &Container) -> Vec<String> {
+    let mut found = Vec::new();
+    for (field, asked) in &wanted.request.config {
+        // The image is compared by id, by whoever knows it.
+        if field != "Image" {
+            compare(
+                &format!("Config.{field}"),
+                asked,
+                made.config.get(field),
+                &mut found,
+            );
+        }
+    }
+    let made_host_config = as_may_be_asked(&made.host_config);
+    for (field, asked) in &wanted.request.host_config {
+        compare(
+            &format!("HostConfig.{field}"),
+            asked,
+            made_host_config.get(field),
+            &mut found,
+        );
+    }
+    for (network, asked) in wanted.request.endpoint.iter().chain(&wanted.networks) {
+        match endpoint(made, network) {
+            Some(endpoint) => {
+                for (field, asked) in asked {
+                    compare(
+                        &format!("network `{network}`, {field}"),
+                        asked,
+                        endpoint.get(field),
+                        &mut found,
+                    );
+                }
+            }
+            None => found.push(format!("network `{network}` is missing")),
+        }
+    }
+    found
+}
+
+/// By name, or by the id under which it was asked for.
+fn endpoint<'a>(made: &'a Container, network: &str) -> Option<&'a Object> {
+    let by_id =
+        |endpoint: &&Object| endpoint.get("NetworkID").and_then(Value::as_str) == Some(network);
+    made.endpoints
+        .get(network)
+        .or_else(|| made.endpoints.values().find(by_id))
+}
+
+/// What was asked for must be there. The image adds to lists and objects, so there may be more.
+fn compare(field: &str, asked: &Value, made: Option<&Value>, found: &mut Vec<String>) {
+    if is_nothing(asked) {
+        return;
+    }
+    let made = made.unwrap_or(&Value::Null);
+    let kept = match (asked, made) {
+        (Value::Array(asked), Value::Array(made)) => asked
+            .iter()
+            .all(|asked| made.iter().any(|made| covers(asked, made))),
+        _ => covers(asked, made),
+    };
+    // `--entrypoint ""` is asked for as a list with an empty word, and made as none.
+    let cleared = *asked == serde_json::json!([""]) && is_nothing(made);
+    if !kept && !cleared {
+        found.push(format!("{field}: asked for {asked}, made {made}"));
+    }
+}
+
+/// Whether everything in `asked` is in `made`.
+fn covers(asked: &Value, made: &Value) -> bool {
+    match (asked, made) {
+        (Value::Object(asked), Value::Object(made)) => asked.iter().all(|(key, asked)| {
+            is_nothing(asked) || made.get(key).is_some_and(|made| covers(asked, made))
+        }),
+        (Value::Array(asked), Value::Array(made)) => {
+            asked.len() == made.len()
+                && asked
+                    .iter()
+                    .zip(made)
+                    .all(|(asked, made)| covers(asked, made))
+        }
+        (Value::Number(asked), Value::Number(made)) => asked.as_f64() == made.as_f64(),
+        _ => asked == made || (is_nothing(asked) && is_nothing(made)),
+    }
+}
+
+/// Engines write the same absence in many ways.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        // An exposed port or a volume is a key with an empty object: its absence is told by the key.
+        Value::Object(_) | Value::Bool(true) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recreate::intent::Intent;
+    use crate::recreate::intent::tests::container;
+    use serde_json::json;
+
+    fn wanted(config: Value, host_config: Value) -> Replacement {
+        Intent::of(&container(config, host_config), &Object::new()).on("x:latest")
+    }
+
+    #[test]
+    fn what_the_image_adds_is_no_difference() {
+        let wanted = wanted(
+            json!({"Env": ["A=1"], "Labels": {"a": "1"}, "ExposedPorts": {"80/tcp": {}}}),
+            json!({"Memory": 0, "Binds": ["v:/d"]}),
+        );
+        let made = container(
+            json!({"Env": ["PATH=/bin", "A=1"], "Labels": {"a": "1", "of-image": "2"}, "ExposedPorts": {"80/tcp": {}, "81/tcp": {}}}),
+            json!({"Binds": ["v:/d"], "Runtime": "runc"}),
+        );
+        assert_eq!(differences(&wanted, &made), Vec::<String>::new());
+    }
+
+    #[test]
+    fn other_words_for_the_same_are_no_difference() {
+        let wanted = wanted(
+            json!({}),
+            json!({"Links": ["/db:/ws-a/db"], "Ulimits": [{"Name": "nofile", "Soft": 1}]}),
+        );
+        let made = container(
+            json!({}),
+            json!({"Links": ["/db:/refit-new.0/db"], "Ulimits": [{"Name": "RLIMIT_NOFILE", "Soft": 1}]}),
+        );
+        assert_eq!(differences(&wanted, &made), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_the_engine_dropped_or_changed_is_named() {
+        let wanted = wanted(
+            json!({"Env": ["A=1"], "ExposedPorts": {"80/tcp": {}}}),
+            json!({"CapAdd": ["NET_ADMIN"], "Memory": 5, "NewKnob": {"a": 1}}),
+        );
+        let made = container(json!({"Env": ["A=2"]}), json!({"Memory": 6, "NewKnob": {}}));
+        assert_eq!(
+            differences(&wanted, &made),
+            [
+                r#"Config.Env: asked for ["A=1"], made ["A=2"]"#,
+                r#"Config.ExposedPorts: asked for {"80/tcp":{}}, made null"#,
+                r#"HostConfig.CapAdd: asked for ["NET_ADMIN"], made null"#,
+                "HostConfig.Memory: asked for 5, made 6",
+                r#"HostConfig.NewKnob: asked for {"a":1}, made {}"#,
+            ]
+        );
+    }
+}
