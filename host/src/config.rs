@@ -340,7 +340,12 @@ fn wrong(error: &figment::Error) -> ConfigError {
                 vec![format!("the keys there are {valid}")],
             )
         }
-        Kind::Message(message) if key.is_empty() => (format!("{}{place}", message.trim()), vec![]),
+        // A message of several lines, with a picture of the place.
+        Kind::Message(message) if key.is_empty() => {
+            let said = [place.trim_start(), message.trim()];
+            let said = said.into_iter().filter(|part| !part.is_empty());
+            (said.collect::<Vec<_>>().join(": "), vec![])
+        }
         kind => (format!("`{key}`{place}: {kind}"), vec![]),
     };
     ConfigError::Wrong { problem, hints }

@@ -66,6 +66,26 @@ impl Diagnostic {
     }
 }
 
+/// A cause that is only known by its words any more, with its own cause below.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Cause {
+    text: String,
+    source: Option<Box<Cause>>,
+}
+
+impl Diagnostic {
+    /// Its causes as an error, for one that carries a diagnostic and has a `source`.
+    pub fn cause(&self) -> Option<Cause> {
+        self.causes.iter().rev().fold(None, |below, text| {
+            Some(Cause {
+                text: text.clone(),
+                source: below.map(Box::new),
+            })
+        })
+    }
+}
+
 impl<E: Hints> From<E> for Diagnostic {
     fn from(error: E) -> Self {
         Self::of(&error)

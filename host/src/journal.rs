@@ -158,6 +158,8 @@ pub struct Record {
     pub recreations: Vec<RecreationRecord>,
     /// The containers that were lent, by name. A decision about any other is an error of the policy.
     pub lent: Vec<Listed>,
+    /// Why the containers could not be listed, where the last attempt failed. A policy is told less, and in other words.
+    pub unlisted: Option<Diagnostic>,
 }
 
 /// Bounded by the counts of [`Guard`](crate::capabilities::guard::Guard), which stands inside.
@@ -196,9 +198,14 @@ impl Journal {
 #[async_trait]
 impl Capabilities for Journal {
     async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
-        let containers = self.inner.containers().await?;
-        self.lock().lent = containers.clone();
-        Ok(containers)
+        let answer = self.inner.containers().await;
+        let mut record = self.lock();
+        match &answer {
+            Ok(containers) => record.lent = containers.clone(),
+            Err(error) => record.unlisted = Some(diagnose(error, "cannot list the containers")),
+        }
+        drop(record);
+        answer
     }
 
     async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {

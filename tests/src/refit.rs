@@ -147,7 +147,10 @@ impl Refit {
             stdout: String::from_utf8(output.stdout).context("stdout is not UTF-8")?,
             stderr: String::from_utf8(output.stderr).context("stderr is not UTF-8")?,
         };
-        keeps(&self.secrets, &format!("{}{}", output.stdout, output.stderr));
+        keeps(
+            &self.secrets,
+            &format!("{}{}", output.stdout, output.stderr),
+        );
         Ok(output)
     }
 
@@ -218,6 +221,7 @@ impl Refit {
                 format!("{}:{path}", self.home().join("bin").display()),
             )
             .env("DOCKER_CONFIG", self.home().join("docker"))
+            .env("XDG_STATE_HOME", state_folder())
             .envs(&self.environment)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -315,6 +319,13 @@ impl Drop for Daemon {
             keeps(&self.secrets, &self.log.borrow());
         }
     }
+}
+
+/// One for all that run on this machine, as it would be: there they see who is at work on which container. It holds files
+/// without content, named after containers.
+fn state_folder() -> PathBuf {
+    let user = rustix::process::getuid().as_raw();
+    std::env::temp_dir().join(format!("refit-tests-state-{user}"))
 }
 
 fn push(log: &watch::Sender<String>, line: &str) {

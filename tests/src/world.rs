@@ -113,7 +113,10 @@ impl World {
             prefix: format!("t{:08x}", fastrand::u32(..)),
             test: test.to_owned(),
             engine,
-            docker: engine.client().await?,
+            docker: engine
+                .client()
+                .await?
+                .with_request_modifier(publish::url_safe_login),
             builds: AtomicU32::new(0),
             records: Mutex::default(),
         };

@@ -150,7 +150,10 @@ impl Hints for PolicyError {
                 "its own output is in the log: run again with `--log debug`".into(),
             ],
             Self::Config { problems, .. } => problems.iter().map(ToString::to_string).collect(),
-            Self::Unreadable { .. } | Self::TooLarge { .. } | Self::Invalid { .. } | Self::BadAnswer { .. } | Self::Host(_) => vec![],
+            Self::Unreadable { .. } => vec![
+                "`--policy FILE` and `[policy] component` name it; without either, the built-in policy is used".into(),
+            ],
+            Self::TooLarge { .. } | Self::Invalid { .. } | Self::BadAnswer { .. } | Self::Host(_) => vec![],
         }
     }
 }

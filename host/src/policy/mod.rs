@@ -68,7 +68,7 @@ pub struct Decisions {
     pub by_container: BTreeMap<String, Decision>,
 }
 
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Target {
     pub name: String,
     pub image: String,
@@ -99,8 +99,11 @@ pub enum Failure {
         known: Vec<String>,
     },
     InvalidConfig(Vec<ConfigProblem>),
-    /// The containers could not be listed.
-    Engine(String),
+    /// The containers could not be listed: why, as the policy was told, and what the images stand for that it had pulled.
+    Unlisted {
+        cause: String,
+        targets: Vec<Target>,
+    },
     Other(String),
 }
 
@@ -367,14 +370,7 @@ impl Policy {
             )));
         }
         let text = |text: String| printable(&text, limits::TEXT_BYTES_MAX);
-        let targets = report
-            .targets
-            .into_iter()
-            .map(|it| Target {
-                name: text(it.name),
-                image: text(it.image),
-            })
-            .collect();
+        let targets = report.targets.into_iter().map(target).collect();
         let mut by_container = BTreeMap::new();
         for decision in report.decisions {
             let verdict = match decision.verdict {
@@ -414,13 +410,26 @@ impl Policy {
                 known: texts(unknown.known),
             },
             wit::Failure::InvalidConfig(found) => Failure::InvalidConfig(problems(found)),
-            wit::Failure::Engine(error) => {
-                Failure::Engine(printable(&error_text(error), limits::TEXT_BYTES_MAX))
-            }
+            wit::Failure::Unlisted(unlisted) => Failure::Unlisted {
+                cause: printable(&error_text(unlisted.error), limits::TEXT_BYTES_MAX),
+                targets: unlisted
+                    .targets
+                    .into_iter()
+                    .take(limits::REPORT_ENTRIES_MAX)
+                    .map(target)
+                    .collect(),
+            },
             wit::Failure::Other(message) => {
                 Failure::Other(printable(&message, limits::TEXT_BYTES_MAX))
             }
         }
+    }
+}
+
+fn target(it: wit::Target) -> Target {
+    Target {
+        name: printable(&it.name, limits::TEXT_BYTES_MAX),
+        image: printable(&it.image, limits::TEXT_BYTES_MAX),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::capabilities::Capabilities;
 use crate::capabilities::guard::{Counts, Guard};
 use crate::capabilities::live::{Live, Workshop};
 use crate::capabilities::plan::Plan;
-use crate::diagnostic::{Diagnostic, Hints};
+use crate::diagnostic::{Cause, Diagnostic, Hints};
 use crate::grants::Grants;
 use crate::journal::{Events, ImageOutcome, Journal, Record};
 use crate::policy::{
@@ -114,8 +114,12 @@ pub enum RefreshError {
         asked: Vec<String>,
         known: Vec<String>,
     },
-    #[error("cannot list the containers: {cause}")]
-    Engine { cause: String, partial: Box<Report> },
+    #[error("{}", .told.error)]
+    Unlisted {
+        told: Diagnostic,
+        source: Option<Cause>,
+        partial: Box<Report>,
+    },
     #[error("the policy refused: {message}")]
     Refused {
         message: String,
@@ -138,9 +142,7 @@ impl Hints for RefreshError {
             }
             Self::Config { problems } => problems.iter().map(ToString::to_string).collect(),
             Self::Policy { error, .. } => error.hints(),
-            Self::Engine { .. } => {
-                vec!["`refit doctor` shows whether the engine can be reached".into()]
-            }
+            Self::Unlisted { told, .. } => told.hints.clone(),
             Self::Refused { .. } => vec![],
         }
     }
@@ -150,7 +152,7 @@ impl RefreshError {
     /// What had been done by then, where anything was.
     pub fn partial(&self) -> Option<&Report> {
         match self {
-            Self::Engine { partial, .. }
+            Self::Unlisted { partial, .. }
             | Self::Refused { partial, .. }
             | Self::Policy { partial, .. } => Some(partial),
             Self::UnknownTargets { .. } | Self::Config { .. } => None,
@@ -218,9 +220,16 @@ impl Refresher {
         }
         let (decisions, failed) = match answer {
             Ok(Ok(decisions)) => (decisions, None),
-            Ok(Err(failure)) => (Decisions::default(), Some(Ok(failure))),
+            Ok(Err(mut failure)) => {
+                let mut decisions = Decisions::default();
+                if let Failure::Unlisted { targets, .. } = &mut failure {
+                    decisions.targets = std::mem::take(targets);
+                }
+                (decisions, Some(Ok(failure)))
+            }
             Err(error) => (Decisions::default(), Some(Err(error))),
         };
+        let unlisted = record.unlisted.clone();
         let report = report::build(&active.policy, request, mode, began, decisions, record);
         let Some(failed) = failed else {
             return Ok(report);
@@ -231,7 +240,17 @@ impl Refresher {
                 RefreshError::UnknownTargets { asked, known }
             }
             Ok(Failure::InvalidConfig(problems)) => RefreshError::Config { problems },
-            Ok(Failure::Engine(cause)) => RefreshError::Engine { cause, partial },
+            Ok(Failure::Unlisted { cause, .. }) => {
+                // The journal's own words before the policy's, which may be anything.
+                let told = unlisted.unwrap_or_else(|| {
+                    Diagnostic::new("cannot list the containers").because(cause)
+                });
+                RefreshError::Unlisted {
+                    source: told.cause(),
+                    told,
+                    partial,
+                }
+            }
             Ok(Failure::Other(message)) => RefreshError::Refused { message, partial },
             Err(error) => RefreshError::Policy { error, partial },
         })

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer};
 
 pub use crate::bindings::exports::refit::policy::policy::{
     ConfigProblem, Decision, Description, Failure, Report, Request, Target, Trigger,
-    UnknownTargets, Verdict,
+    UnknownTargets, Unlisted, Verdict,
 };
 pub use crate::bindings::refit::policy::host::{Level, StateError};
 pub use crate::bindings::refit::policy::types::{

@@ -90,7 +90,7 @@ pub use facts::{
     ConfigProblem, ContainerInfo, ContainerState, Decision, Description, EngineError, FailedStep,
     Failure, Health, Level, PublishedPort, PullError, RecreateError, Recreated, Refusal, Report,
     Request, RestartPolicy, StateError, Strategy, Successor, Target, Transport, Trigger,
-    UnknownTargets, Verdict,
+    UnknownTargets, Unlisted, Verdict,
 };
 pub use policy::{Action, Candidate, Choice, NoConfig, Policy, rule};
 pub use survey::{Due, Survey, survey};

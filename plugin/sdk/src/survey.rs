@@ -8,7 +8,7 @@ use std::rc::Rc;
 use crate::docker::{Container, Context, Docker, PulledImage, Recreation};
 use crate::facts::{
     ContainerInfo, Decision, EngineError, Failure, Level, PullError, RecreateError, Recreated,
-    Report, Request, Strategy, Target, UnknownTargets,
+    Report, Request, Strategy, Target, UnknownTargets, Unlisted,
 };
 use crate::policy::{Action, Candidate, Choice, Policy, rule};
 use crate::reference::same_repository;
@@ -51,7 +51,10 @@ pub fn survey<P: Policy>(
         return Ok(Survey::default());
     }
     let images = pull(&targets, context.docker);
-    let containers = list::<P>(config, request, context)?;
+    let containers = match list::<P>(config, request, context) {
+        Ok(containers) => containers,
+        Err(error) => return Err(Failure::Unlisted(Unlisted { error, targets })),
+    };
     let infos = match containers.is_empty() {
         true => Vec::new(),
         false => context
@@ -216,10 +219,10 @@ fn list<P: Policy>(
     config: &P::Config,
     request: &Request,
     context: &mut Context<'_>,
-) -> Result<Vec<Container>, Failure> {
+) -> Result<Vec<Container>, EngineError> {
     let mut containers = match context.docker.containers() {
         Ok(containers) => containers,
-        Err(error) if request.recreate => return Err(Failure::Engine(error)),
+        Err(error) if request.recreate => return Err(error),
         Err(error) => {
             // Only images were asked for, and those are here.
             let cause = words::engine_error(&error);

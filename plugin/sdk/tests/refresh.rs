@@ -226,7 +226,15 @@ fn a_list_that_fails_is_fatal_only_where_containers_are_to_be_recreated() {
     let mut docker = behind().listing_fails(error.clone());
     let mut host = FakeHost::default();
     let answer = fake::refresh::<Plain>(&mut docker, &mut host, "{}", &fake::request());
-    assert_eq!(answer, Err(Failure::Engine(error)));
+    let Err(Failure::Unlisted(unlisted)) = answer else {
+        panic!("{answer:?}");
+    };
+    assert_eq!(unlisted.error, error);
+    assert_eq!(
+        unlisted.targets.len(),
+        2,
+        "whoever asked is told what the pulled images stand for"
+    );
     assert!(
         matches!(docker.calls()[0], Call::Pull(_)),
         "images are pulled by then"

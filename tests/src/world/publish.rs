@@ -202,6 +202,17 @@ impl World {
     }
 }
 
+/// bollard 0.21 writes `X-Registry-Auth` in the alphabet with `+` and `/`, which engines cannot read: some passwords would not
+/// arrive. To go when bollard writes it in the other one.
+pub(super) fn url_safe_login(mut request: bollard::BollardRequest) -> bollard::BollardRequest {
+    if let Some(login) = request.headers_mut().get_mut("X-Registry-Auth") {
+        let text = login.to_str().unwrap_or_default();
+        let text = text.replace('+', "-").replace('/', "_");
+        *login = text.parse().expect("base64 fits into a header");
+    }
+    request
+}
+
 /// Repository and tag. The last colon: the first one belongs to the registry's port.
 fn split(reference: &str) -> anyhow::Result<(&str, &str)> {
     let parts = reference

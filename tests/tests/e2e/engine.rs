@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use refit_tests::registry::{Access, Registry};
-use refit_tests::{ContainerSpec, ImageSpec, Gate, Refit, registry, with_world};
+use refit_tests::{ContainerSpec, Gate, ImageSpec, Refit, registry, with_world};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
@@ -27,7 +27,14 @@ async fn an_engine_whose_socket_is_missing() -> anyhow::Result<()> {
             .says("hint: the socket does not exist");
     }
     let output = refit.run(&["refresh", "--runtime", "hermes"]).await?;
-    snapshot!(output.stderr, @r"");
+    snapshot!(output.stderr, @r#"
+    not pulled        ghcr.io/molecule-ai/workspace-template-hermes:latest
+    error: cannot reach the container engine at `unix:///nonexistent/docker.sock`
+      caused by: No such file or directory (os error 2)
+
+    hint: the socket does not exist: is the engine running on this machine?
+    hint: for a rootless or remote engine, set `--engine` or `DOCKER_HOST`
+    "#);
     Ok(())
 }
 
@@ -49,7 +56,8 @@ async fn an_engine_that_is_too_old() -> anyhow::Result<()> {
         let registry = registry::open().await?;
         let (hermes, _) = behind(&w, registry, "hermes").await?;
         let gate = Gate::before(&w).await?;
-        let version = json!({ "Version": "1.12.6", "ApiVersion": "1.24", "Os": "linux", "Arch": "amd64" });
+        let version =
+            json!({ "Version": "1.12.6", "ApiVersion": "1.24", "Os": "linux", "Arch": "amd64" });
         gate.answer("GET", "/version", 200, version);
         let output = refit(&w, registry, &["hermes"])?
             .env("DOCKER_HOST", &gate.docker_host())
@@ -89,7 +97,11 @@ async fn a_registry_that_hangs_is_given_up() -> anyhow::Result<()> {
     with_world("the registry hangs", |w| async move {
         // Takes connections, as the kernel does for it, and never answers.
         let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let template = format!("{}/{}/workspace-template-{{runtime}}", silent.local_addr()?, w.prefix());
+        let template = format!(
+            "{}/{}/workspace-template-{{runtime}}",
+            silent.local_addr()?,
+            w.prefix()
+        );
         let build = w.load(ImageSpec::new("v1")).await?;
         let reference = template.replace("{runtime}", "hermes") + ":latest";
         w.tag(&build, &reference).await?;
@@ -104,7 +116,11 @@ async fn a_registry_that_hangs_is_given_up() -> anyhow::Result<()> {
             let began = Instant::now();
             let output = refit.run(&[command, "--json"]).await?.expect(1);
             // Of its own accord the engine would give up after 15 s.
-            assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+            assert!(
+                began.elapsed() < Duration::from_secs(12),
+                "{:?}",
+                began.elapsed()
+            );
             let report = output.json();
             let error = image(&report, "hermes")["error"].to_string();
             assert!(error.contains("took longer than"), "{output}");
@@ -165,7 +181,13 @@ async fn the_doctor_says_what_a_refresh_would_find() -> anyhow::Result<()> {
         // Other tests have containers too.
         let (start, rest) = told.split_once(" of ").unwrap_or_default();
         let (_, rest) = rest.split_once(" containers").unwrap_or_default();
-        snapshot!(&w, format!("{start} of N containers{rest}"), @r"");
+        snapshot!(&w, format!("{start} of N containers{rest}"), @r#"
+        ok    engine   Engine VERSION on linux/amd64, API 1.41, at `ENGINE`, chosen by `DOCKER_HOST`
+        ok    engine   the grants cover 1 of N containers
+        ok    policy   workspace 0.1.0 (sha256:…) from the built-in policy, and it accepts its configuration
+        ok    grants   images REGISTRY/PREFIX/workspace-template-*; containers ws-PREFIX-*; verbs inspect, pull, replace, remove, overlap
+        ok    login    `REGISTRY`: none found, images are pulled anonymously
+        "#);
 
         let output = refit
             .run(&["doctor", "--engine", "unix:///nonexistent/docker.sock"])

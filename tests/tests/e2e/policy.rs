@@ -23,15 +23,32 @@ async fn a_policy_that_is_not_there() -> anyhow::Result<()> {
         .run(&["refresh", "--policy", "absent.wasm"])
         .await?
         .expect(2);
-    snapshot!(output.stderr, @r"");
+    snapshot!(output.stderr, @r#"
+    error: cannot read the policy `absent.wasm`
+      caused by: No such file or directory (os error 2)
+
+    hint: `--policy FILE` and `[policy] component` name it; without either, the built-in policy is used
+    "#);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_policy_that_is_some_other_file() -> anyhow::Result<()> {
-    snapshot!(is_refused("images = \"ghcr.io\"\n").await?, @r"");
-    snapshot!(is_refused("").await?, @r"");
-    snapshot!(is_refused(wat::parse_str("(module)")?).await?, @r"");
+    snapshot!(is_refused("images = \"ghcr.io\"\n").await?, @r#"
+    error: `policy.wasm` is no WebAssembly component: it is something else
+
+    hint: build it for `wasm32-wasip2`, which makes components: `cargo build --target wasm32-wasip2 --release`
+    "#);
+    snapshot!(is_refused("").await?, @r#"
+    error: `policy.wasm` is no WebAssembly component: it is empty
+
+    hint: build it for `wasm32-wasip2`, which makes components: `cargo build --target wasm32-wasip2 --release`
+    "#);
+    snapshot!(is_refused(wat::parse_str("(module)")?).await?, @r#"
+    error: `policy.wasm` is no WebAssembly component: it is a core module
+
+    hint: build it for `wasm32-wasip2`, which makes components: `cargo build --target wasm32-wasip2 --release`
+    "#);
     let output = without_engine()?
         .run(&["refresh", "--policy", "."])
         .await?
@@ -42,23 +59,36 @@ async fn a_policy_that_is_some_other_file() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn a_component_that_is_no_policy() -> anyhow::Result<()> {
-    snapshot!(is_refused(wat::parse_str("(component)")?).await?, @r"");
+    snapshot!(is_refused(wat::parse_str("(component)")?).await?, @r#"
+    error: `policy.wasm` is a component but no policy: it does not export `refit:policy/policy`
+
+    hint: see `wit/policy.wit` for what a policy exports
+    "#);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_policy_of_another_version_of_the_contract() -> anyhow::Result<()> {
     let component = r#"(component (import "refit:policy/docker@0.2.0" (instance)))"#;
-    snapshot!(is_refused(wat::parse_str(component)?).await?, @r"");
+    snapshot!(is_refused(wat::parse_str(component)?).await?, @r#"
+    error: `policy.wasm` speaks `refit:policy/docker@0.2.0`, this host speaks `refit:policy@0.1.0`
+
+    hint: rebuild it with an SDK for `refit:policy@0.1.0`, or run a host that speaks its version
+    "#);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_policy_that_wants_what_no_host_offers() -> anyhow::Result<()> {
     let component = r#"(component (import "acme:secrets/vault@1.0.0" (instance)))"#;
-    snapshot!(is_refused(wat::parse_str(component)?).await?, @r"");
+    snapshot!(is_refused(wat::parse_str(component)?).await?, @r#"
+    error: `policy.wasm` wants `acme:secrets/vault@1.0.0`, which this host does not offer
+
+    hint: a policy may import `refit:policy` and what the standard library takes from WASI 0.2, nothing else
+    "#);
     // Within the contract, but nothing that it has.
-    let component = r#"(component (import "refit:policy/vault@0.1.0" (instance (export "open" (func)))))"#;
+    let component =
+        r#"(component (import "refit:policy/vault@0.1.0" (instance (export "open" (func)))))"#;
     let told = is_refused(wat::parse_str(component)?).await?;
     assert!(told.contains("policy.wasm"), "{told}");
     Ok(())
@@ -77,8 +107,13 @@ async fn a_policy_that_traps_changes_nothing() -> anyhow::Result<()> {
             .run(&["refresh", "--policy", "policy.wasm"])
             .await?
             .expect(2);
-        snapshot!(&w, output.stderr, @r"");
-        assert_eq!(gate.asked(), []);
+        snapshot!(&w, output.stderr, @r#"
+        error: policy `traps 0.1.0` panicked while it was to make a refresh: wasm trap: wasm `unreachable` instruction executed
+
+        hint: what it had begun was finished or put back; nothing else was changed
+        hint: its own output is in the log: run again with `--log debug`
+        "#);
+        assert_eq!(gate.changes(), []);
 
         // A daemon outlives it.
         let daemon = refit.set("policy.component", "policy.wasm").serve().await?;
@@ -128,7 +163,12 @@ async fn an_image_that_no_grant_covers_is_not_pulled() -> anyhow::Result<()> {
         let report = output.json();
         let record = image(&report, "hermes");
         assert_eq!(record["outcome"], "failed");
-        assert!(record.to_string().contains("no pattern of `[grants] images` covers"), "{output}");
+        assert!(
+            record
+                .to_string()
+                .contains("no pattern of `[grants] images` covers"),
+            "{output}"
+        );
         assert_eq!(container(&report, &hermes.name)["verdict"], "unknown");
         assert_eq!(gate.changes(), []);
         untouched(&w, &hermes).await
@@ -169,7 +209,10 @@ async fn a_strategy_that_no_grant_covers_is_refused() -> anyhow::Result<()> {
             let recreation = &container(&report, &hermes.name)["recreation"];
             assert_eq!(recreation["outcome"], "refused");
             let told = recreation.to_string();
-            assert!(told.contains("`[grants] verbs` does not list `remove`"), "{output}");
+            assert!(
+                told.contains("`[grants] verbs` does not list `remove`"),
+                "{output}"
+            );
         }
         untouched(&w, &hermes).await?;
         // Without a grant to pull there is nothing to compare with.
@@ -178,9 +221,16 @@ async fn a_strategy_that_no_grant_covers_is_refused() -> anyhow::Result<()> {
             .set("policy.config.strategy", "replace");
         let output = refit.run(&["refresh", "--json"]).await?.expect(1);
         let told = output.json()["images"].to_string();
-        assert!(told.contains("`[grants] verbs` does not list `pull`"), "{output}");
+        assert!(
+            told.contains("`[grants] verbs` does not list `pull`"),
+            "{output}"
+        );
         untouched(&w, &hermes).await?;
-        assert_eq!(w.image_id(&v2.reference).await?, Some(v2.id), "pulled by the first refresh");
+        assert_eq!(
+            w.image_id(&v2.reference).await?,
+            Some(v2.id),
+            "pulled by the first refresh"
+        );
         Ok(())
     })
     .await
@@ -190,7 +240,10 @@ async fn a_strategy_that_no_grant_covers_is_refused() -> anyhow::Result<()> {
 async fn a_configuration_that_the_policy_does_not_accept() -> anyhow::Result<()> {
     let refit = without_engine()?
         .set("policy.config.runtimes", json!([]))
-        .set("policy.config.images", "ghcr.io/molecule-ai/workspace-template:latest")
+        .set(
+            "policy.config.images",
+            "ghcr.io/molecule-ai/workspace-template:latest",
+        )
         .set("policy.config.containers", "");
     for command in ["refresh", "plan", "serve"] {
         let output = refit.run(&[command]).await?.expect(2);
@@ -198,13 +251,23 @@ async fn a_configuration_that_the_policy_does_not_accept() -> anyhow::Result<()>
         output.says("does not accept its configuration");
     }
     let output = refit.run(&["refresh"]).await?;
-    snapshot!(output.stderr, @r"");
+    snapshot!(output.stderr, @r#"
+    error: policy `workspace 0.1.0` does not accept its configuration
+
+    hint: `images`: `ghcr.io/molecule-ai/workspace-template:latest` must hold `{runtime}` where the name of a runtime goes
+    hint: `runtimes`: must name at least one runtime
+    hint: `containers`: must not be empty: `*` stands for all names
+    "#);
 
     let output = without_engine()?
         .set("policy.config.runtime", json!(["hermes"]))
         .run(&["refresh"])
         .await?
         .expect(2);
-    snapshot!(output.stderr, @r"");
+    snapshot!(output.stderr, @r#"
+    error: policy `workspace 0.1.0` does not accept its configuration
+
+    hint: `runtime`: unknown field `runtime`, expected one of `images`, `runtimes`, `containers`, `strategy`
+    "#);
     Ok(())
 }

@@ -34,6 +34,9 @@ use crate::image::{ImageId, ImageRef, Platform};
 use crate::registry::refusal::{Refusal, classify};
 use crate::secret::{ExposeSecret as _, Login};
 
+/// What the system calls a file that is not there, on Unix and Windows alike.
+const ENOENT: i32 = 2;
+
 /// The oldest interface we speak: Docker 20.10, which Debian 12 ships.
 const API_MINIMUM: &str = "1.41";
 
@@ -628,9 +631,8 @@ fn plain(error: Error) -> Box<dyn std::error::Error + Send + Sync> {
         Error::IOError { err } => Box::new(err),
         Error::HyperLegacyError { err } => Box::new(err),
         Error::HyperResponseError { err } => Box::new(err),
-        Error::SocketNotFoundError(_) => {
-            Box::new(std::io::Error::from(std::io::ErrorKind::NotFound))
-        }
+        // bollard looks for itself. Said as the system would: "No such file or directory".
+        Error::SocketNotFoundError(_) => Box::new(std::io::Error::from_raw_os_error(ENOENT)),
         other => Box::new(other),
     }
 }
