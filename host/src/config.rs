@@ -50,6 +50,9 @@ pub struct Config {
 pub struct ImagesConfig {
     /// Platform to pull and create for, `linux/amd64`. Empty: whatever the engine chooses. `MOLECULE_IMAGE_PLATFORM` sets it too.
     pub platform: Option<String>,
+    /// How many images that a tag meant before are kept of each repository, for a way back; older ones are removed after a
+    /// refresh where no container refers to them. Without it, all are kept.
+    pub keep_previous: Option<usize>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -433,6 +436,7 @@ impl Config {
                 recreates: limits.recreate_concurrency,
             },
             whole: Duration::from_secs(limits.refresh_seconds),
+            keep_previous_images: self.images.keep_previous,
         }
     }
 

@@ -8,7 +8,7 @@
 //! - [`capabilities`]: what a policy can have done, for real or as a plan, behind grants and counts.
 //! - [`journal`]: the host's own record of what was done.
 //! - [`policy`]: WebAssembly: loading a policy, calling it within its limits.
-//! - [`refresh`]: one refresh, start to end, and its report.
+//! - [`refresh`]: one refresh, start to end, and its report; [`retention`]: what becomes of images that were replaced.
 //! - [`config`], [`setup`]: from a file and flags to a [`refresh::Refresher`].
 //! - [`server`], [`daemon`], [`cli`]: the edges. Nobody inside names them.
 //!
@@ -47,6 +47,7 @@ pub mod policy;
 pub mod recreate;
 pub mod refresh;
 pub mod registry;
+pub mod retention;
 pub mod secret;
 pub mod server;
 pub mod setup;

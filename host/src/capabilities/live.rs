@@ -8,13 +8,13 @@ use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strateg
 use crate::container::{Container, Listed, State};
 use crate::diagnostic::{Diagnostic, Hints as _};
 use crate::engine::{Engine, EngineError, PullError};
-use crate::image::{ImageRef, Platform};
+use crate::image::{ImageId, ImageRef, Platform};
 use crate::journal::{Event, Events};
 use crate::recreate::lease::{Lease, Leases};
 use crate::recreate::names::{self, Meaning};
 use crate::recreate::recover::{Outcome, Patience, Recovered, recover};
-use crate::recreate::replace::{Manner, NewImage, replace, successor};
-use crate::recreate::{RecreateError, Step, guard, remove};
+use crate::recreate::replace::{Manner, NewImage, Replaced, replace, successor};
+use crate::recreate::{RecreateError, Step, guard, overlap, remove};
 use crate::registry::credentials::Credentials;
 use crate::secret::Login;
 
@@ -296,21 +296,50 @@ async fn recreate(
             if settled {
                 leases.into_iter().for_each(Lease::settle);
             }
-            let recreated = replaced.map(|replaced| Recreated {
-                id: Some(replaced.id),
-                image_id: image.id,
-                from_image_id,
-                gap: Some(replaced.gap),
-                left_over: (!replaced.left_over.is_empty()).then(|| replaced.left_over.join(", ")),
-            });
-            (recreated, settled)
+            (
+                replaced.map(|replaced| recreated(replaced, &image, from_image_id)),
+                settled,
+            )
         }
         Strategy::Overlap => {
-            let reason =
-                "this version of Refit does not know the strategy `overlap` yet; `replace` works"
-                    .into();
-            (Err(RecreateError::Unsupported { name, reason }), true)
+            let followers = workshop.followers(&container).await;
+            let followed = followers.map(|followers| {
+                followers
+                    .into_iter()
+                    .next()
+                    .map(|(follower, _)| follower.name)
+            });
+            let reason = match followed {
+                Err(error) => return (Err(error), true),
+                Ok(Some(follower)) => Some(format!("`{follower}` shares its network")),
+                Ok(None) => overlap::objection(&container),
+            };
+            if let Some(reason) = reason {
+                let reason = format!("not by the strategy `overlap`: {reason}; `replace` works");
+                return (Err(RecreateError::Unsupported { name, reason }), true);
+            }
+            let image = NewImage::pulled(&wanted.image.reference, wanted.image.id);
+            let manner = Manner {
+                platform: workshop.platform.as_ref(),
+                proof: workshop.patience.proof,
+                step: &step,
+            };
+            let (replaced, settled) = overlap::overlap(engine, container, &image, &manner).await;
+            (
+                replaced.map(|replaced| recreated(replaced, &image, from_image_id)),
+                settled,
+            )
         }
+    }
+}
+
+fn recreated(replaced: Replaced, image: &NewImage, from_image_id: ImageId) -> Recreated {
+    Recreated {
+        id: Some(replaced.id),
+        image_id: image.id.clone(),
+        from_image_id,
+        gap: Some(replaced.gap),
+        left_over: (!replaced.left_over.is_empty()).then(|| replaced.left_over.join(", ")),
     }
 }
 

@@ -12,7 +12,7 @@ use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strateg
 use crate::container::{Container, Listed};
 use crate::engine::{EngineError, PullError};
 use crate::image::{ImageId, ImageRef};
-use crate::recreate::RecreateError;
+use crate::recreate::{RecreateError, overlap};
 
 pub struct Plan {
     pub workshop: Arc<Workshop>,
@@ -64,10 +64,13 @@ impl Capabilities for Plan {
 
     async fn recreate(&self, wanted: Recreation) -> Result<Recreated, CallError<RecreateError>> {
         let container = self.workshop.examine(&wanted, self.force).await?;
-        if wanted.strategy == Strategy::Overlap {
-            let reason =
-                "this version of Refit does not know the strategy `overlap` yet; `replace` works"
-                    .into();
+        let objection = if wanted.strategy == Strategy::Overlap {
+            overlap::objection(&container)
+        } else {
+            None
+        };
+        if let Some(reason) = objection {
+            let reason = format!("not by the strategy `overlap`: {reason}; `replace` works");
             return Err(RecreateError::Unsupported {
                 name: container.name,
                 reason,

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 
 use crate::container::{Container, ContainerId, Image, Listed, Object};
 use crate::diagnostic::Hints;
-use crate::image::{ImageRef, Platform};
+use crate::image::{ImageId, ImageRef, Platform};
 use crate::secret::Login;
 
 /// What is sent to the engine to make a container: its configuration, and the networks it is attached to.
@@ -48,6 +48,16 @@ pub struct LayerProgress {
     pub status: String,
     pub current_bytes: Option<u64>,
     pub total_bytes: Option<u64>,
+}
+
+/// An image that no tag means any more.
+#[derive(Clone, Debug)]
+pub struct UnnamedImage {
+    pub id: ImageId,
+    /// Seconds since the Unix epoch, as its builder says.
+    pub created: i64,
+    /// `repository@sha256:…`, where it was pulled from.
+    pub repo_digests: Vec<String>,
 }
 
 /// How a container is removed. Its anonymous volumes are kept unless it says otherwise.
@@ -91,6 +101,11 @@ pub trait Engine: Send + Sync {
         login: Option<&Login>,
     ) -> Result<String, PullError>;
 
+    /// Images that no tag means any more.
+    async fn unnamed_images(&self) -> Result<Vec<UnnamedImage>, EngineError>;
+    /// Refused by the engine while any container refers to it.
+    async fn remove_image(&self, image: &ImageId) -> Result<(), EngineError>;
+
     async fn create(
         &self,
         name: &str,
@@ -103,6 +118,7 @@ pub trait Engine: Send + Sync {
         network: &str,
         endpoint: &Object,
     ) -> Result<(), EngineError>;
+    async fn disconnect(&self, container: &ContainerId, network: &str) -> Result<(), EngineError>;
     async fn start(&self, container: &ContainerId) -> Result<(), EngineError>;
     /// By its own stop signal and its own timeout, after which the engine kills it. Returns when it has exited; a container
     /// that does not run is left as it is.

@@ -275,13 +275,14 @@ fn endpoint_as_asked(container: &Container, network: &str, endpoint: &Object) ->
                 .map(|value| (key.to_owned(), value.clone())),
         );
     }
-    // The engine gives every container its short id and its hostname as aliases, and the default network takes none.
+    // The engine gives every container its short id and its hostname as aliases, and it answers to its name anyway. The default
+    // network takes none.
     let hostname = container
         .config
         .get("Hostname")
         .and_then(Value::as_str)
         .unwrap_or_default();
-    let given = [container.id.short(), hostname];
+    let given = [container.id.short(), hostname, container.name.as_str()];
     let aliases: Vec<Value> = endpoint
         .get("Aliases")
         .and_then(Value::as_array)

@@ -1,7 +1,8 @@
 //! Giving a container its new image: the one way in which it is done, whoever asks.
 //!
 //! [`intent`] says what the user asked for when the container was made, and [`verify`] whether a new one is that; both are
-//! pure. [`replace`] is the order of the steps and the way back from each, [`proof`] when a new one has proven itself,
+//! pure. [`replace`] is the order of the steps and the way back from each ([`overlap`] the one without
+//! a gap, [`remove`] the one that leaves the rest to others), [`proof`] when a new one has proven itself,
 //! [`recover`] what is done about replacements that somebody could not end. [`guard`] says which containers are never touched,
 //! [`lease`] who is at work on which, [`names`] what is written down of it. Knows the engine's verbs, and neither policies nor
 //! people.
@@ -10,6 +11,7 @@ pub mod guard;
 pub mod intent;
 pub mod lease;
 pub mod names;
+pub mod overlap;
 pub mod proof;
 pub mod recover;
 pub mod remove;

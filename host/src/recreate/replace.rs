@@ -440,7 +440,7 @@ pub async fn successor(engine: &dyn Engine, name: &str, image: &ImageId) -> Recr
     }
 }
 
-fn no_old_image(error: EngineError) -> StepError {
+pub(super) fn no_old_image(error: EngineError) -> StepError {
     match error {
         EngineError::NotFound { .. } => StepError::Unfit(
             "the image it was made from is no longer on this machine, so what was set by hand cannot be told from the image's defaults".into(),

@@ -15,12 +15,13 @@ use crate::capabilities::Capabilities;
 use crate::capabilities::guard::{Counts, Guard};
 use crate::capabilities::live::{Live, Workshop};
 use crate::capabilities::plan::Plan;
-use crate::diagnostic::Hints;
+use crate::diagnostic::{Diagnostic, Hints};
 use crate::grants::Grants;
-use crate::journal::{Events, Journal};
+use crate::journal::{Events, ImageOutcome, Journal, Record};
 use crate::policy::{
     Concurrency, ConfigProblem, Decisions, Failure, Policy, PolicyError, PolicyState, Session,
 };
+use crate::retention;
 
 pub use self::report::{ContainerReport, PolicyReport, Report, Summary};
 
@@ -93,6 +94,8 @@ pub struct Bounds {
     pub concurrency: Concurrency,
     /// For the whole of it.
     pub whole: Duration,
+    /// Of each repository that was pulled; `None` keeps all. See [`crate::retention`].
+    pub keep_previous_images: Option<usize>,
 }
 
 /// Makes refreshes. Many may be under way at once; two never work on one container.
@@ -210,6 +213,9 @@ impl Refresher {
             .await;
         // Also after a trap: what was begun ends first, and is in the report.
         let record = journal.finish().await;
+        if mode == Mode::Refresh {
+            self.sweep_images(&record).await;
+        }
         let (decisions, failed) = match answer {
             Ok(Ok(decisions)) => (decisions, None),
             Ok(Err(failure)) => (Decisions::default(), Some(Ok(failure))),
@@ -229,6 +235,30 @@ impl Refresher {
             Ok(Failure::Other(message)) => RefreshError::Refused { message, partial },
             Err(error) => RefreshError::Policy { error, partial },
         })
+    }
+
+    /// Tidying up never fails a refresh.
+    async fn sweep_images(&self, record: &Record) {
+        let Some(keep) = self.bounds.keep_previous_images else {
+            return;
+        };
+        let pulled = record
+            .images
+            .iter()
+            .filter(|record| record.outcome == ImageOutcome::Pulled);
+        let repositories = pulled.map(|record| record.image.repository()).collect();
+        match retention::sweep(self.workshop.engine.as_ref(), &repositories, keep).await {
+            Ok(removed) => removed.iter().for_each(|image| {
+                tracing::info!(
+                    image = image.as_str(),
+                    "removed an image that nothing refers to"
+                )
+            }),
+            Err(error) => tracing::warn!(
+                "cannot remove old images: {}",
+                Diagnostic::of(&error).sentence()
+            ),
+        }
     }
 
     /// The policy's hands: the journal around the guard around the work.

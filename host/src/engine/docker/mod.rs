@@ -7,6 +7,7 @@ mod convert;
 mod pull;
 mod raw;
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,17 +17,20 @@ use base64::Engine as _;
 use bollard::Docker;
 use bollard::errors::Error;
 use bollard::query_parameters::{
-    ListContainersOptions, RemoveContainerOptions, RenameContainerOptions, StartContainerOptions,
-    StopContainerOptions,
+    ListContainersOptions, ListImagesOptions, RemoveContainerOptions, RemoveImageOptions,
+    RenameContainerOptions, StartContainerOptions, StopContainerOptions,
 };
 use http::HeaderValue;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use super::address::EngineAddress;
-use super::{CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal};
+use super::{
+    CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal,
+    UnnamedImage,
+};
 use crate::container::{Container, ContainerId, Image, Listed, Object, State};
-use crate::image::{ImageRef, Platform};
+use crate::image::{ImageId, ImageRef, Platform};
 use crate::registry::refusal::{Refusal, classify};
 use crate::secret::{ExposeSecret as _, Login};
 
@@ -326,6 +330,45 @@ impl Engine for DockerEngine {
         })
     }
 
+    async fn unnamed_images(&self) -> Result<Vec<UnnamedImage>, EngineError> {
+        let client = self.client().await?;
+        let filters = HashMap::from([("dangling".to_owned(), vec!["true".to_owned()])]);
+        let options = ListImagesOptions {
+            digests: true,
+            filters: Some(filters),
+            ..ListImagesOptions::default()
+        };
+        let answer = client.docker.list_images(Some(options));
+        let found = self
+            .call(self.limits.call, || "list images".into(), answer)
+            .await?;
+        let unnamed = found.into_iter().map(|image| UnnamedImage {
+            id: ImageId::new(image.id),
+            created: image.created,
+            // The engine writes `<none>@<none>` for none.
+            repo_digests: image
+                .repo_digests
+                .into_iter()
+                .filter(|digest| !digest.starts_with('<'))
+                .collect(),
+        });
+        Ok(unnamed.collect())
+    }
+
+    async fn remove_image(&self, image: &ImageId) -> Result<(), EngineError> {
+        let client = self.client().await?;
+        let answer = client
+            .docker
+            .remove_image(image.as_str(), None::<RemoveImageOptions>, None);
+        self.call(
+            self.limits.call,
+            || format!("remove image `{}`", image.short()),
+            answer,
+        )
+        .await
+        .map(drop)
+    }
+
     async fn create(
         &self,
         name: &str,
@@ -384,6 +427,21 @@ impl Engine for DockerEngine {
         let action = || {
             format!(
                 "connect container `{}` to network `{network}`",
+                container.short()
+            )
+        };
+        self.document(action, request).await.map(drop)
+    }
+
+    async fn disconnect(&self, container: &ContainerId, network: &str) -> Result<(), EngineError> {
+        let body = json!({ "Container": container.as_str() });
+        let request = raw::RawRequest {
+            body: Some(body),
+            ..raw::RawRequest::post(format!("/networks/{network}/disconnect"))
+        };
+        let action = || {
+            format!(
+                "disconnect container `{}` from network `{network}`",
                 container.short()
             )
         };

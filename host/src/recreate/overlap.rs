@@ -1,0 +1,379 @@
+//! A replacement without a gap: the new container runs and has proven itself before the old one stops.
+//!
+//! For containers that are reached by name on networks of their own. While it proves itself the new container bears none of the
+//! old one's aliases, so nobody reaches it; then it gets them, and for a moment both answer to them; then the old one stops.
+//! Whoever resolves a name meanwhile finds one that runs.
+//!
+//! Two containers run at once, so nothing that only one can hold may be in the way: see [`objection`].
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::intent::{Intent, Replacement};
+use super::names;
+use super::proof::prove;
+use super::replace::{
+    Back, Manner, NewImage, Replaced, no_old_image, restore, stop_timeout, successor,
+};
+use super::steady::{ensure_removed, ensure_stopped, look, may_pass};
+use super::verify::differences;
+use super::{RecreateError, Step, StepError};
+use crate::container::{Container, ContainerId, Object, State};
+use crate::engine::{Engine, EngineError, Removal};
+
+/// On a container: its volumes, by name and separated by commas, that two containers must not have open at once. `*` for all.
+pub const LABEL_EXCLUSIVE_VOLUMES: &str = "io.refit.exclusive-volumes";
+
+/// Why two of this container cannot run at once, as a sentence fragment; `None` where they can.
+pub fn objection(container: &Container) -> Option<String> {
+    let mode = container.network_mode();
+    if matches!(mode, "bridge" | "host" | "none") || mode.starts_with("container:") {
+        return Some(format!(
+            "its network is `{mode}`, where it is not reached by name"
+        ));
+    }
+    let bindings = container
+        .host_config
+        .get("PortBindings")
+        .and_then(Value::as_object);
+    if let Some((port, _)) = bindings
+        .into_iter()
+        .flatten()
+        .find(|(_, bound)| bound.as_array().is_some_and(|bound| !bound.is_empty()))
+    {
+        return Some(format!(
+            "it publishes {port} on a port of the machine, which only one container can hold"
+        ));
+    }
+    for (network, endpoint) in &container.endpoints {
+        let fixed = endpoint.get("IPAMConfig").and_then(Value::as_object);
+        let fixed = fixed
+            .into_iter()
+            .flatten()
+            .any(|(_, address)| address.as_str().is_some_and(|address| !address.is_empty()));
+        if fixed {
+            return Some(format!("it has a static address on network `{network}`"));
+        }
+    }
+    if container
+        .config
+        .get("MacAddress")
+        .and_then(Value::as_str)
+        .is_some_and(|mac| !mac.is_empty())
+    {
+        return Some("it has a fixed MAC address".into());
+    }
+    let exclusive = container.label(LABEL_EXCLUSIVE_VOLUMES)?;
+    let exclusive: Vec<&str> = exclusive.split(',').map(str::trim).collect();
+    let names = container
+        .mounts
+        .iter()
+        .filter_map(|mount| mount.name.as_deref());
+    let held = names
+        .into_iter()
+        .find(|name| exclusive.contains(name) || exclusive.contains(&"*"))?;
+    Some(format!(
+        "its volume `{held}` is marked exclusive by the label `{LABEL_EXCLUSIVE_VOLUMES}`"
+    ))
+}
+
+/// Replace `old`, which runs and to which [`objection`] has none. The flag says whether nothing is left to finish or undo.
+pub async fn overlap(
+    engine: &dyn Engine,
+    old: Container,
+    image: &NewImage,
+    manner: &Manner<'_>,
+) -> (Result<Replaced, RecreateError>, bool) {
+    let name = old.name.clone();
+    let aborted = |step, source| RecreateError::Aborted {
+        name: name.clone(),
+        step,
+        source,
+    };
+
+    // The old container runs on; whatever fails up to the renaming leaves it as it is.
+    (manner.step)(Step::Inspect);
+    let old_image = match engine.image(old.image_id.as_str()).await {
+        Ok(image) => image,
+        Err(error) => return (Err(aborted(Step::Inspect, no_old_image(error))), true),
+    };
+    let wanted = Intent::of(&old, &old_image.config).on(&image.reference);
+    (manner.step)(Step::Create);
+    let candidate = names::candidate(&old.id);
+    let unreached = without_aliases(&wanted);
+    let new = match engine
+        .create(&candidate, &unreached.request, manner.platform)
+        .await
+    {
+        Ok(new) => new,
+        Err(EngineError::Conflict { .. }) => return (Err(RecreateError::Busy { name }), false),
+        Err(error) if !may_pass(&error) => return (Err(aborted(Step::Create, error.into())), true),
+        Err(error) => {
+            if let Ok(Some(made)) = look(engine, &candidate).await {
+                let _ = ensure_removed(engine, &made.id, Removal::Discard).await;
+            }
+            return (Err(aborted(Step::Create, error.into())), false);
+        }
+    };
+    if let Err((step, source)) =
+        make_reachable(engine, &old, &new, &wanted, &unreached, image, manner).await
+    {
+        let settled = ensure_removed(engine, &new, Removal::Discard).await.is_ok();
+        return (Err(aborted(step, source)), settled);
+    }
+
+    if let Err((step, source)) = change_names(engine, &old, &new, manner).await {
+        let error = put_back(engine, &old, &new, image, step, source).await;
+        let settled = !matches!(error, RecreateError::Stranded { .. });
+        return (Err(error), settled);
+    }
+
+    // The new one has the name and has proven itself: from here on it is only a matter of the old one's leaving.
+    (manner.step)(Step::Stop);
+    let gone = async {
+        ensure_stopped(engine, &old.id, stop_timeout(&old)).await?;
+        (manner.step)(Step::Remove);
+        ensure_removed(engine, &old.id, Removal::IfStopped).await
+    };
+    let left_over = match gone.await {
+        Ok(()) | Err(EngineError::NotFound { .. }) => vec![],
+        Err(error) => {
+            tracing::warn!(
+                container = name,
+                old = old.id.as_str(),
+                "the old container could not be removed: {error}"
+            );
+            vec![names::parked(&old.id, &new, &name)]
+        }
+    };
+    let settled = left_over.is_empty();
+    (
+        Ok(Replaced {
+            id: new,
+            gap: Duration::ZERO,
+            left_over,
+        }),
+        settled,
+    )
+}
+
+/// Everything that happens while the old container serves alone: the new one is checked, started and proven, and then gets the
+/// aliases. An endpoint's aliases cannot be changed, so it leaves each network and comes back with them.
+async fn make_reachable(
+    engine: &dyn Engine,
+    old: &Container,
+    new: &ContainerId,
+    wanted: &Replacement,
+    unreached: &Replacement,
+    image: &NewImage,
+    manner: &Manner<'_>,
+) -> Result<(), (Step, StepError)> {
+    let at = |step| move |error: EngineError| (step, StepError::from(error));
+    (manner.step)(Step::Connect);
+    for (network, endpoint) in &unreached.networks {
+        engine
+            .connect(new, network, endpoint)
+            .await
+            .map_err(at(Step::Connect))?;
+    }
+    (manner.step)(Step::Verify);
+    let made = engine
+        .inspect(new.as_str())
+        .await
+        .map_err(at(Step::Verify))?;
+    let mut found = differences(unreached, &made);
+    if made.image_id != image.id {
+        found.push(format!(
+            "the tag moved meanwhile: `{}` now means {}, and {} was pulled",
+            image.reference, made.image_id, image.id
+        ));
+    }
+    if !found.is_empty() {
+        return Err((
+            Step::Verify,
+            StepError::Unfit(format!(
+                "the engine made something else: {}",
+                found.join("; ")
+            )),
+        ));
+    }
+    (manner.step)(Step::Start);
+    engine.start(new).await.map_err(at(Step::Start))?;
+    (manner.step)(Step::Prove);
+    prove(engine, new, manner.proof)
+        .await
+        .map_err(|source| (Step::Prove, source))?;
+
+    (manner.step)(Step::Connect);
+    for (network, endpoint) in wanted.request.endpoint.iter().chain(&wanted.networks) {
+        engine
+            .disconnect(new, network)
+            .await
+            .map_err(at(Step::Connect))?;
+        engine
+            .connect(new, network, &with_name(endpoint, &old.name))
+            .await
+            .map_err(at(Step::Connect))?;
+    }
+    let now = engine
+        .inspect(new.as_str())
+        .await
+        .map_err(at(Step::Verify))?;
+    if now.state != State::Running {
+        return Err((
+            Step::Verify,
+            StepError::Unfit("it stopped when it changed networks".into()),
+        ));
+    }
+    let found = differences(wanted, &now);
+    if found.is_empty() {
+        Ok(())
+    } else {
+        Err((Step::Verify, StepError::Unfit(found.join("; "))))
+    }
+}
+
+/// Both run. Between the two renames nobody has the name, and the new one answers to it as an alias.
+async fn change_names(
+    engine: &dyn Engine,
+    old: &Container,
+    new: &ContainerId,
+    manner: &Manner<'_>,
+) -> Result<(), (Step, StepError)> {
+    (manner.step)(Step::Park);
+    let parked = names::parked(&old.id, new, &old.name);
+    engine
+        .rename(&old.id, &parked)
+        .await
+        .map_err(|error| (Step::Park, error.into()))?;
+    (manner.step)(Step::Rename);
+    engine
+        .rename(new, &old.name)
+        .await
+        .map_err(|error| (Step::Rename, error.into()))
+}
+
+/// The way back from a renaming: the old container never stopped, unless somebody else saw to it.
+async fn put_back(
+    engine: &dyn Engine,
+    old: &Container,
+    new: &ContainerId,
+    image: &NewImage,
+    step: Step,
+    source: StepError,
+) -> RecreateError {
+    let name = old.name.clone();
+    let back = match ensure_removed(engine, new, Removal::Discard).await {
+        Ok(()) => restore(engine, old, false).await,
+        Err(error) => Err(error),
+    };
+    match back {
+        Ok(Back::Running) => RecreateError::RolledBack { name, step, source },
+        Ok(Back::Gone | Back::Superseded) => successor(engine, &name, &image.id).await,
+        Err(undoing) => {
+            let kept_as = names::parked(&old.id, new, &name);
+            RecreateError::Stranded {
+                name,
+                step,
+                source,
+                old: old.id.clone(),
+                new: new.clone(),
+                kept_as,
+                undoing: Box::new(undoing),
+            }
+        }
+    }
+}
+
+fn without_aliases(wanted: &Replacement) -> Replacement {
+    let mut unreached = wanted.clone();
+    let endpoints = unreached
+        .request
+        .endpoint
+        .iter_mut()
+        .map(|(_, endpoint)| endpoint);
+    for endpoint in endpoints.chain(unreached.networks.iter_mut().map(|(_, endpoint)| endpoint)) {
+        endpoint.remove("Aliases");
+    }
+    unreached
+}
+
+fn with_name(endpoint: &Object, name: &str) -> Object {
+    let mut endpoint = endpoint.clone();
+    let aliases = endpoint.entry("Aliases").or_insert_with(|| json!([]));
+    if let Some(aliases) = aliases.as_array_mut() {
+        aliases.push(json!(name));
+    }
+    endpoint
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::Mount;
+    use crate::recreate::intent::tests::container;
+
+    #[track_caller]
+    fn check(config: Value, host_config: Value, endpoint: Value, part: Option<&str>) {
+        let mut subject = container(config, host_config);
+        subject
+            .endpoints
+            .insert("net".into(), endpoint.as_object().cloned().unwrap());
+        subject.mounts = vec![Mount {
+            kind: "volume".into(),
+            name: Some("db".into()),
+            destination: "/d".into(),
+            read_write: true,
+        }];
+        let said = objection(&subject);
+        match part {
+            None => assert_eq!(said, None),
+            Some(part) => assert!(
+                said.as_ref().is_some_and(|said| said.contains(part)),
+                "{said:?}"
+            ),
+        }
+    }
+
+    #[test]
+    fn what_only_one_can_hold_forbids_it() {
+        let net = || json!({"NetworkMode": "net"});
+        check(json!({}), net(), json!({"IPAMConfig": null}), None);
+        check(json!({}), net(), json!({"IPAMConfig": {}}), None);
+        check(json!({}), json!({}), json!({}), Some("`bridge`"));
+        check(
+            json!({}),
+            json!({"NetworkMode": "host"}),
+            json!({}),
+            Some("`host`"),
+        );
+        let ports =
+            json!({"NetworkMode": "net", "PortBindings": {"80/tcp": [{"HostPort": "8080"}]}});
+        check(json!({}), ports, json!({}), Some("80/tcp"));
+        check(
+            json!({}),
+            net(),
+            json!({"IPAMConfig": {"IPv4Address": "10.0.0.2"}}),
+            Some("static address"),
+        );
+        check(
+            json!({"MacAddress": "02:42:ac:11:00:09"}),
+            net(),
+            json!({}),
+            Some("MAC"),
+        );
+        check(
+            json!({"Labels": {LABEL_EXCLUSIVE_VOLUMES: "cache, db"}}),
+            net(),
+            json!({}),
+            Some("`db`"),
+        );
+        check(
+            json!({"Labels": {LABEL_EXCLUSIVE_VOLUMES: "cache"}}),
+            net(),
+            json!({}),
+            None,
+        );
+    }
+}
