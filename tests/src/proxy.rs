@@ -20,7 +20,9 @@ use futures_util::future::pending;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, TRANSFER_ENCODING};
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, TRANSFER_ENCODING,
+};
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
@@ -87,7 +89,9 @@ impl FromStr for Fault {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let found = Self::ALL.into_iter().find(|fault| fault.to_string() == text);
+        let found = Self::ALL
+            .into_iter()
+            .find(|fault| fault.to_string() == text);
         found.with_context(|| {
             let names = Self::ALL.map(|fault| fault.to_string()).join(", ");
             format!("`{text}` is no fault; there are {names}")
@@ -127,10 +131,18 @@ impl Call {
 
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let number = self.number.map_or_else(|| "  ".to_owned(), |number| format!("{number:>2}"));
-        let status = self.status.map_or_else(|| "---".to_owned(), |status| status.to_string());
+        let number = self
+            .number
+            .map_or_else(|| "  ".to_owned(), |number| format!("{number:>2}"));
+        let status = self
+            .status
+            .map_or_else(|| "---".to_owned(), |status| status.to_string());
         let reached = if self.reached { ' ' } else { '!' };
-        write!(f, "{number} {:>6} ms {status}{reached} {} {}", self.at_ms, self.method, self.target)?;
+        write!(
+            f,
+            "{number} {:>6} ms {status}{reached} {} {}",
+            self.at_ms, self.method, self.target
+        )?;
         match self.fault {
             Some(fault) => write!(f, "  <== {fault}"),
             None => Ok(()),
@@ -214,7 +226,11 @@ impl Proxy {
             kill: Notify::new(),
         });
         let serving = tokio::spawn(serve(listener, shared.clone()));
-        Ok(Self { socket: socket.to_owned(), shared, serving })
+        Ok(Self {
+            socket: socket.to_owned(),
+            shared,
+            serving,
+        })
     }
 
     /// What `DOCKER_HOST` must be for a program to go through this proxy.
@@ -262,7 +278,9 @@ impl Shared {
         let mut record = self.record();
         let looks_again = *method == Method::GET
             && match record.calls.as_slice() {
-                [.., one, two] => [one, two].iter().all(|call| call.method == "GET" && call.target == target),
+                [.., one, two] => [one, two]
+                    .iter()
+                    .all(|call| call.method == "GET" && call.target == target),
                 _ => false,
             };
         let number = (!looks_again).then(|| {
@@ -289,13 +307,22 @@ impl Shared {
     }
 
     /// The whole answer of a call that is carried out whoever waits for it.
-    async fn carry_out(self: Arc<Self>, call: usize, request: Request<Full<Bytes>>) -> Result<(), Cut> {
+    async fn carry_out(
+        self: Arc<Self>,
+        call: usize,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(), Cut> {
         let creates = is_creation(&request);
         // A task of its own: the program may give up, and the engine would take that for a wish to stop.
         let carrying = tokio::spawn(async move {
             let response = self.forward(request).await?;
             let status = response.status();
-            let body = response.into_body().collect().await.map_err(|_| Cut)?.to_bytes();
+            let body = response
+                .into_body()
+                .collect()
+                .await
+                .map_err(|_| Cut)?
+                .to_bytes();
             if creates {
                 self.note_creation(&body).await;
             }
@@ -321,7 +348,9 @@ impl Shared {
     /// whose they were.
     async fn note_creation(&self, answer: &[u8]) {
         let document: Value = serde_json::from_slice(answer).unwrap_or_default();
-        let Some(id) = document["Id"].as_str() else { return };
+        let Some(id) = document["Id"].as_str() else {
+            return;
+        };
         let mut volumes = Vec::new();
         let look = Request::get(format!("/containers/{id}/json"))
             .header(HOST, "engine")
@@ -334,7 +363,10 @@ impl Shared {
             let mounts = made["Mounts"].as_array().into_iter().flatten();
             volumes.extend(mounts.filter_map(|mount| mount["Name"].as_str().map(str::to_owned)));
         }
-        self.record().created.push(Created { id: id.to_owned(), volumes });
+        self.record().created.push(Created {
+            id: id.to_owned(),
+            volumes,
+        });
     }
 }
 
@@ -356,7 +388,10 @@ async fn serve(listener: UnixListener, shared: Arc<Shared>) {
 async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Body>, Cut> {
     let (mut parts, body) = request.into_parts();
     let body = body.collect().await.map_err(|_| Cut)?.to_bytes();
-    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    let target = parts
+        .uri
+        .path_and_query()
+        .map_or("/", |target| target.as_str());
     let (call, fault) = shared.arrived(&parts.method, unversioned(target));
     if let Some(label) = &shared.setting.only_label
         && let Some(narrowed) = narrowed(&parts.uri, label)
@@ -380,7 +415,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
             shared.answered(call, response.status());
             response.headers_mut().remove(CONNECTION);
             response.headers_mut().remove(TRANSFER_ENCODING);
-            Ok(response.map(BodyExt::boxed))
+            Ok(response.map(|body| body.boxed()))
         }
         Some(Fault::Refuse500) => Ok(refusal()),
         Some(Fault::CutBefore) => Err(Cut),
@@ -435,17 +470,26 @@ fn narrowed(uri: &Uri, label: &str) -> Option<Uri> {
     if unversioned(uri.path()) != "/containers/json" {
         return None;
     }
-    let before = uri.query().map(|query| format!("{query}&")).unwrap_or_default();
+    let before = uri
+        .query()
+        .map(|query| format!("{query}&"))
+        .unwrap_or_default();
     let filter = json!({ "label": [label] }).to_string();
     let filter: String = filter.bytes().map(|byte| format!("%{byte:02X}")).collect();
-    format!("{}?{before}filters={filter}", uri.path()).parse().ok()
+    format!("{}?{before}filters={filter}", uri.path())
+        .parse()
+        .ok()
 }
 
 /// Without `/v1.41`.
 fn unversioned(target: &str) -> &str {
-    let rest = target.strip_prefix("/v").and_then(|rest| rest.split_once('/'));
+    let rest = target
+        .strip_prefix("/v")
+        .and_then(|rest| rest.split_once('/'));
     match rest {
-        Some((version, _)) if version.starts_with(|c: char| c.is_ascii_digit()) => &target["/v".len() + version.len()..],
+        Some((version, _)) if version.starts_with(|c: char| c.is_ascii_digit()) => {
+            &target["/v".len() + version.len()..]
+        }
         _ => target,
     }
 }
@@ -455,13 +499,23 @@ fn template(target: &str) -> String {
     let path = target.split_once('?').map_or(target, |(path, _)| path);
     let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     match segments.as_slice() {
-        ["images" | "distribution", .., verb @ ("json" | "history" | "push" | "tag" | "get")] if segments.len() > 2 => {
+        [
+            "images" | "distribution",
+            ..,
+            verb @ ("json" | "history" | "push" | "tag" | "get"),
+        ] if segments.len() > 2 => {
             format!("/{}/{{id}}/{verb}", segments[0])
         }
-        ["images" | "distribution", first, rest @ ..] if !rest.is_empty() || !is_collective(first) => {
+        ["images" | "distribution", first, rest @ ..]
+            if !rest.is_empty() || !is_collective(first) =>
+        {
             format!("/{}/{{id}}", segments[0])
         }
-        ["containers" | "networks" | "volumes" | "exec", first, rest @ ..] if !is_collective(first) => {
+        [
+            "containers" | "networks" | "volumes" | "exec",
+            first,
+            rest @ ..,
+        ] if !is_collective(first) => {
             let mut text = format!("/{}/{{id}}", segments[0]);
             for segment in rest {
                 text.push('/');
@@ -475,7 +529,10 @@ fn template(target: &str) -> String {
 
 /// Whether it is a verb on all things of a kind, where a thing's name could stand.
 fn is_collective(segment: &str) -> bool {
-    matches!(segment, "create" | "json" | "prune" | "search" | "load" | "get")
+    matches!(
+        segment,
+        "create" | "json" | "prune" | "search" | "load" | "get"
+    )
 }
 
 #[cfg(test)]
@@ -495,7 +552,10 @@ mod tests {
         check("/v1.41/containers/create?name=x", "/containers/create");
         check("/v1.41/containers/4f5e/stop?t=10", "/containers/{id}/stop");
         check("/v1.41/containers/4f5e?force=true", "/containers/{id}");
-        check("/v1.41/images/127.0.0.1:5000/a/b:latest/json", "/images/{id}/json");
+        check(
+            "/v1.41/images/127.0.0.1:5000/a/b:latest/json",
+            "/images/{id}/json",
+        );
         check("/v1.41/images/create?fromImage=a", "/images/create");
         check("/v1.41/images/sha256:0123", "/images/{id}");
         check("/v1.41/networks/a-net/connect", "/networks/{id}/connect");
@@ -507,8 +567,14 @@ mod tests {
     fn a_question_for_all_containers_is_narrowed() {
         let narrow = |uri: &str| narrowed(&uri.parse().unwrap(), "a=b").map(|uri| uri.to_string());
         let filter = "filters=%7B%22%6C%61%62%65%6C%22%3A%5B%22%61%3D%62%22%5D%7D";
-        assert_eq!(narrow("/v1.41/containers/json?all=true"), Some(format!("/v1.41/containers/json?all=true&{filter}")));
-        assert_eq!(narrow("/containers/json"), Some(format!("/containers/json?{filter}")));
+        assert_eq!(
+            narrow("/v1.41/containers/json?all=true"),
+            Some(format!("/v1.41/containers/json?all=true&{filter}"))
+        );
+        assert_eq!(
+            narrow("/containers/json"),
+            Some(format!("/containers/json?{filter}"))
+        );
         assert_eq!(narrow("/containers/a/json"), None);
     }
 }

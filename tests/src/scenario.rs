@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use futures_util::future::pending;
 
 use self::bench::{Bench, Slot};
 use self::program::{Program, Run};
@@ -46,6 +47,13 @@ pub struct Outcome {
     pub took: Duration,
 }
 
+/// How the refresh reaches the engine.
+#[derive(Clone, Copy)]
+enum Route {
+    Direct,
+    Proxy(Option<Plan>),
+}
+
 /// One refresh of one container, with one fault or none, then recovery, then the judgement.
 pub async fn run(
     program: &Path,
@@ -54,20 +62,43 @@ pub async fn run(
     scenario: Scenario,
     plan: Option<Plan>,
 ) -> anyhow::Result<Outcome> {
-    let title = match plan {
-        None => format!("{scenario} without a fault"),
-        Some(plan) => format!("{scenario}:{}:{}", plan.number, plan.fault),
+    run_by(program, bench, slot, scenario, Route::Proxy(plan)).await
+}
+
+/// The same with nothing between the refresh and the engine, to see that the proxy itself changes nothing.
+pub async fn run_without_proxy(
+    program: &Path,
+    bench: &Bench,
+    slot: &Slot,
+    scenario: Scenario,
+) -> anyhow::Result<Outcome> {
+    run_by(program, bench, slot, scenario, Route::Direct).await
+}
+
+async fn run_by(
+    program: &Path,
+    bench: &Bench,
+    slot: &Slot,
+    scenario: Scenario,
+    route: Route,
+) -> anyhow::Result<Outcome> {
+    let title = match route {
+        Route::Proxy(Some(plan)) => format!("{scenario}:{}:{}", plan.number, plan.fault),
+        Route::Proxy(None) | Route::Direct => format!("{scenario} without a fault"),
     };
     let outcome = Arc::new(Mutex::new(None));
     let result = outcome.clone();
     with_world(&title, |w| async move {
-        let found = run_in(&w, program, bench, slot, scenario, plan).await?;
+        let found = run_in(&w, program, bench, slot, scenario, route).await?;
         *result.lock().expect("nobody panics while it is held") = Some(found);
         Ok(())
     })
     .await
     .with_context(|| format!("cannot judge {title}"))?;
-    let outcome = outcome.lock().expect("nobody panics while it is held").take();
+    let outcome = outcome
+        .lock()
+        .expect("nobody panics while it is held")
+        .take();
     outcome.context("the case ended without an outcome")
 }
 
@@ -77,7 +108,7 @@ async fn run_in(
     bench: &Bench,
     slot: &Slot,
     scenario: Scenario,
-    plan: Option<Plan>,
+    route: Route,
 ) -> anyhow::Result<Outcome> {
     let began = Instant::now();
     let image = slot.image_for(scenario);
@@ -87,25 +118,54 @@ async fn run_in(
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let only_label = Some(format!("{}={}", world::LABEL, w.prefix()));
     let program = Program::new(program, folder.path(), bench.config(w, image, scenario));
+    let plan = match route {
+        Route::Proxy(plan) => plan,
+        Route::Direct => None,
+    };
     let faulty = Proxy::start(
         w.docker_host(),
         &folder.path().join("faulty.sock"),
-        Setting { plan, only_label: only_label.clone() },
+        Setting {
+            plan,
+            only_label: only_label.clone(),
+        },
     )?;
-    let refresh = program.run(&["refresh", "--json"], &faulty).await?;
+    let engine = match route {
+        Route::Proxy(_) => faulty.docker_host(),
+        Route::Direct => w.docker_host().to_owned(),
+    };
+    let refresh = program
+        .run(&["refresh", "--json"], &engine, faulty.until_kill_is_due())
+        .await?;
     let half_done = promise::is_half_done(w, &before).await?;
 
-    let sound = Proxy::start(w.docker_host(), &folder.path().join("sound.sock"), Setting { plan: None, only_label })?;
-    let recover = program.run(&["recover", "--json"], &sound).await?;
+    let sound = Proxy::start(
+        w.docker_host(),
+        &folder.path().join("sound.sock"),
+        Setting {
+            plan: None,
+            only_label,
+        },
+    )?;
+    let recover = program
+        .run(&["recover", "--json"], &sound.docker_host(), pending())
+        .await?;
     let recovery = sound.calls();
-    let again = program.run(&["recover", "--json"], &sound).await?;
+    let again = program
+        .run(&["recover", "--json"], &sound.docker_host(), pending())
+        .await?;
     let recovery_again = sound.calls().split_off(recovery.len());
 
     let calls = faulty.calls();
     let fault_happened = calls.iter().any(|call| call.fault.is_some());
     let kill_was_due = fault_happened && plan.is_some_and(|plan| plan.fault.kills());
     let (end, mut problems) = promise::judge(w, bench, image, scenario, &before, &faulty).await?;
-    problems.extend(promise::judge_refresh(scenario, end, &refresh, kill_was_due));
+    problems.extend(promise::judge_refresh(
+        scenario,
+        end,
+        &refresh,
+        kill_was_due,
+    ));
     problems.extend(promise::judge_recovery(&recover, &again, &recovery_again));
     Ok(Outcome {
         end,
@@ -134,8 +194,16 @@ impl Outcome {
         for problem in &self.problems {
             let _ = writeln!(text, "  {}: {}", problem.cause, problem.detail);
         }
-        for (title, calls, run) in [("refresh", &self.calls, &self.refresh), ("recover", &self.recovery, &self.recover)] {
-            let _ = writeln!(text, "  {title} ended with {} after {} ms; its calls:", run.ending, run.took.as_millis());
+        for (title, calls, run) in [
+            ("refresh", &self.calls, &self.refresh),
+            ("recover", &self.recovery, &self.recover),
+        ] {
+            let _ = writeln!(
+                text,
+                "  {title} ended with {} after {} ms; its calls:",
+                run.ending,
+                run.took.as_millis()
+            );
             for call in calls {
                 let _ = writeln!(text, "    {call}");
             }

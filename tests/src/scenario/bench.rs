@@ -32,6 +32,8 @@ pub struct Bench {
     world: World,
     registry: &'static Registry,
     pub old: Version,
+    /// A name of the old version that never means another one.
+    pub old_tag: String,
 }
 
 pub struct Slot {
@@ -46,9 +48,12 @@ impl Slot {
             Scenario::NewVolume => &self.with_volume,
             Scenario::Replace
             | Scenario::Remove
+            | Scenario::Overlap
             | Scenario::TwoNetworks
             | Scenario::Healthcheck
-            | Scenario::PublishedPort => &self.plain,
+            | Scenario::PublishedPort
+            | Scenario::Dependents
+            | Scenario::Rm => &self.plain,
         }
     }
 }
@@ -56,15 +61,27 @@ impl Slot {
 impl Bench {
     /// `world` is where the images live; it must outlast all cases.
     pub async fn new(world: &World) -> anyhow::Result<Self> {
-        let old = world.load(ImageSpec::new("v1")).await?;
-        let id = world.image_id(&old).await?.context("the old version was loaded just now")?;
-        Ok(Self { world: world.clone(), registry: registry::open().await?, old: version(world, id).await? })
+        let old_tag = world.load(ImageSpec::new("v1")).await?;
+        let id = world
+            .image_id(&old_tag)
+            .await?
+            .context("the old version was loaded just now")?;
+        Ok(Self {
+            world: world.clone(),
+            registry: registry::open().await?,
+            old: version(world, id).await?,
+            old_tag,
+        })
     }
 
     pub async fn slot(&self, number: usize) -> anyhow::Result<Slot> {
-        let plain = self.publish(&format!("slot{number}"), ImageSpec::new("v2")).await?;
+        let plain = self
+            .publish(&format!("slot{number}"), ImageSpec::new("v2"))
+            .await?;
         let with_volume = ImageSpec::new("v2").volume("/fresh");
-        let with_volume = self.publish(&format!("slot{number}-volume"), with_volume).await?;
+        let with_volume = self
+            .publish(&format!("slot{number}-volume"), with_volume)
+            .await?;
         Ok(Slot { plain, with_volume })
     }
 
@@ -74,7 +91,11 @@ impl Bench {
         let kept = format!("refit-tests/{}:{runtime}-new", self.world.prefix());
         self.world.tag(&published.id, &kept).await?;
         let new = version(&self.world, published.id).await?;
-        Ok(Behind { runtime: runtime.to_owned(), reference: published.reference, new })
+        Ok(Behind {
+            runtime: runtime.to_owned(),
+            reference: published.reference,
+            new,
+        })
     }
 
     /// The engine knows the old version by the reference again.
@@ -88,11 +109,14 @@ impl Bench {
         let containers = format!("ws-{}-*", w.prefix());
         let strategy = match scenario {
             Scenario::Remove => "remove",
+            Scenario::Overlap => "overlap",
             Scenario::Replace
             | Scenario::TwoNetworks
             | Scenario::Healthcheck
             | Scenario::PublishedPort
-            | Scenario::NewVolume => "replace",
+            | Scenario::NewVolume
+            | Scenario::Dependents
+            | Scenario::Rm => "replace",
         };
         format!(
             "[policy.config]\n\
@@ -109,7 +133,11 @@ impl Bench {
 }
 
 async fn version(world: &World, id: String) -> anyhow::Result<Version> {
-    let image = world.docker().inspect_image(&id).await.with_context(|| format!("cannot inspect image {id}"))?;
+    let image = world
+        .docker()
+        .inspect_image(&id)
+        .await
+        .with_context(|| format!("cannot inspect image {id}"))?;
     let config = image.config.unwrap_or_default();
     Ok(Version {
         id,

@@ -7,8 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use crate::proxy::Proxy;
-
 /// The longest a run may take: a stop that hangs is given up after half a minute, and putting back tries for some seconds.
 const RUN: Duration = Duration::from_secs(120);
 /// How often a running program is looked at.
@@ -54,17 +52,31 @@ pub(super) struct Program<'a> {
 
 impl<'a> Program<'a> {
     pub(super) fn new(program: &'a Path, folder: &'a Path, text: String) -> Self {
-        Self { program, folder, config: folder.join("refit.toml"), text }
+        Self {
+            program,
+            folder,
+            config: folder.join("refit.toml"),
+            text,
+        }
     }
 
-    pub(super) async fn run(&self, arguments: &[&str], proxy: &Proxy) -> anyhow::Result<Run> {
-        fs::write(&self.config, &self.text).with_context(|| format!("cannot write {}", self.config.display()))?;
+    /// `kill_is_due` returns when it is to be killed.
+    pub(super) async fn run(
+        &self,
+        arguments: &[&str],
+        engine: &str,
+        kill_is_due: impl Future<Output = ()>,
+    ) -> anyhow::Result<Run> {
+        fs::write(&self.config, &self.text)
+            .with_context(|| format!("cannot write {}", self.config.display()))?;
         let (out, err) = (self.folder.join("stdout"), self.folder.join("stderr"));
-        let file = |path: &Path| File::create(path).with_context(|| format!("cannot write {}", path.display()));
+        let file = |path: &Path| {
+            File::create(path).with_context(|| format!("cannot write {}", path.display()))
+        };
         let began = Instant::now();
         let mut child = Command::new(self.program)
             .args(arguments)
-            .args(["--engine", &proxy.docker_host(), "--log", "refit=info"])
+            .args(["--engine", engine, "--log", "refit=info"])
             // Nothing of whoever runs the tests: neither logins nor another engine nor `REFIT_…`.
             .env_clear()
             .env("HOME", self.folder)
@@ -76,7 +88,7 @@ impl<'a> Program<'a> {
             .stderr(file(&err)?)
             .spawn()
             .with_context(|| format!("cannot run {}", self.program.display()))?;
-        let mut kill_is_due = std::pin::pin!(proxy.until_kill_is_due());
+        let mut kill_is_due = std::pin::pin!(kill_is_due);
         let ending = loop {
             if let Some(status) = child.try_wait().context("cannot wait for refit")? {
                 break status.code().map_or(Ending::Signal, Ending::Status);
@@ -85,11 +97,23 @@ impl<'a> Program<'a> {
             if killed || began.elapsed() > RUN {
                 child.kill().context("cannot kill refit")?;
                 child.wait().context("cannot wait for refit")?;
-                break if killed { Ending::Killed } else { Ending::TooLong };
+                break if killed {
+                    Ending::Killed
+                } else {
+                    Ending::TooLong
+                };
             }
         };
         let took = began.elapsed();
-        let read = |path: &Path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-        Ok(Run { ending, said: read(&out) + &read(&err), took })
+        let read = |path: &Path| {
+            fs::read(path)
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+                .unwrap_or_default()
+        };
+        Ok(Run {
+            ending,
+            said: read(&out) + &read(&err),
+            took,
+        })
     }
 }

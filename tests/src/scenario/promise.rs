@@ -6,14 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use bollard::query_parameters::InspectNetworkOptions;
 use serde_json::{Value, json};
 
 use super::Scenario;
 use super::bench::{Behind, Bench};
 use super::program::{Ending, Run};
-use super::set_up::{Before, MARKER, STAMPS, VOLUMES};
+use super::set_up::{Before, FOLLOWER_PORT, Follower, MARKER, STAMPS, VOLUMES};
 use crate::bounded::{self, CALL, within};
 use crate::proxy::{Call, Proxy};
 use crate::world::World;
@@ -27,7 +26,10 @@ pub struct Problem {
 }
 
 fn problem(cause: &'static str, detail: impl Into<String>) -> Problem {
-    Problem { cause, detail: detail.into() }
+    Problem {
+        cause,
+        detail: detail.into(),
+    }
 }
 
 /// What there is in the end under the name.
@@ -56,11 +58,15 @@ pub(super) async fn is_half_done(w: &World, before: &Before) -> anyhow::Result<b
     if names.is_empty() {
         return Ok(false);
     }
-    if names != [before.name.clone()] {
+    if names != before.names() {
         return Ok(true);
     }
-    let state = w.inspect(&before.name).await?.state.unwrap_or_default();
-    Ok(state.running != Some(true))
+    for name in names {
+        if w.inspect(&name).await?.state.unwrap_or_default().running != Some(true) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// What is there, and all that is wrong with it.
@@ -73,17 +79,25 @@ pub(super) async fn judge(
     proxy: &Proxy,
 ) -> anyhow::Result<(End, Vec<Problem>)> {
     let mut problems = Vec::new();
-    let mut names = w.containers().await?;
-    let under_the_name = names.iter().position(|name| *name == before.name).map(|index| names.remove(index));
-    if !names.is_empty() {
-        problems.push(problem("left-over container", names.join(", ")));
+    let names = w.containers().await?;
+    let others: Vec<&str> = names
+        .iter()
+        .map(String::as_str)
+        .filter(|name| !before.names().iter().any(|it| it == name))
+        .collect();
+    if !others.is_empty() {
+        problems.push(problem("left-over container", others.join(", ")));
     }
+    let under_the_name = names.iter().find(|name| **name == before.name).cloned();
     let Some(name) = under_the_name else {
         if scenario != Scenario::Remove {
-            problems.push(problem("lost container", format!("nothing is called {}", before.name)));
+            problems.push(problem(
+                "lost container",
+                format!("nothing is called {}", before.name),
+            ));
         }
         problems.extend(volumes(w, before, proxy, &BTreeSet::new()).await?);
-        problems.extend(containers(w, before, proxy, None).await?);
+        problems.extend(containers(w, before, proxy, &[]).await?);
         return Ok((End::Gone, problems));
     };
 
@@ -93,14 +107,23 @@ pub(super) async fn judge(
         Some(found) if found == bench.old.id && id == before.id => End::Old,
         Some(found) if found == image.new.id && id != before.id => End::New,
         found => {
-            let text = format!("{name} is {id} on {found:?}; it was {} on {}", before.id, bench.old.id);
+            let text = format!(
+                "{name} is {id} on {found:?}; it was {} on {}",
+                before.id, bench.old.id
+            );
             problems.push(problem("wrong container", text));
             End::Odd
         }
     };
-    let status = document["State"]["Status"].as_str().unwrap_or_default().to_owned();
+    let status = document["State"]["Status"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     if status != "running" {
-        problems.push(problem("not running", format!("{name} is {status}: {}", document["State"])));
+        problems.push(problem(
+            "not running",
+            format!("{name} is {status}: {}", document["State"]),
+        ));
     } else {
         problems.extend(works(w, before, end).await?);
     }
@@ -108,13 +131,23 @@ pub(super) async fn judge(
         End::New => expected_of_new(before, bench, image),
         End::Old | End::Gone | End::Odd => before.facts.clone(),
     };
-    problems.extend(differences(&expected, &facts(&document)).map(|text| problem("changed setting", text)));
+    problems.extend(
+        differences(&expected, &facts(&document)).map(|text| problem("changed setting", text)),
+    );
     problems.extend(contents(w, before, &id).await?);
     problems.extend(networks(w, before, &id).await?);
     let mounted = document["Mounts"].as_array().into_iter().flatten();
-    let mounted = mounted.filter_map(|mount| mount["Name"].as_str().map(str::to_owned)).collect();
+    let mounted = mounted
+        .filter_map(|mount| mount["Name"].as_str().map(str::to_owned))
+        .collect();
     problems.extend(volumes(w, before, proxy, &mounted).await?);
-    problems.extend(containers(w, before, proxy, Some(&id)).await?);
+    let mut left = vec![id.clone()];
+    if let Some(follower) = &before.follower {
+        let (follower_id, more) = follows(w, before, follower, &id, end).await?;
+        left.extend(follower_id);
+        problems.extend(more);
+    }
+    problems.extend(containers(w, before, proxy, &left).await?);
     Ok((end, problems))
 }
 
@@ -127,17 +160,92 @@ async fn works(w: &World, before: &Before, end: End) -> anyhow::Result<Option<Pr
             Some(port) => w.read_line_at(([127, 0, 0, 1], port).into()).await,
             None => w.read_line(&before.name).await,
         };
-        let health = w.inspect(&before.name).await?.state.and_then(|state| state.health);
-        let health = health.and_then(|health| health.status).map(|status| status.to_string()).unwrap_or_default();
+        let health = w
+            .inspect(&before.name)
+            .await?
+            .state
+            .and_then(|state| state.health);
+        let health = health
+            .and_then(|health| health.status)
+            .map(|status| status.to_string())
+            .unwrap_or_default();
         let answers = matches!(&answer, Ok(line) if line == version);
         if answers && matches!(health.as_str(), "" | "none" | "healthy") {
             return Ok(None);
         }
         if began.elapsed() > SETTLING {
-            return Ok(Some(problem("does not work", format!("it says {answer:?} and is {health:?}"))));
+            return Ok(Some(problem(
+                "does not work",
+                format!("it says {answer:?} and is {health:?}"),
+            )));
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// The follower is there, as it was, in the network of whoever has the name now.
+async fn follows(
+    w: &World,
+    before: &Before,
+    follower: &Follower,
+    provider: &str,
+    end: End,
+) -> anyhow::Result<(Option<String>, Vec<Problem>)> {
+    if !w.container_exists(&follower.name).await? {
+        let text = format!("nothing is called {}", follower.name);
+        return Ok((None, vec![problem("lost container", text)]));
+    }
+    let mut problems = Vec::new();
+    let document = serde_json::to_value(w.inspect(&follower.name).await?)?;
+    let id = document["Id"].as_str().unwrap_or_default().to_owned();
+    if (end == End::Old) != (id == follower.id) {
+        problems.push(problem(
+            "wrong container",
+            format!(
+                "{} is {id}, it was {}, and its provider is {end:?}",
+                follower.name, follower.id
+            ),
+        ));
+    }
+    let mut expected = follower.facts.clone();
+    expected.insert(
+        "HostConfig.NetworkMode".to_owned(),
+        json!(format!("container:{provider}")),
+    );
+    // It has its provider's hostname, which is an id.
+    expected.remove("Config.Hostname");
+    let mut found = facts(&document);
+    found.remove("Config.Hostname");
+    problems.extend(
+        differences(&expected, &found)
+            .map(|text| problem("changed setting", format!("{}: {text}", follower.name))),
+    );
+    if document["State"]["Status"] != json!("running") {
+        problems.push(problem(
+            "not running",
+            format!("{} is {}", follower.name, document["State"]),
+        ));
+    } else if let Ok(address) = w.address(&before.name).await {
+        let began = Instant::now();
+        loop {
+            let answer = w.read_line_at((address, FOLLOWER_PORT).into()).await;
+            if matches!(&answer, Ok(line) if line == "v1") {
+                break;
+            }
+            if began.elapsed() > SETTLING {
+                problems.push(problem(
+                    "does not work",
+                    format!(
+                        "{} is not reached through its provider: {answer:?}",
+                        follower.name
+                    ),
+                ));
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+    Ok((Some(id), problems))
 }
 
 /// The data in the volumes, as it was, and the old stamps before all others.
@@ -161,18 +269,28 @@ async fn contents(w: &World, before: &Before, id: &str) -> anyhow::Result<Vec<Pr
 async fn networks(w: &World, before: &Before, id: &str) -> anyhow::Result<Vec<Problem>> {
     let mut problems = Vec::new();
     for network in &before.networks {
-        let look = w.docker().inspect_network(network, None::<InspectNetworkOptions>);
+        let look = w
+            .docker()
+            .inspect_network(network, None::<InspectNetworkOptions>);
         let found = within(CALL, &format!("inspect network {network}"), look).await?;
         let inside: Vec<String> = found.containers.unwrap_or_default().into_keys().collect();
         if inside != [id] {
-            problems.push(problem("dangling endpoint", format!("in {network} are {inside:?}, not only {id}")));
+            problems.push(problem(
+                "dangling endpoint",
+                format!("in {network} are {inside:?}, not only {id}"),
+            ));
         }
     }
     Ok(problems)
 }
 
 /// The volumes that were there still are, and of those that were made since only what is mounted.
-async fn volumes(w: &World, before: &Before, proxy: &Proxy, mounted: &BTreeSet<String>) -> anyhow::Result<Vec<Problem>> {
+async fn volumes(
+    w: &World,
+    before: &Before,
+    proxy: &Proxy,
+    mounted: &BTreeSet<String>,
+) -> anyhow::Result<Vec<Problem>> {
     let mut problems = Vec::new();
     for volume in &before.volumes {
         if !volume_exists(w, volume).await? {
@@ -180,9 +298,15 @@ async fn volumes(w: &World, before: &Before, proxy: &Proxy, mounted: &BTreeSet<S
         }
     }
     let created = proxy.created();
-    let made: BTreeSet<&String> = created.iter().flat_map(|created| &created.volumes).collect();
+    let made: BTreeSet<&String> = created
+        .iter()
+        .flat_map(|created| &created.volumes)
+        .collect();
     for volume in made {
-        if !before.volumes.contains(volume) && !mounted.contains(volume) && volume_exists(w, volume).await? {
+        if !before.volumes.contains(volume)
+            && !mounted.contains(volume)
+            && volume_exists(w, volume).await?
+        {
             problems.push(problem("left-over volume", volume.clone()));
         }
     }
@@ -199,28 +323,52 @@ async fn volume_exists(w: &World, volume: &str) -> anyhow::Result<bool> {
     within(CALL, &format!("look for volume {volume}"), look).await
 }
 
-/// Of the old container and all that were made since, only one is left. By id: labels and names may be what was lost.
-async fn containers(w: &World, before: &Before, proxy: &Proxy, left: Option<&str>) -> anyhow::Result<Vec<Problem>> {
+/// Of the old containers and all that were made since, only those are left. By id: labels and names may be what was lost.
+async fn containers(
+    w: &World,
+    before: &Before,
+    proxy: &Proxy,
+    left: &[String],
+) -> anyhow::Result<Vec<Problem>> {
     let mut problems = Vec::new();
     let created = proxy.created();
-    for id in created.iter().map(|created| &created.id).chain([&before.id]) {
-        if left != Some(id.as_str()) && w.container_exists(id).await? {
+    let follower = before.follower.iter().map(|follower| &follower.id);
+    for id in created
+        .iter()
+        .map(|created| &created.id)
+        .chain([&before.id])
+        .chain(follower)
+    {
+        if !left.contains(id) && w.container_exists(id).await? {
             let name = w.inspect(id).await?.name.unwrap_or_default();
-            problems.push(problem("left-over container", format!("{id} is still there, as {name}")));
+            problems.push(problem(
+                "left-over container",
+                format!("{id} is still there, as {name}"),
+            ));
         }
     }
     Ok(problems)
 }
 
 /// What a refresh said of itself must not be better than what came of it.
-pub(super) fn judge_refresh(scenario: Scenario, end: End, refresh: &Run, kill_was_due: bool) -> Vec<Problem> {
+pub(super) fn judge_refresh(
+    scenario: Scenario,
+    end: End,
+    refresh: &Run,
+    kill_was_due: bool,
+) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let wanted = if scenario == Scenario::Remove { End::Gone } else { End::New };
     match refresh.ending {
         Ending::Killed if kill_was_due => {}
-        Ending::Status(0) if end != wanted => problems.push(problem("false success", format!("status 0, and the container is {end:?}"))),
+        Ending::Status(0) if end != scenario.wanted() => problems.push(problem(
+            "false success",
+            format!("status 0, and the container is {end:?}"),
+        )),
         Ending::Status(1 | 2) if scenario == Scenario::Remove && end == End::Gone => {
-            problems.push(problem("false failure", "it was removed, and the status says that it was not"));
+            problems.push(problem(
+                "false failure",
+                "it was removed, and the status says that it was not",
+            ));
         }
         Ending::Status(0..=2) => {}
         other => problems.push(problem("bad end", format!("refresh ended with {other}"))),
@@ -236,12 +384,22 @@ pub(super) fn judge_recovery(recover: &Run, again: &Run, calls_again: &[Call]) -
     let mut problems = Vec::new();
     for (title, run) in [("recover", recover), ("a second recover", again)] {
         if run.ending != Ending::Status(0) {
-            problems.push(problem("recovery failed", format!("{title} ended with {}", run.ending)));
+            problems.push(problem(
+                "recovery failed",
+                format!("{title} ended with {}", run.ending),
+            ));
         }
     }
-    let writes: Vec<String> = calls_again.iter().filter(|call| call.method != "GET").map(Call::label).collect();
+    let writes: Vec<String> = calls_again
+        .iter()
+        .filter(|call| call.method != "GET")
+        .map(Call::label)
+        .collect();
     if !writes.is_empty() {
-        problems.push(problem("recovery never ends", format!("run again it did {}", writes.join(", "))));
+        problems.push(problem(
+            "recovery never ends",
+            format!("run again it did {}", writes.join(", ")),
+        ));
     }
     problems
 }
@@ -250,7 +408,16 @@ pub(super) fn judge_recovery(recover: &Run, again: &Run, calls_again: &[Call]) -
 /// decides; anonymous volumes count as mounts, however they were asked for.
 pub(super) fn facts(document: &Value) -> Facts {
     let mut facts = Facts::new();
-    let short: String = document["Id"].as_str().unwrap_or_default().chars().take(12).collect();
+    let name = document["Name"]
+        .as_str()
+        .unwrap_or_default()
+        .trim_start_matches('/');
+    let short: String = document["Id"]
+        .as_str()
+        .unwrap_or_default()
+        .chars()
+        .take(12)
+        .collect();
     for (key, value) in document["Config"].as_object().into_iter().flatten() {
         match key.as_str() {
             "Volumes" => {}
@@ -269,7 +436,11 @@ pub(super) fn facts(document: &Value) -> Facts {
         }
     }
     for (key, value) in document["HostConfig"].as_object().into_iter().flatten() {
-        let value = if key == "Binds" { named_binds(value) } else { value.clone() };
+        let value = if key == "Binds" {
+            named_binds(value)
+        } else {
+            value.clone()
+        };
         facts.insert(format!("HostConfig.{key}"), value);
     }
     for mount in document["Mounts"].as_array().into_iter().flatten() {
@@ -277,20 +448,45 @@ pub(super) fn facts(document: &Value) -> Facts {
         let what = json!([mount["Type"], mount["Name"], mount["RW"]]);
         facts.insert(format!("mount {destination}"), what);
     }
-    for (network, endpoint) in document["NetworkSettings"]["Networks"].as_object().into_iter().flatten() {
+    for (network, endpoint) in document["NetworkSettings"]["Networks"]
+        .as_object()
+        .into_iter()
+        .flatten()
+    {
         let asked = &endpoint["IPAMConfig"];
-        let address = if asked["IPv4Address"].is_string() { endpoint["IPAddress"].clone() } else { Value::Null };
-        let aliases = endpoint["Aliases"].as_array().into_iter().flatten().filter(|alias| **alias != json!(short));
+        let address = if asked["IPv4Address"].is_string() {
+            endpoint["IPAddress"].clone()
+        } else {
+            Value::Null
+        };
+        // The engine gives its short id as an alias, and it answers to its name whether or not that is one.
+        let given = [json!(short), json!(name)];
+        let aliases = endpoint["Aliases"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|alias| !given.contains(alias));
         let aliases = sorted(&aliases.cloned().collect());
-        facts.insert(format!("network {network}"), json!([aliases, asked, address, endpoint["Links"]]));
+        facts.insert(
+            format!("network {network}"),
+            json!([aliases, asked, address, endpoint["Links"]]),
+        );
     }
-    facts.insert("ports".to_owned(), document["NetworkSettings"]["Ports"].clone());
+    facts.insert(
+        "ports".to_owned(),
+        document["NetworkSettings"]["Ports"].clone(),
+    );
     facts.retain(|_, value| !value.is_null());
     facts
 }
 
 fn sorted(list: &Value) -> Value {
-    let mut texts: Vec<&str> = list.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let mut texts: Vec<&str> = list
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     texts.sort_unstable();
     json!(texts)
 }
@@ -301,16 +497,29 @@ fn named_binds(binds: &Value) -> Value {
         let source = bind.split(':').next().unwrap_or_default();
         source.len() == 64 && source.bytes().all(|byte| byte.is_ascii_hexdigit())
     };
-    let binds = binds.as_array().into_iter().flatten().filter_map(Value::as_str);
+    let binds = binds
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str);
     json!(binds.filter(|bind| !is_anonymous(bind)).collect::<Vec<_>>())
 }
 
 /// As it was, with the new image's defaults in the place of the old one's.
 fn expected_of_new(before: &Before, bench: &Bench, image: &Behind) -> Facts {
     let mut facts = before.facts.clone();
-    let set = facts.get("Config.Env").and_then(Value::as_array).cloned().unwrap_or_default();
-    let set = set.iter().filter_map(Value::as_str).filter(|variable| !bench.old.env.iter().any(|old| old == variable));
-    let all: Vec<&str> = set.chain(image.new.env.iter().map(String::as_str)).collect();
+    let set = facts
+        .get("Config.Env")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    let set = set
+        .iter()
+        .filter_map(Value::as_str)
+        .filter(|variable| !bench.old.env.iter().any(|old| old == variable));
+    let all: Vec<&str> = set
+        .chain(image.new.env.iter().map(String::as_str))
+        .collect();
     facts.insert("Config.Env".to_owned(), sorted(&json!(all)));
     for (labels, set) in [(&bench.old.labels, false), (&image.new.labels, true)] {
         for (label, value) in labels {
@@ -326,16 +535,22 @@ fn expected_of_new(before: &Before, bench: &Bench, image: &Behind) -> Facts {
 }
 
 /// What differs, as sentences. What the new image alone brings (a volume that it declares) is no difference.
-fn differences(expected: &Facts, found: &Facts) -> impl Iterator<Item = String> {
+fn differences<'a>(
+    expected: &'a Facts,
+    found: &'a Facts,
+) -> impl Iterator<Item = String> + use<'a> {
     let keys: BTreeSet<&String> = expected.keys().chain(found.keys()).collect();
-    keys.into_iter().filter_map(move |key| match (expected.get(key), found.get(key)) {
-        (Some(expected), Some(found)) if expected == found => None,
-        (None, Some(_)) if key.as_str() == "mount /fresh" => None,
-        (expected, found) => {
-            let text = |value: Option<&Value>| value.map_or_else(|| "absent".to_owned(), Value::to_string);
-            Some(format!("{key} was {}, is {}", text(expected), text(found)))
-        }
-    })
+    keys.into_iter()
+        .filter_map(|key| match (expected.get(key), found.get(key)) {
+            (Some(expected), Some(found)) if expected == found => None,
+            (None, Some(_)) if key.as_str() == "mount /fresh" => None,
+            (expected, found) => {
+                let text = |value: Option<&Value>| {
+                    value.map_or_else(|| "absent".to_owned(), Value::to_string)
+                };
+                Some(format!("{key} was {}, is {}", text(expected), text(found)))
+            }
+        })
 }
 
 #[cfg(test)]
@@ -354,20 +569,32 @@ mod tests {
 
     #[test]
     fn a_container_and_its_replacement_have_the_same_facts() {
-        let (one, other) = (document("aaaa00000000", "aaaa"), document("bbbb00000000", "bbbb"));
-        assert_eq!(differences(&facts(&one), &facts(&other)).collect::<Vec<_>>(), Vec::<String>::new());
+        let (one, other) = (
+            document("aaaa00000000", "aaaa"),
+            document("bbbb00000000", "bbbb"),
+        );
+        assert_eq!(
+            differences(&facts(&one), &facts(&other)).collect::<Vec<_>>(),
+            Vec::<String>::new()
+        );
         assert!(facts(&one).contains_key("network net"));
     }
 
     #[test]
     fn what_was_lost_is_named() {
-        let (one, mut other) = (document("aaaa00000000", "aaaa"), document("aaaa00000000", "aaaa"));
+        let (one, mut other) = (
+            document("aaaa00000000", "aaaa"),
+            document("aaaa00000000", "aaaa"),
+        );
         other["Mounts"] = json!([]);
         other["Config"]["Labels"]["mine"] = json!("no");
         let found: Vec<String> = differences(&facts(&one), &facts(&other)).collect();
         assert_eq!(
             found,
-            [r#"label mine was "yes", is "no""#, r#"mount /data was ["volume","data",true], is absent"#]
+            [
+                r#"label mine was "yes", is "no""#,
+                r#"mount /data was ["volume","data",true], is absent"#
+            ]
         );
     }
 }
