@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::diagnostic::Diagnostic;
 use crate::refresh::Refresher;
-use crate::server::{AdminToken, Served, router};
+use crate::server::{AdminToken, Served, serve};
 
 /// How long a daemon that was told to stop waits for what was begun. A replacement takes its stop timeout, its start and its
 /// proof; what is cut off after that is found by its labels later.
@@ -50,9 +50,7 @@ pub async fn run(
         tracing::info!("stopping: nothing new is begun, what was begun is finished");
         told.cancel();
     };
-    let serving = axum::serve(listener, router(served))
-        .with_graceful_shutdown(until)
-        .into_future();
+    let serving = serve(listener, served, until);
     let drained = async {
         stopping.cancelled().await;
         work.close();

@@ -245,10 +245,13 @@ impl Capabilities for Journal {
             events(Event::RecreateEnded(record));
             answer
         });
-        work.await.unwrap_or_else(|panicked| {
-            let reason = format!("Refit itself failed, please report it: {panicked}");
-            Err(RecreateError::Unsupported { name, reason }.into())
-        })
+        match work.await {
+            Ok(answer) => answer,
+            Err(panicked) => {
+                let reason = format!("Refit itself failed, please report it: {panicked}");
+                Err(RecreateError::Unsupported { name, reason }.into())
+            }
+        }
     }
 }
 

@@ -45,7 +45,8 @@ pub enum Access {
 #[derive(Debug)]
 pub struct Registry {
     port: u16,
-    access: Access,
+    /// None where anybody is let in.
+    password: Option<String>,
     kept: Kept,
 }
 
@@ -73,11 +74,24 @@ pub async fn private() -> anyhow::Result<&'static Registry> {
 impl Registry {
     /// A registry of the test's own, for instance to stop it.
     pub async fn start(access: Access) -> anyhow::Result<Self> {
+        Self::start_behind(match access {
+            Access::Anybody => None,
+            Access::Password => Some(PASSWORD),
+        })
+        .await
+    }
+
+    /// A registry of the test's own that lets [`USER`] in with a password of the test's choice.
+    pub async fn start_with_password(password: &str) -> anyhow::Result<Self> {
+        Self::start_behind(Some(password)).await
+    }
+
+    async fn start_behind(password: Option<&str>) -> anyhow::Result<Self> {
         tokio::task::spawn_blocking(|| install::ensure(&[("docker-registry", "docker-registry")]))
             .await??;
         let mut refusals = Vec::new();
         for _ in 0..PORTS_TO_TRY {
-            match Self::start_on(free_port()?, access).await {
+            match Self::start_on(free_port()?, password).await {
                 Ok(registry) => return Ok(registry),
                 Err(error) => refusals.push(format!("{error:#}")),
             }
@@ -88,10 +102,10 @@ impl Registry {
         )
     }
 
-    async fn start_on(port: u16, access: Access) -> anyhow::Result<Self> {
+    async fn start_on(port: u16, password: Option<&str>) -> anyhow::Result<Self> {
         let directory = keeper::directory("registry")?;
         let config = directory.join("config.yml");
-        fs::write(&config, configuration(&directory, port, access)?)
+        fs::write(&config, configuration(&directory, port, password)?)
             .with_context(|| format!("cannot write {}", config.display()))?;
         let kept = Kept::start(Keep {
             name: "registry",
@@ -104,8 +118,13 @@ impl Registry {
                 config.display().to_string(),
             ],
         })?;
-        kept.until(START, until_answering(port, access)).await?;
-        Ok(Self { port, access, kept })
+        kept.until(START, until_answering(port, password.is_some()))
+            .await?;
+        Ok(Self {
+            port,
+            password: password.map(str::to_owned),
+            kept,
+        })
     }
 
     /// `127.0.0.1:port`, the first part of its images' names.
@@ -115,15 +134,13 @@ impl Registry {
 
     /// What to send to be let in; none where anybody is.
     pub fn credentials(&self) -> Option<DockerCredentials> {
-        match self.access {
-            Access::Anybody => None,
-            Access::Password => Some(DockerCredentials {
-                username: Some(USER.to_owned()),
-                password: Some(PASSWORD.to_owned()),
-                serveraddress: Some(self.host()),
-                ..DockerCredentials::default()
-            }),
-        }
+        let password = self.password.clone()?;
+        Some(DockerCredentials {
+            username: Some(USER.to_owned()),
+            password: Some(password),
+            serveraddress: Some(self.host()),
+            ..DockerCredentials::default()
+        })
     }
 
     /// Every request so far, in order of completion. A request is logged after it was answered: what was asked a moment ago
@@ -162,15 +179,15 @@ fn free_port() -> anyhow::Result<u16> {
         .port())
 }
 
-fn configuration(directory: &Path, port: u16, access: Access) -> anyhow::Result<String> {
+fn configuration(directory: &Path, port: u16, password: Option<&str>) -> anyhow::Result<String> {
     let directory = directory.display();
     let mut yaml = format!(
         "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {directory}/storage\n  \
          delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n  secret: refit-tests\n"
     );
-    if access == Access::Password {
+    if let Some(password) = password {
         let hash =
-            bcrypt::hash(PASSWORD, BCRYPT_COST).context("cannot hash the registry's password")?;
+            bcrypt::hash(password, BCRYPT_COST).context("cannot hash the registry's password")?;
         let file = format!("{directory}/htpasswd");
         fs::write(&file, format!("{USER}:{hash}\n"))
             .with_context(|| format!("cannot write {file}"))?;
@@ -182,10 +199,10 @@ fn configuration(directory: &Path, port: u16, access: Access) -> anyhow::Result<
 }
 
 /// Awaits the right answer to the API's version check. Bounded by the caller.
-async fn until_answering(port: u16, access: Access) -> anyhow::Result<()> {
-    let expected = match access {
-        Access::Anybody => "HTTP/1.1 200",
-        Access::Password => "HTTP/1.1 401",
+async fn until_answering(port: u16, wants_password: bool) -> anyhow::Result<()> {
+    let expected = match wants_password {
+        false => "HTTP/1.1 200",
+        true => "HTTP/1.1 401",
     };
     loop {
         if let Ok(answer) = version_check((Ipv4Addr::LOCALHOST, port).into()).await {

@@ -22,7 +22,7 @@ use self::bench::{Bench, Slot};
 use self::program::{Program, Run};
 use self::promise::{End, Problem};
 pub use self::set_up::Scenario;
-use crate::proxy::{Call, Plan, Proxy, Setting};
+use crate::faulty::{Call, Plan, Proxy, Setting};
 use crate::world::{self, World, with_world};
 
 /// What came of one case.

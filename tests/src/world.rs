@@ -26,7 +26,7 @@ use crate::engine::{self, Engine};
 use crate::registry::Registry;
 use crate::report;
 
-pub use observe::Stamp;
+pub use observe::{Stamp, stamps};
 pub use publish::Published;
 pub use run::{Running, Subnet};
 

@@ -1,1 +1,129 @@
-fn main() {}
+//! `cargo xtask`: the chores of this repository. Each sets up what it needs first, so that a machine with rustup is enough.
+//!
+//! Standard library only: this is the first thing that a newcomer builds, and it should be there in seconds. [`setup`] gets what
+//! is missing, [`run`] runs programs and says what takes time; the chores themselves are here.
+
+mod run;
+mod setup;
+
+use std::env;
+use std::ffi::OsString;
+use std::process::{Command, ExitCode};
+
+use crate::run::{Failed, cargo, step, target_directory};
+
+const USAGE: &str = "\
+usage: cargo xtask <chore>
+
+  demo         start a registry, publish two versions of eight images, and let `refit` refresh running containers
+  test [ARGS]  run all tests; ARGS go to `cargo test --workspace`
+  lint         check formatting, clippy, documentation, and what cargo-deny checks
+  setup        get what building and testing takes: a C compiler, the wasm32-wasip2 target
+
+Build output goes to CARGO_TARGET_DIR, by default `refit/target` in your cache folder, where it outlives a checkout.
+Engine and registry come from DOCKER_HOST, a running Docker, or Debian's packages, which root has installed where missing.
+";
+
+fn main() -> ExitCode {
+    let mut arguments = env::args_os().skip(1);
+    let chore = arguments.next();
+    let rest: Vec<OsString> = arguments.collect();
+    let done = match (chore.as_deref().and_then(|chore| chore.to_str()), &rest[..]) {
+        (Some("demo"), []) => demo(),
+        (Some("test"), arguments) => test(arguments),
+        (Some("lint"), []) => lint(),
+        (Some("setup"), []) => setup::all(),
+        (Some("help" | "--help" | "-h"), _) => {
+            run::say(USAGE.trim_end());
+            return ExitCode::SUCCESS;
+        }
+        (Some(chore @ ("demo" | "lint" | "setup")), _) => {
+            return unusable(&format!("`{chore}` takes no arguments"));
+        }
+        (Some(other), _) => return unusable(&format!("there is no chore `{other}`")),
+        (None, _) => return unusable("no chore is named"),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failed) => {
+            run::say(&failed.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn unusable(problem: &str) -> ExitCode {
+    run::say(&format!("error: {problem}\n\n{USAGE}"));
+    ExitCode::from(2)
+}
+
+fn demo() -> Result<(), Failed> {
+    setup::all()?;
+    // The whole workspace, as the tests build it: another selection would mean other features, and all dependencies again.
+    step(
+        "building refit and the demo (from nothing this takes minutes)",
+        cargo().args(["build", "--workspace", "--exclude", "xtask", "--bins"]),
+    )?;
+    let binaries = target_directory().join("debug");
+    step(
+        "running the demo",
+        Command::new(binaries.join("demo")).arg(binaries.join("refit")),
+    )
+}
+
+fn test(arguments: &[OsString]) -> Result<(), Failed> {
+    setup::all()?;
+    step(
+        "building and running all tests (from nothing this takes minutes)",
+        cargo().args(["test", "--workspace"]).args(arguments),
+    )
+}
+
+fn lint() -> Result<(), Failed> {
+    setup::all()?;
+    setup::component("rustfmt", "cargo-fmt")?;
+    setup::component("clippy", "cargo-clippy")?;
+    step(
+        "checking formatting",
+        cargo().args(["fmt", "--all", "--check"]),
+    )?;
+    step(
+        "clippy, on everything that runs here",
+        cargo().args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]),
+    )?;
+    step(
+        "clippy, on the policy as a component",
+        cargo()
+            .args(["clippy", "--package", "refit-policy-workspace", "--lib"])
+            .args(["--target", "wasm32-wasip2", "--", "-D", "warnings"]),
+    )?;
+    step(
+        "building the documentation",
+        cargo()
+            .args([
+                "doc",
+                "--workspace",
+                "--no-deps",
+                "--document-private-items",
+            ])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    if !setup::is_there("cargo-deny") {
+        run::say(
+            "xtask: LEFT OUT: licences, bans and sources (deny.toml), since cargo-deny is not installed (`cargo install cargo-deny`)",
+        );
+        return Ok(());
+    }
+    // Advisories are left out: they need a database from the network, and change while the code does not.
+    step(
+        "checking licences, bans and sources",
+        cargo().args(["deny", "--offline", "check", "licenses", "bans", "sources"]),
+    )
+}

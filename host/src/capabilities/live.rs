@@ -237,8 +237,11 @@ impl Capabilities for Live {
             .into());
         };
         let (outcome, settled) = recreate(&self.workshop, wanted, self.force, &self.events).await;
-        if settled {
-            lease.settle();
+        match &outcome {
+            Err(RecreateError::Busy { .. }) => lease.give_back(),
+            _ if settled => lease.settle(),
+            // Kept, for whoever recovers.
+            _ => drop(lease),
         }
         if let Err(error) = &outcome {
             tracing::warn!(hints = ?error.hints(), "{}", Diagnostic::of(error).sentence());
@@ -293,8 +296,10 @@ async fn recreate(
                 step: &step,
             };
             let (replaced, settled) = replace(engine, container, &image, followers, &manner).await;
-            if settled {
-                leases.into_iter().for_each(Lease::settle);
+            match &replaced {
+                Err(RecreateError::Busy { .. }) => leases.into_iter().for_each(Lease::give_back),
+                _ if settled => leases.into_iter().for_each(Lease::settle),
+                _ => drop(leases),
             }
             (
                 replaced.map(|replaced| recreated(replaced, &image, from_image_id)),

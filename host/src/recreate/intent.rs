@@ -138,8 +138,15 @@ fn shares_names(container: &Container) -> bool {
 }
 
 fn host_config(container: &Container) -> Object {
-    let mut host_config: Object = container
-        .host_config
+    let mut host_config = as_may_be_asked(&container.host_config);
+    keep_anonymous_volumes(container, &mut host_config);
+    keep_ephemeral_ports(container, &mut host_config);
+    host_config
+}
+
+/// What inspection says in other words than a request may use, in those of a request; and without what is unset.
+pub(super) fn as_may_be_asked(host_config: &Object) -> Object {
+    let mut host_config: Object = host_config
         .clone()
         .into_iter()
         .filter(|(_, value)| !value.is_null())
@@ -162,8 +169,6 @@ fn host_config(container: &Container) -> Object {
             }
         }
     }
-    keep_anonymous_volumes(container, &mut host_config);
-    keep_ephemeral_ports(container, &mut host_config);
     host_config
 }
 
@@ -182,14 +187,13 @@ fn keep_anonymous_volumes(container: &Container, host_config: &mut Object) {
         .filter(|mount| mount.is_anonymous_volume())
     {
         let Some(name) = &mount.name else { continue };
-        let asked = host_config
+        let mut asked = host_config
             .get_mut("Mounts")
             .and_then(Value::as_array_mut)
             .into_iter()
             .flatten();
-        let asked = asked
-            .filter(|asked| asked["Target"].as_str() == Some(mount.destination.as_str()))
-            .next();
+        let asked =
+            asked.find(|asked| asked["Target"].as_str() == Some(mount.destination.as_str()));
         if let Some(asked) = asked {
             asked["Source"] = json!(name);
             continue;

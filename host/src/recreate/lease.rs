@@ -26,6 +26,7 @@ pub struct Lease {
     leases: Leases,
     key: String,
     file: Option<(File, PathBuf)>,
+    trace: Trace,
     settled: bool,
 }
 
@@ -62,6 +63,7 @@ impl Leases {
             leases: self.clone(),
             key: key.to_owned(),
             file: None,
+            trace: Trace::None,
             settled: false,
         };
         let Some(folder) = &self.folder else {
@@ -74,7 +76,7 @@ impl Leases {
             Trace::None
         };
         match open_locked(&path) {
-            Ok(file) => lease.file = Some((file, path)),
+            Ok(file) => (lease.file, lease.trace) = (Some((file, path)), trace),
             Err(TryLockError::WouldBlock) => return None,
             Err(TryLockError::Error(error)) => {
                 tracing::debug!("no lease can be written at `{}`: {error}", path.display());
@@ -106,6 +108,12 @@ impl Lease {
     /// Nothing is left to finish or undo. Without this the file stays, for whoever recovers.
     pub fn settle(mut self) {
         self.settled = true;
+    }
+
+    /// We did nothing: leave it as it was found. Otherwise the next one would believe that somebody here died at it, and undo
+    /// what a living Refit elsewhere is doing.
+    pub fn give_back(mut self) {
+        self.settled = self.trace == Trace::None;
     }
 }
 
@@ -155,6 +163,17 @@ mod tests {
         assert_eq!(trace, Trace::Abandoned, "it ended without being settled");
         held.settle();
         assert_eq!(ours.take_key(id().short()).unwrap().1, Trace::None);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn what_is_given_back_is_as_it_was_found() {
+        let folder = std::env::temp_dir().join(format!("refit-lease-back-{}", std::process::id()));
+        let leases = Leases::in_folder(folder.clone());
+        leases.take(&id()).unwrap().give_back();
+        assert_eq!(leases.take_key(id().short()).unwrap().1, Trace::None);
+        leases.take(&id()).unwrap().give_back();
+        assert_eq!(leases.take_key(id().short()).unwrap().1, Trace::Abandoned);
         std::fs::remove_dir_all(folder).unwrap();
     }
 

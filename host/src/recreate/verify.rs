@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use super::intent::Replacement;
+use super::intent::{Replacement, as_may_be_asked};
 use crate::container::{Container, Object};
 
 /// The fields that differ, each with what was asked for and what was made. Empty where none does.
@@ -22,11 +22,12 @@ pub fn differences(wanted: &Replacement, made: &Container) -> Vec<String> {
             );
         }
     }
+    let made_host_config = as_may_be_asked(&made.host_config);
     for (field, asked) in &wanted.request.host_config {
         compare(
             &format!("HostConfig.{field}"),
             asked,
-            made.host_config.get(field),
+            made_host_config.get(field),
             &mut found,
         );
     }
@@ -126,6 +127,19 @@ mod tests {
         let made = container(
             json!({"Env": ["PATH=/bin", "A=1"], "Labels": {"a": "1", "of-image": "2"}, "ExposedPorts": {"80/tcp": {}, "81/tcp": {}}}),
             json!({"Binds": ["v:/d"], "Runtime": "runc"}),
+        );
+        assert_eq!(differences(&wanted, &made), Vec::<String>::new());
+    }
+
+    #[test]
+    fn other_words_for_the_same_are_no_difference() {
+        let wanted = wanted(
+            json!({}),
+            json!({"Links": ["/db:/ws-a/db"], "Ulimits": [{"Name": "nofile", "Soft": 1}]}),
+        );
+        let made = container(
+            json!({}),
+            json!({"Links": ["/db:/refit-new.0/db"], "Ulimits": [{"Name": "RLIMIT_NOFILE", "Soft": 1}]}),
         );
         assert_eq!(differences(&wanted, &made), Vec::<String>::new());
     }

@@ -67,6 +67,7 @@ const WORDS: &[(Refusal, &[&str])] = &[
             "gateway timeout",
             ": eof",
             "x509:",
+            "server gave http response to https client",
         ],
     ),
 ];

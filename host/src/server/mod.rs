@@ -11,6 +11,7 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,6 +33,17 @@ pub struct Served {
 
 /// No request of ours has a body to speak of.
 const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Answers on `listener` until `until`, and then until the last answer is out.
+pub async fn serve(
+    listener: TcpListener,
+    served: Served,
+    until: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    axum::serve(listener, router(served))
+        .with_graceful_shutdown(until)
+        .await
+}
 
 pub fn router(served: Served) -> Router {
     let guarded = Router::new()

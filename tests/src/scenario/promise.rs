@@ -14,7 +14,7 @@ use super::bench::{Behind, Bench};
 use super::program::{Ending, Run};
 use super::set_up::{Before, FOLLOWER_PORT, Follower, MARKER, STAMPS, VOLUMES};
 use crate::bounded::{self, CALL, within};
-use crate::proxy::{Call, Proxy};
+use crate::faulty::{Call, Proxy};
 use crate::world::World;
 
 /// One way in which the promise was broken.

@@ -82,7 +82,7 @@ impl World {
             // The log ends when the container does.
             while let Some(chunk) = output.next().await {
                 text.push_str(&String::from_utf8_lossy(&chunk?.into_bytes()));
-                if parse(&text).iter().any(|stamp| stamp.event == "listen") {
+                if stamps(&text).iter().any(|stamp| stamp.event == "listen") {
                     return Ok(());
                 }
             }
@@ -116,12 +116,12 @@ impl World {
 
     /// The stamps in a container's log. A replaced container takes its own with it: then use a volume and `STAMP_FILE`.
     pub async fn stamps(&self, container: &str) -> anyhow::Result<Vec<Stamp>> {
-        Ok(parse(&self.logs(container).await?))
+        Ok(stamps(&self.logs(container).await?))
     }
 
     /// The stamps in a file of a volume, over all containers that wrote there.
     pub async fn volume_stamps(&self, volume: &str, path: &str) -> anyhow::Result<Vec<Stamp>> {
-        Ok(parse(&self.read_volume_file(volume, path).await?))
+        Ok(stamps(&self.read_volume_file(volume, path).await?))
     }
 
     /// A file of a volume, `path` counting from the volume's top. Works whether or not anybody has it mounted.
@@ -220,7 +220,7 @@ impl World {
 }
 
 /// Reads stamps, and steps over lines that are something else.
-fn parse(text: &str) -> Vec<Stamp> {
+pub fn stamps(text: &str) -> Vec<Stamp> {
     let stamp = |line: &str| {
         let mut words = line.splitn(4, ' ');
         let (event, at, version) = (words.next()?, words.next()?, words.next()?);

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! `REFIT_FAULTS_SEED` repeats a sample, `REFIT_FAULTS_SLOTS` is how many cases run at once. What is checked and how calls are
-//! numbered is said in [`refit_tests::scenario`] and [`refit_tests::proxy`]; a line per case is in `faults.log` in cargo's
+//! numbered is said in [`refit_tests::scenario`] and [`refit_tests::faulty`]; a line per case is in `faults.log` in cargo's
 //! temporary folder. Runs two per core and waits most of the time: with many more at once the engine gets slower than Refit's
 //! time limits, which would be a second fault. Such cases are run again.
 

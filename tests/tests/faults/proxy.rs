@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bollard::{API_DEFAULT_VERSION, Docker};
-use refit_tests::proxy::{Fault, Plan, Proxy, Setting};
+use refit_tests::faulty::{Fault, Plan, Proxy, Setting};
 use refit_tests::scenario::bench::Bench;
 use refit_tests::scenario::{self, Scenario};
 use refit_tests::{engine, with_world};
@@ -54,7 +54,7 @@ impl Client {
     }
 
     fn log(&self) -> Vec<(u32, String, Option<u16>, bool)> {
-        let line = |call: refit_tests::proxy::Call| {
+        let line = |call: refit_tests::faulty::Call| {
             (
                 call.number.unwrap_or_default(),
                 call.label(),

@@ -1,0 +1,343 @@
+//! The real program, run as a person would, in an environment of its own.
+//!
+//! Nothing of the machine's shows through: its variables, home folder, Docker logins and contexts are those that the test gives
+//! it. Whatever it prints is searched for the secrets it was told. Knows how the program is run, and not what it should do.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use base64::Engine as _;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::bounded::within;
+use crate::http::{self, Answer};
+use crate::registry;
+
+/// The longest run of a test: eight pulls and replacements with a second of proof each, on a loaded machine.
+const RUN: Duration = Duration::from_secs(120);
+/// From something that the daemon does to the line that it logs about it.
+const LOGGED: Duration = Duration::from_secs(30);
+/// From its start to the word that it serves; it compiles its policy first.
+const START: Duration = Duration::from_secs(60);
+
+/// A way of running the program. Each run is made the same way, so that a plan and a refresh see the same world.
+pub struct Refit {
+    program: PathBuf,
+    home: TempDir,
+    settings: BTreeMap<String, Value>,
+    environment: BTreeMap<String, String>,
+    secrets: Vec<String>,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Output {
+    pub status: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// A daemon. Killed when it is dropped.
+pub struct Daemon {
+    child: Child,
+    pub address: SocketAddr,
+    token: Option<String>,
+    log: watch::Receiver<String>,
+    reading: JoinHandle<()>,
+    secrets: Vec<String>,
+}
+
+impl Refit {
+    /// `program` is its path, which cargo tells the tests; `docker_host` the engine that it finds in its environment.
+    pub fn new(program: &str, docker_host: &str) -> anyhow::Result<Self> {
+        let home = tempfile::Builder::new()
+            .prefix("refit-home-")
+            .tempdir()
+            .context("cannot create a home folder")?;
+        for folder in ["bin", "docker"] {
+            fs::create_dir(home.path().join(folder))?;
+        }
+        let refit = Self {
+            program: program.into(),
+            home,
+            settings: BTreeMap::new(),
+            environment: BTreeMap::new(),
+            secrets: Vec::new(),
+        };
+        Ok(refit
+            .env("DOCKER_HOST", docker_host)
+            .secret(registry::PASSWORD))
+    }
+
+    /// Where it runs: `refit.toml` is here, the Docker CLI's folder is `docker`, and `bin` is on its path.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// A key of `refit.toml`, for example `limits.pull_seconds`.
+    pub fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.settings.insert(key.to_owned(), value.into());
+        self
+    }
+
+    pub fn unset(mut self, key: &str) -> Self {
+        self.settings.remove(key);
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    pub fn without_env(mut self, name: &str) -> Self {
+        self.environment.remove(name);
+        self
+    }
+
+    /// From now on it is an error to print this.
+    pub fn secret(mut self, secret: &str) -> Self {
+        self.secrets.push(secret.to_owned());
+        self
+    }
+
+    /// The Docker CLI's `config.json`.
+    pub fn docker_config(self, config: &Value) -> anyhow::Result<Self> {
+        self.file("docker/config.json", &config.to_string())
+    }
+
+    /// A file, below where it runs.
+    pub fn file(self, path: &str, content: impl AsRef<[u8]>) -> anyhow::Result<Self> {
+        let path = self.home().join(path);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(self)
+    }
+
+    /// A shell script on its path.
+    pub fn program(self, name: &str, script: &str) -> anyhow::Result<Self> {
+        let refit = self.file(&format!("bin/{name}"), format!("#!/bin/sh\n{script}\n"))?;
+        let path = refit.home().join("bin").join(name);
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+        Ok(refit)
+    }
+
+    /// Runs it to its end.
+    pub async fn run(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        let run = self.command(arguments)?.output();
+        let output = within(RUN, &format!("run `refit {}`", arguments.join(" ")), run).await?;
+        let output = Output {
+            status: output
+                .status
+                .code()
+                .with_context(|| format!("`refit` was killed: {output:?}"))?,
+            stdout: String::from_utf8(output.stdout).context("stdout is not UTF-8")?,
+            stderr: String::from_utf8(output.stderr).context("stderr is not UTF-8")?,
+        };
+        keeps(
+            &self.secrets,
+            &format!("{}{}", output.stdout, output.stderr),
+        );
+        Ok(output)
+    }
+
+    /// Starts it without awaiting its end.
+    pub fn spawn(&self, arguments: &[&str]) -> anyhow::Result<Child> {
+        self.command(arguments)?.spawn().context("cannot run refit")
+    }
+
+    /// Starts the daemon on a free port of loopback, and awaits its word that it serves. Where `ADMIN_TOKEN` is set, requests
+    /// carry it.
+    pub async fn serve(&self) -> anyhow::Result<Daemon> {
+        let arguments = ["serve", "--listen", "127.0.0.1:0", "--log-format", "json"];
+        let mut child = self.spawn(&arguments)?;
+        let stderr = child.stderr.take().context("stderr is a pipe")?;
+        let (writing, log) = watch::channel(String::new());
+        let mut lines = BufReader::new(stderr).lines();
+        let serving = async {
+            while let Some(line) = lines.next_line().await? {
+                push(&writing, &line);
+                let line: Value = serde_json::from_str(&line).unwrap_or_default();
+                if line["fields"]["message"] == "serving" {
+                    let address = line["fields"]["address"].as_str();
+                    return Ok(address.context("it serves at no address")?.parse()?);
+                }
+            }
+            bail!("it ended; its log is\n{}", *log.borrow())
+        };
+        let address = within(START, "start the daemon", serving).await?;
+        let reading = tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                push(&writing, &line);
+            }
+        });
+        Ok(Daemon {
+            child,
+            address,
+            token: self
+                .environment
+                .get("ADMIN_TOKEN")
+                .map(|token| token.trim().to_owned()),
+            log,
+            reading,
+            secrets: self.secrets.clone(),
+        })
+    }
+
+    fn command(&self, arguments: &[&str]) -> anyhow::Result<Command> {
+        let config: String = self
+            .settings
+            .iter()
+            // JSON's strings, numbers and lists are TOML's too.
+            .map(|(key, value)| format!("{key} = {value}\n"))
+            .collect();
+        // A test may have written one by hand.
+        if !config.is_empty() {
+            fs::write(self.home().join("refit.toml"), config).context("cannot write refit.toml")?;
+        }
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut command = Command::new(&self.program);
+        command
+            .arg0("refit")
+            .args(arguments)
+            .current_dir(self.home())
+            .env_clear()
+            .env("HOME", self.home())
+            .env(
+                "PATH",
+                format!("{}:{path}", self.home().join("bin").display()),
+            )
+            .env("DOCKER_CONFIG", self.home().join("docker"))
+            .envs(&self.environment)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        Ok(command)
+    }
+}
+
+impl Output {
+    /// The exit status must be this.
+    #[track_caller]
+    pub fn expect(self, status: i32) -> Self {
+        assert_eq!(self.status, status, "exit status\n{self}");
+        self
+    }
+
+    /// What was printed with `--json`.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("stdout is no JSON: {error}\n{self}"))
+    }
+
+    /// stderr must say this, somewhere.
+    #[track_caller]
+    pub fn says(&self, what: &str) -> &Self {
+        assert!(
+            self.stderr.contains(what),
+            "stderr does not say `{what}`\n{self}"
+        );
+        self
+    }
+}
+
+impl std::fmt::Display for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "--- stdout\n{}--- stderr\n{}--- status {}",
+            self.stdout, self.stderr, self.status
+        )
+    }
+}
+
+impl Daemon {
+    /// A request with the daemon's token, if it has one.
+    pub async fn request(&self, method: &str, path: &str) -> anyhow::Result<Answer> {
+        http::request(self.address, method, path, self.token.as_deref()).await
+    }
+
+    /// The platform's endpoint, with a query.
+    pub async fn refresh(&self, query: &str) -> anyhow::Result<Answer> {
+        self.request("POST", &format!("/admin/workspace-images/refresh{query}"))
+            .await
+    }
+
+    /// Tells it to stop.
+    pub fn terminate(&self) -> anyhow::Result<()> {
+        let pid = self.child.id().context("the daemon has ended already")?;
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("no such process")?;
+        Ok(rustix::process::kill_process(
+            pid,
+            rustix::process::Signal::TERM,
+        )?)
+    }
+
+    /// Awaits a line in its log that contains this.
+    pub async fn until_logged(&self, words: &str) -> anyhow::Result<()> {
+        let mut log = self.log.clone();
+        let logged = log.wait_for(|log| log.contains(words));
+        within(LOGGED, &format!("see the daemon log `{words}`"), logged)
+            .await
+            .map(drop)
+    }
+
+    /// Awaits its end. Its log is in `stderr`.
+    pub async fn ended(mut self) -> anyhow::Result<Output> {
+        let status = within(RUN, "see the daemon end", self.child.wait()).await?;
+        within(RUN, "read the daemon's log", &mut self.reading).await?;
+        Ok(Output {
+            status: status
+                .code()
+                .with_context(|| format!("the daemon was killed: {status}"))?,
+            stdout: String::new(),
+            stderr: self.log.borrow().clone(),
+        })
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // A panic within a panic would abort, and take the other tests with it.
+        if !std::thread::panicking() {
+            keeps(&self.secrets, &self.log.borrow());
+        }
+    }
+}
+
+fn push(log: &watch::Sender<String>, line: &str) {
+    log.send_modify(|log| {
+        log.push_str(line);
+        log.push('\n');
+    });
+}
+
+/// No secret is in there, neither as it is nor as HTTP and the engine's API encode it.
+#[track_caller]
+fn keeps(secrets: &[String], printed: &str) {
+    for secret in secrets {
+        let basic = format!("{}:{secret}", registry::USER);
+        let basic = base64::engine::general_purpose::STANDARD.encode(basic);
+        for form in [secret, &basic] {
+            assert!(
+                !printed.contains(form.as_str()),
+                "a secret was printed:\n{printed}"
+            );
+        }
+    }
+}

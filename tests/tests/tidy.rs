@@ -1,0 +1,291 @@
+//! The lines that ARCHITECTURE.md draws, held against the source: who may name whom, how a file opens, what comes in with a
+//! dependency. No engine needed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Every `.rs` file below a folder, with its path below the workspace.
+fn sources(folder: &str) -> anyhow::Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        let entries =
+            fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        for entry in entries {
+            let path = entry?.path();
+            if path.is_dir() {
+                let built = path
+                    .file_name()
+                    .is_some_and(|name| name == "target" || name == "node_modules");
+                if !built {
+                    folders.push(path);
+                }
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path)
+                    .with_context(|| format!("cannot read {}", path.display()))?;
+                let name = path.strip_prefix(root())?.to_string_lossy().into_owned();
+                found.push((name, text));
+            }
+        }
+    }
+    ensure!(!found.is_empty(), "there is no source below {folder}");
+    found.sort();
+    Ok(found)
+}
+
+/// Whether a line of code, comments aside, names a crate: in a `use`, or at the head of a path.
+fn names(line: &str, name: &str) -> bool {
+    let code = line.split("//").next().unwrap_or_default();
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    code.match_indices(name).any(|(at, _)| {
+        let before = code[..at].chars().next_back();
+        let after = &code[at + name.len()..];
+        let whole = !before.is_some_and(is_word) && !after.starts_with(is_word);
+        let head = after.starts_with("::") || after.starts_with(';') || after.starts_with(" as ");
+        whole && head && !code[..at].ends_with("::")
+    })
+}
+
+#[track_caller]
+fn only(name: &str, place: &str) {
+    let elsewhere: Vec<String> = sources("host/src")
+        .unwrap()
+        .iter()
+        .filter(|(path, _)| !path.starts_with(place))
+        .flat_map(|(path, text)| {
+            let lines = text.lines().enumerate();
+            let named = lines.filter(|(_, line)| names(line, name));
+            named.map(move |(number, line)| format!("{path}:{}: {}", number + 1, line.trim()))
+        })
+        .collect();
+    assert!(
+        elsewhere.is_empty(),
+        "only {place} may name `{name}`; put what needs it there, behind a function or a trait of ours:\n{}",
+        elsewhere.join("\n")
+    );
+    let used = sources(place).unwrap();
+    assert!(
+        used.iter()
+            .any(|(_, text)| text.lines().any(|line| names(line, name))),
+        "nobody in {place} names `{name}`: this test guards nothing any more"
+    );
+}
+
+#[test]
+fn only_the_engine_names_bollard() {
+    only("bollard", "host/src/engine/docker");
+}
+
+#[test]
+fn only_the_policy_names_wasmtime() {
+    only("wasmtime", "host/src/policy");
+    only("wasmtime_wasi", "host/src/policy");
+}
+
+#[test]
+fn only_the_server_names_axum() {
+    only("axum", "host/src/server");
+}
+
+#[test]
+fn only_the_command_line_names_clap() {
+    only("clap", "host/src/cli");
+    only("indicatif", "host/src/cli");
+}
+
+#[test]
+fn nobody_inside_names_an_edge() -> anyhow::Result<()> {
+    let edges = [
+        "host/src/cli",
+        "host/src/server",
+        "host/src/daemon.rs",
+        "host/src/main.rs",
+        "host/src/lib.rs",
+    ];
+    for (path, text) in sources("host/src")? {
+        if edges.iter().any(|edge| path.starts_with(edge)) {
+            continue;
+        }
+        for edge in ["crate::cli", "crate::server", "crate::daemon"] {
+            ensure!(
+                !text.contains(edge),
+                "{path} names {edge}: the edges know the inside, not the other way round"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_pure_does_no_io_and_waits_for_nothing() -> anyhow::Result<()> {
+    for path in [
+        "host/src/image.rs",
+        "host/src/container.rs",
+        "host/src/grants.rs",
+        "host/src/recreate/intent.rs",
+    ] {
+        let text =
+            fs::read_to_string(root().join(path)).with_context(|| format!("cannot read {path}"))?;
+        let code: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .collect();
+        for forbidden in [
+            "std::fs",
+            "std::net",
+            "std::process",
+            "std::env::var",
+            "tokio::",
+            "async fn",
+        ] {
+            ensure!(
+                !code.iter().any(|line| line.contains(forbidden)),
+                "{path} is pure, and says `{forbidden}`"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_file_opens_with_what_it_is() -> anyhow::Result<()> {
+    for folder in ["host", "plugin", "tests", "xtask"] {
+        for (path, text) in sources(folder)? {
+            ensure!(
+                text.starts_with("//! "),
+                "{path} does not open with `//! ` and a sentence of what it is and what it does not know"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn words_for_tests_do_not_hide_a_test() -> anyhow::Result<()> {
+    // Put together, or this file would find itself.
+    let forbidden = [["#[ig", "nore"].concat(), ["#[should_", "panic"].concat()];
+    for folder in ["host", "plugin", "tests", "xtask"] {
+        for (path, text) in sources(folder)? {
+            for word in &forbidden {
+                ensure!(
+                    !text.contains(word),
+                    "{path} says `{word}`: a test runs, and says what it expects"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The packages of this machine's build, as cargo resolved them.
+fn packages() -> anyhow::Result<Vec<Value>> {
+    let output = Command::new(env!("CARGO"))
+        .current_dir(root())
+        .args(["metadata", "--format-version", "1", "--locked", "--offline"])
+        .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
+        .output()
+        .context("cannot run cargo metadata")?;
+    ensure!(
+        output.status.success(),
+        "cargo metadata failed:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let metadata: Value = serde_json::from_slice(&output.stdout)?;
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo metadata lists no packages")?;
+    Ok(packages.clone())
+}
+
+/// cargo-deny does this better and takes longer to install than everything else to build: the three checks that need no network.
+#[test]
+fn dependencies_are_as_deny_toml_says() -> anyhow::Result<()> {
+    let rules = fs::read_to_string(root().join("deny.toml")).context("cannot read deny.toml")?;
+    let mut versions: BTreeMap<String, BTreeSet<Vec<u64>>> = BTreeMap::new();
+    for package in packages()? {
+        let text = |key: &str| package[key].as_str().unwrap_or_default().to_owned();
+        let (name, source, license) = (text("name"), text("source"), text("license"));
+        if source.is_empty() {
+            continue;
+        }
+        ensure!(
+            source == "registry+https://github.com/rust-lang/crates.io-index",
+            "`{name}` comes from {source}, and deny.toml knows crates.io only"
+        );
+        ensure!(
+            allowed(&license, &rules),
+            "`{name}` is under `{license}`, which deny.toml does not allow"
+        );
+        ensure!(
+            !rules.contains(&format!("{{ crate = \"{name}\", reason")),
+            "`{name}` is denied by deny.toml, which says why"
+        );
+        let numbers = text("version");
+        let numbers = numbers
+            .split(['.', '-', '+'])
+            .filter_map(|number| number.parse().ok())
+            .collect();
+        versions.entry(name).or_default().insert(numbers);
+    }
+    for (name, mut versions) in versions {
+        versions.pop_last();
+        for older in versions {
+            let [major, minor] = [0, 1].map(|at| older.get(at).copied().unwrap_or_default());
+            let spec = if major == 0 {
+                format!("0.{minor}")
+            } else {
+                major.to_string()
+            };
+            ensure!(
+                rules.contains(&format!("{{ crate = \"{name}:{spec}\", reason")),
+                "two versions of `{name}` are compiled; get rid of {spec}, or give the reason in deny.toml"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// `A OR B` where one is allowed, `A AND B` where both are. crates.io's old `/` means `OR`.
+fn allowed(expression: &str, rules: &str) -> bool {
+    let expression = expression.replace('/', " OR ");
+    // `OR` binds loosest; the few parentheses there are stand round an `OR` beside an `AND`.
+    let conjunction = expression.split(" AND ").collect::<Vec<_>>();
+    conjunction.iter().all(|part| {
+        part.trim_matches(|c| "() ".contains(c))
+            .split(" OR ")
+            .any(|license| rules.contains(&format!("\n  \"{}\",", license.trim())))
+    })
+}
+
+#[test]
+fn licences_are_read_as_they_are_written() {
+    let rules = "\n  \"MIT\",\n  \"BSD-3-Clause\",";
+    assert!(allowed("MIT OR GPL-3.0", rules));
+    assert!(allowed("Apache-2.0/MIT", rules));
+    assert!(allowed("(Apache-2.0 OR MIT) AND BSD-3-Clause", rules));
+    assert!(!allowed("MIT AND GPL-3.0", rules));
+    assert!(!allowed("GPL-3.0", rules));
+    assert!(!allowed("", rules));
+}
+
+#[test]
+fn a_name_in_a_comment_or_within_another_is_no_name() {
+    assert!(names("use axum::Router;", "axum"));
+    assert!(names(
+        "    let serving = axum::serve(listener, router);",
+        "axum"
+    ));
+    assert!(!names("//! The only place that names axum.", "axum"));
+    assert!(!names("use crate::axum::Router;", "axum"));
+    assert!(!names("let taxum::x = 1;", "axum"));
+    assert!(!names("use wasmtime_wasi::p2;", "wasmtime"));
+}

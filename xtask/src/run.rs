@@ -1,0 +1,87 @@
+//! Runs programs, and says what takes time. Knows no chore.
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+/// A step that did not come about: what was to be done, why not, and what a person can do.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    error: String,
+    hints: Vec<String>,
+}
+
+impl Failed {
+    pub(crate) fn new(error: impl Into<String>) -> Self {
+        Self {
+            error: error.into(),
+            hints: Vec::new(),
+        }
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.error)?;
+        for hint in &self.hints {
+            write!(f, "\nhint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A line for a person. On stderr, since stdout belongs to the program that a chore runs.
+pub(crate) fn say(text: &str) {
+    // Nobody to tell is no reason to fail.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Says `what`, runs the command with our own stdin and output, and says how long it took.
+pub(crate) fn step(what: &str, command: &mut Command) -> Result<(), Failed> {
+    say(&format!("xtask: {what}"));
+    let began = Instant::now();
+    let ended = command.status().map_err(|error| {
+        let program = command.get_program().to_string_lossy();
+        Failed::new(format!("cannot run `{program}`: {error}"))
+    })?;
+    let short = what.split(" (").next().unwrap_or(what);
+    let took = format!("{:.1} s", began.elapsed().as_secs_f64());
+    if !ended.success() {
+        return Err(Failed::new(format!(
+            "{short}: failed after {took} ({ended})"
+        )));
+    }
+    say(&format!("xtask: {short}: done in {took}"));
+    Ok(())
+}
+
+/// The cargo that runs us, with the build directory that outlives a checkout.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    cargo.env("CARGO_TARGET_DIR", target_directory());
+    cargo
+}
+
+/// `CARGO_TARGET_DIR`, or a folder in the user's cache.
+pub(crate) fn target_directory() -> PathBuf {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(directory) = set("CARGO_TARGET_DIR") {
+        return PathBuf::from(directory);
+    }
+    let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".cache")));
+    match cache {
+        Some(cache) => cache.join("refit").join("target"),
+        // No home, no cache: cargo's own place.
+        None => PathBuf::from("target"),
+    }
+}
