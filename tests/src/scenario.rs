@@ -47,11 +47,25 @@ pub struct Outcome {
     pub took: Duration,
 }
 
-/// How the refresh reaches the engine.
+/// How a case is run.
 #[derive(Clone, Copy)]
-enum Route {
-    Direct,
-    Proxy(Option<Plan>),
+enum Course {
+    /// As the promise has it.
+    Whole(Option<Plan>),
+    /// With nothing between the refresh and the engine.
+    WithoutProxy,
+    /// Judged as if nobody had recovered.
+    WithoutRecovery(Plan),
+}
+
+impl Course {
+    fn plan(self) -> Option<Plan> {
+        match self {
+            Self::Whole(plan) => plan,
+            Self::WithoutProxy => None,
+            Self::WithoutRecovery(plan) => Some(plan),
+        }
+    }
 }
 
 /// One refresh of one container, with one fault or none, then recovery, then the judgement.
@@ -62,7 +76,7 @@ pub async fn run(
     scenario: Scenario,
     plan: Option<Plan>,
 ) -> anyhow::Result<Outcome> {
-    run_by(program, bench, slot, scenario, Route::Proxy(plan)).await
+    run_by(program, bench, slot, scenario, Course::Whole(plan)).await
 }
 
 /// The same with nothing between the refresh and the engine, to see that the proxy itself changes nothing.
@@ -72,7 +86,25 @@ pub async fn run_without_proxy(
     slot: &Slot,
     scenario: Scenario,
 ) -> anyhow::Result<Outcome> {
-    run_by(program, bench, slot, scenario, Route::Direct).await
+    run_by(program, bench, slot, scenario, Course::WithoutProxy).await
+}
+
+/// The same without the recovery, to see that the judge notices what is half done.
+pub async fn run_without_recovery(
+    program: &Path,
+    bench: &Bench,
+    slot: &Slot,
+    scenario: Scenario,
+    plan: Plan,
+) -> anyhow::Result<Outcome> {
+    run_by(
+        program,
+        bench,
+        slot,
+        scenario,
+        Course::WithoutRecovery(plan),
+    )
+    .await
 }
 
 async fn run_by(
@@ -80,16 +112,16 @@ async fn run_by(
     bench: &Bench,
     slot: &Slot,
     scenario: Scenario,
-    route: Route,
+    course: Course,
 ) -> anyhow::Result<Outcome> {
-    let title = match route {
-        Route::Proxy(Some(plan)) => format!("{scenario}:{}:{}", plan.number, plan.fault),
-        Route::Proxy(None) | Route::Direct => format!("{scenario} without a fault"),
+    let title = match course.plan() {
+        Some(plan) => format!("{scenario}:{}:{}", plan.number, plan.fault),
+        None => format!("{scenario} without a fault"),
     };
     let outcome = Arc::new(Mutex::new(None));
     let result = outcome.clone();
     with_world(&title, |w| async move {
-        let found = run_in(&w, program, bench, slot, scenario, route).await?;
+        let found = run_in(&w, program, bench, slot, scenario, course).await?;
         *result.lock().expect("nobody panics while it is held") = Some(found);
         Ok(())
     })
@@ -108,7 +140,7 @@ async fn run_in(
     bench: &Bench,
     slot: &Slot,
     scenario: Scenario,
-    route: Route,
+    course: Course,
 ) -> anyhow::Result<Outcome> {
     let began = Instant::now();
     let image = slot.image_for(scenario);
@@ -118,10 +150,7 @@ async fn run_in(
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let only_label = Some(format!("{}={}", world::LABEL, w.prefix()));
     let program = Program::new(program, folder.path(), bench.config(w, image, scenario));
-    let plan = match route {
-        Route::Proxy(plan) => plan,
-        Route::Direct => None,
-    };
+    let plan = course.plan();
     let faulty = Proxy::start(
         w.docker_host(),
         &folder.path().join("faulty.sock"),
@@ -130,9 +159,9 @@ async fn run_in(
             only_label: only_label.clone(),
         },
     )?;
-    let engine = match route {
-        Route::Proxy(_) => faulty.docker_host(),
-        Route::Direct => w.docker_host().to_owned(),
+    let engine = match course {
+        Course::Whole(_) | Course::WithoutRecovery(_) => faulty.docker_host(),
+        Course::WithoutProxy => w.docker_host().to_owned(),
     };
     let refresh = program
         .run(&["refresh", "--json"], &engine, faulty.until_kill_is_due())
@@ -147,12 +176,17 @@ async fn run_in(
             only_label,
         },
     )?;
+    let recovering: &[&str] = match course {
+        Course::Whole(_) | Course::WithoutProxy => &["recover", "--json"],
+        // A command that calls no engine.
+        Course::WithoutRecovery(_) => &["config", "show"],
+    };
     let recover = program
-        .run(&["recover", "--json"], &sound.docker_host(), pending())
+        .run(recovering, &sound.docker_host(), pending())
         .await?;
     let recovery = sound.calls();
     let again = program
-        .run(&["recover", "--json"], &sound.docker_host(), pending())
+        .run(recovering, &sound.docker_host(), pending())
         .await?;
     let recovery_again = sound.calls().split_off(recovery.len());
 

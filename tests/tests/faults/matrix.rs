@@ -28,6 +28,9 @@ const MATRIX: Duration = Duration::from_secs(6 * 60 * 60);
 /// How often a person who waits is told how far it is.
 const TELL_EVERY: usize = 25;
 
+/// The numbered calls of each scenario, in their order.
+type Calls = BTreeMap<Scenario, Vec<String>>;
+
 /// One refresh with one fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Case {
@@ -107,20 +110,20 @@ impl Selection {
     }
 
     /// `calls`: how many each scenario has.
-    fn cases(&self, calls: &BTreeMap<Scenario, u32>) -> VecDeque<Case> {
+    fn cases(&self, calls: &Calls) -> VecDeque<Case> {
         match self {
             Self::These(cases) => cases.clone().into(),
             Self::All => calls
                 .iter()
-                .flat_map(|(scenario, calls)| all(*scenario, *calls))
+                .flat_map(|(scenario, calls)| all(*scenario, calls))
                 .collect(),
             Self::Sample { seed } => sample(calls, *seed),
         }
     }
 }
 
-fn all(scenario: Scenario, calls: u32) -> impl Iterator<Item = Case> {
-    (1..=calls).flat_map(move |number| {
+fn all(scenario: Scenario, calls: &[String]) -> impl Iterator<Item = Case> + use<> {
+    numbers(calls).flat_map(move |number| {
         Fault::ALL.map(|fault| Case {
             scenario,
             number,
@@ -129,19 +132,23 @@ fn all(scenario: Scenario, calls: u32) -> impl Iterator<Item = Case> {
     })
 }
 
+fn numbers(calls: &[String]) -> std::ops::RangeInclusive<u32> {
+    1..=u32::try_from(calls.len()).unwrap_or(u32::MAX)
+}
+
 /// The same number from each scenario, its calls spread evenly over the whole refresh, and the kinds of fault in turn.
-fn sample(calls: &BTreeMap<Scenario, u32>, seed: u64) -> VecDeque<Case> {
+fn sample(calls: &Calls, seed: u64) -> VecDeque<Case> {
     let mut random = fastrand::Rng::with_seed(seed);
     let each = SAMPLE.div_ceil(calls.len().max(1));
     let mut cases = VecDeque::new();
     for (scenario, calls) in calls {
         let (start, first_kind) = (random.f64(), random.usize(..Fault::ALL.len()));
         for index in 0..each {
-            let place = (index as f64 + start) / each as f64 * f64::from(*calls);
+            let place = (index as f64 + start) / each as f64 * calls.len() as f64;
             let fault = Fault::ALL[(first_kind + index) % Fault::ALL.len()];
             cases.push_back(Case {
                 scenario: *scenario,
-                number: (place as u32 + 1).min(*calls),
+                number: (place as u32 + 1).min(*numbers(calls).end()),
                 fault,
             });
         }
@@ -158,7 +165,9 @@ struct Tally {
     planned: usize,
     ends: BTreeMap<String, usize>,
     half_done: usize,
+    calls: Calls,
     unreached: Vec<String>,
+    moved: Vec<String>,
     disturbed: Vec<String>,
     lost: Vec<(String, String)>,
     causes: BTreeMap<&'static str, Vec<String>>,
@@ -194,6 +203,8 @@ impl Tally {
         )?;
         if !outcome.fault_happened {
             self.unreached.push(case.to_string());
+        } else if self.calls[&case.scenario].get(case.number as usize - 1) != Some(&label) {
+            self.moved.push(case.to_string());
         }
         if outcome.disturbed {
             self.disturbed.push(case.to_string());
@@ -241,6 +252,10 @@ impl Tally {
         );
         for (what, cases) in [
             ("the call was never made", &self.unreached),
+            (
+                "another call than without a fault had the number",
+                &self.moved,
+            ),
             ("the machine was too slow", &self.disturbed),
         ] {
             if !cases.is_empty() {
@@ -271,7 +286,7 @@ async fn no_single_fault_loses_a_container() -> anyhow::Result<()> {
     with_world_for(MATRIX, "the matrix of faults", |w| async move {
         let bench = Bench::new(&w).await?;
         let slots = try_join_all((0..slots).map(|number| bench.slot(number))).await?;
-        let calls = count_calls(&selection.scenarios()?, &bench, &slots).await?;
+        let calls = look_at_calls(&selection.scenarios()?, &bench, &slots).await?;
         let cases = selection.cases(&calls);
         let log = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("faults.log");
         let tally = Tally {
@@ -281,7 +296,9 @@ async fn no_single_fault_loses_a_container() -> anyhow::Result<()> {
             planned: cases.len(),
             ends: BTreeMap::new(),
             half_done: 0,
+            calls,
             unreached: Vec::new(),
+            moved: Vec::new(),
             disturbed: Vec::new(),
             lost: Vec::new(),
             causes: BTreeMap::new(),
@@ -296,12 +313,12 @@ async fn no_single_fault_loses_a_container() -> anyhow::Result<()> {
     .await
 }
 
-/// Each scenario once without a fault, which must come to what was asked for. Says how many calls can go wrong.
-async fn count_calls(
+/// Each scenario once without a fault, which must come to what was asked for. Says which calls can go wrong.
+async fn look_at_calls(
     scenarios: &[Scenario],
     bench: &Bench,
     slots: &[Slot],
-) -> anyhow::Result<BTreeMap<Scenario, u32>> {
+) -> anyhow::Result<Calls> {
     let mut calls = BTreeMap::new();
     let slot = slots.first().context("no slot to run anything in")?;
     for scenario in scenarios {
@@ -327,7 +344,12 @@ async fn count_calls(
             outcome.numbered,
             outcome.took.as_millis()
         ));
-        calls.insert(*scenario, outcome.numbered);
+        let labels = outcome
+            .calls
+            .iter()
+            .filter(|call| call.number.is_some())
+            .map(|call| call.label());
+        calls.insert(*scenario, labels.collect());
     }
     Ok(calls)
 }
@@ -372,9 +394,9 @@ fn a_case_is_written_as_it_is_read() {
 
 #[test]
 fn a_sample_has_every_scenario_every_kind_and_the_whole_refresh() {
-    let calls: BTreeMap<Scenario, u32> = Scenario::ALL
+    let calls: Calls = Scenario::ALL
         .into_iter()
-        .map(|scenario| (scenario, 20))
+        .map(|scenario| (scenario, vec![String::new(); 20]))
         .collect();
     let cases = sample(&calls, 1);
     assert!((SAMPLE..SAMPLE + calls.len()).contains(&cases.len()));

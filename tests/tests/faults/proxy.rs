@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use bollard::{API_DEFAULT_VERSION, Docker};
 use refit_tests::faulty::{Fault, Plan, Proxy, Setting};
 use refit_tests::scenario::bench::Bench;
@@ -149,6 +150,35 @@ async fn who_looks_again_and_again_has_two_numbers() -> anyhow::Result<()> {
     let numbers: Vec<_> = proxy.calls().iter().map(|call| call.number).collect();
     assert_eq!(numbers, [Some(1), Some(2), None, None, Some(3)]);
     Ok(())
+}
+
+#[tokio::test]
+async fn what_is_half_done_is_noticed() -> anyhow::Result<()> {
+    with_world("what is half done is noticed", |w| async move {
+        let bench = Bench::new(&w).await?;
+        let slot = bench.slot(0).await?;
+        let whole = scenario::run(refit(), &bench, &slot, Scenario::Replace, None).await?;
+        let renaming = whole
+            .calls
+            .iter()
+            .find(|call| call.label() == "POST /containers/{id}/rename");
+        let number = renaming
+            .and_then(|call| call.number)
+            .context("nothing was renamed")?;
+        let plan = Plan {
+            number,
+            fault: Fault::KillAfter,
+        };
+        let outcome =
+            scenario::run_without_recovery(refit(), &bench, &slot, Scenario::Replace, plan).await?;
+        assert!(outcome.was_half_done);
+        let causes: Vec<_> = outcome.problems.iter().map(|it| it.cause).collect();
+        for expected in ["lost container", "left-over container"] {
+            assert!(causes.contains(&expected), "{}", outcome.story());
+        }
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test]
