@@ -348,4 +348,6 @@ fn keys_without(value: &Value, default: Option<&Value>) -> Option<Value> {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 pub(super) mod tests;
