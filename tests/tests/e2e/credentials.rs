@@ -1,7 +1,7 @@
 //! Whose login goes where: from the environment, from what `docker login` left behind, from helper programs, or none.
 
 use refit_tests::registry::{self, PASSWORD, Registry, USER};
-use refit_tests::{Gate, ImageSpec, Refit, World, with_world};
+use refit_tests::{ImageSpec, Proxy, Refit, World, with_world};
 use serde_json::{Value, json};
 
 use crate::{image, refit, without_engine};
@@ -205,11 +205,11 @@ async fn a_login_is_sent_to_its_own_registry_and_to_no_other() -> anyhow::Result
     with_world("a login for another registry", |w| async move {
         let registry = registry::private().await?;
         w.publish(registry, "hermes", ImageSpec::new("v1")).await?;
-        let gate = Gate::before(&w).await?;
+        let proxy = Proxy::before(&w).await?;
         // The default: they are for ghcr.io. Beside them a login for a registry of a similar name.
         let port = registry.host().replace("127.0.0.1:", "");
         let refit = refit(&w, registry, &["hermes"])?
-            .env("DOCKER_HOST", &gate.docker_host())
+            .env("DOCKER_HOST", &proxy.docker_host())
             .env("GHCR_USER", USER)
             .env("GHCR_TOKEN", PASSWORD)
             .docker_config(
@@ -223,7 +223,7 @@ async fn a_login_is_sent_to_its_own_registry_and_to_no_other() -> anyhow::Result
                 "{output}"
             );
         }
-        let asked = gate.asked();
+        let asked = proxy.asked();
         assert!(asked.iter().any(|asked| asked.path == "/images/create"));
         assert!(
             asked.iter().all(|asked| asked.registry_auth.is_none()),

@@ -1,6 +1,6 @@
 //! The daemon: the platform's endpoint in its three shapes, who may ask, and what becomes of work when somebody leaves.
 
-use refit_tests::{ContainerSpec, Gate, ImageSpec, http, registry, with_world};
+use refit_tests::{ContainerSpec, ImageSpec, Proxy, http, registry, with_world};
 use serde_json::{Value, json};
 
 use crate::snapshot::snapshot;
@@ -47,9 +47,9 @@ async fn the_endpoint_answers_with_runtimes_and_container_names() -> anyhow::Res
 async fn the_endpoint_names_the_runtimes_that_it_knows() -> anyhow::Result<()> {
     with_world("400", |w| async move {
         let registry = registry::open().await?;
-        let gate = Gate::before(&w).await?;
+        let proxy = Proxy::before(&w).await?;
         let daemon = refit(&w, registry, &["hermes", "crewai"])?
-            .env("DOCKER_HOST", &gate.docker_host())
+            .env("DOCKER_HOST", &proxy.docker_host())
             .serve()
             .await?;
         let answer = daemon.refresh("?runtime=hermez").await?;
@@ -61,7 +61,7 @@ async fn the_endpoint_names_the_runtimes_that_it_knows() -> anyhow::Result<()> {
             answer.json()?,
             json!({ "error": "unknown runtime: hermez", "known_runtimes": ["hermes", "crewai"] })
         );
-        assert_eq!(gate.changes(), []);
+        assert_eq!(proxy.changes(), []);
         Ok(())
     })
     .await
@@ -73,10 +73,10 @@ async fn the_endpoint_says_what_was_done_before_containers_could_not_be_listed()
     with_world("500", |w| async move {
         let registry = registry::open().await?;
         let (hermes, v2) = behind(&w, registry, "hermes").await?;
-        let gate = Gate::before(&w).await?;
-        gate.refuse("GET", "/containers/json", 500, "the list is lost");
+        let proxy = Proxy::before(&w).await?;
+        proxy.refuse("GET", "/containers/json", 500, "the list is lost");
         let daemon = refit(&w, registry, &["hermes"])?
-            .env("DOCKER_HOST", &gate.docker_host())
+            .env("DOCKER_HOST", &proxy.docker_host())
             .serve()
             .await?;
         let answer = daemon.refresh("").await?;
@@ -237,13 +237,13 @@ async fn what_is_not_there_is_said_as_a_problem() -> anyhow::Result<()> {
 async fn it_is_healthy_always_and_ready_only_with_an_engine() -> anyhow::Result<()> {
     with_world("healthz and readyz", |w| async move {
         let registry = registry::open().await?;
-        let gate = Gate::before(&w).await?;
+        let proxy = Proxy::before(&w).await?;
         let daemon = refit(&w, registry, &["hermes"])?
-            .env("DOCKER_HOST", &gate.docker_host())
+            .env("DOCKER_HOST", &proxy.docker_host())
             .serve()
             .await?;
         assert_eq!(daemon.request("GET", "/readyz").await?.status, 200);
-        drop(gate);
+        drop(proxy);
         until("it notice that the engine is gone", || async {
             Ok(daemon.request("GET", "/readyz").await?.status == 503)
         })
@@ -252,7 +252,7 @@ async fn it_is_healthy_always_and_ready_only_with_an_engine() -> anyhow::Result<
         assert_eq!(answer.content_type, "application/problem+json");
         assert_eq!(answer.json()?["code"], "engine-unavailable");
         assert!(
-            !answer.text.contains("refit-gate"),
+            !answer.text.contains("refit-proxy"),
             "strangers need not know where: {}",
             answer.text
         );
@@ -267,10 +267,10 @@ async fn a_refresh_is_finished_although_its_client_hangs_up() -> anyhow::Result<
     with_world("the client hangs up", |w| async move {
         let registry = registry::open().await?;
         let (hermes, v2) = behind(&w, registry, "hermes").await?;
-        let gate = Gate::before(&w).await?;
-        let stop = gate.hold("POST", "/stop");
+        let proxy = Proxy::before(&w).await?;
+        let stop = proxy.hold("POST", "/stop");
         let daemon = refit(&w, registry, &["hermes"])?
-            .env("DOCKER_HOST", &gate.docker_host())
+            .env("DOCKER_HOST", &proxy.docker_host())
             .serve()
             .await?;
         {
@@ -297,10 +297,10 @@ async fn two_requests_at_once_recreate_a_workspace_once() -> anyhow::Result<()> 
     with_world("two at once", |w| async move {
         let registry = registry::open().await?;
         let (hermes, v2) = behind(&w, registry, "hermes").await?;
-        let gate = Gate::before(&w).await?;
-        let stop = gate.hold("POST", "/stop");
+        let proxy = Proxy::before(&w).await?;
+        let stop = proxy.hold("POST", "/stop");
         let daemon = refit(&w, registry, &["hermes"])?
-            .env("DOCKER_HOST", &gate.docker_host())
+            .env("DOCKER_HOST", &proxy.docker_host())
             .serve()
             .await?;
         let first = daemon.refresh("");
@@ -317,7 +317,7 @@ async fn two_requests_at_once_recreate_a_workspace_once() -> anyhow::Result<()> 
         let told = &container(&second["report"], &hermes.name)["recreation"];
         assert_eq!(told["outcome"], "busy", "{told:#}");
         replaced(&w, &hermes, &v2).await?;
-        let stops = gate
+        let stops = proxy
             .changes()
             .into_iter()
             .filter(|it| it.path.ends_with("/stop"));
@@ -341,11 +341,11 @@ async fn a_daemon_that_is_told_to_stop_finishes_what_it_began_and_begins_nothing
         let a = w.run(ContainerSpec::new("a", &v1.reference)).await?;
         let b = w.run(ContainerSpec::new("b", &v1.reference)).await?;
         let v2 = w.publish(registry, "hermes", ImageSpec::new("v2")).await?;
-        let gate = Gate::before(&w).await?;
-        let stop = gate.hold("POST", "/stop");
+        let proxy = Proxy::before(&w).await?;
+        let stop = proxy.hold("POST", "/stop");
         let daemon = refit(&w, registry, &["hermes"])?
             .set("limits.recreate_concurrency", 1)
-            .env("DOCKER_HOST", &gate.docker_host())
+            .env("DOCKER_HOST", &proxy.docker_host())
             .serve()
             .await?;
         let first = daemon.refresh("");

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use refit_tests::registry::{Access, Registry};
-use refit_tests::{ContainerSpec, Gate, ImageSpec, Refit, registry, with_world};
+use refit_tests::{ContainerSpec, ImageSpec, Proxy, Refit, registry, with_world};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
@@ -55,19 +55,19 @@ async fn an_engine_that_is_too_old() -> anyhow::Result<()> {
     with_world("an old engine", |w| async move {
         let registry = registry::open().await?;
         let (hermes, _) = behind(&w, registry, "hermes").await?;
-        let gate = Gate::before(&w).await?;
+        let proxy = Proxy::before(&w).await?;
         let version =
             json!({ "Version": "1.12.6", "ApiVersion": "1.24", "Os": "linux", "Arch": "amd64" });
-        gate.answer("GET", "/version", 200, version);
+        proxy.answer("GET", "/version", 200, version);
         let output = refit(&w, registry, &["hermes"])?
-            .env("DOCKER_HOST", &gate.docker_host())
+            .env("DOCKER_HOST", &proxy.docker_host())
             .run(&["refresh"])
             .await?
             .expect(2);
         output
             .says("is too old: it speaks API 1.24, 1.41 is needed")
             .says("hint: Docker 20.10 and Podman 4 are the oldest");
-        assert_eq!(gate.changes(), []);
+        assert_eq!(proxy.changes(), []);
         untouched(&w, &hermes).await
     })
     .await

@@ -1,7 +1,7 @@
 //! What a plan says, and that it changes nothing.
 
 use refit_tests::registry::Registry;
-use refit_tests::{ContainerSpec, Gate, ImageSpec, World, registry, with_world};
+use refit_tests::{ContainerSpec, ImageSpec, Proxy, World, registry, with_world};
 
 use crate::snapshot::{progress, snapshot};
 use crate::{behind, container, image, refit, replaced, untouched};
@@ -25,9 +25,9 @@ async fn a_plan_says_what_a_refresh_would_do_and_does_none_of_it() -> anyhow::Re
         let v1 = w.publish(registry, "crewai", ImageSpec::new("v1")).await?;
         let crewai = w.run(ContainerSpec::new("crewai", &v1.reference)).await?;
 
-        let gate = Gate::before(&w).await?;
+        let proxy = Proxy::before(&w).await?;
         let refit = refit(&w, registry, &["hermes", "crewai", "autogen"])?
-            .env("DOCKER_HOST", &gate.docker_host());
+            .env("DOCKER_HOST", &proxy.docker_host());
         let ids = [hermes.image_id.as_str(), v2.id.as_str(), crewai.image_id.as_str()];
         let before = layers_fetched(&w, registry, &ids)?;
         assert!(before > 0, "v1 was pulled: {:#?}", registry.requests_for(w.prefix())?);
@@ -45,7 +45,7 @@ async fn a_plan_says_what_a_refresh_would_do_and_does_none_of_it() -> anyhow::Re
         assert_eq!(planned["old_id"], hermes.id);
         assert_eq!(container(&report, &crewai.name)["verdict"], "current");
 
-        assert_eq!(gate.changes(), [], "a plan may only look");
+        assert_eq!(proxy.changes(), [], "a plan may only look");
         assert_eq!(layers_fetched(&w, registry, &ids)?, before, "a plan may not fetch layers");
         assert_eq!(w.image_id(&v2.reference).await?, Some(hermes.image_id.clone()));
         let (a, b) = (crewai.name.clone(), hermes.name.clone());

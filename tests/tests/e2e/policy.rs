@@ -1,6 +1,6 @@
 //! Policies from files, good and bad, and the grants that hold whatever a policy asks.
 
-use refit_tests::{Gate, registry, with_world};
+use refit_tests::{Proxy, registry, with_world};
 use serde_json::json;
 
 use crate::snapshot::snapshot;
@@ -99,9 +99,9 @@ async fn a_policy_that_traps_changes_nothing() -> anyhow::Result<()> {
     with_world("a trap", |w| async move {
         let registry = registry::open().await?;
         let (hermes, _) = behind(&w, registry, "hermes").await?;
-        let gate = Gate::before(&w).await?;
+        let proxy = Proxy::before(&w).await?;
         let refit = refit(&w, registry, &["hermes"])?
-            .env("DOCKER_HOST", &gate.docker_host())
+            .env("DOCKER_HOST", &proxy.docker_host())
             .file("policy.wasm", guests::traps_in_refresh()?)?;
         let output = refit
             .run(&["refresh", "--policy", "policy.wasm"])
@@ -113,7 +113,7 @@ async fn a_policy_that_traps_changes_nothing() -> anyhow::Result<()> {
         hint: what it had begun was finished or put back; nothing else was changed
         hint: its own output is in the log: run again with `--log debug`
         "#);
-        assert_eq!(gate.changes(), []);
+        assert_eq!(proxy.changes(), []);
 
         // A daemon outlives it.
         let daemon = refit.set("policy.component", "policy.wasm").serve().await?;
@@ -153,9 +153,9 @@ async fn an_image_that_no_grant_covers_is_not_pulled() -> anyhow::Result<()> {
     with_world("no grant for the image", |w| async move {
         let registry = registry::open().await?;
         let (hermes, _) = behind(&w, registry, "hermes").await?;
-        let gate = Gate::before(&w).await?;
+        let proxy = Proxy::before(&w).await?;
         let output = refit(&w, registry, &["hermes"])?
-            .env("DOCKER_HOST", &gate.docker_host())
+            .env("DOCKER_HOST", &proxy.docker_host())
             .set("grants.images", json!(["ghcr.io/molecule-ai/*"]))
             .run(&["refresh", "--json"])
             .await?
@@ -170,7 +170,7 @@ async fn an_image_that_no_grant_covers_is_not_pulled() -> anyhow::Result<()> {
             "{output}"
         );
         assert_eq!(container(&report, &hermes.name)["verdict"], "unknown");
-        assert_eq!(gate.changes(), []);
+        assert_eq!(proxy.changes(), []);
         untouched(&w, &hermes).await
     })
     .await

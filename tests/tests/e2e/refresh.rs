@@ -254,10 +254,19 @@ async fn one_unpublished_image_among_eight_costs_only_its_own_workspaces() -> an
     with_world("one of eight is unpublished", |w| async move {
         let registry = registry::open().await?;
         let runtimes = [
-            "claude-code", "langgraph", "crewai", "autogen", "deepagents", "hermes", "gemini-cli",
+            "claude-code",
+            "langgraph",
+            "crewai",
+            "autogen",
+            "deepagents",
+            "hermes",
+            "gemini-cli",
             "openclaw",
         ];
-        for runtime in runtimes.iter().filter(|it| !matches!(**it, "hermes" | "openclaw")) {
+        for runtime in runtimes
+            .iter()
+            .filter(|it| !matches!(**it, "hermes" | "openclaw"))
+        {
             w.publish(registry, runtime, ImageSpec::new("v1")).await?;
         }
         let (hermes, v2) = behind(&w, registry, "hermes").await?;
@@ -277,8 +286,14 @@ async fn one_unpublished_image_among_eight_costs_only_its_own_workspaces() -> an
         let error = failed["error"].as_str().unwrap_or_default();
         assert!(error.contains("has no image"), "{failed:#}");
         let left = container(&report, &openclaw.name);
-        assert_eq!((&left["verdict"], &left["rule"]), (&json!("unknown"), &json!("pull-failed")));
-        assert_eq!(container(&report, &hermes.name)["recreation"]["outcome"], "recreated");
+        assert_eq!(
+            (&left["verdict"], &left["rule"]),
+            (&json!("unknown"), &json!("pull-failed"))
+        );
+        assert_eq!(
+            container(&report, &hermes.name)["recreation"]["outcome"],
+            "recreated"
+        );
         replaced(&w, &hermes, &v2).await?;
         untouched(&w, &openclaw).await?;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bollard::models::RestartPolicyNameEnum;
 use refit_tests::world::Running;
-use refit_tests::{ContainerSpec, Gate, ImageSpec, World, registry, with_world};
+use refit_tests::{ContainerSpec, ImageSpec, Proxy, World, registry, with_world};
 use serde_json::Value;
 
 use crate::{behind, container, refit, untouched};
@@ -107,15 +107,15 @@ async fn nothing_is_stopped_when_the_replacement_cannot_be_made() -> anyhow::Res
     with_world("create fails", |w| async move {
         let registry = registry::open().await?;
         let (old, _) = behind(&w, registry, "hermes").await?;
-        let gate = Gate::before(&w).await?;
-        gate.refuse(
+        let proxy = Proxy::before(&w).await?;
+        proxy.refuse(
             "POST",
             "/containers/create",
             500,
             "no more containers today",
         );
         let output = refit(&w, registry, &["hermes"])?
-            .env("DOCKER_HOST", &gate.docker_host())
+            .env("DOCKER_HOST", &proxy.docker_host())
             .run(&["refresh", "--json"])
             .await?
             .expect(1);
@@ -126,7 +126,7 @@ async fn nothing_is_stopped_when_the_replacement_cannot_be_made() -> anyhow::Res
         says(recreation, "never stopped");
         says(recreation, "no more containers today");
         assert!(
-            !gate
+            !proxy
                 .changes()
                 .iter()
                 .any(|asked| asked.path.ends_with("/stop"))
@@ -141,13 +141,13 @@ async fn a_replacement_is_made_before_the_old_one_is_stopped() -> anyhow::Result
     with_world("create comes before stop", |w| async move {
         let registry = registry::open().await?;
         let (old, _) = behind(&w, registry, "hermes").await?;
-        let gate = Gate::before(&w).await?;
+        let proxy = Proxy::before(&w).await?;
         refit(&w, registry, &["hermes"])?
-            .env("DOCKER_HOST", &gate.docker_host())
+            .env("DOCKER_HOST", &proxy.docker_host())
             .run(&["refresh"])
             .await?
             .expect(0);
-        let changes = gate.changes();
+        let changes = proxy.changes();
         let at = |what: &dyn Fn(&str, &str) -> bool| {
             let found = changes.iter().position(|it| what(&it.method, &it.path));
             found.unwrap_or_else(|| panic!("it never happened: {changes:#?}"))
@@ -195,10 +195,10 @@ async fn an_old_one_that_cannot_be_put_back_is_kept_and_named() -> anyhow::Resul
     with_world("neither starts", |w| async move {
         let registry = registry::open().await?;
         let (old, _) = behind(&w, registry, "hermes").await?;
-        let gate = Gate::before(&w).await?;
-        gate.refuse("POST", "/start", 500, "nothing starts today");
+        let proxy = Proxy::before(&w).await?;
+        proxy.refuse("POST", "/start", 500, "nothing starts today");
         let output = refit(&w, registry, &["hermes"])?
-            .env("DOCKER_HOST", &gate.docker_host())
+            .env("DOCKER_HOST", &proxy.docker_host())
             .run(&["refresh", "--json"])
             .await?
             .expect(1);

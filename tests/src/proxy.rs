@@ -1,4 +1,4 @@
-//! An engine that does as the world's does, until a test says otherwise: a gate before its socket.
+//! An engine that does as the world's does, until a test says otherwise: a proxy before its socket.
 //!
 //! It writes down every request, so that a test can see what was asked of an engine and in which order; it answers chosen ones
 //! by itself; and it holds chosen ones until the test lets them go, which makes a moment last as long as a test needs it.
@@ -32,7 +32,7 @@ const ASKED: Duration = Duration::from_secs(60);
 type Body = BoxBody<Bytes, hyper::Error>;
 
 /// Ends, with all its connections, when it is dropped: as an engine that dies.
-pub struct Gate {
+pub struct Proxy {
     folder: TempDir,
     shared: Arc<Shared>,
     accepting: AbortHandle,
@@ -79,7 +79,7 @@ pub struct Hold {
     held: watch::Sender<Held>,
 }
 
-impl Gate {
+impl Proxy {
     /// Before the engine of `world`.
     pub async fn before(world: &World) -> anyhow::Result<Self> {
         let engine = world.docker_host().strip_prefix("unix://");
@@ -90,7 +90,7 @@ impl Gate {
             )
         })?;
         let folder = tempfile::Builder::new()
-            .prefix("refit-gate-")
+            .prefix("refit-proxy-")
             .tempdir_in("/tmp")
             .context("cannot create a folder for a socket in /tmp")?;
         let listener = UnixListener::bind(folder.path().join("s"))
@@ -158,7 +158,7 @@ impl Gate {
     }
 }
 
-impl Drop for Gate {
+impl Drop for Proxy {
     fn drop(&mut self) {
         self.accepting.abort();
     }
@@ -171,7 +171,7 @@ impl Hold {
         let waiting = held.wait_for(|held| held.waiting >= number);
         within(
             ASKED,
-            &format!("see {number} request(s) wait at the gate"),
+            &format!("see {number} request(s) wait at the proxy"),
             waiting,
         )
         .await
