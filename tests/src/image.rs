@@ -168,7 +168,10 @@ impl ImageSpec {
 }
 
 /// A tar of files (path, mode, content) and empty directories; equal input gives equal bytes.
-fn layer(files: &[(&str, u32, &[u8])], directories: &[&str]) -> std::io::Result<Vec<u8>> {
+pub(crate) fn layer(
+    files: &[(&str, u32, &[u8])],
+    directories: &[&str],
+) -> std::io::Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
     for path in directories {
         let mut header = tar::Header::new_gnu();

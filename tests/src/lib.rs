@@ -3,18 +3,21 @@
 //! Read in this order: [`world`] is what a test talks to; [`image`] and [`container`] say what it may ask for; [`engine`] and
 //! [`registry`] are shared by all tests of a process; `keeper` sees to it that nothing outlives the process.
 //! The kit knows Docker's API, and of Refit only how the program is run ([`refit`]): what it did is for the suites in
-//! `tests/tests` to judge. [`proxy`] stands between the two where an engine has to misbehave.
+//! `tests/tests` to judge. [`proxy`] stands between the two where an engine has to misbehave; [`faulty`] makes one numbered call
+//! go wrong, and [`scenario`] says what Refit promises then.
 //!
 //! Linux only in part: with `DOCKER_HOST` set the private engine is not needed, but `docker-registry` and a route to the
 //! containers' bridge are.
 
 pub mod container;
 pub mod engine;
+pub mod faulty;
 pub mod http;
 pub mod image;
 pub mod proxy;
 pub mod refit;
 pub mod registry;
+pub mod scenario;
 pub mod world;
 
 mod bounded;
@@ -26,4 +29,5 @@ pub use container::ContainerSpec;
 pub use image::ImageSpec;
 pub use proxy::Proxy;
 pub use refit::Refit;
-pub use world::{World, with_world};
+pub use report::progress;
+pub use world::{World, with_world, with_world_for};

@@ -147,7 +147,10 @@ impl Refit {
             stdout: String::from_utf8(output.stdout).context("stdout is not UTF-8")?,
             stderr: String::from_utf8(output.stderr).context("stderr is not UTF-8")?,
         };
-        keeps(&self.secrets, &format!("{}{}", output.stdout, output.stderr));
+        keeps(
+            &self.secrets,
+            &format!("{}{}", output.stdout, output.stderr),
+        );
         Ok(output)
     }
 

@@ -1,4 +1,4 @@
-//! The two ways the kit speaks to people. Nobody else in this crate prints.
+//! The two ways the kit speaks to people. Nobody else in this crate prints, and the suites use the first.
 
 #![expect(
     clippy::print_stderr,
@@ -8,7 +8,7 @@
 use std::io::Write;
 
 /// A step that takes long, shown at once: written past the test harness, which would keep it until the test has failed.
-pub(crate) fn progress(message: &str) {
+pub fn progress(message: &str) {
     // Nobody to tell is no reason to fail.
     let _ = writeln!(std::io::stderr(), "refit-tests: {message}");
 }

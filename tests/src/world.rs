@@ -71,9 +71,18 @@ where
     F: FnOnce(World) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
+    with_world_for(BODY, test, body).await
+}
+
+/// The same, for a body that may take `limit`.
+pub async fn with_world_for<F, Fut>(limit: Duration, test: &str, body: F) -> anyhow::Result<()>
+where
+    F: FnOnce(World) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
     let world = World::new(test).await?;
     let given = world.clone();
-    let bounded = tokio::time::timeout(BODY, async move { body(given).await });
+    let bounded = tokio::time::timeout(limit, async move { body(given).await });
     let outcome = AssertUnwindSafe(bounded).catch_unwind().await;
 
     if !matches!(outcome, Ok(Ok(Ok(())))) {
@@ -94,7 +103,7 @@ where
         Ok(Ok(result)) => result.and(cleaned),
         // The body's end is the news; what could not be cleaned up is only added to it.
         Ok(Err(_)) => Err(anyhow!(
-            "`{test}` did not end within {BODY:?}; cleaning up: {cleaned:?}"
+            "`{test}` did not end within {limit:?}; cleaning up: {cleaned:?}"
         )),
         Err(panic) => {
             if let Err(error) = cleaned {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::container::{Container, ContainerId, Object};
+use crate::container::{Container, ContainerId, Object, PublishedPort};
 use crate::engine::CreateRequest;
 
 /// What a user asked for, without any image.
@@ -34,10 +34,18 @@ impl Intent {
     /// `image` is the configuration of the image that the container was made from, by id and not by tag: after a pull the tag
     /// means another one.
     pub fn of(container: &Container, image: &Object) -> Self {
-        let (primary, others) = endpoints(container);
+        let (mut primary, mut others) = endpoints(container);
+        let mut host_config = host_config(container);
+        // Somebody took it out of the network that it was made with. An engine would put its replacement there again.
+        if primary.is_none()
+            && let Some((network, endpoint)) = others.pop_first()
+        {
+            host_config.insert("NetworkMode".into(), json!(network));
+            primary = Some((network, endpoint));
+        }
         Self {
             config: config(container, image),
-            host_config: host_config(container),
+            host_config,
             primary,
             others,
         }
@@ -140,7 +148,7 @@ fn shares_names(container: &Container) -> bool {
 fn host_config(container: &Container) -> Object {
     let mut host_config = as_may_be_asked(&container.host_config);
     keep_anonymous_volumes(container, &mut host_config);
-    keep_ephemeral_ports(container, &mut host_config);
+    keep_chosen_ports(container, &mut host_config);
     host_config
 }
 
@@ -220,28 +228,106 @@ fn destination(bind: &str) -> &str {
 
 /// A port that the engine chose is kept: somebody was told of it, and the replacement would get another one. It is free by
 /// then, since the old container has stopped.
-fn keep_ephemeral_ports(container: &Container, host_config: &mut Object) {
-    let Some(bindings) = host_config
-        .get_mut("PortBindings")
-        .and_then(Value::as_object_mut)
-    else {
-        return;
-    };
-    for (port, bindings) in bindings {
-        for binding in bindings.as_array_mut().into_iter().flatten() {
-            if !matches!(binding["HostPort"].as_str(), None | Some("" | "0")) {
-                continue;
-            }
-            let address = binding["HostIp"].as_str().unwrap_or_default().to_owned();
-            let bound = container.published_ports.iter().find(|published| {
-                format!("{}/{}", published.container_port, published.protocol) == *port
-                    && (address.is_empty() || published.host_address == address)
-            });
-            if let Some(bound) = bound {
-                binding["HostPort"] = json!(bound.host_port.to_string());
-            }
+fn keep_chosen_ports(container: &Container, host_config: &mut Object) {
+    let all = host_config.get("PublishAllPorts") == Some(&Value::Bool(true));
+    let mut unasked: Vec<&PublishedPort> = container.published_ports.iter().collect();
+    let asked = host_config
+        .get("PortBindings")
+        .and_then(Value::as_object)
+        .cloned()
+        .unwrap_or_default();
+    let (mut fixed, mut chosen) = (Vec::new(), Vec::new());
+    for (port, bindings) in &asked {
+        for binding in bindings.as_array().into_iter().flatten() {
+            let list = if is_chosen(binding) {
+                &mut chosen
+            } else {
+                &mut fixed
+            };
+            list.push((port, binding));
         }
     }
+    // What was asked for exactly is nobody else's answer.
+    for (port, binding) in fixed {
+        let host_port = text(binding, "HostPort");
+        unasked.retain(|published| {
+            !(answers(published, port, binding) && published.host_port.to_string() == host_port)
+        });
+    }
+    let mut found: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for (port, binding) in chosen {
+        let answer = take(&mut unasked, port, binding);
+        found.entry(port.clone()).or_default().extend(answer);
+    }
+    if all {
+        let any = json!({ "HostIp": "", "HostPort": "" });
+        while let Some(published) = unasked.first() {
+            let port = port_of(published);
+            let answer = take(&mut unasked, &port, &any);
+            found.entry(port).or_default().extend(answer);
+        }
+    }
+    if found.is_empty() {
+        return;
+    }
+    let mut bindings = asked;
+    for (port, found) in found {
+        let fixed = bindings
+            .get(&port)
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
+        let fixed = fixed.into_iter().filter(|binding| !is_chosen(binding));
+        bindings.insert(port, fixed.chain(found).collect());
+    }
+    host_config.insert("PortBindings".into(), Value::Object(bindings));
+}
+
+/// The ports that were published for a wish, as they may be asked for; the wish itself where none was. What is taken is nobody
+/// else's answer. An engine may give the two families of addresses different ports for one wish.
+fn take(unasked: &mut Vec<&PublishedPort>, port: &str, wish: &Value) -> Vec<Value> {
+    let mut taken: Vec<(String, u16)> = Vec::new();
+    let mut of_family = |ipv6: bool| {
+        let index = unasked.iter().position(|published| {
+            answers(published, port, wish) && published.host_address.contains(':') == ipv6
+        });
+        if let Some(index) = index {
+            let published = unasked.remove(index);
+            taken.push((published.host_address.clone(), published.host_port));
+        }
+    };
+    of_family(false);
+    of_family(true);
+    let one = |address: &str, port: u16| json!({ "HostIp": address, "HostPort": port.to_string() });
+    match taken.as_slice() {
+        [] => vec![wish.clone()],
+        [(_, port)] => vec![one(text(wish, "HostIp"), *port)],
+        [(_, first), (_, second), ..] if first == second => vec![one(text(wish, "HostIp"), *first)],
+        both => both
+            .iter()
+            .map(|(address, port)| one(address, *port))
+            .collect(),
+    }
+}
+
+fn text<'a>(binding: &'a Value, key: &str) -> &'a str {
+    binding[key].as_str().unwrap_or_default()
+}
+
+/// Whether it leaves the port to the engine: none is named, or a range of them.
+fn is_chosen(binding: &Value) -> bool {
+    let port = text(binding, "HostPort");
+    matches!(port, "" | "0") || port.contains('-')
+}
+
+/// Whether this is a port that was published for the wish.
+fn answers(published: &PublishedPort, port: &str, wish: &Value) -> bool {
+    let address = text(wish, "HostIp");
+    port_of(published) == port && (address.is_empty() || address == published.host_address)
+}
+
+fn port_of(published: &PublishedPort) -> String {
+    format!("{}/{}", published.container_port, published.protocol)
 }
 
 /// The endpoint of the network that the container was made with, and those of the others.
@@ -352,5 +438,7 @@ fn keys_without(value: &Value, default: Option<&Value>) -> Option<Value> {
     (!kept.is_empty()).then_some(Value::Object(kept))
 }
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 pub(super) mod tests;

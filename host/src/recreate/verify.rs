@@ -24,15 +24,26 @@ pub fn differences(wanted: &Replacement, made: &Container) -> Vec<String> {
     }
     let made_host_config = as_may_be_asked(&made.host_config);
     for (field, asked) in &wanted.request.host_config {
-        compare(
-            &format!("HostConfig.{field}"),
-            asked,
-            made_host_config.get(field),
-            &mut found,
-        );
+        let name = format!("HostConfig.{field}");
+        let is = made_host_config.get(field);
+        compare(&name, asked, is, &mut found);
+        // Nothing of an image comes in here: what is there beside what was asked for is the engine's own.
+        let engine_adds = ["SecurityOpt", "Ulimits"].contains(&field.as_str());
+        if !engine_adds
+            && let (Some(Value::Array(is)), Value::Array(wish)) = (is, asked)
+            && !wish.is_empty()
+            && is
+                .iter()
+                .any(|is| !wish.iter().any(|wish| covers(wish, is)))
+            && !found
+                .iter()
+                .any(|found| found.starts_with(&format!("{name}:")))
+        {
+            found.push(difference(&name, asked, &Value::Array(is.clone())));
+        }
     }
     for (network, asked) in wanted.request.endpoint.iter().chain(&wanted.networks) {
-        match endpoint(made, network) {
+        match endpoint(wanted, made, network) {
             Some(endpoint) => {
                 for (field, asked) in asked {
                     compare(
@@ -49,13 +60,28 @@ pub fn differences(wanted: &Replacement, made: &Container) -> Vec<String> {
     found
 }
 
-/// By name, or by the id under which it was asked for.
-fn endpoint<'a>(made: &'a Container, network: &str) -> Option<&'a Object> {
+/// By name, or by the id under which it was asked for. Before its start a container's endpoint does not say which id its network
+/// has; it is then the one that none of the other networks is.
+fn endpoint<'a>(wanted: &Replacement, made: &'a Container, network: &str) -> Option<&'a Object> {
     let by_id =
         |endpoint: &&Object| endpoint.get("NetworkID").and_then(Value::as_str) == Some(network);
-    made.endpoints
+    let named = made
+        .endpoints
         .get(network)
-        .or_else(|| made.endpoints.values().find(by_id))
+        .or_else(|| made.endpoints.values().find(by_id));
+    if named.is_some() || !is_network_id(network) {
+        return named;
+    }
+    let is_other = |name: &String| wanted.networks.iter().any(|(other, _)| other == name);
+    let mut left = made.endpoints.iter().filter(|(name, _)| !is_other(name));
+    match (left.next(), left.next()) {
+        (Some((_, endpoint)), None) => Some(endpoint),
+        _ => None,
+    }
+}
+
+fn is_network_id(network: &str) -> bool {
+    network.len() == 64 && network.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// What was asked for must be there. The image adds to lists and objects, so there may be more.
@@ -73,8 +99,12 @@ fn compare(field: &str, asked: &Value, made: Option<&Value>, found: &mut Vec<Str
     // `--entrypoint ""` is asked for as a list with an empty word, and made as none.
     let cleared = *asked == serde_json::json!([""]) && is_nothing(made);
     if !kept && !cleared {
-        found.push(format!("{field}: asked for {asked}, made {made}"));
+        found.push(difference(field, asked, made));
     }
+}
+
+fn difference(field: &str, asked: &Value, made: &Value) -> String {
+    format!("{field}: asked for {asked}, made {made}")
 }
 
 /// Whether everything in `asked` is in `made`.
@@ -160,6 +190,67 @@ mod tests {
                 "HostConfig.Memory: asked for 5, made 6",
                 r#"HostConfig.NewKnob: asked for {"a":1}, made {}"#,
             ]
+        );
+    }
+
+    #[test]
+    fn a_link_is_the_same_under_another_name() {
+        let links = |link: &str| json!({ "Links": [link] });
+        let wanted = wanted(json!({}), links("/db:/ws-a/database"));
+        let made = |link| container(json!({}), links(link));
+        assert_eq!(
+            differences(&wanted, &made("/db:/refit-new.0/database")),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            differences(&wanted, &made("/db:/refit-new.0/other")).len(),
+            1
+        );
+    }
+
+    #[test]
+    fn a_setting_of_the_host_that_nobody_asked_for_is_named() {
+        let wanted = wanted(
+            json!({}),
+            json!({"MaskedPaths": ["/a"], "SecurityOpt": ["x"]}),
+        );
+        let made = container(
+            json!({}),
+            json!({"MaskedPaths": ["/a", "/b"], "SecurityOpt": ["x", "label=disable"]}),
+        );
+        assert_eq!(
+            differences(&wanted, &made),
+            [r#"HostConfig.MaskedPaths: asked for ["/a"], made ["/a","/b"]"#]
+        );
+    }
+
+    #[test]
+    fn a_network_that_is_known_by_its_id_is_found_before_the_start() {
+        let id = "e".repeat(64);
+        let mut old = container(json!({}), json!({ "NetworkMode": id }));
+        let endpoint = |id: &str| {
+            json!({"NetworkID": id, "Aliases": ["web"]})
+                .as_object()
+                .cloned()
+                .unwrap()
+        };
+        old.endpoints = [
+            ("net".into(), endpoint(&id)),
+            ("other".into(), endpoint("f")),
+        ]
+        .into();
+        let wanted = Intent::of(&old, &Object::new()).on("x:latest");
+        let mut made = container(json!({}), json!({ "NetworkMode": id }));
+        made.endpoints = [
+            ("net".into(), endpoint("")),
+            ("other".into(), endpoint("f")),
+        ]
+        .into();
+        assert_eq!(differences(&wanted, &made), Vec::<String>::new());
+        made.endpoints.remove("net");
+        assert_eq!(
+            differences(&wanted, &made),
+            [format!("network `{id}` is missing")]
         );
     }
 }

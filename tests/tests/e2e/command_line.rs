@@ -8,11 +8,17 @@ use crate::without_engine;
 #[tokio::test]
 async fn an_unknown_flag_or_command() -> anyhow::Result<()> {
     let refit = without_engine()?;
-    let output = refit.run(&["refresh", "--runtimes", "hermes"]).await?.expect(2);
+    let output = refit
+        .run(&["refresh", "--runtimes", "hermes"])
+        .await?
+        .expect(2);
     snapshot!(output.stderr, @r"");
     let output = refit.run(&["refrehs"]).await?.expect(2);
     output.says("refresh");
-    let output = refit.run(&["refresh", "--force", "--no-recreate"]).await?.expect(2);
+    let output = refit
+        .run(&["refresh", "--force", "--no-recreate"])
+        .await?
+        .expect(2);
     output.says("cannot be used with");
     Ok(())
 }
@@ -26,7 +32,9 @@ async fn an_unknown_runtime() -> anyhow::Result<()> {
         assert_eq!(output.stdout, "");
         output.says("unknown target: hermez");
     }
-    let output = refit.run(&["refresh", "--runtime", "hermez", "--runtime", "x"]).await?;
+    let output = refit
+        .run(&["refresh", "--runtime", "hermez", "--runtime", "x"])
+        .await?;
     snapshot!(output.stderr, @r"");
     Ok(())
 }
@@ -34,7 +42,13 @@ async fn an_unknown_runtime() -> anyhow::Result<()> {
 #[tokio::test]
 async fn an_unknown_key() -> anyhow::Result<()> {
     let refit = without_engine()?.set("limits.pull_second", 5);
-    for arguments in [&["refresh"][..], &["plan"], &["serve"], &["doctor"], &["config", "show"]] {
+    for arguments in [
+        &["refresh"][..],
+        &["plan"],
+        &["serve"],
+        &["doctor"],
+        &["config", "show"],
+    ] {
         let output = refit.run(arguments).await?.expect(2);
         assert_eq!(output.stdout, "");
         output.says("unknown key `pull_second` in `[limits]` in refit.toml");
@@ -60,24 +74,45 @@ async fn an_unknown_key() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_value_that_cannot_be() -> anyhow::Result<()> {
     for (key, value, told) in [
-        ("limits.pull_seconds", json!("long"), "`limits.pull_seconds`"),
+        (
+            "limits.pull_seconds",
+            json!("long"),
+            "`limits.pull_seconds`",
+        ),
         ("limits.pull_seconds", json!(-1), "`limits.pull_seconds`"),
         ("limits.engine_seconds", json!(0), "must be at least 1"),
         ("proof.grace_seconds", json!(999_999_999), "at most"),
-        ("images.platform", json!("amd64"), "`amd64` is not a platform"),
+        (
+            "images.platform",
+            json!("amd64"),
+            "`amd64` is not a platform",
+        ),
         ("serve.listen", json!("localhost"), "`serve.listen`"),
         ("grants.verbs", json!(["destroy"]), "`grants.verbs"),
-        ("grants.images", json!(["ghcr.io/[a"]), "`ghcr.io/[a` in `[grants] images` is not a pattern"),
+        (
+            "grants.images",
+            json!(["ghcr.io/[a"]),
+            "`ghcr.io/[a` in `[grants] images` is not a pattern",
+        ),
         ("engine", json!("ssh://host"), "cannot use `ssh://host`"),
     ] {
-        let output = without_engine()?.set(key, value.clone()).run(&["refresh"]).await?;
+        let output = without_engine()?
+            .set(key, value.clone())
+            .run(&["refresh"])
+            .await?;
         let output = output.expect(2);
         assert_eq!(output.stdout, "", "{key} = {value}");
         output.says("error: ").says(told);
     }
-    let output = without_engine()?.run(&["refresh", "--concurrency", "0"]).await?.expect(2);
+    let output = without_engine()?
+        .run(&["refresh", "--concurrency", "0"])
+        .await?
+        .expect(2);
     output.says("`limits.recreate_concurrency` in the configuration is 0");
-    let output = without_engine()?.run(&["refresh", "--log", "lots=of=it"]).await?.expect(2);
+    let output = without_engine()?
+        .run(&["refresh", "--log", "lots=of=it"])
+        .await?
+        .expect(2);
     output.says("is no log level or filter");
     Ok(())
 }
@@ -89,7 +124,10 @@ async fn a_file_that_cannot_be_read() -> anyhow::Result<()> {
         .await?
         .expect(2);
     snapshot!(output.stderr, @r"");
-    let output = without_engine()?.run(&["refresh", "--config", "."]).await?.expect(2);
+    let output = without_engine()?
+        .run(&["refresh", "--config", "."])
+        .await?
+        .expect(2);
     output.says("cannot read the configuration `.`");
     let refit = without_engine()?.file("refit.toml", "[limits\npull_seconds = 5\n")?;
     let output = refit.run(&["refresh"]).await?.expect(2);
@@ -131,11 +169,15 @@ async fn what_is_in_force_is_shown_with_where_it_came_from() -> anyhow::Result<(
     let output = refit.run(&["config", "show", "--json"]).await?.expect(0);
     let settings = output.json();
     let pull = settings.as_array().and_then(|settings| {
-        settings.iter().find(|setting| setting["key"] == "limits.pull_seconds")
+        settings
+            .iter()
+            .find(|setting| setting["key"] == "limits.pull_seconds")
     });
     assert_eq!(
         pull,
-        Some(&json!({ "key": "limits.pull_seconds", "value": 77, "from": "REFIT_LIMITS__PULL_SECONDS" }))
+        Some(
+            &json!({ "key": "limits.pull_seconds", "value": 77, "from": "REFIT_LIMITS__PULL_SECONDS" })
+        )
     );
     Ok(())
 }

@@ -10,7 +10,9 @@ const WRONG: &str = "also-not-to-be-seen";
 
 /// What a helper prints for whoever asks it.
 fn helper(password: &str) -> String {
-    format!(r#"read server; echo '{{"ServerURL":"'"$server"'","Username":"{USER}","Secret":"{password}"}}'"#)
+    format!(
+        r#"read server; echo '{{"ServerURL":"'"$server"'","Username":"{USER}","Secret":"{password}"}}'"#
+    )
 }
 
 fn auths(registry: &Registry, password: &str) -> Value {
@@ -111,7 +113,9 @@ async fn a_private_image_comes_with_the_login_of_the_helper_for_all_registries()
         pulls(&w, registry, |refit| {
             // `docker login` leaves an empty entry for what the store keeps.
             refit
-                .docker_config(&json!({ "auths": { registry.host(): {} }, "credsStore": "refit-test" }))?
+                .docker_config(
+                    &json!({ "auths": { registry.host(): {} }, "credsStore": "refit-test" }),
+                )?
                 .program("docker-credential-refit-test", &helper(PASSWORD))
         })
         .await
@@ -164,7 +168,10 @@ async fn with_a_wrong_login_the_error_says_that_it_was_sent() -> anyhow::Result<
         .await?;
         let error = record["error"].as_str().unwrap_or_default();
         assert!(error.contains("refused"), "{record:#}");
-        assert!(hints(&record).contains("was sent and refused"), "{record:#}");
+        assert!(
+            hints(&record).contains("was sent and refused"),
+            "{record:#}"
+        );
         Ok(())
     })
     .await
@@ -183,7 +190,10 @@ async fn a_helper_that_fails_is_told_of_and_nothing_is_sent() -> anyhow::Result<
         })
         .await?;
         let told = record.to_string();
-        assert!(told.contains("cannot read the login for registry"), "{record:#}");
+        assert!(
+            told.contains("cannot read the login for registry"),
+            "{record:#}"
+        );
         assert!(told.contains("the key chain is locked"), "{record:#}");
         Ok(())
     })
@@ -202,7 +212,9 @@ async fn a_login_is_sent_to_its_own_registry_and_to_no_other() -> anyhow::Result
             .env("DOCKER_HOST", &proxy.docker_host())
             .env("GHCR_USER", USER)
             .env("GHCR_TOKEN", PASSWORD)
-            .docker_config(&json!({ "auths": { format!("localhost:{port}"): { "auth": "cmVmaXQ6eA==" } } }))?;
+            .docker_config(
+                &json!({ "auths": { format!("localhost:{port}"): { "auth": "cmVmaXQ6eA==" } } }),
+            )?;
         for command in ["plan", "refresh"] {
             let output = refit.run(&[command, "--json"]).await?.expect(1);
             let report = output.json();
@@ -213,7 +225,10 @@ async fn a_login_is_sent_to_its_own_registry_and_to_no_other() -> anyhow::Result
         }
         let asked = proxy.asked();
         assert!(asked.iter().any(|asked| asked.path == "/images/create"));
-        assert!(asked.iter().all(|asked| asked.registry_auth.is_none()), "{asked:#?}");
+        assert!(
+            asked.iter().all(|asked| asked.registry_auth.is_none()),
+            "{asked:#?}"
+        );
         Ok(())
     })
     .await

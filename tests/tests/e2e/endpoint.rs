@@ -53,12 +53,19 @@ async fn the_endpoint_names_the_runtimes_that_it_knows() -> anyhow::Result<()> {
             .serve()
             .await?;
         let answer = daemon.refresh("?runtime=hermez").await?;
-        assert_eq!((answer.status, answer.content_type.as_str()), (400, "application/json"));
+        assert_eq!(
+            (answer.status, answer.content_type.as_str()),
+            (400, "application/json")
+        );
         assert_eq!(
             answer.json()?,
             json!({ "error": "unknown runtime: hermez", "known_runtimes": ["hermes", "crewai"] })
         );
-        assert_eq!(proxy.asked(), [], "the engine need not be troubled for that");
+        assert_eq!(
+            proxy.asked(),
+            [],
+            "the engine need not be troubled for that"
+        );
         Ok(())
     })
     .await
@@ -77,7 +84,10 @@ async fn the_endpoint_says_what_was_done_before_containers_could_not_be_listed()
             .serve()
             .await?;
         let answer = daemon.refresh("").await?;
-        assert_eq!((answer.status, answer.content_type.as_str()), (500, "application/json"));
+        assert_eq!(
+            (answer.status, answer.content_type.as_str()),
+            (500, "application/json")
+        );
         let answer = answer.json()?;
         let error = answer["error"].as_str().unwrap_or_default();
         assert!(error.contains("the list is lost"), "{answer:#}");
@@ -101,7 +111,10 @@ async fn anything_but_true_asks_for_no_recreation() -> anyhow::Result<()> {
             assert_eq!(answer.status, 200);
             let answer = answer.json()?;
             assert_eq!(answer["recreated"], json!([]), "recreate={recreate}");
-            assert_eq!(container(&answer["report"], &hermes.name)["verdict"], "stale");
+            assert_eq!(
+                container(&answer["report"], &hermes.name)["verdict"],
+                "stale"
+            );
         }
         assert_eq!(w.image_id(&v2.reference).await?, Some(v2.id));
         untouched(&w, &hermes).await
@@ -121,7 +134,13 @@ async fn only_who_has_the_token_may_ask() -> anyhow::Result<()> {
             .await?;
         let path = "/admin/workspace-images/refresh";
         let almost = format!("{TOKEN}r");
-        for token in [None, Some(""), Some("wrong"), Some(&TOKEN[1..]), Some(almost.as_str())] {
+        for token in [
+            None,
+            Some(""),
+            Some("wrong"),
+            Some(&TOKEN[1..]),
+            Some(almost.as_str()),
+        ] {
             let answer = http::request(daemon.address, "POST", path, token).await?;
             assert_eq!(answer.status, 401, "with {token:?}");
             assert_eq!(answer.content_type, "application/problem+json");
@@ -134,7 +153,10 @@ async fn only_who_has_the_token_may_ask() -> anyhow::Result<()> {
             assert_eq!(answer.status, 200, "{path}");
         }
         let answer = daemon.refresh("?recreate=false").await?;
-        assert_eq!(answer.status, 200, "the token without the line break around it");
+        assert_eq!(
+            answer.status, 200,
+            "the token without the line break around it"
+        );
         Ok(())
     })
     .await
@@ -166,7 +188,10 @@ async fn a_token_can_come_from_a_file() -> anyhow::Result<()> {
 #[tokio::test]
 async fn without_a_token_it_listens_on_loopback_alone() -> anyhow::Result<()> {
     let refit = without_engine()?;
-    let output = refit.run(&["serve", "--listen", "0.0.0.0:0"]).await?.expect(2);
+    let output = refit
+        .run(&["serve", "--listen", "0.0.0.0:0"])
+        .await?
+        .expect(2);
     snapshot!(output.stderr, @r"");
     let output = refit
         .set("serve.listen", "[::]:0")
@@ -181,14 +206,27 @@ async fn without_a_token_it_listens_on_loopback_alone() -> anyhow::Result<()> {
 async fn what_is_not_there_is_said_as_a_problem() -> anyhow::Result<()> {
     let daemon = without_engine()?.serve().await?;
     for (method, path, status, code) in [
-        ("GET", "/admin/workspace-images/refresh", 405, "method-not-allowed"),
+        (
+            "GET",
+            "/admin/workspace-images/refresh",
+            405,
+            "method-not-allowed",
+        ),
         ("POST", "/admin/workspace-images", 404, "not-found"),
         ("GET", "/", 404, "not-found"),
-        ("POST", "/admin/workspace-images/refresh?runtime=a&runtime=b", 400, "bad-query"),
+        (
+            "POST",
+            "/admin/workspace-images/refresh?runtime=a&runtime=b",
+            400,
+            "bad-query",
+        ),
     ] {
         let answer = daemon.request(method, path).await?;
         assert_eq!(answer.status, status, "{method} {path}");
-        assert_eq!(answer.content_type, "application/problem+json", "{method} {path}");
+        assert_eq!(
+            answer.content_type, "application/problem+json",
+            "{method} {path}"
+        );
         assert_eq!(answer.json()?["code"], code, "{method} {path}");
     }
     Ok(())
@@ -212,7 +250,11 @@ async fn it_is_healthy_always_and_ready_only_with_an_engine() -> anyhow::Result<
         let answer = daemon.request("GET", "/readyz").await?;
         assert_eq!(answer.content_type, "application/problem+json");
         assert_eq!(answer.json()?["code"], "engine-unavailable");
-        assert!(!answer.text.contains("refit-proxy"), "strangers need not know where: {}", answer.text);
+        assert!(
+            !answer.text.contains("refit-proxy"),
+            "strangers need not know where: {}",
+            answer.text
+        );
         assert_eq!(daemon.request("GET", "/healthz").await?.status, 200);
         Ok(())
     })
@@ -274,10 +316,16 @@ async fn two_requests_at_once_recreate_a_workspace_once() -> anyhow::Result<()> 
         let told = &container(&second["report"], &hermes.name)["recreation"];
         assert_eq!(told["outcome"], "busy", "{told:#}");
         replaced(&w, &hermes, &v2).await?;
-        let stops = proxy.changes().into_iter().filter(|it| it.path.ends_with("/stop"));
+        let stops = proxy
+            .changes()
+            .into_iter()
+            .filter(|it| it.path.ends_with("/stop"));
         assert_eq!(stops.count(), 1);
         let third = daemon.refresh("").await?.json()?;
-        assert_eq!(container(&third["report"], &hermes.name)["verdict"], "current");
+        assert_eq!(
+            container(&third["report"], &hermes.name)["verdict"],
+            "current"
+        );
         Ok(())
     })
     .await

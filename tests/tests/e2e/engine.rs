@@ -49,7 +49,8 @@ async fn an_engine_that_is_too_old() -> anyhow::Result<()> {
         let registry = registry::open().await?;
         let (hermes, _) = behind(&w, registry, "hermes").await?;
         let proxy = Proxy::before(&w).await?;
-        let version = json!({ "Version": "1.12.6", "ApiVersion": "1.24", "Os": "linux", "Arch": "amd64" });
+        let version =
+            json!({ "Version": "1.12.6", "ApiVersion": "1.24", "Os": "linux", "Arch": "amd64" });
         proxy.answer("GET", "/version", 200, version);
         let output = refit(&w, registry, &["hermes"])?
             .env("DOCKER_HOST", &proxy.docker_host())
@@ -89,7 +90,11 @@ async fn a_registry_that_hangs_is_given_up() -> anyhow::Result<()> {
     with_world("the registry hangs", |w| async move {
         // Takes connections, as the kernel does for it, and never answers.
         let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let template = format!("{}/{}/workspace-template-{{runtime}}", silent.local_addr()?, w.prefix());
+        let template = format!(
+            "{}/{}/workspace-template-{{runtime}}",
+            silent.local_addr()?,
+            w.prefix()
+        );
         let build = w.load(ImageSpec::new("v1")).await?;
         let reference = template.replace("{runtime}", "hermes") + ":latest";
         w.tag(&build, &reference).await?;
@@ -104,7 +109,11 @@ async fn a_registry_that_hangs_is_given_up() -> anyhow::Result<()> {
             let began = Instant::now();
             let output = refit.run(&[command, "--json"]).await?.expect(1);
             // Of its own accord the engine would give up after 15 s.
-            assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+            assert!(
+                began.elapsed() < Duration::from_secs(12),
+                "{:?}",
+                began.elapsed()
+            );
             let report = output.json();
             let error = image(&report, "hermes")["error"].to_string();
             assert!(error.contains("took longer than"), "{output}");
@@ -172,9 +181,18 @@ async fn the_doctor_says_what_a_refresh_would_find() -> anyhow::Result<()> {
             .await?
             .expect(1);
         assert!(output.stdout.starts_with("FAIL  engine"), "{output}");
-        assert!(output.stdout.contains("the socket does not exist"), "{output}");
+        assert!(
+            output.stdout.contains("the socket does not exist"),
+            "{output}"
+        );
         let output = refit.run(&["doctor", "--json"]).await?.expect(0);
-        assert!(output.json().as_array().is_some_and(|checks| checks.len() == 5), "{output}");
+        assert!(
+            output
+                .json()
+                .as_array()
+                .is_some_and(|checks| checks.len() == 5),
+            "{output}"
+        );
         fs::write(refit.home().join("docker/config.json"), "{")?;
         let output = refit.run(&["doctor"]).await?.expect(1);
         assert!(output.stdout.contains("FAIL  login"), "{output}");

@@ -91,7 +91,11 @@ async fn untouched(w: &World, container: &Running) -> anyhow::Result<()> {
     assert_eq!(now.id.as_deref(), Some(container.id.as_str()));
     let stamps = w.stamps(&container.id).await?;
     let events: Vec<_> = stamps.iter().map(|stamp| stamp.event.as_str()).collect();
-    assert_eq!(events, ["start", "listen"], "it was started once and never stopped");
+    assert_eq!(
+        events,
+        ["start", "listen"],
+        "it was started once and never stopped"
+    );
     let running = now.state.and_then(|state| state.running);
     assert_eq!(running, Some(true));
     Ok(())
@@ -102,7 +106,10 @@ async fn replaced(w: &World, old: &Running, new: &Published) -> anyhow::Result<(
     let now = w.inspect(&old.name).await?;
     assert_ne!(now.id.as_deref(), Some(old.id.as_str()));
     assert_eq!(now.image.as_deref(), Some(new.id.as_str()));
-    assert!(!w.container_exists(&old.id).await?, "the old one is still there");
+    assert!(
+        !w.container_exists(&old.id).await?,
+        "the old one is still there"
+    );
     w.until_listening(&old.name).await?;
     Ok(())
 }

@@ -36,7 +36,11 @@ async fn names_and_repositories_match_whole_or_not_at_all() -> anyhow::Result<()
             .flatten()
             .map(|it| it["name"].clone())
             .collect();
-        assert_eq!(names, [json!(hermes.name)], "nobody else is any of its business");
+        assert_eq!(
+            names,
+            [json!(hermes.name)],
+            "nobody else is any of its business"
+        );
         Ok(())
     })
     .await
@@ -67,7 +71,10 @@ async fn an_exited_workspace_is_left_as_it_is() -> anyhow::Result<()> {
         let (hermes, _) = behind(&w, registry, "hermes").await?;
         w.stop(&hermes.name).await?;
         // Not even by force.
-        for arguments in [&["refresh", "--json"][..], &["refresh", "--json", "--force"]] {
+        for arguments in [
+            &["refresh", "--json"][..],
+            &["refresh", "--json", "--force"],
+        ] {
             let output = refit(&w, registry, &["hermes"])?
                 .run(arguments)
                 .await?

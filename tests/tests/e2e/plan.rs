@@ -28,7 +28,15 @@ async fn a_plan_says_what_a_refresh_would_do_and_does_none_of_it() -> anyhow::Re
             .env("DOCKER_HOST", &proxy.docker_host());
         let before = fetched(&w, registry)?;
         let output = refit
-            .run(&["plan", "--json", "--detailed-exitcode", "--runtime", "hermes", "--runtime", "crewai"])
+            .run(&[
+                "plan",
+                "--json",
+                "--detailed-exitcode",
+                "--runtime",
+                "hermes",
+                "--runtime",
+                "crewai",
+            ])
             .await?
             .expect(3);
         let report = output.json();
@@ -42,8 +50,15 @@ async fn a_plan_says_what_a_refresh_would_do_and_does_none_of_it() -> anyhow::Re
         assert_eq!(container(&report, &crewai.name)["verdict"], "current");
 
         assert_eq!(proxy.changes(), [], "a plan may only look");
-        assert_eq!(fetched(&w, registry)?, before, "a plan may not fetch layers");
-        assert_eq!(w.image_id(&v2.reference).await?, Some(hermes.image_id.clone()));
+        assert_eq!(
+            fetched(&w, registry)?,
+            before,
+            "a plan may not fetch layers"
+        );
+        assert_eq!(
+            w.image_id(&v2.reference).await?,
+            Some(hermes.image_id.clone())
+        );
         let (a, b) = (crewai.name.clone(), hermes.name.clone());
         assert_eq!(w.containers().await?, [a, b]);
         untouched(&w, &hermes).await?;

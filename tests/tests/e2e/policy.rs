@@ -58,7 +58,8 @@ async fn a_policy_that_wants_what_no_host_offers() -> anyhow::Result<()> {
     let component = r#"(component (import "acme:secrets/vault@1.0.0" (instance)))"#;
     snapshot!(is_refused(wat::parse_str(component)?).await?, @r"");
     // Within the contract, but nothing that it has.
-    let component = r#"(component (import "refit:policy/vault@0.1.0" (instance (export "open" (func)))))"#;
+    let component =
+        r#"(component (import "refit:policy/vault@0.1.0" (instance (export "open" (func)))))"#;
     let told = is_refused(wat::parse_str(component)?).await?;
     assert!(told.contains("policy.wasm"), "{told}");
     Ok(())
@@ -128,7 +129,12 @@ async fn an_image_that_no_grant_covers_is_not_pulled() -> anyhow::Result<()> {
         let report = output.json();
         let record = image(&report, "hermes");
         assert_eq!(record["outcome"], "failed");
-        assert!(record.to_string().contains("no pattern of `[grants] images` covers"), "{output}");
+        assert!(
+            record
+                .to_string()
+                .contains("no pattern of `[grants] images` covers"),
+            "{output}"
+        );
         assert_eq!(container(&report, &hermes.name)["verdict"], "unknown");
         assert_eq!(proxy.changes(), []);
         untouched(&w, &hermes).await
@@ -169,7 +175,10 @@ async fn a_strategy_that_no_grant_covers_is_refused() -> anyhow::Result<()> {
             let recreation = &container(&report, &hermes.name)["recreation"];
             assert_eq!(recreation["outcome"], "refused");
             let told = recreation.to_string();
-            assert!(told.contains("`[grants] verbs` does not list `remove`"), "{output}");
+            assert!(
+                told.contains("`[grants] verbs` does not list `remove`"),
+                "{output}"
+            );
         }
         untouched(&w, &hermes).await?;
         // Without a grant to pull there is nothing to compare with.
@@ -178,9 +187,16 @@ async fn a_strategy_that_no_grant_covers_is_refused() -> anyhow::Result<()> {
             .set("policy.config.strategy", "replace");
         let output = refit.run(&["refresh", "--json"]).await?.expect(1);
         let told = output.json()["images"].to_string();
-        assert!(told.contains("`[grants] verbs` does not list `pull`"), "{output}");
+        assert!(
+            told.contains("`[grants] verbs` does not list `pull`"),
+            "{output}"
+        );
         untouched(&w, &hermes).await?;
-        assert_eq!(w.image_id(&v2.reference).await?, Some(v2.id), "pulled by the first refresh");
+        assert_eq!(
+            w.image_id(&v2.reference).await?,
+            Some(v2.id),
+            "pulled by the first refresh"
+        );
         Ok(())
     })
     .await
@@ -190,7 +206,10 @@ async fn a_strategy_that_no_grant_covers_is_refused() -> anyhow::Result<()> {
 async fn a_configuration_that_the_policy_does_not_accept() -> anyhow::Result<()> {
     let refit = without_engine()?
         .set("policy.config.runtimes", json!([]))
-        .set("policy.config.images", "ghcr.io/molecule-ai/workspace-template:latest")
+        .set(
+            "policy.config.images",
+            "ghcr.io/molecule-ai/workspace-template:latest",
+        )
         .set("policy.config.containers", "");
     for command in ["refresh", "plan", "serve"] {
         let output = refit.run(&[command]).await?.expect(2);

@@ -40,7 +40,11 @@ async fn a_workspace_keeps_what_its_user_set_and_takes_what_its_image_changed() 
             .await?
             .expect(0);
         replaced(&w, &old, &v2).await?;
-        assert_eq!(w.containers().await?, [old.name.as_str()], "something was left behind");
+        assert_eq!(
+            w.containers().await?,
+            [old.name.as_str()],
+            "something was left behind"
+        );
         assert_eq!(w.read_line(&old.name).await?, "v2");
         let report = output.json();
         assert_eq!(image(&report, "hermes")["outcome"], "pulled");
@@ -56,17 +60,30 @@ async fn a_workspace_keeps_what_its_user_set_and_takes_what_its_image_changed() 
         let config = now.config.context("no config")?;
         assert_eq!(config.image, Some(v2.reference));
         let env = config.env.unwrap_or_default();
-        for set in ["USER_KEY=kept", "MODEL_DEFAULT=mine", "WS_VERSION=v2", "ONLY_IN_V2=1"] {
+        for set in [
+            "USER_KEY=kept",
+            "MODEL_DEFAULT=mine",
+            "WS_VERSION=v2",
+            "ONLY_IN_V2=1",
+        ] {
             assert!(env.contains(&set.to_owned()), "`{set}` is not in {env:?}");
         }
-        assert_eq!(env.iter().filter(|it| it.starts_with("WS_VERSION=")).count(), 1);
+        assert_eq!(
+            env.iter()
+                .filter(|it| it.starts_with("WS_VERSION="))
+                .count(),
+            1
+        );
         let labels = config.labels.unwrap_or_default();
         assert_eq!(labels["owner"], "ann");
         assert_eq!(labels["tier"], "new");
         assert_eq!(labels["org.opencontainers.image.version"], "v2");
         assert_eq!(config.cmd.unwrap_or_default(), ["serve", "--fast"]);
         let check = config.healthcheck.context("no health check")?;
-        assert_eq!((check.interval, check.retries), (Some(300_000_000), Some(7)));
+        assert_eq!(
+            (check.interval, check.retries),
+            (Some(300_000_000), Some(7))
+        );
         let restart = now.host_config.and_then(|host| host.restart_policy);
         assert_eq!(
             restart.and_then(|restart| restart.name),
@@ -85,10 +102,14 @@ async fn data_stays_and_the_old_one_stops_before_the_new_one_starts() -> anyhow:
         let v1 = w.publish(registry, "hermes", v1).await?;
         let named = w.volume("data").await?;
         let spec = |name| ContainerSpec::new(name, &v1.reference).anonymous_volume("/scratch");
-        let a = spec("a").volume(&named, "/data").env("STAMP_FILE", "/data/stamps");
+        let a = spec("a")
+            .volume(&named, "/data")
+            .env("STAMP_FILE", "/data/stamps");
         let a = w.run(a).await?;
         let b = w.run(spec("b").env("STAMP_FILE", "/cache/stamps")).await?;
-        let c = w.run(spec("c").env("STAMP_FILE", "/scratch/stamps")).await?;
+        let c = w
+            .run(spec("c").env("STAMP_FILE", "/scratch/stamps"))
+            .await?;
         let v2 = ImageSpec::new("v2").volume("/cache");
         let v2 = w.publish(registry, "hermes", v2).await?;
         let volumes = [volumes(&w, &a.name).await?, volumes(&w, &b.name).await?];
@@ -102,7 +123,10 @@ async fn data_stays_and_the_old_one_stops_before_the_new_one_starts() -> anyhow:
             replaced(&w, old, &v2).await?;
         }
         assert_eq!(
-            [crate::refresh::volumes(&w, &a.name).await?, crate::refresh::volumes(&w, &b.name).await?],
+            [
+                crate::refresh::volumes(&w, &a.name).await?,
+                crate::refresh::volumes(&w, &b.name).await?
+            ],
             volumes,
             "the same volumes at the same places, named or not"
         );
@@ -121,7 +145,12 @@ async fn volumes(w: &World, container: &str) -> anyhow::Result<Vec<(String, Stri
     let mounts = w.inspect(container).await?.mounts.unwrap_or_default();
     let mut volumes: Vec<_> = mounts
         .into_iter()
-        .map(|mount| (mount.destination.unwrap_or_default(), mount.name.unwrap_or_default()))
+        .map(|mount| {
+            (
+                mount.destination.unwrap_or_default(),
+                mount.name.unwrap_or_default(),
+            )
+        })
         .collect();
     volumes.sort();
     assert!(volumes.len() >= 2, "{volumes:?}");
@@ -151,7 +180,10 @@ async fn a_workspace_is_found_where_it_was_by_name_alias_address_and_port() -> a
     with_world("networks and ports", |w| async move {
         let registry = registry::open().await?;
         let v1 = w.publish(registry, "hermes", ImageSpec::new("v1")).await?;
-        let (first, fixed) = (w.network("net").await?, w.network_with_subnet("fixed").await?);
+        let (first, fixed) = (
+            w.network("net").await?,
+            w.network_with_subnet("fixed").await?,
+        );
         let address = format!("{}.17", fixed.start);
         let port = free_port()?;
         let spec = ContainerSpec::new("hermes", &v1.reference)
@@ -182,9 +214,16 @@ async fn a_workspace_is_found_where_it_was_by_name_alias_address_and_port() -> a
             aliases.retain(|alias| !now.id.as_deref().is_some_and(|id| id.starts_with(alias)));
             aliases
         };
-        assert_eq!(aliases(&first), ["agent", "hermes"], "the old one's own id is no alias");
+        assert_eq!(
+            aliases(&first),
+            ["agent", "hermes"],
+            "the old one's own id is no alias"
+        );
         assert_eq!(aliases(&fixed.network), ["static"]);
-        assert_eq!(w.read_line_at(format!("{address}:8000").parse()?).await?, "v2");
+        assert_eq!(
+            w.read_line_at(format!("{address}:8000").parse()?).await?,
+            "v2"
+        );
         for port in [port, chosen] {
             let published = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
             assert_eq!(w.read_line_at(published).await?, "v2");
@@ -195,11 +234,16 @@ async fn a_workspace_is_found_where_it_was_by_name_alias_address_and_port() -> a
 }
 
 fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+        .local_addr()?
+        .port())
 }
 
 fn published_port(container: &ContainerInspectResponse) -> anyhow::Result<u16> {
-    let ports = container.network_settings.as_ref().and_then(|it| it.ports.as_ref());
+    let ports = container
+        .network_settings
+        .as_ref()
+        .and_then(|it| it.ports.as_ref());
     let bindings = ports.and_then(|ports| ports.get("8000/tcp")?.as_ref());
     let port = bindings.and_then(|bindings| bindings.first()?.host_port.as_ref());
     Ok(port.context("port 8000 is not published")?.parse()?)
@@ -210,10 +254,19 @@ async fn one_unpublished_image_among_eight_costs_only_its_own_workspaces() -> an
     with_world("one of eight is unpublished", |w| async move {
         let registry = registry::open().await?;
         let runtimes = [
-            "claude-code", "langgraph", "crewai", "autogen", "deepagents", "hermes", "gemini-cli",
+            "claude-code",
+            "langgraph",
+            "crewai",
+            "autogen",
+            "deepagents",
+            "hermes",
+            "gemini-cli",
             "openclaw",
         ];
-        for runtime in runtimes.iter().filter(|it| !matches!(**it, "hermes" | "openclaw")) {
+        for runtime in runtimes
+            .iter()
+            .filter(|it| !matches!(**it, "hermes" | "openclaw"))
+        {
             w.publish(registry, runtime, ImageSpec::new("v1")).await?;
         }
         let (hermes, v2) = behind(&w, registry, "hermes").await?;
@@ -233,8 +286,14 @@ async fn one_unpublished_image_among_eight_costs_only_its_own_workspaces() -> an
         let error = failed["error"].as_str().unwrap_or_default();
         assert!(error.contains("has no image"), "{failed:#}");
         let left = container(&report, &openclaw.name);
-        assert_eq!((&left["verdict"], &left["rule"]), (&json!("unknown"), &json!("pull-failed")));
-        assert_eq!(container(&report, &hermes.name)["recreation"]["outcome"], "recreated");
+        assert_eq!(
+            (&left["verdict"], &left["rule"]),
+            (&json!("unknown"), &json!("pull-failed"))
+        );
+        assert_eq!(
+            container(&report, &hermes.name)["recreation"]["outcome"],
+            "recreated"
+        );
         replaced(&w, &hermes, &v2).await?;
         untouched(&w, &openclaw).await?;
 
@@ -285,11 +344,21 @@ async fn a_refresh_of_named_runtimes_leaves_the_others_alone() -> anyhow::Result
         let (autogen, autogen_v2) = behind(&w, registry, "autogen").await?;
         let refit = refit(&w, registry, &["hermes", "crewai", "autogen"])?;
 
-        refit.run(&["refresh", "--runtime", "hermes"]).await?.expect(0);
+        refit
+            .run(&["refresh", "--runtime", "hermes"])
+            .await?
+            .expect(0);
         replaced(&w, &hermes, &hermes_v2).await?;
         untouched(&w, &crewai).await?;
         let output = refit
-            .run(&["refresh", "--json", "--runtime", "crewai", "--runtime", "hermes"])
+            .run(&[
+                "refresh",
+                "--json",
+                "--runtime",
+                "crewai",
+                "--runtime",
+                "hermes",
+            ])
             .await?
             .expect(0);
         let report = output.json();
@@ -318,7 +387,10 @@ async fn images_can_be_pulled_without_recreating_anything() -> anyhow::Result<()
             .expect(0);
         let report = output.json();
         let left = container(&report, &hermes.name);
-        assert_eq!((&left["verdict"], &left["rule"]), (&json!("stale"), &json!("recreate-not-asked")));
+        assert_eq!(
+            (&left["verdict"], &left["rule"]),
+            (&json!("stale"), &json!("recreate-not-asked"))
+        );
         assert_eq!(w.image_id(&v2.reference).await?, Some(v2.id));
         untouched(&w, &hermes).await
     })
@@ -345,11 +417,17 @@ async fn the_strategy_remove_removes_what_is_behind_and_keeps_its_data() -> anyh
             .await?
             .expect(0);
         let report = output.json();
-        assert_eq!(container(&report, &hermes.name)["recreation"]["outcome"], "removed");
+        assert_eq!(
+            container(&report, &hermes.name)["recreation"]["outcome"],
+            "removed"
+        );
         assert_eq!(w.containers().await?, [crewai.name.as_str()]);
         untouched(&w, &crewai).await?;
         for (_, volume) in volumes {
-            w.docker().inspect_volume(&volume).await.context("its data is gone")?;
+            w.docker()
+                .inspect_volume(&volume)
+                .await
+                .context("its data is gone")?;
         }
         Ok(())
     })

@@ -17,7 +17,9 @@ async fn is_rolled_back(
 ) -> anyhow::Result<Value> {
     let registry = registry::open().await?;
     let v1 = w.publish(registry, "hermes", ImageSpec::new("v1")).await?;
-    let old = w.run(spec(ContainerSpec::new("hermes", &v1.reference))).await?;
+    let old = w
+        .run(spec(ContainerSpec::new("hermes", &v1.reference)))
+        .await?;
     w.publish(registry, "hermes", v2).await?;
     let output = refit(w, registry, &["hermes"])?
         .run(&["refresh", "--json"])
@@ -32,8 +34,15 @@ async fn is_rolled_back(
 
 /// The very container, under its own name, was stopped once and started again.
 async fn runs_again(w: &World, old: &Running) -> anyhow::Result<()> {
-    assert_eq!(w.inspect(&old.name).await?.id.as_deref(), Some(old.id.as_str()));
-    assert_eq!(w.containers().await?, [old.name.as_str()], "something was left behind");
+    assert_eq!(
+        w.inspect(&old.name).await?.id.as_deref(),
+        Some(old.id.as_str())
+    );
+    assert_eq!(
+        w.containers().await?,
+        [old.name.as_str()],
+        "something was left behind"
+    );
     crate::until("the old one listen again", || async {
         let stamps = w.stamps(&old.id).await?;
         let events: Vec<_> = stamps.iter().map(|stamp| stamp.event.as_str()).collect();
@@ -47,7 +56,10 @@ async fn runs_again(w: &World, old: &Running) -> anyhow::Result<()> {
 #[track_caller]
 fn says(recreation: &Value, words: &str) {
     let told = format!("{} {}", recreation["error"], recreation["causes"]);
-    assert!(told.contains(words), "it does not say `{words}`: {recreation:#}");
+    assert!(
+        told.contains(words),
+        "it does not say `{words}`: {recreation:#}"
+    );
 }
 
 #[tokio::test]
@@ -96,7 +108,12 @@ async fn nothing_is_stopped_when_the_replacement_cannot_be_made() -> anyhow::Res
         let registry = registry::open().await?;
         let (old, _) = behind(&w, registry, "hermes").await?;
         let proxy = Proxy::before(&w).await?;
-        proxy.refuse("POST", "/containers/create", 500, "no more containers today");
+        proxy.refuse(
+            "POST",
+            "/containers/create",
+            500,
+            "no more containers today",
+        );
         let output = refit(&w, registry, &["hermes"])?
             .env("DOCKER_HOST", &proxy.docker_host())
             .run(&["refresh", "--json"])
@@ -108,7 +125,12 @@ async fn nothing_is_stopped_when_the_replacement_cannot_be_made() -> anyhow::Res
         says(recreation, "cannot create the replacement of");
         says(recreation, "never stopped");
         says(recreation, "no more containers today");
-        assert!(!proxy.changes().iter().any(|asked| asked.path.ends_with("/stop")));
+        assert!(
+            !proxy
+                .changes()
+                .iter()
+                .any(|asked| asked.path.ends_with("/stop"))
+        );
         untouched(&w, &old).await
     })
     .await
@@ -159,7 +181,10 @@ async fn a_replacement_whose_name_is_taken_is_left_to_whoever_took_it() -> anyho
         let recreation = &container(&report, &old.name)["recreation"];
         assert_eq!(recreation["outcome"], "busy", "{output}");
         untouched(&w, &old).await?;
-        assert!(w.container_exists(&other.id).await?, "it is not ours to remove");
+        assert!(
+            w.container_exists(&other.id).await?,
+            "it is not ours to remove"
+        );
         Ok(())
     })
     .await
@@ -182,7 +207,10 @@ async fn an_old_one_that_cannot_be_put_back_is_kept_and_named() -> anyhow::Resul
         assert_eq!(recreation["outcome"], "stranded", "{output}");
         says(recreation, &old.id);
         says(recreation, "nothing starts today");
-        assert!(w.container_exists(&old.id).await?, "it must never be removed");
+        assert!(
+            w.container_exists(&old.id).await?,
+            "it must never be removed"
+        );
         Ok(())
     })
     .await

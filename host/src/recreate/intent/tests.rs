@@ -217,6 +217,79 @@ fn a_port_that_the_engine_chose_is_kept() {
     assert_eq!(host_config["PortBindings"]["9/udp"][0]["HostPort"], "99");
 }
 
+fn bindings(host_config: Value, published: &[(u16, &str, u16)]) -> Value {
+    let mut container = container(json!({}), host_config);
+    container.published_ports = published
+        .iter()
+        .map(|(container_port, host_address, host_port)| PublishedPort {
+            container_port: *container_port,
+            protocol: "tcp".into(),
+            host_address: (*host_address).into(),
+            host_port: *host_port,
+        })
+        .collect();
+    Intent::of(&container, &Object::new()).host_config["PortBindings"].take()
+}
+
+#[test]
+fn a_port_that_the_engine_chose_is_given_once() {
+    // 44, 45
+    let wish = |port: &str| json!({"HostIp": "", "HostPort": port});
+    let published = [
+        (80, "0.0.0.0", 1),
+        (80, "::", 1),
+        (80, "0.0.0.0", 2),
+        (80, "::", 2),
+        (80, "0.0.0.0", 3),
+        (80, "::", 3),
+    ];
+    assert_eq!(
+        bindings(
+            json!({"PortBindings": {"80/tcp": [wish(""), wish("2"), wish("1-9")]}}),
+            &published
+        ),
+        json!({"80/tcp": [wish("2"), wish("1"), wish("3")]}),
+    );
+    assert_eq!(
+        bindings(json!({"PortBindings": {"80/tcp": [wish("")]}}), &[]),
+        json!({"80/tcp": [wish("")]})
+    );
+}
+
+#[test]
+fn each_family_of_addresses_keeps_the_port_that_it_got() {
+    // 44: Docker 20.10 counts on for the second family
+    let published = [
+        (80, "0.0.0.0", 1),
+        (80, "::", 2),
+        (81, "0.0.0.0", 2),
+        (81, "::", 3),
+    ];
+    let kept = |first: &str, second: &str| json!([{"HostIp": "0.0.0.0", "HostPort": first}, {"HostIp": "::", "HostPort": second}]);
+    let wish = json!([{"HostIp": "", "HostPort": ""}]);
+    assert_eq!(
+        bindings(
+            json!({"PortBindings": {"80/tcp": wish, "81/tcp": wish}}),
+            &published
+        ),
+        json!({"80/tcp": kept("1", "2"), "81/tcp": kept("2", "3")}),
+    );
+}
+
+#[test]
+fn ports_that_were_published_because_all_were_are_kept() {
+    // 44
+    let published = [(80, "0.0.0.0", 1), (80, "::", 1), (81, "0.0.0.0", 2)];
+    let kept = json!({"80/tcp": [{"HostIp": "", "HostPort": "1"}], "81/tcp": [{"HostIp": "", "HostPort": "2"}]});
+    assert_eq!(bindings(json!({"PublishAllPorts": true}), &published), kept);
+    let again = json!({"PublishAllPorts": true, "PortBindings": kept});
+    assert_eq!(bindings(again, &published), kept, "once is enough");
+    assert_eq!(
+        bindings(json!({"PublishAllPorts": true, "PortBindings": {}}), &[]),
+        json!({})
+    );
+}
+
 #[test]
 fn links_and_ulimits_are_said_as_they_may_be_asked_for() {
     // 37, and Podman's answer
@@ -276,6 +349,20 @@ fn the_network_it_was_made_with_comes_first_also_where_it_was_named_by_id() {
         Some(("id-b".into(), object(json!({"Aliases": ["x"]}))))
     );
     assert_eq!(intent.others.keys().collect::<Vec<_>>(), ["a"]);
+}
+
+#[test]
+fn a_network_that_it_was_taken_out_of_is_not_the_first_one_any_more() {
+    let intent = on_networks(
+        "gone",
+        json!({"a": {"NetworkID": "id-a", "Aliases": ["x"]}, "b": {"NetworkID": "id-b"}}),
+    );
+    assert_eq!(intent.host_config["NetworkMode"], "a");
+    assert_eq!(
+        intent.primary,
+        Some(("a".into(), object(json!({"Aliases": ["x"]}))))
+    );
+    assert_eq!(intent.others.keys().collect::<Vec<_>>(), ["b"]);
 }
 
 #[test]

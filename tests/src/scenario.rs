@@ -1,0 +1,253 @@
+//! Single faults and what they may come to: worlds with one container that is behind, one refresh of each through a
+//! [`Proxy`], recovery, and then the promise.
+//!
+//! The promise: under any single fault, followed by `refit recover`, the name has exactly one container, running as it was
+//! before, on the old image or the new one, with its data; and nothing temporary is left.
+//! [`bench`] has the images, [`set_up`] makes the container, [`program`] runs Refit, [`promise`] judges. Which faults are
+//! tried is up to `tests/faults`.
+
+pub mod bench;
+pub mod program;
+pub mod promise;
+pub mod set_up;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use futures_util::future::pending;
+
+use self::bench::{Bench, Slot};
+use self::program::{Program, Run};
+use self::promise::{End, Problem};
+pub use self::set_up::Scenario;
+use crate::faulty::{Call, Plan, Proxy, Setting};
+use crate::world::{self, World, with_world};
+
+/// What came of one case.
+#[derive(Debug)]
+pub struct Outcome {
+    pub end: End,
+    /// None is what we want.
+    pub problems: Vec<Problem>,
+    /// Of the refresh, and of the recovery after it.
+    pub calls: Vec<Call>,
+    pub recovery: Vec<Call>,
+    pub refresh: Run,
+    pub recover: Run,
+    /// Whether there was something to recover at all.
+    pub was_half_done: bool,
+    /// Calls that have numbers.
+    pub numbered: u32,
+    /// Whether the call that should go wrong was made.
+    pub fault_happened: bool,
+    /// The machine was too slow for Refit's time limits: a second fault that nobody asked for.
+    pub disturbed: bool,
+    pub took: Duration,
+}
+
+/// How a case is run.
+#[derive(Clone, Copy)]
+enum Course {
+    /// As the promise has it.
+    Whole(Option<Plan>),
+    /// With nothing between the refresh and the engine.
+    WithoutProxy,
+    /// Judged as if nobody had recovered.
+    WithoutRecovery(Plan),
+}
+
+impl Course {
+    fn plan(self) -> Option<Plan> {
+        match self {
+            Self::Whole(plan) => plan,
+            Self::WithoutProxy => None,
+            Self::WithoutRecovery(plan) => Some(plan),
+        }
+    }
+}
+
+/// One refresh of one container, with one fault or none, then recovery, then the judgement.
+pub async fn run(
+    program: &Path,
+    bench: &Bench,
+    slot: &Slot,
+    scenario: Scenario,
+    plan: Option<Plan>,
+) -> anyhow::Result<Outcome> {
+    run_by(program, bench, slot, scenario, Course::Whole(plan)).await
+}
+
+/// The same with nothing between the refresh and the engine, to see that the proxy itself changes nothing.
+pub async fn run_without_proxy(
+    program: &Path,
+    bench: &Bench,
+    slot: &Slot,
+    scenario: Scenario,
+) -> anyhow::Result<Outcome> {
+    run_by(program, bench, slot, scenario, Course::WithoutProxy).await
+}
+
+/// The same without the recovery, to see that the judge notices what is half done.
+pub async fn run_without_recovery(
+    program: &Path,
+    bench: &Bench,
+    slot: &Slot,
+    scenario: Scenario,
+    plan: Plan,
+) -> anyhow::Result<Outcome> {
+    run_by(
+        program,
+        bench,
+        slot,
+        scenario,
+        Course::WithoutRecovery(plan),
+    )
+    .await
+}
+
+async fn run_by(
+    program: &Path,
+    bench: &Bench,
+    slot: &Slot,
+    scenario: Scenario,
+    course: Course,
+) -> anyhow::Result<Outcome> {
+    let title = match course.plan() {
+        Some(plan) => format!("{scenario}:{}:{}", plan.number, plan.fault),
+        None => format!("{scenario} without a fault"),
+    };
+    let outcome = Arc::new(Mutex::new(None));
+    let result = outcome.clone();
+    with_world(&title, |w| async move {
+        let found = run_in(&w, program, bench, slot, scenario, course).await?;
+        *result.lock().expect("nobody panics while it is held") = Some(found);
+        Ok(())
+    })
+    .await
+    .with_context(|| format!("cannot judge {title}"))?;
+    let outcome = outcome
+        .lock()
+        .expect("nobody panics while it is held")
+        .take();
+    outcome.context("the case ended without an outcome")
+}
+
+async fn run_in(
+    w: &World,
+    program: &Path,
+    bench: &Bench,
+    slot: &Slot,
+    scenario: Scenario,
+    course: Course,
+) -> anyhow::Result<Outcome> {
+    let began = Instant::now();
+    let image = slot.image_for(scenario);
+    bench.put_back(image).await?;
+    let before = set_up::set_up(w, bench, image, scenario).await?;
+
+    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let only_label = Some(format!("{}={}", world::LABEL, w.prefix()));
+    let program = Program::new(program, folder.path(), bench.config(w, image, scenario));
+    let plan = course.plan();
+    let faulty = Proxy::start(
+        w.docker_host(),
+        &folder.path().join("faulty.sock"),
+        Setting {
+            plan,
+            only_label: only_label.clone(),
+        },
+    )?;
+    let engine = match course {
+        Course::Whole(_) | Course::WithoutRecovery(_) => faulty.docker_host(),
+        Course::WithoutProxy => w.docker_host().to_owned(),
+    };
+    let refresh = program
+        .run(&["refresh", "--json"], &engine, faulty.until_kill_is_due())
+        .await?;
+    let half_done = promise::is_half_done(w, &before).await?;
+
+    let sound = Proxy::start(
+        w.docker_host(),
+        &folder.path().join("sound.sock"),
+        Setting {
+            plan: None,
+            only_label,
+        },
+    )?;
+    let recovering: &[&str] = match course {
+        Course::Whole(_) | Course::WithoutProxy => &["recover", "--json"],
+        // A command that calls no engine.
+        Course::WithoutRecovery(_) => &["config", "show"],
+    };
+    let recover = program
+        .run(recovering, &sound.docker_host(), pending())
+        .await?;
+    let recovery = sound.calls();
+    let again = program
+        .run(recovering, &sound.docker_host(), pending())
+        .await?;
+    let recovery_again = sound.calls().split_off(recovery.len());
+
+    let calls = faulty.calls();
+    let fault_happened = calls.iter().any(|call| call.fault.is_some());
+    let kill_was_due = fault_happened && plan.is_some_and(|plan| plan.fault.kills());
+    let (end, mut problems) = promise::judge(w, bench, image, scenario, &before, &faulty).await?;
+    problems.extend(promise::judge_refresh(
+        scenario,
+        end,
+        &refresh,
+        kill_was_due,
+    ));
+    problems.extend(promise::judge_recovery(&recover, &again, &recovery_again));
+    Ok(Outcome {
+        end,
+        problems,
+        numbered: faulty.numbered(),
+        fault_happened,
+        disturbed: calls.iter().chain(&recovery).any(Call::was_abandoned),
+        calls,
+        recovery,
+        refresh,
+        recover,
+        was_half_done: half_done,
+        took: began.elapsed(),
+    })
+}
+
+impl Outcome {
+    pub fn is_lost(&self) -> bool {
+        !self.problems.is_empty()
+    }
+
+    /// All there is to know, for a person.
+    pub fn story(&self) -> String {
+        use std::fmt::Write as _;
+        let mut text = String::new();
+        for problem in &self.problems {
+            let _ = writeln!(text, "  {}: {}", problem.cause, problem.detail);
+        }
+        for (title, calls, run) in [
+            ("refresh", &self.calls, &self.refresh),
+            ("recover", &self.recovery, &self.recover),
+        ] {
+            let _ = writeln!(
+                text,
+                "  {title} ended with {} after {} ms; its calls:",
+                run.ending,
+                run.took.as_millis()
+            );
+            for call in calls {
+                let _ = writeln!(text, "    {call}");
+            }
+            for line in run.said.lines().take(STORY_LINES_MAX) {
+                let _ = writeln!(text, "    | {line}");
+            }
+        }
+        text
+    }
+}
+
+/// Of what a program printed. A report of one container has some forty lines.
+const STORY_LINES_MAX: usize = 80;

@@ -1,0 +1,24 @@
+//! Fidelity: a container comes back as it was, on another image, or is not touched. On a real engine.
+//!
+//! `docs/recreate-cases.md` lists the cases and names the tests. [`bench`] is what every test works at; [`fields`] says what an
+//! engine's interface has, so that a field nobody thought of fails a test. What single calls that fail do is for the suite of
+//! faults; what a policy decides and how a report reads is for the end-to-end suite.
+
+// One document says all that a host can be asked for.
+#![recursion_limit = "256"]
+
+mod bench;
+mod fields;
+
+mod config;
+mod dependents;
+mod host_config;
+mod interference;
+mod left_over;
+mod networks;
+mod ports;
+mod proof;
+mod state;
+mod storage;
+mod together;
+mod verified;

@@ -1,0 +1,270 @@
+//! A replacement that does not prove itself gives way to the old container, and one that does is not held up.
+
+use std::time::{Duration, Instant};
+
+use bollard::models::{HealthConfig, RestartPolicyNameEnum};
+use refit::recreate::{RecreateError, Step};
+use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
+use serde_json::json;
+
+use crate::bench::{Bench, told};
+
+const SOON: Duration = Duration::from_millis(100);
+
+/// The replacement from `new` fails with a sentence that says `because`, and the old container is back.
+async fn gives_way(
+    bench: Bench,
+    spec: ContainerSpec,
+    new: ImageSpec,
+    because: &str,
+) -> anyhow::Result<()> {
+    let w = &bench.world;
+    let network = w.network("net").await?;
+    let before = w.run(spec.network(&network, &["web"])).await?;
+    let inspected = bench.inspect(&before.id).await?;
+    let new = w.load(new).await?;
+    let error = bench.refused(&before.name, &new).await?;
+    assert!(
+        matches!(
+            error,
+            RecreateError::RolledBack {
+                step: Step::Prove,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    assert!(told(&error).contains(because), "{}", told(&error));
+    back(&bench, &before.name, &inspected).await
+}
+
+/// The same container, under its name, as it was, and working; nothing beside it.
+pub(crate) async fn back(
+    bench: &Bench,
+    name: &str,
+    before: &refit::container::Container,
+) -> anyhow::Result<()> {
+    let after = bench.inspect(name).await?;
+    assert_eq!(after.id, before.id);
+    assert_eq!(crate::bench::changes(before, &after), Vec::<String>::new());
+    bench.world.until_listening(name).await?;
+    assert_eq!(bench.world.read_line(name).await?, "v1");
+    bench.only(&[name]).await
+}
+
+async fn old(w: &World) -> anyhow::Result<ContainerSpec> {
+    Ok(ContainerSpec::new(
+        "a",
+        &w.load(ImageSpec::new("v1").healthcheck(SOON, 2)).await?,
+    ))
+}
+
+async fn unchecked(w: &World) -> anyhow::Result<ContainerSpec> {
+    Ok(ContainerSpec::new(
+        "a",
+        &w.load(ImageSpec::new("v1")).await?,
+    ))
+}
+
+/// 8
+#[tokio::test]
+async fn one_that_exits_within_its_grace_gives_way() -> anyhow::Result<()> {
+    with_world("exits within its grace", |w| async move {
+        let bench = Bench::new(&w).grace(Duration::from_secs(3));
+        let new = ImageSpec::new("v2").env("EXIT_AFTER_MS", "600");
+        gives_way(
+            bench,
+            unchecked(&w).await?,
+            new,
+            "it is exited with status 1",
+        )
+        .await
+    })
+    .await
+}
+
+/// 8: `restarting` is not running, and running again is not having stayed.
+#[tokio::test]
+async fn one_that_exits_and_is_restarted_gives_way() -> anyhow::Result<()> {
+    with_world("exits and is restarted", |w| async move {
+        let bench = Bench::new(&w).grace(Duration::from_secs(4));
+        let new = ImageSpec::new("v2").env("EXIT_AFTER_MS", "500");
+        gives_way(
+            bench,
+            unchecked(&w).await?.restart(RestartPolicyNameEnum::ALWAYS),
+            new,
+            "it ",
+        )
+        .await
+    })
+    .await
+}
+
+/// 9
+#[tokio::test]
+async fn one_that_becomes_unhealthy_gives_way() -> anyhow::Result<()> {
+    with_world("becomes unhealthy", |w| async move {
+        let new = ImageSpec::new("v2")
+            .healthcheck(SOON, 1)
+            .env("UNHEALTHY", "1");
+        gives_way(Bench::new(&w), old(&w).await?, new, "it became unhealthy").await
+    })
+    .await
+}
+
+/// 9
+#[tokio::test]
+async fn one_that_never_becomes_healthy_gives_way() -> anyhow::Result<()> {
+    with_world("never becomes healthy", |w| async move {
+        // The first probe would be an hour away.
+        let new = ImageSpec::new("v2").healthcheck(Duration::from_secs(3600), 1);
+        let bench = Bench::new(&w).health(Duration::from_secs(1));
+        gives_way(
+            bench,
+            unchecked(&w).await?,
+            new,
+            "it did not become healthy within 1 s",
+        )
+        .await
+    })
+    .await
+}
+
+/// 9: failures within its start period do not count, and the period is added to the time it has.
+#[tokio::test]
+async fn one_that_takes_its_start_period_is_waited_for() -> anyhow::Result<()> {
+    with_world("takes its start period", |w| async move {
+        let check = json!({"Test": ["CMD", "/stamp", "health"], "Interval": 200_000_000, "Retries": 1, "StartPeriod": 20_000_000_000_i64});
+        let new = w.load(ImageSpec::new("v2").config("Healthcheck", check).env("LISTEN_AFTER_MS", "2500")).await?;
+        let before = w.run(unchecked(&w).await?).await?;
+        let began = Instant::now();
+        Bench::new(&w).health(Duration::from_secs(1)).refreshed(&before.name, &new).await?;
+        assert!(began.elapsed() > Duration::from_millis(2500), "{:?}", began.elapsed());
+        assert_eq!(w.read_line(&before.name).await?, "v2");
+        Ok(())
+    })
+    .await
+}
+
+/// 9
+#[tokio::test]
+async fn a_check_that_was_switched_off_is_not_waited_for() -> anyhow::Result<()> {
+    with_world("switched off", |w| async move {
+        let new = w
+            .load(
+                ImageSpec::new("v2")
+                    .healthcheck(SOON, 1)
+                    .env("UNHEALTHY", "1"),
+            )
+            .await?;
+        let none = HealthConfig {
+            test: Some(vec!["NONE".into()]),
+            ..HealthConfig::default()
+        };
+        let before = w.run(unchecked(&w).await?.healthcheck(none)).await?;
+        Bench::new(&w).refreshed(&before.name, &new).await?;
+        assert_eq!(w.read_line(&before.name).await?, "v2");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_label_says_how_long_one_container_has() -> anyhow::Result<()> {
+    with_world("a label says how long", |w| async move {
+        let new = ImageSpec::new("v2").env("EXIT_AFTER_MS", "1500");
+        let spec = unchecked(&w).await?.label("io.refit.grace-seconds", "4");
+        gives_way(Bench::new(&w), spec, new, "it is exited").await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_label_switches_the_wait_for_health_off() -> anyhow::Result<()> {
+    with_world("a label switches health off", |w| async move {
+        let new = w
+            .load(ImageSpec::new("v2").healthcheck(Duration::from_secs(3600), 1))
+            .await?;
+        let before = w
+            .run(unchecked(&w).await?.label("io.refit.health-seconds", "0"))
+            .await?;
+        Bench::new(&w).refreshed(&before.name, &new).await?;
+        assert_eq!(w.read_line(&before.name).await?, "v2");
+        Ok(())
+    })
+    .await
+}
+
+/// 7: three ways in which the engine cannot start it.
+#[tokio::test]
+async fn one_that_cannot_be_started_gives_way() -> anyhow::Result<()> {
+    with_world("cannot be started", |w| async move {
+        let bench = Bench::new(&w);
+        let no_program = w
+            .load(ImageSpec::new("v2").config("Entrypoint", json!(["/nowhere"])))
+            .await?;
+        let no_user = w.load(ImageSpec::new("v2").user("nobody-knows")).await?;
+        let before = w.run(unchecked(&w).await?).await?;
+        let inspected = bench.inspect(&before.id).await?;
+        for new in [no_program, no_user] {
+            let error = bench.refused(&before.name, &new).await?;
+            assert!(
+                matches!(
+                    error,
+                    RecreateError::RolledBack {
+                        step: Step::Start,
+                        ..
+                    }
+                ),
+                "{error:?}"
+            );
+            back(&bench, &before.name, &inspected).await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// 7: the port goes to somebody else while nobody holds it.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_whose_port_was_taken_meanwhile_is_not_the_end_of_the_old_one() -> anyhow::Result<()> {
+    with_world("port taken meanwhile", |w| async move {
+        let new = w.load(ImageSpec::new("v2")).await?;
+        let before = w
+            .run(
+                unchecked(&w)
+                    .await?
+                    .publish_at(8000, crate::ports::free_port()?),
+            )
+            .await?;
+        let ports = Bench::new(&w).inspect(&before.id).await?.published_ports;
+        let thief = w
+            .create(
+                ContainerSpec::named(&format!("{}-thief", w.prefix()), &new)
+                    .publish_at(8000, ports[0].host_port),
+            )
+            .await?;
+        let (world, name) = (w.clone(), thief.name.clone());
+        let bench = Bench::new(&w).before(Step::Start, move || {
+            let (world, name) = (world.clone(), name.clone());
+            async move { world.start(&name).await.unwrap() }
+        });
+        let error = bench.refused(&before.name, &new).await?;
+        // Neither can run now: both are kept, and both are named.
+        let RecreateError::Stranded {
+            step: Step::Start,
+            old,
+            kept_as,
+            ..
+        } = &error
+        else {
+            panic!("{error:?}")
+        };
+        assert_eq!(
+            (old.as_str(), kept_as.as_str()),
+            (before.id.as_str(), before.name.as_str())
+        );
+        bench.only(&[&before.name, &thief.name]).await
+    })
+    .await
+}
