@@ -114,7 +114,7 @@ impl Refit {
 
     /// The Docker CLI's `config.json`.
     pub fn docker_config(self, config: &Value) -> anyhow::Result<Self> {
-        self.file("docker/config.json", &config.to_string())
+        self.file("docker/config.json", config.to_string())
     }
 
     /// A file, below where it runs.
