@@ -182,7 +182,9 @@ async fn a_helper_that_fails_is_told_of_and_nothing_is_sent() -> anyhow::Result<
     with_world("a helper that fails", |w| async move {
         let registry = registry::private().await?;
         let record = is_refused(&w, |refit| {
-            let script = format!("cat >/dev/null; echo '{WRONG}'; echo 'the key chain is locked' >&2; exit 1");
+            let script = format!(
+                "cat >/dev/null; echo '{WRONG}'; echo 'the key chain is locked' >&2; exit 1"
+            );
             refit
                 .secret(WRONG)
                 .docker_config(&json!({ "credHelpers": { registry.host(): "refit-test" } }))?
