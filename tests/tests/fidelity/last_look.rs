@@ -58,7 +58,7 @@ async fn one_that_looked_early_and_acts_late_loses_nothing() -> anyhow::Result<(
             matches!(error, RecreateError::RolledBack { .. }),
             "{error:?}"
         );
-        assert_eq!(w.containers().await?, [a.name.clone()]);
+        assert_eq!(w.containers().await?, std::slice::from_ref(&a.name));
         Ok(())
     })
     .await
