@@ -134,10 +134,18 @@ impl Workshop {
         }
         let mode = format!("container:{}", container.id);
         let mut followers = Vec::new();
-        for listed in listed
-            .iter()
-            .filter(|listed| listed.network_mode == mode && listed.state == Some(State::Running))
-        {
+        for listed in listed.iter().filter(|listed| listed.network_mode == mode) {
+            if listed.state != Some(State::Running) {
+                // It could never be started again: the engine has the network's owner by id.
+                let reason = format!(
+                    "`{}` shares its network and does not run: start or remove it first",
+                    listed.name
+                );
+                return Err(RecreateError::Unsupported {
+                    name: name(),
+                    reason,
+                });
+            }
             let Some(lease) = self.leases.take(&listed.id) else {
                 return Err(RecreateError::Busy { name: name() });
             };

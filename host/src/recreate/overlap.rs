@@ -14,7 +14,7 @@ use super::intent::{Intent, Replacement};
 use super::names;
 use super::proof::prove;
 use super::replace::{
-    Back, Manner, NewImage, Replaced, no_old_image, restore, stop_timeout, successor,
+    Back, Manner, NewImage, Replaced, no_old_image, restore, stop_timeout, successor, unchanged,
 };
 use super::steady::{ensure_removed, ensure_stopped, look, may_pass};
 use super::verify::differences;
@@ -121,6 +121,11 @@ pub async fn overlap(
     {
         let settled = ensure_removed(engine, &new, Removal::Discard).await.is_ok();
         return (Err(aborted(step, source)), settled);
+    }
+
+    if let Err(error) = unchanged(engine, &old, image).await {
+        let settled = ensure_removed(engine, &new, Removal::Discard).await.is_ok();
+        return (Err(error), settled);
     }
 
     if let Err((step, source)) = change_names(engine, &old, &new, manner).await {

@@ -105,6 +105,12 @@ pub async fn replace(
         Err(unready) => return (Err(unready.error), unready.settled),
     };
 
+    for member in &group {
+        if let Err(error) = unchanged(engine, &member.old, image).await {
+            return (Err(error), discard(engine, &group).await);
+        }
+    }
+
     // The gap.
     let stopping = Instant::now();
     let swapped = swap(engine, &group, manner).await;
@@ -124,7 +130,7 @@ pub async fn replace(
     let mut left_over = Vec::new();
     // The one whose network the others had goes last.
     for member in group.iter().rev() {
-        if let Err(error) = ensure_removed(engine, &member.old.id, Removal::IfStopped).await {
+        if let Err(error) = remove_old(engine, &member.old).await {
             tracing::warn!(
                 container = name,
                 old = member.old.id.as_str(),
@@ -171,17 +177,59 @@ async fn make_ready(
         match make(engine, &old, &image, provider, manner).await {
             Ok(new) => group.push(Member { old, new }),
             Err(unready) => {
-                let mut settled = unready.settled;
-                for member in group.iter().rev() {
-                    settled &= ensure_removed(engine, &member.new, Removal::Discard)
-                        .await
-                        .is_ok();
-                }
+                let settled = unready.settled & discard(engine, &group).await;
                 return Err(Unready { settled, ..unready });
             }
         }
     }
     Ok(group)
+}
+
+/// Remove replacements that never ran; whether all are gone.
+async fn discard(engine: &dyn Engine, group: &[Member]) -> bool {
+    let mut gone = true;
+    for member in group.iter().rev() {
+        gone &= ensure_removed(engine, &member.new, Removal::Discard)
+            .await
+            .is_ok();
+    }
+    gone
+}
+
+/// The last look at an old container before it is touched. Its replacement exists, and as long as that bears its first name no
+/// other Refit can make one; but one that had made its own before ours may have finished meanwhile, and people act at any time.
+pub(super) async fn unchanged(
+    engine: &dyn Engine,
+    old: &Container,
+    image: &NewImage,
+) -> Result<(), RecreateError> {
+    let name = old.name.clone();
+    let now = match look(engine, old.id.as_str()).await {
+        Ok(Some(now)) => now,
+        Ok(None) => return Err(successor(engine, &name, &image.id).await),
+        Err(error) => {
+            return Err(RecreateError::Aborted {
+                name,
+                step: Step::Verify,
+                source: error.into(),
+            });
+        }
+    };
+    if now.name != name {
+        if names::meaning(&now.name).is_some() {
+            return Err(RecreateError::Busy { name });
+        }
+        let reason = format!("it was renamed to `{}` meanwhile", now.name);
+        return Err(RecreateError::Unsupported { name, reason });
+    }
+    if now.state != State::Running {
+        let reason = format!(
+            "it is {} by now, and only running containers are recreated",
+            now.state
+        );
+        return Err(RecreateError::Unsupported { name, reason });
+    }
+    Ok(())
 }
 
 /// Make one container's replacement and look whether it is what was asked for.
@@ -342,7 +390,8 @@ async fn put_back(
     let first = &group[0];
     let name = first.old.name.clone();
     // After a stop whose answer got lost the container may exit at any moment: only one that has exited can be started.
-    let in_doubt = step == Step::Stop;
+    let lost = matches!(&source, StepError::Engine(error) if may_pass(error));
+    let in_doubt = step == Step::Stop && lost;
     let mut back = Ok(Back::Running);
     for member in group.iter().rev() {
         if let Err(error) = ensure_removed(engine, &member.new, Removal::Discard).await {
@@ -379,6 +428,17 @@ async fn put_back(
     }
 }
 
+/// Remove an old container that was replaced. Somebody may have started it meanwhile, under the name that we gave it.
+pub(super) async fn remove_old(engine: &dyn Engine, old: &Container) -> Result<(), EngineError> {
+    match ensure_removed(engine, &old.id, Removal::IfStopped).await {
+        Err(EngineError::Conflict { .. }) => {
+            ensure_stopped(engine, &old.id, stop_timeout(old)).await?;
+            ensure_removed(engine, &old.id, Removal::IfStopped).await
+        }
+        answer => answer,
+    }
+}
+
 /// How an old container came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Back {
@@ -395,7 +455,12 @@ pub(super) async fn restore(
     old: &Container,
     stop_in_doubt: bool,
 ) -> Result<Back, EngineError> {
-    if look(engine, old.id.as_str()).await?.is_none() {
+    let Some(now) = look(engine, old.id.as_str()).await? else {
+        return Ok(Back::Gone);
+    };
+    if now.name != old.name && names::meaning(&now.name).is_none() {
+        // Somebody gave it another name meanwhile, and means to keep it.
+        ensure_running(engine, &old.id).await?;
         return Ok(Back::Gone);
     }
     match ensure_named(engine, &old.id, &old.name).await {

@@ -18,6 +18,7 @@ use refit::engine::address::EngineAddress;
 use refit::engine::docker::{CallLimits, DockerEngine};
 use refit::engine::{
     CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal,
+    UnnamedImage,
 };
 use refit::image::{ImageId, ImageRef, Platform};
 use refit::journal::{Event, Events, no_events};
@@ -412,6 +413,19 @@ impl Engine for Between {
     ) -> Result<(), EngineError> {
         self.ask(format!("connect {container} {network}"))?;
         self.engine.connect(container, network, endpoint).await
+    }
+
+    async fn disconnect(&self, container: &ContainerId, network: &str) -> Result<(), EngineError> {
+        self.ask(format!("disconnect {container} {network}"))?;
+        self.engine.disconnect(container, network).await
+    }
+
+    async fn unnamed_images(&self) -> Result<Vec<UnnamedImage>, EngineError> {
+        self.engine.unnamed_images().await
+    }
+
+    async fn remove_image(&self, image: &ImageId) -> Result<(), EngineError> {
+        self.engine.remove_image(image).await
     }
 
     async fn start(&self, container: &ContainerId) -> Result<(), EngineError> {

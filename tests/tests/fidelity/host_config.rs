@@ -91,7 +91,7 @@ pub(crate) fn most(volume: &str) -> Value {
         "OomScoreAdj": 300,
         "PidMode": "host",
         "PidsLimit": 99,
-        "PortBindings": {"8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}]},
+        "PortBindings": {"8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": crate::ports::free_port().expect("some port is free").to_string()}]},
         "ReadonlyPaths": ["/proc/sys"],
         "ReadonlyRootfs": true,
         "RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": 3},

@@ -97,7 +97,7 @@ async fn a_container_does_not_grow_with_each_refresh() -> anyhow::Result<()> {
         let spec = ContainerSpec::new("a", &images[0])
             .network(&network, &["web"])
             .anonymous_volume("/mine")
-            .publish(8000)
+            .publish_at(8000, crate::ports::free_port()?)
             .env("KEY", "mine");
         w.run(spec).await?;
         bench.refreshed(&w.name("a"), &images[1]).await?;
