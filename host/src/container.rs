@@ -152,6 +152,8 @@ pub struct Container {
     pub created: i64,
     /// Seconds since the Unix epoch; `None` where it was never started.
     pub started: Option<i64>,
+    /// Seconds since the Unix epoch; `None` where it never exited.
+    pub finished: Option<i64>,
     /// `Config` of the inspection.
     pub config: Object,
     /// `HostConfig` of the inspection.

@@ -215,14 +215,22 @@ async fn gather(
 
 /// Whether any replacement would have ended by now that began when this one's was made.
 fn long_ago(begun: &Begun, patience: Patience) -> bool {
-    let Some(new) = &begun.new else { return true };
     let stop = begun.old.as_ref().map_or(Duration::ZERO, stop_timeout);
-    let longest = patience.call * CALLS_MAX + stop + patience.proof.for_container(new).longest(new);
+    // Somebody who is on the way back has removed the replacement; then the old one's stop tells when it was begun.
+    let (since, proof) = match (&begun.new, &begun.old) {
+        (Some(new), _) => (new.created, patience.proof.for_container(new).longest(new)),
+        (None, Some(old)) => (
+            old.finished.unwrap_or_default(),
+            patience.proof.for_container(old).longest(old),
+        ),
+        (None, None) => return true,
+    };
+    let longest = patience.call * CALLS_MAX + stop + proof;
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    let made = Duration::from_secs(u64::try_from(new.created).unwrap_or_default());
-    now.saturating_sub(made) > longest
+    let since = Duration::from_secs(u64::try_from(since).unwrap_or_default());
+    now.saturating_sub(since) > longest
 }
 
 /// Containers that share a network go on or back together, the one whose network it is first.

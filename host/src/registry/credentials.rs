@@ -237,7 +237,8 @@ fn no_login(
         }
         E::HelperCommunicationError => Some(CredentialError::Helper {
             registry,
-            problem: "it could not be run".into(),
+            // The library does not say which.
+            problem: "it could not be run, or ended before it had read what it was asked".into(),
         }),
         E::MalformedHelperResponse => Some(CredentialError::Helper {
             registry,

@@ -2,7 +2,7 @@
 //!
 //! The trait has layers. Most policies name their targets and override [`matches`](Policy::matches); some add reasons of their
 //! own in [`decide`](Policy::decide); a few take [`refresh`](Policy::refresh) into their own hands and build it from
-//! [`survey`](crate::survey). No layer knows the engine's API or a credential: the host keeps those.
+//! [`survey`](fn@crate::survey). No layer knows the engine's API or a credential: the host keeps those.
 
 use std::borrow::Cow;
 

@@ -182,7 +182,9 @@ async fn a_helper_that_fails_is_told_of_and_nothing_is_sent() -> anyhow::Result<
     with_world("a helper that fails", |w| async move {
         let registry = registry::private().await?;
         let record = is_refused(&w, |refit| {
-            let script = format!("echo '{WRONG}'; echo 'the key chain is locked' >&2; exit 1");
+            let script = format!(
+                "cat >/dev/null; echo '{WRONG}'; echo 'the key chain is locked' >&2; exit 1"
+            );
             refit
                 .secret(WRONG)
                 .docker_config(&json!({ "credHelpers": { registry.host(): "refit-test" } }))?
@@ -195,6 +197,21 @@ async fn a_helper_that_fails_is_told_of_and_nothing_is_sent() -> anyhow::Result<
             "{record:#}"
         );
         assert!(told.contains("the key chain is locked"), "{record:#}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_helper_that_is_not_there_is_told_of() -> anyhow::Result<()> {
+    with_world("a helper that is missing", |w| async move {
+        let registry = registry::private().await?;
+        let record = is_refused(&w, |refit| {
+            refit.docker_config(&json!({ "credHelpers": { registry.host(): "absent" } }))
+        })
+        .await?;
+        let told = record.to_string();
+        assert!(told.contains("it could not be run"), "{record:#}");
         Ok(())
     })
     .await

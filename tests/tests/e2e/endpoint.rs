@@ -266,10 +266,15 @@ async fn it_is_healthy_always_and_ready_only_with_an_engine() -> anyhow::Result<
 async fn a_refresh_is_finished_although_its_client_hangs_up() -> anyhow::Result<()> {
     with_world("the client hangs up", |w| async move {
         let registry = registry::open().await?;
-        let (hermes, v2) = behind(&w, registry, "hermes").await?;
+        let v1 = w.publish(registry, "hermes", ImageSpec::new("v1")).await?;
+        let a = w.run(ContainerSpec::new("a", &v1.reference)).await?;
+        let b = w.run(ContainerSpec::new("b", &v1.reference)).await?;
+        let v2 = w.publish(registry, "hermes", ImageSpec::new("v2")).await?;
         let proxy = Proxy::before(&w).await?;
         let stop = proxy.hold("POST", "/stop");
+        // One after the other, so that the second has not been begun when the client leaves.
         let daemon = refit(&w, registry, &["hermes"])?
+            .set("limits.recreate_concurrency", 1)
             .env("DOCKER_HOST", &proxy.docker_host())
             .serve()
             .await?;
@@ -281,13 +286,13 @@ async fn a_refresh_is_finished_although_its_client_hangs_up() -> anyhow::Result<
             }
         }
         stop.release();
-        until("the replacement", || async {
-            Ok(!w.container_exists(&hermes.id).await? && w.container_exists(&hermes.name).await?)
+        until("both replacements", || async {
+            let gone = !w.container_exists(&a.id).await? && !w.container_exists(&b.id).await?;
+            Ok(gone && w.containers().await? == [a.name.as_str(), b.name.as_str()])
         })
         .await?;
-        replaced(&w, &hermes, &v2).await?;
-        assert_eq!(w.containers().await?, [hermes.name]);
-        Ok(())
+        replaced(&w, &a, &v2).await?;
+        replaced(&w, &b, &v2).await
     })
     .await
 }

@@ -14,6 +14,7 @@ mod config;
 mod dependents;
 mod host_config;
 mod interference;
+mod last_look;
 mod left_over;
 mod networks;
 mod ports;

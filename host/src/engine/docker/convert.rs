@@ -32,6 +32,7 @@ struct StateDocument {
     exit_code: Option<i64>,
     error: Option<String>,
     started_at: Option<String>,
+    finished_at: Option<String>,
     health: Option<HealthDocument>,
 }
 
@@ -105,6 +106,7 @@ pub(super) fn container(document: &[u8]) -> Result<Container, serde_json::Error>
             .and_then(seconds)
             .unwrap_or_default(),
         started: found.state.started_at.as_deref().and_then(seconds),
+        finished: found.state.finished_at.as_deref().and_then(seconds),
         config: found.config,
         host_config: found.host_config,
         endpoints: networks.unwrap_or_default(),

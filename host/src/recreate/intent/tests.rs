@@ -20,6 +20,7 @@ pub(in crate::recreate) fn container(config: Value, host_config: Value) -> Conta
         error: None,
         created: 0,
         started: None,
+        finished: None,
         config: object(config),
         host_config: object(host_config),
         endpoints: BTreeMap::new(),
