@@ -193,6 +193,9 @@ async fn run_in(
     let calls = faulty.calls();
     let fault_happened = calls.iter().any(|call| call.fault.is_some());
     let kill_was_due = fault_happened && plan.is_some_and(|plan| plan.fault.kills());
+    // Who is killed leaves calls unanswered that it made at the same time as the one at which it was.
+    let waited_for: &[Call] = if kill_was_due { &[] } else { &calls };
+    let disturbed = waited_for.iter().chain(&recovery).any(Call::was_abandoned);
     let (end, mut problems) = promise::judge(w, bench, image, scenario, &before, &faulty).await?;
     problems.extend(promise::judge_refresh(
         scenario,
@@ -206,7 +209,7 @@ async fn run_in(
         problems,
         numbered: faulty.numbered(),
         fault_happened,
-        disturbed: calls.iter().chain(&recovery).any(Call::was_abandoned),
+        disturbed,
         calls,
         recovery,
         refresh,
