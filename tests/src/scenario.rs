@@ -3,7 +3,7 @@
 //!
 //! The promise: under any single fault, followed by `refit recover`, the name has exactly one container, running as it was
 //! before, on the old image or the new one, with its data; and nothing temporary is left.
-//! [`bench`] has the images, [`set_up`] makes the container, [`program`] runs Refit, [`promise`] judges. Which faults are
+//! `bench` has the images, `set_up` makes the container, `program` runs Refit, `promise` judges. Which faults are
 //! tried is up to `tests/faults`.
 
 pub mod bench;

@@ -1,7 +1,7 @@
 //! Policies: loading them, and calling them within their limits. The only place that names wasmtime.
 //!
 //! [`PolicyEngine::load`] takes bytes that nobody vouches for to a [`Policy`] that has compiled, been checked against the
-//! contract and said who it is. A policy is called in a fresh store each time ([`instance`]); what it may do is decided by the
+//! contract and said who it is. A policy is called in a fresh store each time (`instance`); what it may do is decided by the
 //! capabilities that it is handed, not here.
 
 mod bindings;

@@ -1,7 +1,7 @@
 //! The engine over its HTTP interface, by bollard: Docker from 20.10 on, and Podman's compatible service.
 //!
 //! The only place that names bollard. It knows how each verb is said and what each refusal means, and nothing of order or
-//! policy. What is carried whole goes through [`raw`], and is read by [`convert`].
+//! policy. What is carried whole goes through `raw`, and is read by `convert`.
 
 mod convert;
 mod pull;
