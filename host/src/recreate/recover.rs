@@ -52,6 +52,10 @@ pub struct Patience {
 /// Calls of the engine that a replacement makes at most outside its waits, for an estimate of how long one may take.
 const CALLS_MAX: u32 = 12;
 
+/// What a replacement may take beyond its calls and waits: the engine's own time to kill what does not stop, and the waits
+/// between calls that are made again.
+const MARGIN: Duration = Duration::from_secs(120);
+
 /// One replacement that was begun.
 struct Begun {
     name: String,
@@ -225,7 +229,7 @@ fn long_ago(begun: &Begun, patience: Patience) -> bool {
         ),
         (None, None) => return true,
     };
-    let longest = patience.call * CALLS_MAX + stop + proof;
+    let longest = patience.call * CALLS_MAX + stop + proof + MARGIN;
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
