@@ -69,9 +69,7 @@ fn rustup(arguments: &[&str]) -> Result<(), Failed> {
         &format!("rustup {what}"),
         Command::new("rustup").args(arguments),
     )
-    .map_err(|failed| {
-        failed.hint("rustup fetches from static.rust-lang.org: can this machine reach it?")
-    })
+    .map_err(|failed| failed.hint("rustup fetches it from the network: can this machine reach it?"))
 }
 
 pub(crate) fn is_there(program: &str) -> bool {
