@@ -150,8 +150,8 @@ pub struct Container {
     pub error: Option<String>,
     /// Seconds since the Unix epoch.
     pub created: i64,
-    /// Seconds since the Unix epoch; `None` where it was never started.
-    pub started: Option<i64>,
+    /// `None` where it was never started. To the nanosecond: a program that fails at once is restarted within the second.
+    pub started: Option<jiff::Timestamp>,
     /// Seconds since the Unix epoch; `None` where it never exited.
     pub finished: Option<i64>,
     /// `Config` of the inspection.

@@ -88,6 +88,9 @@ pub struct RecreationRecord {
         skip_serializing_if = "Option::is_none"
     )]
     pub gap: Option<Duration>,
+    /// Containers that depend on it and were, or would be, replaced with it, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub followed: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left_over: Option<String>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
@@ -330,6 +333,9 @@ fn recreation_record(
         gap: recreated
             .filter(|_| !planning)
             .and_then(|recreated| recreated.gap),
+        followed: recreated
+            .map(|recreated| recreated.followed.clone())
+            .unwrap_or_default(),
         left_over: recreated.and_then(|recreated| recreated.left_over.clone()),
         failure,
         duration,

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::capabilities::live::Workshop;
+use crate::capabilities::ties::KnownTies;
 use crate::config::Config;
 use crate::diagnostic::Diagnostic;
 use crate::engine::address::{self, EngineAddress, EngineEnvironment};
@@ -94,6 +95,7 @@ pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
             call: config.call_limits().call,
         },
         leases: Leases::in_folder(config.state_folder()),
+        ties: KnownTies::default(),
         own_id: guard::own_container_id(),
     })
 }

@@ -95,10 +95,24 @@ impl Engine {
 
     /// Starts a private engine, whatever else there is. Most tests want [`shared`].
     pub async fn start(networks: Networks) -> anyhow::Result<Self> {
+        let directory = keeper::directory("engine")?;
+        let place = directory.clone();
+        Self::start_in(networks, directory, &place).await
+    }
+
+    /// Starts an isolated engine whose socket and containers are in `place` and outlive it, so that it can be started again.
+    pub async fn start_again_in(place: &Path) -> anyhow::Result<Self> {
+        Self::start_in(Networks::Isolated, keeper::directory("engine")?, place).await
+    }
+
+    async fn start_in(
+        networks: Networks,
+        directory: PathBuf,
+        place: &Path,
+    ) -> anyhow::Result<Self> {
         Self::install().await?;
         progress("starting a private dockerd");
-        let directory = keeper::directory("engine")?;
-        let host = format!("unix://{}", directory.join("docker.sock").display());
+        let host = format!("unix://{}", place.join("docker.sock").display());
         // dockerd tells systemd when it is ready; here we are systemd.
         let notified = directory.join("notify.sock");
         let ready = UnixDatagram::bind(&notified)
@@ -113,7 +127,7 @@ impl Engine {
                     format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default()),
                 ),
             ],
-            command: command(&directory, &host, networks),
+            command: command(&directory, place, &host, networks),
             directory,
         })?;
         kept.until(START, until_ready(ready)).await?;
@@ -162,6 +176,15 @@ impl Engine {
         }
     }
 
+    /// Ends a private engine as a power cut does, its containers too, and waits until nothing is left of it.
+    pub async fn crash(self) -> anyhow::Result<()> {
+        let kept = self
+            .kept
+            .context("an engine that was there before us is not ours to kill")?;
+        kept.kill()?;
+        kept.stop().await
+    }
+
     async fn ping(&self) -> anyhow::Result<()> {
         let docker = self.client().await?;
         within(
@@ -174,8 +197,7 @@ impl Engine {
     }
 }
 
-fn command(directory: &Path, host: &str, networks: Networks) -> Vec<String> {
-    let inside = |name: &str| directory.join(name).display().to_string();
+fn command(directory: &Path, place: &Path, host: &str, networks: Networks) -> Vec<String> {
     let mut command = vec![
         "unshare",
         "--mount",
@@ -191,12 +213,12 @@ fn command(directory: &Path, host: &str, networks: Networks) -> Vec<String> {
     }
     command.extend(["dockerd", "--host", host, "--group", "root"]);
     let mut command: Vec<String> = command.into_iter().map(str::to_owned).collect();
-    for (option, name) in [
-        ("--data-root", "data"),
-        ("--exec-root", "exec"),
-        ("--pidfile", "dockerd.pid"),
+    for (option, path) in [
+        ("--data-root", place.join("data")),
+        ("--exec-root", directory.join("exec")),
+        ("--pidfile", directory.join("dockerd.pid")),
     ] {
-        command.extend([option.to_owned(), inside(name)]);
+        command.extend([option.to_owned(), path.display().to_string()]);
     }
     command
 }

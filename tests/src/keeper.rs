@@ -164,6 +164,22 @@ impl Kept {
         }
     }
 
+    /// Kills the server, as it is. What it left stays until [`Kept::stop`].
+    pub(crate) fn kill(&self) -> anyhow::Result<()> {
+        let directory = self.directory.display().to_string();
+        for entry in fs::read_dir("/proc").context("cannot list processes")? {
+            let id = entry?.file_name().to_string_lossy().into_owned();
+            // It may have ended since it was listed. The script and `unshare` name the directory too.
+            let command = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            if command.starts_with("dockerd ") && command.contains(&directory) {
+                let killed = Command::new("kill").args(["-KILL", &id]).status();
+                killed.with_context(|| format!("cannot kill the {}", self.name))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Stops the server and removes what it left, and waits for both.
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
         let Self {

@@ -56,6 +56,8 @@ enum Course {
     WithoutProxy,
     /// Judged as if nobody had recovered.
     WithoutRecovery(Plan),
+    /// The first recovery goes wrong too; a second one does not.
+    FaultInRecovery(Plan, Plan),
 }
 
 impl Course {
@@ -63,7 +65,7 @@ impl Course {
         match self {
             Self::Whole(plan) => plan,
             Self::WithoutProxy => None,
-            Self::WithoutRecovery(plan) => Some(plan),
+            Self::WithoutRecovery(plan) | Self::FaultInRecovery(plan, _) => Some(plan),
         }
     }
 }
@@ -105,6 +107,19 @@ pub async fn run_without_recovery(
         Course::WithoutRecovery(plan),
     )
     .await
+}
+
+/// A refresh with one fault, then a recovery with another one, then a recovery without, then the judgement.
+pub async fn run_with_fault_in_recovery(
+    program: &Path,
+    bench: &Bench,
+    slot: &Slot,
+    scenario: Scenario,
+    plan: Plan,
+    in_recovery: Plan,
+) -> anyhow::Result<Outcome> {
+    let course = Course::FaultInRecovery(plan, in_recovery);
+    run_by(program, bench, slot, scenario, course).await
 }
 
 async fn run_by(
@@ -160,13 +175,35 @@ async fn run_in(
         },
     )?;
     let engine = match course {
-        Course::Whole(_) | Course::WithoutRecovery(_) => faulty.docker_host(),
+        Course::Whole(_) | Course::WithoutRecovery(_) | Course::FaultInRecovery(..) => {
+            faulty.docker_host()
+        }
         Course::WithoutProxy => w.docker_host().to_owned(),
     };
     let refresh = program
         .run(&["refresh", "--json"], &engine, faulty.until_kill_is_due())
         .await?;
     let half_done = promise::is_half_done(w, &before).await?;
+
+    let mut disturbed = false;
+    let mut recovery_fault_happened = true;
+    if let Course::FaultInRecovery(_, plan) = course {
+        let setting = Setting {
+            plan: Some(plan),
+            only_label: only_label.clone(),
+        };
+        let faulty = Proxy::start(w.docker_host(), &folder.path().join("second.sock"), setting)?;
+        program
+            .run(
+                &["recover", "--json"],
+                &faulty.docker_host(),
+                faulty.until_kill_is_due(),
+            )
+            .await?;
+        let calls = faulty.calls();
+        recovery_fault_happened = calls.iter().any(|call| call.fault.is_some());
+        disturbed = !plan.fault.kills() && calls.iter().any(Call::was_abandoned);
+    }
 
     let sound = Proxy::start(
         w.docker_host(),
@@ -177,7 +214,9 @@ async fn run_in(
         },
     )?;
     let recovering: &[&str] = match course {
-        Course::Whole(_) | Course::WithoutProxy => &["recover", "--json"],
+        Course::Whole(_) | Course::WithoutProxy | Course::FaultInRecovery(..) => {
+            &["recover", "--json"]
+        }
         // A command that calls no engine.
         Course::WithoutRecovery(_) => &["config", "show"],
     };
@@ -191,11 +230,12 @@ async fn run_in(
     let recovery_again = sound.calls().split_off(recovery.len());
 
     let calls = faulty.calls();
-    let fault_happened = calls.iter().any(|call| call.fault.is_some());
-    let kill_was_due = fault_happened && plan.is_some_and(|plan| plan.fault.kills());
+    let first_fault_happened = calls.iter().any(|call| call.fault.is_some());
+    let fault_happened = first_fault_happened && recovery_fault_happened;
+    let kill_was_due = first_fault_happened && plan.is_some_and(|plan| plan.fault.kills());
     // Who is killed leaves calls unanswered that it made at the same time as the one at which it was.
     let waited_for: &[Call] = if kill_was_due { &[] } else { &calls };
-    let disturbed = waited_for.iter().chain(&recovery).any(Call::was_abandoned);
+    disturbed |= waited_for.iter().chain(&recovery).any(Call::was_abandoned);
     let (end, mut problems) = promise::judge(w, bench, image, scenario, &before, &faulty).await?;
     problems.extend(promise::judge_refresh(
         scenario,

@@ -6,17 +6,19 @@
 //! Environment: `WS_VERSION` (what it answers to every connection), `PORT` (default 8000), `STAMP_FILE`; and to misbehave:
 //! `EXIT_AFTER_MS=n` (exit 1 after n ms), `LISTEN_AFTER_MS=n` (a slow start), `IGNORE_TERM=1`, `UNHEALTHY=1` (`stamp health` fails).
 //! `stamp health` probes the program's own port and exits 0 or 1, for a HEALTHCHECK.
+//! `stamp call <name>` calls whoever has that name, on `PORT`, again and again until it is told to stop. It stamps `answered` when
+//! the first call was, and in the end what became of them all: `called <unix-ms> <version> <key>=<value>…`, see [`Calls`].
 
 use std::env;
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::exit;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const SIGTERM: i32 = 15;
 /// A probe of our own loopback port answers at once or not at all.
@@ -45,6 +47,14 @@ fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
     if arguments.first().is_some_and(|first| first == "health") {
         exit(health());
+    }
+
+    if let [first, name] = arguments.as_slice()
+        && first == "call"
+    {
+        stamp("start", &arguments.join(" "));
+        call_until_told(name);
+        exit(0);
     }
 
     let (waker, mut wakened) = UnixStream::pair().expect("a fresh process can open a socket pair");
@@ -103,6 +113,143 @@ fn health() -> i32 {
             stream.read_exact(&mut [0])
         });
     i32::from(answer.is_err())
+}
+
+/// What became of the calls. A call resolves the name and tries each address in the order in which they were given, as the
+/// usual libraries do.
+#[derive(Default)]
+struct Calls {
+    calls: u32,
+    /// Calls that nobody answered at any address.
+    failed: u32,
+    /// Addresses that did not answer, although another one did.
+    passed_over: u32,
+    /// Versions in the order in which they answered, and how many calls in a row.
+    versions: Vec<(String, u32)>,
+    /// The longest call.
+    longest: Duration,
+    first_failure: String,
+}
+
+/// Beyond what any container on this machine needs to answer; an address that nobody has any more is passed over after it.
+const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between two calls.
+const CALL_EVERY: Duration = Duration::from_millis(2);
+/// Where Docker resolves names inside of containers.
+const RESOLVER: (Ipv4Addr, u16) = (Ipv4Addr::new(127, 0, 0, 11), 53);
+
+fn call_until_told(name: &str) {
+    let mut calls = Calls::default();
+    while !TERMINATED.load(Ordering::SeqCst) {
+        let began = Instant::now();
+        match call(name, &mut calls.passed_over) {
+            Ok(version) => match calls.versions.last_mut() {
+                Some((last, count)) if *last == version => *count += 1,
+                last => {
+                    if last.is_none() {
+                        stamp("answered", &version);
+                    }
+                    calls.versions.push((version, 1));
+                }
+            },
+            Err(error) => {
+                calls.failed += 1;
+                if calls.first_failure.is_empty() {
+                    calls.first_failure = error.replace(' ', "-");
+                }
+            }
+        }
+        calls.calls += 1;
+        calls.longest = calls.longest.max(began.elapsed());
+        thread::sleep(CALL_EVERY);
+    }
+    let answered_by = |(version, _): &(String, u32)| version.clone();
+    let (first, last) = (calls.versions.first(), calls.versions.last());
+    stamp(
+        "called",
+        &format!(
+            "calls={} failed={} passed_over={} longest_us={} first={} last={} changes={} first_failure={}",
+            calls.calls,
+            calls.failed,
+            calls.passed_over,
+            calls.longest.as_micros(),
+            first.map(answered_by).unwrap_or_default(),
+            last.map(answered_by).unwrap_or_default(),
+            calls.versions.len().saturating_sub(1),
+            calls.first_failure
+        ),
+    );
+}
+
+/// The version that answered.
+fn call(name: &str, passed_over: &mut u32) -> Result<String, String> {
+    let addresses = resolve(name).map_err(|error| format!("cannot resolve: {error}"))?;
+    let mut last = String::from("no address");
+    for address in addresses {
+        match ask(address) {
+            Ok(version) => return Ok(version),
+            Err(error) => {
+                *passed_over += 1;
+                last = format!("{address}: {error}");
+            }
+        }
+    }
+    Err(last)
+}
+
+fn ask(address: Ipv4Addr) -> io::Result<String> {
+    let address = SocketAddr::from((address, port()));
+    let mut stream = TcpStream::connect_timeout(&address, CALL_TIMEOUT)?;
+    stream.set_read_timeout(Some(CALL_TIMEOUT))?;
+    let mut version = String::new();
+    stream.read_to_string(&mut version)?;
+    if version.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(version.trim().to_owned())
+}
+
+/// The addresses of a name, asked of Docker's resolver: a static program has no other way.
+fn resolve(name: &str) -> io::Result<Vec<Ipv4Addr>> {
+    let mut question = vec![0x52, 0x46, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        question.push(u8::try_from(label.len()).expect("a label has at most 63 bytes"));
+        question.extend_from_slice(label.as_bytes());
+    }
+    // The end of the name; an address (A) in the internet (IN).
+    question.extend_from_slice(&[0, 0, 1, 0, 1]);
+    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    socket.set_read_timeout(Some(CALL_TIMEOUT))?;
+    socket.send_to(&question, RESOLVER)?;
+    let mut answer = [0; 512];
+    let length = socket.recv(&mut answer)?;
+    let answer = &answer[..length];
+    let malformed = || io::Error::from(io::ErrorKind::InvalidData);
+    let count = u16::from_be_bytes([
+        *answer.get(6).ok_or_else(malformed)?,
+        *answer.get(7).ok_or_else(malformed)?,
+    ]);
+    let mut at = question.len();
+    let mut addresses = Vec::new();
+    for _ in 0..count {
+        // The name again, as a pointer or in full; then type, class, time to live, and the length of what follows.
+        if answer.get(at).ok_or_else(malformed)? & 0xc0 == 0xc0 {
+            at += 2;
+        } else {
+            while *answer.get(at).ok_or_else(malformed)? != 0 {
+                at += usize::from(answer[at]) + 1;
+            }
+            at += 1;
+        }
+        let head = answer.get(at..at + 10).ok_or_else(malformed)?;
+        let size = usize::from(u16::from_be_bytes([head[8], head[9]]));
+        let data = answer.get(at + 10..at + 10 + size).ok_or_else(malformed)?;
+        if head[..2] == [0, 1] && size == 4 {
+            addresses.push(Ipv4Addr::new(data[0], data[1], data[2], data[3]));
+        }
+        at += 10 + size;
+    }
+    Ok(addresses)
 }
 
 fn stamp(event: &str, more: &str) {

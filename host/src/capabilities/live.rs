@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use super::ties::KnownTies;
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy, Transfer};
 use crate::container::{Container, Listed, State};
 use crate::diagnostic::{Diagnostic, Hints as _};
 use crate::engine::{Engine, EngineError, PullError};
 use crate::image::{ImageId, ImageRef, Platform};
 use crate::journal::{Event, Events};
+use crate::recreate::dependents::{Node, Ties, dependents};
 use crate::recreate::lease::{Lease, Leases};
 use crate::recreate::names::{self, Meaning};
 use crate::recreate::recover::{Outcome, Patience, Recovered, recover};
@@ -26,6 +28,7 @@ pub struct Workshop {
     pub platform: Option<Platform>,
     pub patience: Patience,
     pub leases: Leases,
+    pub ties: KnownTies,
     /// Of the container that we run in, where we do.
     pub own_id: Option<String>,
 }
@@ -111,16 +114,28 @@ impl Workshop {
             return Err(RecreateError::Unsupported { name, reason });
         }
         if let Some(reason) = guard::objection(&container, self.own_id.as_deref()) {
-            return Err(RecreateError::Unsupported { name, reason });
+            // Another Refit stops it before it gives it another name; until then its replacement tells.
+            let stopped_by_us = container.state != State::Running
+                && self
+                    .engine
+                    .inspect(&names::candidate(&container.id))
+                    .await
+                    .is_ok();
+            return Err(if stopped_by_us {
+                RecreateError::Busy { name }
+            } else {
+                RecreateError::Unsupported { name, reason }
+            });
         }
         Ok(container)
     }
 
-    /// The running containers that live in this one's network, and a lease on each.
-    async fn followers(
+    /// The running containers that depend on this one and are replaced with it, each behind all that it depends on. An error
+    /// where one of them could not be.
+    pub(super) async fn dependents(
         &self,
         container: &Container,
-    ) -> Result<Vec<(Container, Lease)>, RecreateError> {
+    ) -> Result<Vec<Container>, RecreateError> {
         let name = || container.name.clone();
         let failed = |error: EngineError| RecreateError::Aborted {
             name: name(),
@@ -132,41 +147,75 @@ impl Workshop {
         if listed.iter().any(being_proven) {
             return Err(RecreateError::Busy { name: name() });
         }
-        let mode = format!("container:{}", container.id);
-        let mut followers = Vec::new();
-        for listed in listed.iter().filter(|listed| listed.network_mode == mode) {
-            if listed.state != Some(State::Running) {
-                // It could never be started again: the engine has the network's owner by id.
-                let reason = format!(
-                    "`{}` shares its network and does not run: start or remove it first",
-                    listed.name
-                );
-                return Err(RecreateError::Unsupported {
-                    name: name(),
-                    reason,
-                });
-            }
-            let Some(lease) = self.leases.take(&listed.id) else {
-                return Err(RecreateError::Busy { name: name() });
+        let others = self.ties.of(self.engine.as_ref(), &listed).await;
+        let first = Node {
+            id: container.id.clone(),
+            name: name(),
+            ties: Ties::of(container),
+        };
+        let mut running = Vec::new();
+        for (node, tie) in dependents(&first, others.map_err(failed)?) {
+            let dependent = match self.engine.inspect(node.id.as_str()).await {
+                Ok(dependent) => dependent,
+                Err(error) if error.is_not_found() => continue,
+                Err(error) => return Err(failed(error)),
             };
-            let follower = self
-                .engine
-                .inspect(listed.id.as_str())
-                .await
-                .map_err(failed)?;
-            if let Some(reason) = guard::objection(&follower, self.own_id.as_deref()) {
-                let reason = format!(
-                    "`{}` shares its network and cannot be recreated with it: {reason}",
-                    follower.name
-                );
-                return Err(RecreateError::Unsupported {
-                    name: name(),
-                    reason,
-                });
+            match guard::objection(&dependent, self.own_id.as_deref()) {
+                None => running.push(dependent),
+                // It could never be started again: the engine knows its provider by id.
+                Some(reason) if tie.must_follow() => {
+                    let reason = format!(
+                        "`{}` {} and cannot be recreated with it: {reason}",
+                        dependent.name,
+                        tie.said()
+                    );
+                    return Err(RecreateError::Unsupported {
+                        name: name(),
+                        reason,
+                    });
+                }
+                Some(_) => {}
             }
-            followers.push((follower, lease));
         }
-        Ok(followers)
+        Ok(running)
+    }
+
+    /// Whether two of it may run at once for a while.
+    pub(super) async fn may_overlap(&self, container: &Container) -> Result<(), RecreateError> {
+        let reason = match self.dependents(container).await?.first() {
+            Some(dependent) => Some(format!("`{}` depends on it", dependent.name)),
+            None => overlap::objection(container),
+        };
+        match reason {
+            None => Ok(()),
+            Some(reason) => Err(RecreateError::Unsupported {
+                name: container.name.clone(),
+                reason: format!("not by the strategy `overlap`: {reason}; `replace` works"),
+            }),
+        }
+    }
+
+    fn manner<'a>(&'a self, step: &'a (dyn Fn(Step) + Send + Sync)) -> Manner<'a> {
+        Manner {
+            platform: self.platform.as_ref(),
+            proof: self.patience.proof,
+            step,
+        }
+    }
+
+    fn leases(
+        &self,
+        of: &Container,
+        dependents: &[Container],
+    ) -> Result<Vec<Lease>, RecreateError> {
+        let lease = |dependent: &Container| {
+            self.leases
+                .take(&dependent.id)
+                .ok_or_else(|| RecreateError::Busy {
+                    name: of.name.clone(),
+                })
+        };
+        dependents.iter().map(lease).collect()
     }
 }
 
@@ -287,23 +336,23 @@ async fn recreate(
                 image_id: wanted.image.id,
                 from_image_id,
                 gap: None,
+                followed: vec![],
                 left_over: None,
             };
             (removed.map(|()| recreated), true)
         }
         Strategy::Replace => {
-            let (followers, leases): (Vec<Container>, Vec<Lease>) =
-                match workshop.followers(&container).await {
-                    Ok(followers) => followers.into_iter().unzip(),
-                    Err(error) => return (Err(error), true),
-                };
-            let image = NewImage::pulled(&wanted.image.reference, wanted.image.id);
-            let manner = Manner {
-                platform: workshop.platform.as_ref(),
-                proof: workshop.patience.proof,
-                step: &step,
+            let dependents = match workshop.dependents(&container).await {
+                Ok(dependents) => dependents,
+                Err(error) => return (Err(error), true),
             };
-            let (replaced, settled) = replace(engine, container, &image, followers, &manner).await;
+            let leases = match workshop.leases(&container, &dependents) {
+                Ok(leases) => leases,
+                Err(error) => return (Err(error), true),
+            };
+            let image = NewImage::pulled(&wanted.image.reference, wanted.image.id);
+            let manner = workshop.manner(&step);
+            let (replaced, settled) = replace(engine, container, &image, dependents, &manner).await;
             match &replaced {
                 Err(RecreateError::Busy { .. }) => leases.into_iter().for_each(Lease::give_back),
                 _ if settled => leases.into_iter().for_each(Lease::settle),
@@ -315,28 +364,11 @@ async fn recreate(
             )
         }
         Strategy::Overlap => {
-            let followers = workshop.followers(&container).await;
-            let followed = followers.map(|followers| {
-                followers
-                    .into_iter()
-                    .next()
-                    .map(|(follower, _)| follower.name)
-            });
-            let reason = match followed {
-                Err(error) => return (Err(error), true),
-                Ok(Some(follower)) => Some(format!("`{follower}` shares its network")),
-                Ok(None) => overlap::objection(&container),
-            };
-            if let Some(reason) = reason {
-                let reason = format!("not by the strategy `overlap`: {reason}; `replace` works");
-                return (Err(RecreateError::Unsupported { name, reason }), true);
+            if let Err(error) = workshop.may_overlap(&container).await {
+                return (Err(error), true);
             }
             let image = NewImage::pulled(&wanted.image.reference, wanted.image.id);
-            let manner = Manner {
-                platform: workshop.platform.as_ref(),
-                proof: workshop.patience.proof,
-                step: &step,
-            };
+            let manner = workshop.manner(&step);
             let (replaced, settled) = overlap::overlap(engine, container, &image, &manner).await;
             (
                 replaced.map(|replaced| recreated(replaced, &image, from_image_id)),
@@ -352,6 +384,7 @@ fn recreated(replaced: Replaced, image: &NewImage, from_image_id: ImageId) -> Re
         image_id: image.id.clone(),
         from_image_id,
         gap: Some(replaced.gap),
+        followed: replaced.followed,
         left_over: (!replaced.left_over.is_empty()).then(|| replaced.left_over.join(", ")),
     }
 }

@@ -7,6 +7,7 @@
 pub mod guard;
 pub mod live;
 pub mod plan;
+pub mod ties;
 
 use std::time::Duration;
 
@@ -81,6 +82,8 @@ pub struct Recreated {
     pub from_image_id: ImageId,
     /// `None` after `remove`.
     pub gap: Option<Duration>,
+    /// Containers that depend on it and are replaced with it, by name.
+    pub followed: Vec<String>,
     /// Something that could not be tidied up, for a person.
     pub left_over: Option<String>,
 }

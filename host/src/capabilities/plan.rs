@@ -12,7 +12,7 @@ use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strateg
 use crate::container::{Container, Listed};
 use crate::engine::{EngineError, PullError};
 use crate::image::{ImageId, ImageRef};
-use crate::recreate::{RecreateError, overlap};
+use crate::recreate::RecreateError;
 
 pub struct Plan {
     pub workshop: Arc<Workshop>,
@@ -64,25 +64,21 @@ impl Capabilities for Plan {
 
     async fn recreate(&self, wanted: Recreation) -> Result<Recreated, CallError<RecreateError>> {
         let container = self.workshop.examine(&wanted, self.force).await?;
-        let objection = if wanted.strategy == Strategy::Overlap {
-            overlap::objection(&container)
-        } else {
-            None
-        };
-        if let Some(reason) = objection {
-            let reason = format!("not by the strategy `overlap`: {reason}; `replace` works");
-            return Err(RecreateError::Unsupported {
-                name: container.name,
-                reason,
+        let followed = match wanted.strategy {
+            Strategy::Remove => vec![],
+            Strategy::Replace => self.workshop.dependents(&container).await?,
+            Strategy::Overlap => {
+                self.workshop.may_overlap(&container).await?;
+                vec![]
             }
-            .into());
-        }
+        };
         let stays = wanted.strategy != Strategy::Remove;
         Ok(Recreated {
             id: stays.then_some(container.id),
             image_id: wanted.image.id,
             from_image_id: container.image_id,
             gap: stays.then_some(Duration::ZERO),
+            followed: followed.into_iter().map(|followed| followed.name).collect(),
             left_over: None,
         })
     }

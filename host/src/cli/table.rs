@@ -139,6 +139,11 @@ fn container_line(container: &ContainerReport) -> String {
             .as_deref()
             .unwrap_or("the policy gave no reason"),
     );
+    if let Some(recreation) = &container.recreation
+        && !recreation.followed.is_empty()
+    {
+        let _ = write!(detail, "; with it {}", recreation.followed.join(", "));
+    }
     line(word, &container.name, &detail)
 }
 

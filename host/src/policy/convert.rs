@@ -69,7 +69,7 @@ pub(super) fn container_info(container: &Container, grants: &Grants) -> types::C
         created: u64::try_from(container.created).unwrap_or_default(),
         started: container
             .started
-            .and_then(|seconds| u64::try_from(seconds).ok()),
+            .and_then(|started| u64::try_from(started.as_second()).ok()),
         labels: container.labels().into_iter().collect(),
         environment,
         networks: container.endpoints.keys().cloned().collect(),

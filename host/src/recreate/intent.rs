@@ -10,8 +10,13 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::{dependents, names};
 use crate::container::{Container, ContainerId, Object, PublishedPort};
 use crate::engine::CreateRequest;
+use crate::image::ImageId;
+
+/// The id of the image that Docker Compose made a container from.
+const LABEL_COMPOSE_IMAGE: &str = "com.docker.compose.image";
 
 /// What a user asked for, without any image.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,10 +56,17 @@ impl Intent {
         }
     }
 
-    /// The same wish on another image.
-    pub fn on(&self, image: &str) -> Replacement {
+    /// The same wish on another image, which has this id.
+    pub fn on(&self, image: &str, id: &ImageId) -> Replacement {
         let mut config = self.config.clone();
         config.insert("Image".into(), json!(image));
+        // Compose compares it with the image that the tag means, and makes the container once more where they differ.
+        if let Some(label) = config
+            .get_mut("Labels")
+            .and_then(|labels| labels.get_mut(LABEL_COMPOSE_IMAGE))
+        {
+            *label = json!(id.as_str());
+        }
         let request = CreateRequest {
             config,
             host_config: self.host_config.clone(),
@@ -66,8 +78,8 @@ impl Intent {
         }
     }
 
-    /// Whoever lived in the name spaces of one container lives in those of the one that replaces it.
-    pub fn follow(&mut self, from: &ContainerId, to: &ContainerId) {
+    /// Whoever had something of `provider` has it of `replacement`, which does not bear the provider's name yet.
+    pub fn follow(&mut self, provider: &Container, replacement: &ContainerId) {
         for key in ["NetworkMode", "IpcMode", "PidMode"] {
             let Some(mode) = self.host_config.get_mut(key) else {
                 continue;
@@ -75,11 +87,33 @@ impl Intent {
             let followed = mode
                 .as_str()
                 .and_then(|mode| mode.strip_prefix("container:"))
-                .is_some_and(|id| id == from.as_str());
+                .is_some_and(|id| id == provider.id.as_str());
             if followed {
-                *mode = json!(format!("container:{to}"));
+                *mode = json!(format!("container:{replacement}"));
             }
         }
+        let entries =
+            |host_config: &mut Object, key: &str, change: &dyn Fn(&str) -> Option<String>| {
+                let list = host_config.get_mut(key).and_then(Value::as_array_mut);
+                for entry in list.into_iter().flatten() {
+                    if let Some(changed) = entry.as_str().and_then(change) {
+                        *entry = json!(changed);
+                    }
+                }
+            };
+        // The engine remembers the container and not this name, and shows the link under whatever name it gets.
+        let candidate = names::candidate(&provider.id);
+        entries(&mut self.host_config, "Links", &|link| {
+            let alias = link.strip_prefix(&provider.name)?.strip_prefix(':')?;
+            Some(format!("{candidate}:{alias}"))
+        });
+        // By name it stays: the name will mean the replacement, and the volumes are the same ones.
+        entries(&mut self.host_config, "VolumesFrom", &|wish| {
+            let source = dependents::provider(wish);
+            let by_id = source != provider.name
+                && dependents::is_meant(source, &provider.id, &provider.name);
+            by_id.then(|| wish.replacen(source, replacement.as_str(), 1))
+        });
     }
 }
 

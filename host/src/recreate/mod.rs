@@ -3,10 +3,13 @@
 //! [`intent`] says what the user asked for when the container was made, and [`verify`] whether a new one is that; both are
 //! pure. [`replace`] is the order of the steps and the way back from each ([`overlap`] the one without
 //! a gap, [`remove`] the one that leaves the rest to others), [`proof`] when a new one has proven itself,
-//! [`recover`] what is done about replacements that somebody could not end. [`guard`] says which containers are never touched,
+//! [`recover`] what is done about replacements that somebody could not end. [`dependents`] says who must follow when a
+//! container is replaced, [`guard`] which containers are never touched,
 //! [`lease`] who is at work on which, [`names`] what is written down of it. Knows the engine's verbs, and neither policies nor
 //! people.
 
+mod candidate;
+pub mod dependents;
 pub mod guard;
 pub mod intent;
 pub mod lease;

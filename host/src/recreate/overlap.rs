@@ -1,8 +1,9 @@
 //! A replacement without a gap: the new container runs and has proven itself before the old one stops.
 //!
 //! For containers that are reached by name on networks of their own. While it proves itself the new container bears none of the
-//! old one's aliases, so nobody reaches it; then it gets them, and for a moment both answer to them; then the old one stops.
-//! Whoever resolves a name meanwhile finds one that runs.
+//! old one's aliases, so nobody reaches it; then it gets them, and for two seconds both answer to them; then the old one stops.
+//! Whoever resolves a name meanwhile finds one that runs among its addresses. The engine knows an address before it is attached
+//! and for some milliseconds after it is gone, so a caller must be one that tries all of them, as the usual ones do.
 //!
 //! Two containers run at once, so nothing that only one can hold may be in the way: see [`objection`].
 
@@ -10,13 +11,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::intent::{Intent, Replacement};
+use super::candidate::{self, Unready, discard};
+use super::intent::Replacement;
 use super::names;
 use super::proof::prove;
-use super::replace::{
-    Back, Manner, NewImage, Replaced, no_old_image, restore, stop_timeout, successor, unchanged,
-};
-use super::steady::{ensure_removed, ensure_stopped, look, may_pass};
+use super::replace::{Manner, Member, NewImage, Replaced, put_back, stop_timeout, unchanged};
+use super::steady::{ensure_removed, ensure_stopped};
 use super::verify::differences;
 use super::{RecreateError, Step, StepError};
 use crate::container::{Container, ContainerId, Object, State};
@@ -24,6 +24,10 @@ use crate::engine::{Engine, EngineError, Removal};
 
 /// On a container: its volumes, by name and separated by commas, that two containers must not have open at once. `*` for all.
 pub const LABEL_EXCLUSIVE_VOLUMES: &str = "io.refit.exclusive-volumes";
+
+/// How long both answer to the aliases. The engine's resolver knows a new address some 50 ms before the engine has attached it,
+/// and whoever asked in between waits a second, until its kernel asks for the neighbour again, or turns to the old one.
+const BOTH_ANSWER: Duration = Duration::from_secs(2);
 
 /// Why two of this container cannot run at once, as a sentence fragment; `None` where they can.
 pub fn objection(container: &Container) -> Option<String> {
@@ -86,55 +90,29 @@ pub async fn overlap(
     manner: &Manner<'_>,
 ) -> (Result<Replaced, RecreateError>, bool) {
     let name = old.name.clone();
-    let aborted = |step, source| RecreateError::Aborted {
-        name: name.clone(),
-        step,
-        source,
-    };
-
     // The old container runs on; whatever fails up to the renaming leaves it as it is.
-    (manner.step)(Step::Inspect);
-    let old_image = match engine.image(old.image_id.as_str()).await {
-        Ok(image) => image,
-        Err(error) => return (Err(aborted(Step::Inspect, no_old_image(error))), true),
+    let (new, wanted) = match make(engine, &old, image, manner).await {
+        Ok(made) => made,
+        Err(unready) => return (Err(unready.error), unready.settled),
     };
-    let wanted = Intent::of(&old, &old_image.config).on(&image.reference);
-    (manner.step)(Step::Create);
-    let candidate = names::candidate(&old.id);
-    let unreached = without_aliases(&wanted);
-    let new = match engine
-        .create(&candidate, &unreached.request, manner.platform)
-        .await
-    {
-        Ok(new) => new,
-        Err(EngineError::Conflict { .. }) => return (Err(RecreateError::Busy { name }), false),
-        Err(error) if !may_pass(&error) => return (Err(aborted(Step::Create, error.into())), true),
-        Err(error) => {
-            if let Ok(Some(made)) = look(engine, &candidate).await {
-                let _ = ensure_removed(engine, &made.id, Removal::Discard).await;
-            }
-            return (Err(aborted(Step::Create, error.into())), false);
-        }
-    };
-    if let Err((step, source)) =
-        make_reachable(engine, &old, &new, &wanted, &unreached, image, manner).await
-    {
-        let settled = ensure_removed(engine, &new, Removal::Discard).await.is_ok();
-        return (Err(aborted(step, source)), settled);
+    if let Err((step, source)) = make_reachable(engine, &old, &new, &wanted, manner).await {
+        let error = RecreateError::Aborted { name, step, source };
+        return (Err(error), discard(engine, &new).await);
     }
-
     if let Err(error) = unchanged(engine, &old, image).await {
-        let settled = ensure_removed(engine, &new, Removal::Discard).await.is_ok();
-        return (Err(error), settled);
+        return (Err(error), discard(engine, &new).await);
     }
 
-    if let Err((step, source)) = change_names(engine, &old, &new, manner).await {
-        let error = put_back(engine, &old, &new, image, step, source).await;
+    let member = Member { old, new };
+    if let Err((step, source)) = change_names(engine, &member, manner).await {
+        let error = put_back(engine, &[member], image, step, source).await;
         let settled = !matches!(error, RecreateError::Stranded { .. });
         return (Err(error), settled);
     }
+    let Member { old, new } = member;
 
     // The new one has the name and has proven itself: from here on it is only a matter of the old one's leaving.
+    tokio::time::sleep(BOTH_ANSWER).await;
     (manner.step)(Step::Stop);
     let gone = async {
         ensure_stopped(engine, &old.id, stop_timeout(&old)).await?;
@@ -157,52 +135,36 @@ pub async fn overlap(
         Ok(Replaced {
             id: new,
             gap: Duration::ZERO,
+            followed: vec![],
             left_over,
         }),
         settled,
     )
 }
 
-/// Everything that happens while the old container serves alone: the new one is checked, started and proven, and then gets the
-/// aliases. An endpoint's aliases cannot be changed, so it leaves each network and comes back with them.
+/// The new container, which nobody reaches yet, and what it is to become.
+async fn make(
+    engine: &dyn Engine,
+    old: &Container,
+    image: &NewImage,
+    manner: &Manner<'_>,
+) -> Result<(ContainerId, Replacement), Unready> {
+    let intent = candidate::intent(engine, old, manner).await?;
+    let wanted = intent.on(&image.reference, &image.id);
+    let new = candidate::create(engine, old, &without_aliases(&wanted), image, manner).await?;
+    Ok((new, wanted))
+}
+
+/// Everything that happens while the old container serves alone: the new one is started and proven, and then gets the aliases.
+/// An endpoint's aliases cannot be changed, so it leaves each network and comes back with them.
 async fn make_reachable(
     engine: &dyn Engine,
     old: &Container,
     new: &ContainerId,
     wanted: &Replacement,
-    unreached: &Replacement,
-    image: &NewImage,
     manner: &Manner<'_>,
 ) -> Result<(), (Step, StepError)> {
     let at = |step| move |error: EngineError| (step, StepError::from(error));
-    (manner.step)(Step::Connect);
-    for (network, endpoint) in &unreached.networks {
-        engine
-            .connect(new, network, endpoint)
-            .await
-            .map_err(at(Step::Connect))?;
-    }
-    (manner.step)(Step::Verify);
-    let made = engine
-        .inspect(new.as_str())
-        .await
-        .map_err(at(Step::Verify))?;
-    let mut found = differences(unreached, &made);
-    if made.image_id != image.id {
-        found.push(format!(
-            "the tag moved meanwhile: `{}` now means {}, and {} was pulled",
-            image.reference, made.image_id, image.id
-        ));
-    }
-    if !found.is_empty() {
-        return Err((
-            Step::Verify,
-            StepError::Unfit(format!(
-                "the engine made something else: {}",
-                found.join("; ")
-            )),
-        ));
-    }
     (manner.step)(Step::Start);
     engine.start(new).await.map_err(at(Step::Start))?;
     (manner.step)(Step::Prove);
@@ -225,25 +187,22 @@ async fn make_reachable(
         .inspect(new.as_str())
         .await
         .map_err(at(Step::Verify))?;
+    let unfit = |problem: String| Err((Step::Verify, StepError::Unfit(problem)));
     if now.state != State::Running {
-        return Err((
-            Step::Verify,
-            StepError::Unfit("it stopped when it changed networks".into()),
-        ));
+        return unfit("it stopped when it changed networks".into());
     }
     let found = differences(wanted, &now);
     if found.is_empty() {
         Ok(())
     } else {
-        Err((Step::Verify, StepError::Unfit(found.join("; "))))
+        unfit(found.join("; "))
     }
 }
 
 /// Both run. Between the two renames nobody has the name, and the new one answers to it as an alias.
 async fn change_names(
     engine: &dyn Engine,
-    old: &Container,
-    new: &ContainerId,
+    Member { old, new }: &Member,
     manner: &Manner<'_>,
 ) -> Result<(), (Step, StepError)> {
     (manner.step)(Step::Park);
@@ -257,38 +216,6 @@ async fn change_names(
         .rename(new, &old.name)
         .await
         .map_err(|error| (Step::Rename, error.into()))
-}
-
-/// The way back from a renaming: the old container never stopped, unless somebody else saw to it.
-async fn put_back(
-    engine: &dyn Engine,
-    old: &Container,
-    new: &ContainerId,
-    image: &NewImage,
-    step: Step,
-    source: StepError,
-) -> RecreateError {
-    let name = old.name.clone();
-    let back = match ensure_removed(engine, new, Removal::Discard).await {
-        Ok(()) => restore(engine, old, false).await,
-        Err(error) => Err(error),
-    };
-    match back {
-        Ok(Back::Running) => RecreateError::RolledBack { name, step, source },
-        Ok(Back::Gone | Back::Superseded) => successor(engine, &name, &image.id).await,
-        Err(undoing) => {
-            let kept_as = names::parked(&old.id, new, &name);
-            RecreateError::Stranded {
-                name,
-                step,
-                source,
-                old: old.id.clone(),
-                new: new.clone(),
-                kept_as,
-                undoing: Box::new(undoing),
-            }
-        }
-    }
 }
 
 fn without_aliases(wanted: &Replacement) -> Replacement {

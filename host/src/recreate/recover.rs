@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::dependents::{Ties, in_order};
 use super::lease::{Leases, Trace};
 use super::names::{self, Meaning};
 use super::proof::{Proof, prove};
@@ -75,9 +76,12 @@ impl Begun {
                 .is_some_and(|new| new.name == self.name && new.state == State::Running)
     }
 
-    /// The container in whose network this one lives.
-    fn provider(&self) -> Option<&str> {
-        self.old.as_ref()?.network_mode().strip_prefix("container:")
+    /// Whether the old container depends on the other's.
+    fn depends_on(&self, other: &Self) -> bool {
+        let (Some(ours), Some(theirs)) = (&self.old, &other.old) else {
+            return false;
+        };
+        ours.id != theirs.id && Ties::of(ours).to(&theirs.id, &theirs.name).is_some()
     }
 }
 
@@ -237,27 +241,23 @@ fn long_ago(begun: &Begun, patience: Patience) -> bool {
     now.saturating_sub(since) > longest
 }
 
-/// Containers that share a network go on or back together, the one whose network it is first.
+/// Containers that depend on each other go on or back together, each behind all that it depends on.
 fn groups(begun: BTreeMap<String, Begun>) -> Vec<Vec<(String, Begun)>> {
-    let (mut groups, mut followers): (Vec<Vec<_>>, Vec<_>) = (Vec::new(), Vec::new());
-    let keys: Vec<String> = begun.keys().cloned().collect();
+    let mut groups: Vec<Vec<(String, Begun)>> = Vec::new();
     for (key, one) in begun {
-        match one.provider().and_then(|provider| {
-            keys.iter()
-                .find(|key| provider.starts_with(key.as_str()))
-                .cloned()
-        }) {
-            Some(provider) => followers.push((provider, (key, one))),
-            None => groups.push(vec![(key, one)]),
-        }
+        let tied = |(_, other): &(String, Begun)| one.depends_on(other) || other.depends_on(&one);
+        let (with_it, others): (Vec<_>, Vec<_>) =
+            groups.into_iter().partition(|group| group.iter().any(tied));
+        groups = others;
+        groups.push(with_it.into_iter().flatten().chain([(key, one)]).collect());
     }
-    for (provider, follower) in followers {
-        match groups.iter_mut().find(|group| group[0].0 == provider) {
-            Some(group) => group.push(follower),
-            None => groups.push(vec![follower]),
-        }
-    }
+    let behind = |(_, one): &(String, Begun), others: &[(String, Begun)]| {
+        others.iter().any(|(_, other)| one.depends_on(other))
+    };
     groups
+        .into_iter()
+        .map(|group| in_order(group, behind))
+        .collect()
 }
 
 async fn settle(

@@ -4,16 +4,17 @@
 //! itself. What is not downtime happens outside it: the gap is stop, two renames and start. Everything is done by id, so a
 //! container that somebody else put under the same name is never touched.
 //!
-//! Containers that live in the network of the one that is replaced would lose it; they are replaced with it, as one group, each
-//! on the image that it has.
+//! Containers that depend on the one that is replaced ([`dependents`](super::dependents)) would lose what they have of it; they
+//! are replaced with it, as one group, each on the image that it has.
 
 use std::time::{Duration, Instant};
 
-use super::intent::{Intent, Replacement};
+use super::candidate::{self, Unready};
 use super::names;
 use super::proof::{Proof, prove};
-use super::steady::{ensure_named, ensure_removed, ensure_running, ensure_stopped, look, may_pass};
-use super::verify::differences;
+use super::steady::{
+    ensure_named, ensure_removed, ensure_running, ensure_stopped, look, may_pass, stop,
+};
 use super::{RecreateError, Step, StepError};
 use crate::container::{Container, ContainerId, State};
 use crate::engine::{Engine, EngineError, Removal};
@@ -73,41 +74,37 @@ pub struct Replaced {
     pub id: ContainerId,
     /// From the request to stop the old one until the new one was started.
     pub gap: Duration,
+    /// The names of those that were replaced with it, because they depend on it.
+    pub followed: Vec<String>,
     /// Old containers that could not be removed. They are stopped, under these names.
     pub left_over: Vec<String>,
 }
 
 /// One container of a group, and what takes its place.
-struct Member {
-    old: Container,
-    new: ContainerId,
+pub(super) struct Member {
+    pub(super) old: Container,
+    pub(super) new: ContainerId,
 }
 
-/// Why a group could not be made ready, and whether anything of it may be left.
-struct Unready {
-    error: RecreateError,
-    settled: bool,
-}
-
-/// Replace `old`, which runs, by one from `image`, and the running `followers` that share its network. The flag says whether
-/// nothing is left to finish or undo.
+/// Replace `old`, which runs, by one from `image`, and with it the running `dependents`, each of which comes behind all that it
+/// depends on. The flag says whether nothing is left to finish or undo.
 pub async fn replace(
     engine: &dyn Engine,
     old: Container,
     image: &NewImage,
-    followers: Vec<Container>,
+    dependents: Vec<Container>,
     manner: &Manner<'_>,
 ) -> (Result<Replaced, RecreateError>, bool) {
     let name = old.name.clone();
     // Ahead of the gap. The old containers run on; whatever fails here leaves them as they are.
-    let group = match make_ready(engine, old, image, followers, manner).await {
+    let group = match make_ready(engine, old, image, dependents, manner).await {
         Ok(group) => group,
         Err(unready) => return (Err(unready.error), unready.settled),
     };
 
     for member in &group {
         if let Err(error) = unchanged(engine, &member.old, image).await {
-            return (Err(error), discard(engine, &group).await);
+            return (Err(error), discard_all(engine, &group).await);
         }
     }
 
@@ -128,7 +125,7 @@ pub async fn replace(
 
     (manner.step)(Step::Remove);
     let mut left_over = Vec::new();
-    // The one whose network the others had goes last.
+    // The one that the others depend on goes last.
     for member in group.iter().rev() {
         if let Err(error) = remove_old(engine, &member.old).await {
             tracing::warn!(
@@ -140,44 +137,46 @@ pub async fn replace(
         }
     }
     let settled = left_over.is_empty();
+    let followed = group[1..].iter().map(|member| member.old.name.clone());
     (
         Ok(Replaced {
             id: group[0].new.clone(),
             gap,
+            followed: followed.collect(),
             left_over,
         }),
         settled,
     )
 }
 
+/// A replacement of each, in their order.
 async fn make_ready(
     engine: &dyn Engine,
     old: Container,
     image: &NewImage,
-    followers: Vec<Container>,
+    dependents: Vec<Container>,
     manner: &Manner<'_>,
 ) -> Result<Vec<Member>, Unready> {
-    let mut group: Vec<Member> = Vec::with_capacity(1 + followers.len());
     let mut members = vec![(old, image.clone())];
-    for follower in followers {
-        let image = NewImage::of(engine, &follower)
-            .await
-            .map_err(|error| Unready {
-                error: RecreateError::Aborted {
-                    name: follower.name.clone(),
-                    step: Step::Inspect,
-                    source: error.into(),
-                },
-                settled: true,
-            })?;
-        members.push((follower, image));
+    for dependent in dependents {
+        match NewImage::of(engine, &dependent).await {
+            Ok(image) => members.push((dependent, image)),
+            Err(error) => {
+                return Err(Unready::aborted(
+                    &dependent,
+                    Step::Inspect,
+                    error.into(),
+                    true,
+                ));
+            }
+        }
     }
+    let mut group: Vec<Member> = Vec::with_capacity(members.len());
     for (old, image) in members {
-        let provider = group.first().map(|first| (&first.old.id, &first.new));
-        match make(engine, &old, &image, provider, manner).await {
+        match make(engine, &old, &image, &group, manner).await {
             Ok(new) => group.push(Member { old, new }),
             Err(unready) => {
-                let settled = unready.settled & discard(engine, &group).await;
+                let settled = unready.settled & discard_all(engine, &group).await;
                 return Err(Unready { settled, ..unready });
             }
         }
@@ -185,13 +184,27 @@ async fn make_ready(
     Ok(group)
 }
 
+/// `providers` are those of its group that came before it.
+async fn make(
+    engine: &dyn Engine,
+    old: &Container,
+    image: &NewImage,
+    providers: &[Member],
+    manner: &Manner<'_>,
+) -> Result<ContainerId, Unready> {
+    let mut intent = candidate::intent(engine, old, manner).await?;
+    for provider in providers {
+        intent.follow(&provider.old, &provider.new);
+    }
+    let wanted = intent.on(&image.reference, &image.id);
+    candidate::create(engine, old, &wanted, image, manner).await
+}
+
 /// Remove replacements that never ran; whether all are gone.
-async fn discard(engine: &dyn Engine, group: &[Member]) -> bool {
+async fn discard_all(engine: &dyn Engine, group: &[Member]) -> bool {
     let mut gone = true;
     for member in group.iter().rev() {
-        gone &= ensure_removed(engine, &member.new, Removal::Discard)
-            .await
-            .is_ok();
+        gone &= candidate::discard(engine, &member.new).await;
     }
     gone
 }
@@ -232,105 +245,6 @@ pub(super) async fn unchanged(
     Ok(())
 }
 
-/// Make one container's replacement and look whether it is what was asked for.
-async fn make(
-    engine: &dyn Engine,
-    old: &Container,
-    image: &NewImage,
-    provider: Option<(&ContainerId, &ContainerId)>,
-    manner: &Manner<'_>,
-) -> Result<ContainerId, Unready> {
-    let name = old.name.clone();
-    let unready = |step, source: StepError, settled| Unready {
-        error: RecreateError::Aborted {
-            name: name.clone(),
-            step,
-            source,
-        },
-        settled,
-    };
-
-    (manner.step)(Step::Inspect);
-    let old_image = engine.image(old.image_id.as_str()).await;
-    let old_image = old_image.map_err(|error| unready(Step::Inspect, no_old_image(error), true))?;
-    let mut intent = Intent::of(old, &old_image.config);
-    if let Some((from, to)) = provider {
-        intent.follow(from, to);
-    }
-    let wanted = intent.on(&image.reference);
-
-    (manner.step)(Step::Create);
-    let candidate = names::candidate(&old.id);
-    let new = match engine
-        .create(&candidate, &wanted.request, manner.platform)
-        .await
-    {
-        Ok(id) => id,
-        // The name can be taken only once: another Refit is at work on this container, or one died at it.
-        Err(EngineError::Conflict { .. }) => {
-            return Err(Unready {
-                error: RecreateError::Busy { name },
-                settled: false,
-            });
-        }
-        Err(error) if !may_pass(&error) => return Err(unready(Step::Create, error.into(), true)),
-        Err(error) => {
-            // The engine may have made it all the same, or may be about to: then the name tells, now or later.
-            if let Ok(Some(made)) = look(engine, &candidate).await {
-                let _ = ensure_removed(engine, &made.id, Removal::Discard).await;
-            }
-            return Err(unready(Step::Create, error.into(), false));
-        }
-    };
-    if let Err((step, source)) = check(engine, &new, &wanted, image, manner).await {
-        let settled = ensure_removed(engine, &new, Removal::Discard).await.is_ok();
-        return Err(unready(step, source, settled));
-    }
-    Ok(new)
-}
-
-/// The other networks, and a look at what the engine made.
-async fn check(
-    engine: &dyn Engine,
-    new: &ContainerId,
-    wanted: &Replacement,
-    image: &NewImage,
-    manner: &Manner<'_>,
-) -> Result<(), (Step, StepError)> {
-    if !wanted.networks.is_empty() {
-        (manner.step)(Step::Connect);
-    }
-    for (network, endpoint) in &wanted.networks {
-        engine
-            .connect(new, network, endpoint)
-            .await
-            .map_err(|error| (Step::Connect, error.into()))?;
-    }
-    (manner.step)(Step::Verify);
-    let made = engine
-        .inspect(new.as_str())
-        .await
-        .map_err(|error| (Step::Verify, error.into()))?;
-    if made.image_id != image.id {
-        let problem = format!(
-            "the tag moved meanwhile: `{}` now means {}, and {} was pulled",
-            image.reference, made.image_id, image.id
-        );
-        return Err((Step::Verify, StepError::Unfit(problem)));
-    }
-    let differences = differences(wanted, &made);
-    if differences.is_empty() {
-        return Ok(());
-    }
-    Err((
-        Step::Verify,
-        StepError::Unfit(format!(
-            "the engine made something else: {}",
-            differences.join("; ")
-        )),
-    ))
-}
-
 /// Everything that happens while nothing runs under the name.
 async fn swap(
     engine: &dyn Engine,
@@ -340,8 +254,9 @@ async fn swap(
     // The name stays with the old container until it has exited: who looks in between sees a container that is stopping.
     (manner.step)(Step::Stop);
     for member in group.iter().rev() {
-        let stopped = engine.stop(&member.old.id, stop_timeout(&member.old)).await;
-        stopped.map_err(|error| (Step::Stop, error.into()))?;
+        stop(engine, &member.old.id, stop_timeout(&member.old))
+            .await
+            .map_err(|error| (Step::Stop, error.into()))?;
     }
     for member in group {
         (manner.step)(Step::Park);
@@ -379,8 +294,8 @@ async fn prove_all(
         .map_err(|source| (Step::Prove, source))
 }
 
-/// The way back from anything after the request to stop: the old containers under their names, running.
-async fn put_back(
+/// The way back from anything after the old containers were first touched: they have their names, and run.
+pub(super) async fn put_back(
     engine: &dyn Engine,
     group: &[Member],
     image: &NewImage,
@@ -502,15 +417,6 @@ pub async fn successor(engine: &dyn Engine, name: &str, image: &ImageId) -> Recr
             step: Step::Inspect,
             source: error.into(),
         },
-    }
-}
-
-pub(super) fn no_old_image(error: EngineError) -> StepError {
-    match error {
-        EngineError::NotFound { .. } => StepError::Unfit(
-            "the image it was made from is no longer on this machine, so what was set by hand cannot be told from the image's defaults".into(),
-        ),
-        other => other.into(),
     }
 }
 

@@ -77,6 +77,38 @@ pub(super) async fn ensure_removed(
     }
 }
 
+/// How often a container that is being stopped is looked at. Most are gone sooner.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// Ask it to stop once, and look whether it has: an engine whose answer got lost would otherwise cost the whole time limit of
+/// the call, while nothing runs under the name.
+pub(super) async fn stop(
+    engine: &dyn Engine,
+    container: &ContainerId,
+    its_timeout: Duration,
+) -> Result<(), EngineError> {
+    let mut answer = engine.stop(container, its_timeout);
+    let mut seen_stopped = false;
+    // Ends with the call, which has a time limit.
+    loop {
+        tokio::select! {
+            answer = &mut answer => return answer,
+            () = tokio::time::sleep(WATCH) => {}
+        }
+        tokio::select! {
+            answer = &mut answer => return answer,
+            now = engine.inspect(container.as_str()) => {
+                let stopped = now.is_ok_and(|now| now.state == State::Exited);
+                // The answer itself follows within moments, where it is still to come.
+                if stopped && seen_stopped {
+                    return Ok(());
+                }
+                seen_stopped = stopped;
+            }
+        }
+    }
+}
+
 pub(super) async fn ensure_stopped(
     engine: &dyn Engine,
     container: &ContainerId,

@@ -140,12 +140,14 @@ fn is_nothing(value: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::ImageId;
     use crate::recreate::intent::Intent;
     use crate::recreate::intent::tests::container;
     use serde_json::json;
 
     fn wanted(config: Value, host_config: Value) -> Replacement {
-        Intent::of(&container(config, host_config), &Object::new()).on("x:latest")
+        Intent::of(&container(config, host_config), &Object::new())
+            .on("x:latest", &ImageId::new("sha256:new"))
     }
 
     #[test]
@@ -239,7 +241,7 @@ mod tests {
             ("other".into(), endpoint("f")),
         ]
         .into();
-        let wanted = Intent::of(&old, &Object::new()).on("x:latest");
+        let wanted = Intent::of(&old, &Object::new()).on("x:latest", &ImageId::new("sha256:new"));
         let mut made = container(json!({}), json!({ "NetworkMode": id }));
         made.endpoints = [
             ("net".into(), endpoint("")),

@@ -53,6 +53,7 @@ impl Slot {
             | Scenario::Healthcheck
             | Scenario::PublishedPort
             | Scenario::Dependents
+            | Scenario::Linked
             | Scenario::Rm => &self.plain,
         }
     }
@@ -116,6 +117,7 @@ impl Bench {
             | Scenario::PublishedPort
             | Scenario::NewVolume
             | Scenario::Dependents
+            | Scenario::Linked
             | Scenario::Rm => "replace",
         };
         format!(

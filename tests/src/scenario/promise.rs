@@ -183,7 +183,7 @@ async fn works(w: &World, before: &Before, end: End) -> anyhow::Result<Option<Pr
     }
 }
 
-/// The follower is there, as it was, in the network of whoever has the name now.
+/// The follower is there, as it was, and depends on whoever has the name now.
 async fn follows(
     w: &World,
     before: &Before,
@@ -208,10 +208,13 @@ async fn follows(
         ));
     }
     let mut expected = follower.facts.clone();
-    expected.insert(
-        "HostConfig.NetworkMode".to_owned(),
-        json!(format!("container:{provider}")),
-    );
+    // What it had of the old container by its id it has of the one that is there now. A link goes by the name.
+    let of_provider = |text: &str| text.starts_with("container:");
+    for value in expected.values_mut() {
+        if value.as_str().is_some_and(of_provider) {
+            *value = json!(format!("container:{provider}"));
+        }
+    }
     // It has its provider's hostname, which is an id.
     expected.remove("Config.Hostname");
     let mut found = facts(&document);
@@ -225,7 +228,7 @@ async fn follows(
             "not running",
             format!("{} is {}", follower.name, document["State"]),
         ));
-    } else if let Ok(address) = w.address(&before.name).await {
+    } else if let Ok(address) = w.address(lives_in(&document, before, follower)).await {
         let began = Instant::now();
         loop {
             let answer = w.read_line_at((address, FOLLOWER_PORT).into()).await;
@@ -235,10 +238,7 @@ async fn follows(
             if began.elapsed() > SETTLING {
                 problems.push(problem(
                     "does not work",
-                    format!(
-                        "{} is not reached through its provider: {answer:?}",
-                        follower.name
-                    ),
+                    format!("{} is not reached: {answer:?}", follower.name),
                 ));
                 break;
             }
@@ -246,6 +246,16 @@ async fn follows(
         }
     }
     Ok((Some(id), problems))
+}
+
+/// Whose address a follower is reached at.
+fn lives_in<'a>(document: &Value, before: &'a Before, follower: &'a Follower) -> &'a str {
+    let mode = document["HostConfig"]["NetworkMode"].as_str();
+    if mode.is_some_and(|mode| mode.starts_with("container:")) {
+        &before.name
+    } else {
+        &follower.name
+    }
 }
 
 /// The data in the volumes, as it was, and the old stamps before all others.

@@ -33,12 +33,14 @@ pub enum Scenario {
     NewVolume,
     /// Another container lives in its network (`network_mode: container:…`).
     Dependents,
+    /// Another container links to it on the default network, and lives in its name space of processes.
+    Linked,
     /// Started with `--rm`: stopping it would delete it.
     Rm,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Replace,
         Self::Remove,
         Self::Overlap,
@@ -47,6 +49,7 @@ impl Scenario {
         Self::PublishedPort,
         Self::NewVolume,
         Self::Dependents,
+        Self::Linked,
         Self::Rm,
     ];
 
@@ -61,7 +64,8 @@ impl Scenario {
             | Self::Healthcheck
             | Self::PublishedPort
             | Self::NewVolume
-            | Self::Dependents => End::New,
+            | Self::Dependents
+            | Self::Linked => End::New,
         }
     }
 }
@@ -77,6 +81,7 @@ impl fmt::Display for Scenario {
             Self::PublishedPort => "published-port",
             Self::NewVolume => "new-volume",
             Self::Dependents => "dependents",
+            Self::Linked => "linked",
             Self::Rm => "rm",
         })
     }
@@ -124,13 +129,15 @@ impl Before {
     }
 }
 
-/// A container that lives in the network of the one that is refreshed.
+/// A container that depends on the one that is refreshed.
 pub(super) struct Follower {
     pub(super) name: String,
     pub(super) id: String,
     pub(super) facts: Facts,
 }
 
+/// What a follower calls the container that it links to.
+pub(super) const LINK: &str = "database";
 /// Where a follower listens: the port next to its provider's.
 pub(super) const FOLLOWER_PORT: u16 = crate::image::PORT + 1;
 
@@ -152,7 +159,11 @@ pub(super) async fn set_up(
     let mut networks = Vec::new();
     let mut host_port = None;
     match scenario {
-        Scenario::Replace | Scenario::Remove | Scenario::NewVolume | Scenario::Dependents => {}
+        Scenario::Replace
+        | Scenario::Remove
+        | Scenario::NewVolume
+        | Scenario::Dependents
+        | Scenario::Linked => {}
         Scenario::Rm => spec = spec.host(|host| host.auto_remove = Some(true)),
         Scenario::Overlap => {
             networks = vec![w.network("first").await?, w.network("second").await?];
@@ -209,7 +220,20 @@ pub(super) async fn set_up(
             .with_context(|| format!("cannot write into {path} of {}", running.name))?;
     }
     let follower = match scenario {
-        Scenario::Dependents => Some(follow(w, bench, &running.id).await?),
+        Scenario::Dependents => {
+            let network = format!("container:{}", running.id);
+            let spec = follower(bench).host(|host| host.network_mode = Some(network));
+            Some(follow(w, spec).await?)
+        }
+        Scenario::Linked => {
+            let link = format!("{}:{LINK}", running.name);
+            let processes = format!("container:{}", running.id);
+            let spec = follower(bench).host(|host| {
+                host.links = Some(vec![link]);
+                host.pid_mode = Some(processes);
+            });
+            Some(follow(w, spec).await?)
+        }
         _ => None,
     };
     let inspected = serde_json::to_value(w.inspect(&running.id).await?)?;
@@ -229,11 +253,13 @@ pub(super) async fn set_up(
     })
 }
 
-async fn follow(w: &World, bench: &Bench, provider: &str) -> anyhow::Result<Follower> {
-    let spec = ContainerSpec::new("b", &bench.old_tag)
+fn follower(bench: &Bench) -> ContainerSpec {
+    ContainerSpec::new("b", &bench.old_tag)
         .env("PORT", &FOLLOWER_PORT.to_string())
-        .host(|host| host.network_mode = Some(format!("container:{provider}")))
-        .body(|body| body.stop_timeout = Some(1));
+        .body(|body| body.stop_timeout = Some(1))
+}
+
+async fn follow(w: &World, spec: ContainerSpec) -> anyhow::Result<Follower> {
     let running = w.run(spec).await?;
     let inspected = serde_json::to_value(w.inspect(&running.id).await?)?;
     Ok(Follower {

@@ -19,7 +19,7 @@ use crate::container::ContainerSpec;
 use crate::image::{ImageSpec, PORT};
 
 /// From start to the `listen` stamp is milliseconds; tests of slow starters stay below this.
-const LISTEN: Duration = Duration::from_secs(30);
+const STAMP: Duration = Duration::from_secs(30);
 /// The program answers as soon as it is connected.
 const ANSWER: Duration = Duration::from_secs(5);
 /// The most a program may say in one answer: a version.
@@ -75,25 +75,26 @@ impl World {
 
     /// Awaits the program's `listen` stamp, or fails as soon as the container has ended without one.
     pub async fn until_listening(&self, container: &str) -> anyhow::Result<()> {
+        self.until_stamped(container, "listen").await
+    }
+
+    /// The same for any stamp.
+    pub async fn until_stamped(&self, container: &str, event: &str) -> anyhow::Result<()> {
         let options = LogsOptionsBuilder::new().follow(true).stdout(true).build();
         let mut output = self.docker().logs(container, Some(options));
         let mut text = String::new();
-        let listening = async {
+        let stamped = async {
             // The log ends when the container does.
             while let Some(chunk) = output.next().await {
                 text.push_str(&String::from_utf8_lossy(&chunk?.into_bytes()));
-                if stamps(&text).iter().any(|stamp| stamp.event == "listen") {
+                if stamps(&text).iter().any(|stamp| stamp.event == event) {
                     return Ok(());
                 }
             }
-            Err(anyhow!("it ended without listening; its log is\n{text}"))
+            Err(anyhow!("it ended without it; its log is\n{text}"))
         };
-        within(
-            LISTEN,
-            &format!("see container {container} listen"),
-            listening,
-        )
-        .await
+        let what = format!("see the stamp `{event}` of container {container}");
+        within(STAMP, &what, stamped).await
     }
 
     /// All of a container's output.

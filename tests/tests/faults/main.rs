@@ -14,6 +14,7 @@
 
 mod matrix;
 mod proxy;
+mod recovery;
 
 use std::path::Path;
 

@@ -10,6 +10,7 @@ use anyhow::Context;
 use async_trait::async_trait;
 use bollard::query_parameters::InspectContainerOptions;
 use refit::capabilities::live::{Live, Workshop};
+use refit::capabilities::ties::KnownTies;
 use refit::capabilities::{
     CallError, Capabilities as _, PulledImage, Recreated, Recreation, Strategy, Transfer,
 };
@@ -132,6 +133,7 @@ impl Bench {
                 call: CALL,
             },
             leases: self.leases.clone(),
+            ties: KnownTies::default(),
             own_id: self.own_id.clone(),
         })
     }

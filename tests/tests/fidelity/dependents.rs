@@ -5,6 +5,7 @@ use std::time::Duration;
 use refit::container::State;
 use refit::recreate::RecreateError;
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
+use serde_json::json;
 
 use crate::bench::{Bench, told};
 
@@ -215,6 +216,227 @@ async fn a_link_on_the_default_network_comes_back() -> anyhow::Result<()> {
     .await
 }
 
+/// 37: and one that links to a container which is replaced follows, or its link would be forgotten with the old container.
+#[tokio::test]
+async fn who_links_to_it_on_the_default_network_follows() -> anyhow::Result<()> {
+    with_world("who links to it", |w| async move {
+        let bench = Bench::new(&w);
+        let (old, new) = (
+            w.load(ImageSpec::new("v1")).await?,
+            w.load(ImageSpec::new("v2")).await?,
+        );
+        let provider = w.run(ContainerSpec::new("db", &old)).await?;
+        let links = vec![format!("{}:database", provider.name)];
+        let user = w
+            .run(ContainerSpec::new("user", &old).host(|host| host.links = Some(links)))
+            .await?;
+        let before = bench.inspect(&user.name).await?;
+        let recreated = bench.refreshed(&provider.name, &new).await?;
+        assert_eq!(recreated.followed, [user.name.clone()]);
+
+        let after = bench.inspect(&user.name).await?;
+        assert_eq!(crate::bench::changes(&before, &after), Vec::<String>::new());
+        assert_eq!(
+            after.host_config["Links"],
+            json!([format!("/{}:/{}/database", provider.name, user.name)])
+        );
+        // The engine gives a linking container the other's address in its hosts file.
+        let hosts = w
+            .read_container_file(after.id.as_str(), "/etc/hosts")
+            .await?;
+        let address = w.address(&provider.name).await?.to_string();
+        assert!(
+            hosts
+                .lines()
+                .any(|line| line.starts_with(&address) && line.contains("database")),
+            "{address} is not `database` in {hosts:?}"
+        );
+        bench.only(&[&provider.name, &user.name]).await
+    })
+    .await
+}
+
+/// 36: name spaces of processes and of memory end with the container that they are of, like that of a network.
+#[tokio::test]
+async fn who_lives_among_its_processes_or_in_its_memory_follows() -> anyhow::Result<()> {
+    with_world("processes and memory", |w| async move {
+        let bench = Bench::new(&w);
+        let (old, new) = (
+            w.load(ImageSpec::new("v1")).await?,
+            w.load(ImageSpec::new("v2")).await?,
+        );
+        let provider = w
+            .run(
+                ContainerSpec::new("provider", &old)
+                    .host(|host| host.ipc_mode = Some("shareable".into())),
+            )
+            .await?;
+        let mode = format!("container:{}", provider.id);
+        let (of_processes, of_memory) = (mode.clone(), mode);
+        let processes =
+            ContainerSpec::new("processes", &old).host(|host| host.pid_mode = Some(of_processes));
+        let memory =
+            ContainerSpec::new("memory", &old).host(|host| host.ipc_mode = Some(of_memory));
+        let (processes, memory) = (w.run(processes).await?, w.run(memory).await?);
+
+        let mut followed = bench.refreshed(&provider.name, &new).await?.followed;
+        followed.sort();
+        assert_eq!(followed, [memory.name.clone(), processes.name.clone()]);
+        let expected = format!("container:{}", bench.inspect(&provider.name).await?.id);
+        for (name, key) in [(&processes.name, "PidMode"), (&memory.name, "IpcMode")] {
+            let after = bench.inspect(name).await?;
+            assert_eq!(after.host_config[key], json!(expected));
+            assert_eq!(after.state, State::Running);
+        }
+        bench
+            .only(&[&provider.name, &processes.name, &memory.name])
+            .await
+    })
+    .await
+}
+
+/// 36, 37: a chain, in which each has something of the one before it, moves as a whole and comes back as a whole.
+#[tokio::test]
+async fn who_depends_on_one_that_follows_follows_too() -> anyhow::Result<()> {
+    with_world("a chain of dependents", |w| async move {
+        let (old, new, broken) = (
+            w.load(ImageSpec::new("v1")).await?,
+            w.load(ImageSpec::new("v2")).await?,
+            w.load(ImageSpec::new("v3").env("EXIT_AFTER_MS", "300"))
+                .await?,
+        );
+        let first = w.run(ContainerSpec::new("first", &old)).await?;
+        let mode = format!("container:{}", first.id);
+        let second = w
+            .run(ContainerSpec::new("second", &old).host(|host| host.pid_mode = Some(mode)))
+            .await?;
+        let links = vec![
+            format!("{}:two", second.name),
+            format!("{}:one", first.name),
+        ];
+        let third = w
+            .run(ContainerSpec::new("third", &old).host(|host| host.links = Some(links)))
+            .await?;
+        let names = [&first.name, &second.name, &third.name];
+        let bench = Bench::new(&w);
+        let before = bench.inspect(&third.name).await?;
+        let recreated = bench.refreshed(&first.name, &new).await?;
+        assert_eq!(
+            recreated.followed,
+            [second.name.clone(), third.name.clone()]
+        );
+        let mut running = Vec::new();
+        for name in names {
+            running.push(bench.inspect(name).await?);
+        }
+        assert_eq!(
+            running[1].host_config["PidMode"],
+            json!(format!("container:{}", running[0].id))
+        );
+        assert_eq!(
+            crate::bench::changes(&before, &running[2]),
+            Vec::<String>::new()
+        );
+
+        let error = Bench::new(&w)
+            .grace(Duration::from_secs(2))
+            .refused(&first.name, &broken)
+            .await?;
+        assert!(
+            matches!(error, RecreateError::RolledBack { .. }),
+            "{error:?}"
+        );
+        for was in &running {
+            let now = bench.inspect(&was.name).await?;
+            assert_eq!((&now.id, now.state), (&was.id, State::Running));
+            assert_eq!(crate::bench::changes(was, &now), Vec::<String>::new());
+        }
+        bench.only(&names.map(String::as_str)).await
+    })
+    .await
+}
+
+/// 40: volumes outlive the container that they came from, so one that cannot follow is no reason to leave its provider alone.
+#[tokio::test]
+async fn who_has_its_volumes_follows_where_it_can() -> anyhow::Result<()> {
+    with_world("who has its volumes", |w| async move {
+        let bench = Bench::new(&w);
+        let (old, new) = (
+            w.load(ImageSpec::new("v1")).await?,
+            w.load(ImageSpec::new("v2")).await?,
+        );
+        let provider = w
+            .run(ContainerSpec::new("provider", &old).anonymous_volume("/data"))
+            .await?;
+        let from = |volumes: &str| {
+            let volumes = vec![volumes.to_owned()];
+            move |host: &mut bollard::models::HostConfig| host.volumes_from = Some(volumes)
+        };
+        let by_name = ContainerSpec::new("name", &old).host(from(&provider.name));
+        let by_id = ContainerSpec::new("id", &old).host(from(&format!("{}:ro", provider.id)));
+        let stopped = ContainerSpec::new("stopped", &old).host(from(&provider.name));
+        let (by_name, by_id, stopped) = (
+            w.run(by_name).await?,
+            w.run(by_id).await?,
+            w.create(stopped).await?,
+        );
+        let volume = bench.inspect(&provider.name).await?.mounts[0].name.clone();
+
+        let mut followed = bench.refreshed(&provider.name, &new).await?.followed;
+        followed.sort();
+        assert_eq!(followed, [by_id.name.clone(), by_name.name.clone()]);
+        let provided = bench.inspect(&provider.name).await?;
+        w.start(&stopped.name).await?;
+        for (name, asked) in [
+            (&by_name.name, provider.name.clone()),
+            (&by_id.name, format!("{}:ro", provided.id)),
+            (&stopped.name, provider.name.clone()),
+        ] {
+            let after = bench.inspect(name).await?;
+            assert_eq!(after.state, State::Running);
+            assert_eq!(after.host_config["VolumesFrom"], json!([asked]));
+            assert_eq!(after.mounts[0].name, volume);
+        }
+        // And again, now that its provider has another id.
+        bench.refreshed(&by_id.name, &new).await?;
+        bench
+            .only(&[&provider.name, &by_name.name, &by_id.name, &stopped.name])
+            .await
+    })
+    .await
+}
+
+/// 36, 37: what does not run could never be started again, or would come back without its link.
+#[tokio::test]
+async fn one_that_is_stopped_and_cannot_follow_keeps_its_provider() -> anyhow::Result<()> {
+    with_world("a stopped dependent", |w| async move {
+        let bench = Bench::new(&w);
+        let (old, new) = (
+            w.load(ImageSpec::new("v1")).await?,
+            w.load(ImageSpec::new("v2")).await?,
+        );
+        let provider = w.run(ContainerSpec::new("provider", &old)).await?;
+        let started = bench.started(&provider.id).await?;
+        let links = vec![format!("{}:database", provider.name)];
+        let user = w
+            .create(ContainerSpec::new("user", &old).host(|host| host.links = Some(links)))
+            .await?;
+        let error = bench.refused(&provider.name, &new).await?;
+        assert!(
+            matches!(error, RecreateError::Unsupported { .. }),
+            "{error:?}"
+        );
+        assert!(
+            told(&error).contains(&format!("`{}` links to it", user.name)),
+            "{}",
+            told(&error)
+        );
+        assert_eq!(bench.started(&provider.id).await?, started);
+        Ok(())
+    })
+    .await
+}
+
 /// 50
 #[tokio::test]
 async fn what_compose_wrote_on_a_container_stays() -> anyhow::Result<()> {
@@ -224,6 +446,9 @@ async fn what_compose_wrote_on_a_container_stays() -> anyhow::Result<()> {
             w.load(ImageSpec::new("v1")).await?,
             w.load(ImageSpec::new("v2")).await?,
         );
+        // The id of the image, which must become the new one's: Compose would make the container once more otherwise.
+        let of_image = "com.docker.compose.image";
+        let old_id = w.image_id(&old).await?.unwrap_or_default();
         let labels = [
             ("com.docker.compose.project", "shop"),
             ("com.docker.compose.service", "web"),
@@ -235,13 +460,15 @@ async fn what_compose_wrote_on_a_container_stays() -> anyhow::Result<()> {
             .iter()
             .fold(ContainerSpec::new("web", &old), |spec, (key, value)| {
                 spec.label(key, value)
-            });
+            })
+            .label(of_image, &old_id);
         let a = w.run(spec).await?;
         bench.refreshed(&a.name, &new).await?;
         let after = bench.inspect(&a.name).await?;
         for (key, value) in labels {
             assert_eq!(after.label(key), Some(value));
         }
+        assert_eq!(after.label(of_image), Some(after.image_id.as_str()));
         Ok(())
     })
     .await

@@ -210,7 +210,8 @@ async fn settings_for_other_machines_come_back_too() -> anyhow::Result<()> {
                     "this engine drops `{field}`"
                 );
             }
-            let wanted = Intent::of(&before, &engine.image(&image).await?.config).on(&image);
+            let of_image = engine.image(&image).await?;
+            let wanted = Intent::of(&before, &of_image.config).on(&image, &of_image.id);
             let again = engine
                 .create(&w.name(&format!("{suffix}-again")), &wanted.request, None)
                 .await?;

@@ -113,7 +113,8 @@ async fn nothing_can_be_left_out_unnoticed() -> anyhow::Result<()> {
             )
             .await?;
         let before = engine.inspect(id.as_str()).await?;
-        let wanted = Intent::of(&before, &engine.image(&image).await?.config).on(&image);
+        let of_image = engine.image(&image).await?;
+        let wanted = Intent::of(&before, &of_image.config).on(&image, &of_image.id);
         let mut unnoticed = Vec::new();
         let parts = [
             ("Config", &wanted.request.config),

@@ -105,7 +105,7 @@ pub(super) fn container(document: &[u8]) -> Result<Container, serde_json::Error>
             .as_deref()
             .and_then(seconds)
             .unwrap_or_default(),
-        started: found.state.started_at.as_deref().and_then(seconds),
+        started: found.state.started_at.as_deref().and_then(moment),
         finished: found.state.finished_at.as_deref().and_then(seconds),
         config: found.config,
         host_config: found.host_config,
@@ -164,9 +164,13 @@ fn health(found: Option<HealthDocument>) -> Health {
 }
 
 /// Engines write year 1 for "never".
+fn moment(timestamp: &str) -> Option<jiff::Timestamp> {
+    let moment = timestamp.parse::<jiff::Timestamp>().ok()?;
+    (moment > jiff::Timestamp::UNIX_EPOCH).then_some(moment)
+}
+
 fn seconds(timestamp: &str) -> Option<i64> {
-    let seconds = timestamp.parse::<jiff::Timestamp>().ok()?.as_second();
-    (seconds > 0).then_some(seconds)
+    moment(timestamp).map(jiff::Timestamp::as_second)
 }
 
 fn mount(found: MountDocument) -> Mount {

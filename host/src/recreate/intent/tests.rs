@@ -386,24 +386,49 @@ fn a_replacement_has_no_label_that_the_user_did_not_give() {
         json!({"Image": "x:1", "Labels": {"owner": "me"}}),
         json!({}),
     );
-    let replacement = Intent::of(&container, &Object::new()).on("x:2");
+    let replacement = Intent::of(&container, &Object::new()).on("x:2", &ImageId::new("sha256:new"));
     assert_eq!(replacement.request.config["Labels"], json!({"owner": "me"}));
     assert_eq!(replacement.request.config["Image"], "x:2");
 }
 
 #[test]
-fn a_follower_moves_to_the_new_container() {
-    // 36
-    let (from, to) = (
-        ContainerId::new("a".repeat(64)),
-        ContainerId::new("b".repeat(64)),
+fn a_label_of_compose_says_which_image_it_is() {
+    // 50
+    let labels = json!({"Labels": {"com.docker.compose.image": "sha256:old", "com.docker.compose.project": "shop"}});
+    let replacement = Intent::of(&container(labels, json!({})), &Object::new())
+        .on("x:2", &ImageId::new("sha256:new"));
+    assert_eq!(
+        replacement.request.config["Labels"],
+        json!({"com.docker.compose.image": "sha256:new", "com.docker.compose.project": "shop"})
     );
-    let container = container(
+}
+
+#[test]
+fn a_dependent_moves_to_the_new_container() {
+    // 36, 37, 40
+    let mut provider = container(json!({}), json!({}));
+    provider.name = "db".into();
+    let (from, to) = (provider.id.clone(), ContainerId::new("b".repeat(64)));
+    let dependent = container(
         json!({}),
-        json!({"NetworkMode": format!("container:{from}"), "IpcMode": "private"}),
+        json!({
+            "NetworkMode": format!("container:{from}"), "PidMode": format!("container:{from}"), "IpcMode": "private",
+            "Links": ["/db:/ws-a/database", "/other:/ws-a/db"],
+            "VolumesFrom": ["db:ro", format!("{}:ro", from.short()), "other"],
+        }),
     );
-    let mut intent = Intent::of(&container, &Object::new());
-    intent.follow(&from, &to);
+    let mut intent = Intent::of(&dependent, &Object::new());
+    intent.follow(&provider, &to);
     assert_eq!(intent.host_config["NetworkMode"], format!("container:{to}"));
+    assert_eq!(intent.host_config["PidMode"], format!("container:{to}"));
     assert_eq!(intent.host_config["IpcMode"], "private");
+    let candidate = names::candidate(&from);
+    assert_eq!(
+        intent.host_config["Links"],
+        json!([format!("{candidate}:database"), "other:db"])
+    );
+    assert_eq!(
+        intent.host_config["VolumesFrom"],
+        json!(["db:ro", format!("{to}:ro"), "other"])
+    );
 }

@@ -1,0 +1,61 @@
+//! What the containers of an engine have of each other, kept between the looks.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+
+use crate::container::{Container, ContainerId, Listed};
+use crate::engine::{Engine, EngineError};
+use crate::recreate::dependents::{Node, Ties};
+
+/// Inspections that are under way at once when the dependents of a container are looked for.
+const LOOKS_AT_ONCE: usize = 8;
+
+/// What every container of an engine has of others, as far as it was looked at. It never changes but for links, so each
+/// container is inspected once; those that are gone are forgotten.
+#[derive(Default)]
+pub struct KnownTies(Mutex<HashMap<ContainerId, Ties>>);
+
+impl KnownTies {
+    pub(super) async fn of(
+        &self,
+        engine: &dyn Engine,
+        listed: &[Listed],
+    ) -> Result<Vec<Node>, EngineError> {
+        let mut known = self.lock().clone();
+        let ids = listed.iter().map(|listed| &listed.id);
+        let unknown: Vec<ContainerId> =
+            ids.filter(|id| !known.contains_key(*id)).cloned().collect();
+        let looks = unknown.into_iter().map(|id| async move {
+            match engine.inspect(id.as_str()).await {
+                Ok(container) => Ok(Some(container)),
+                Err(error) if error.is_not_found() => Ok(None),
+                Err(error) => Err(error),
+            }
+        });
+        let found: Vec<Option<Container>> = futures_util::stream::iter(looks)
+            .buffered(LOOKS_AT_ONCE)
+            .try_collect()
+            .await?;
+        let found = found.into_iter().flatten();
+        known.extend(found.map(|container| (container.id.clone(), Ties::of(&container))));
+        let nodes = listed.iter().filter_map(|listed| {
+            Some(Node {
+                id: listed.id.clone(),
+                name: listed.name.clone(),
+                ties: known.get(&listed.id)?.clone(),
+            })
+        });
+        let nodes: Vec<Node> = nodes.collect();
+        let lasting = nodes.iter().filter(|node| node.ties.last());
+        *self.lock() = lasting
+            .map(|node| (node.id.clone(), node.ties.clone()))
+            .collect();
+        Ok(nodes)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ContainerId, Ties>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,135 @@
+//! A replacement before it takes over: made under a temporary name, attached to its networks, and compared with what was asked
+//! for. The old container runs on meanwhile, and is not touched.
+
+use super::intent::{Intent, Replacement};
+use super::replace::{Manner, NewImage};
+use super::steady::{ensure_removed, look, may_pass};
+use super::verify::differences;
+use super::{RecreateError, Step, StepError, names};
+use crate::container::{Container, ContainerId};
+use crate::engine::{Engine, EngineError, Removal};
+
+/// Why there is no replacement, and whether nothing of one is left.
+pub(super) struct Unready {
+    pub(super) error: RecreateError,
+    pub(super) settled: bool,
+}
+
+impl Unready {
+    pub(super) fn aborted(old: &Container, step: Step, source: StepError, settled: bool) -> Self {
+        let name = old.name.clone();
+        Self {
+            error: RecreateError::Aborted { name, step, source },
+            settled,
+        }
+    }
+}
+
+/// What the user asked for when `old` was made.
+pub(super) async fn intent(
+    engine: &dyn Engine,
+    old: &Container,
+    manner: &Manner<'_>,
+) -> Result<Intent, Unready> {
+    (manner.step)(Step::Inspect);
+    match engine.image(old.image_id.as_str()).await {
+        Ok(image) => Ok(Intent::of(old, &image.config)),
+        Err(error) => Err(Unready::aborted(
+            old,
+            Step::Inspect,
+            no_old_image(error),
+            true,
+        )),
+    }
+}
+
+/// Made, attached and verified; or nothing is there, as far as that can be known.
+pub(super) async fn create(
+    engine: &dyn Engine,
+    old: &Container,
+    wanted: &Replacement,
+    image: &NewImage,
+    manner: &Manner<'_>,
+) -> Result<ContainerId, Unready> {
+    (manner.step)(Step::Create);
+    let name = names::candidate(&old.id);
+    let new = match engine.create(&name, &wanted.request, manner.platform).await {
+        Ok(id) => id,
+        // The name can be taken only once: another Refit is at work on this container, or one died at it.
+        Err(EngineError::Conflict { .. }) => {
+            let name = old.name.clone();
+            return Err(Unready {
+                error: RecreateError::Busy { name },
+                settled: false,
+            });
+        }
+        Err(error) => {
+            let lost = may_pass(&error);
+            // The engine may have made it all the same, or may be about to: then the name tells, now or later.
+            if lost && let Ok(Some(made)) = look(engine, &name).await {
+                let _ = ensure_removed(engine, &made.id, Removal::Discard).await;
+            }
+            return Err(Unready::aborted(old, Step::Create, error.into(), !lost));
+        }
+    };
+    match check(engine, &new, wanted, image, manner).await {
+        Ok(()) => Ok(new),
+        Err((step, source)) => {
+            let settled = discard(engine, &new).await;
+            Err(Unready::aborted(old, step, source, settled))
+        }
+    }
+}
+
+/// Remove a replacement that is not to be; whether it is gone.
+pub(super) async fn discard(engine: &dyn Engine, new: &ContainerId) -> bool {
+    ensure_removed(engine, new, Removal::Discard).await.is_ok()
+}
+
+/// The other networks, and a look at what the engine made.
+async fn check(
+    engine: &dyn Engine,
+    new: &ContainerId,
+    wanted: &Replacement,
+    image: &NewImage,
+    manner: &Manner<'_>,
+) -> Result<(), (Step, StepError)> {
+    if !wanted.networks.is_empty() {
+        (manner.step)(Step::Connect);
+    }
+    for (network, endpoint) in &wanted.networks {
+        engine
+            .connect(new, network, endpoint)
+            .await
+            .map_err(|error| (Step::Connect, error.into()))?;
+    }
+    (manner.step)(Step::Verify);
+    let made = engine
+        .inspect(new.as_str())
+        .await
+        .map_err(|error| (Step::Verify, error.into()))?;
+    let unfit = |problem: String| Err((Step::Verify, StepError::Unfit(problem)));
+    if made.image_id != image.id {
+        return unfit(format!(
+            "the tag moved meanwhile: `{}` now means {}, and {} was pulled",
+            image.reference, made.image_id, image.id
+        ));
+    }
+    let differences = differences(wanted, &made);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    unfit(format!(
+        "the engine made something else: {}",
+        differences.join("; ")
+    ))
+}
+
+fn no_old_image(error: EngineError) -> StepError {
+    match error {
+        EngineError::NotFound { .. } => StepError::Unfit(
+            "the image it was made from is no longer on this machine, so what was set by hand cannot be told from the image's defaults".into(),
+        ),
+        other => other.into(),
+    }
+}
