@@ -217,6 +217,48 @@ fn every_key_of_the_configuration_is_documented() -> anyhow::Result<()> {
 }
 
 /// The packages of this machine's build, as cargo resolved them.
+/// `proof::one_that_exits…` is a test of the fidelity suite, `e2e::refresh::…` of another; a last part may be left out, and then a
+/// whole module is meant.
+#[test]
+fn the_table_of_cases_names_tests_that_are_there() -> anyhow::Result<()> {
+    let table = fs::read_to_string(root().join("docs/recreate-cases.md"))?;
+    let mut missing = Vec::new();
+    let mut seen = 0;
+    for quoted in table.split('`').skip(1).step_by(2) {
+        let parts: Vec<&str> = quoted.split("::").collect();
+        let snake = |part: &&str| {
+            !part.is_empty()
+                && part
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        };
+        if parts.len() < 2 || !parts.iter().all(|part| snake(&part)) {
+            continue;
+        }
+        seen += 1;
+        let below = match parts[0] {
+            "e2e" => "tests/tests".to_owned(),
+            "recreate" | "engine" => "host/src".to_owned(),
+            _ => "tests/tests/fidelity".to_owned(),
+        };
+        let path = |parts: &[&str]| root().join(&below).join(parts.join("/"));
+        let module = |parts: &[&str]| {
+            [path(parts).with_extension("rs"), path(parts).join("mod.rs")]
+                .into_iter()
+                .find_map(|file| fs::read_to_string(file).ok())
+        };
+        let (test, file) = parts.split_last().context("it has two parts")?;
+        let there = module(&parts).is_some()
+            || module(file).is_some_and(|text| text.contains(&format!("fn {test}(")));
+        if !there {
+            missing.push(quoted);
+        }
+    }
+    ensure!(seen > 40, "the table names only {seen} tests");
+    ensure!(missing.is_empty(), "docs/recreate-cases.md: {missing:#?}");
+    Ok(())
+}
+
 fn packages() -> anyhow::Result<Vec<Value>> {
     let output = Command::new(env!("CARGO"))
         .current_dir(root())

@@ -304,6 +304,7 @@ pub(crate) struct Between {
     created: Rewrite<CreateRequest>,
     inspected: Rewrite<Container>,
     refuses: Refusal,
+    loses_stops: bool,
 }
 
 impl Between {
@@ -314,6 +315,7 @@ impl Between {
             created: Box::new(|_| {}),
             inspected: Box::new(|_| {}),
             refuses: Box::new(|_| None),
+            loses_stops: false,
         }
     }
 
@@ -338,6 +340,12 @@ impl Between {
         refusal: impl Fn(&str) -> Option<EngineError> + Send + Sync + 'static,
     ) -> Self {
         self.refuses = Box::new(refusal);
+        self
+    }
+
+    /// The engine stops what it is asked to, and never says so.
+    pub(crate) fn loses_stops(mut self) -> Self {
+        self.loses_stops = true;
         self
     }
 
@@ -441,7 +449,11 @@ impl Engine for Between {
         its_timeout: Duration,
     ) -> Result<(), EngineError> {
         self.ask(format!("stop {container}"))?;
-        self.engine.stop(container, its_timeout).await
+        let answer = self.engine.stop(container, its_timeout).await;
+        if self.loses_stops {
+            std::future::pending::<()>().await;
+        }
+        answer
     }
 
     async fn rename(&self, container: &ContainerId, name: &str) -> Result<(), EngineError> {

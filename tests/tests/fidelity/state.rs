@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use bollard::models::RestartPolicyNameEnum;
 use refit::container::State;
 use refit::recreate::{RecreateError, Step};
@@ -271,6 +272,24 @@ async fn a_restart_policy_does_not_bring_the_old_one_back() -> anyhow::Result<()
             Some(RestartPolicyNameEnum::ALWAYS)
         );
         Ok(())
+    })
+    .await
+}
+
+/// A stop whose answer got lost would cost its whole time limit, while nothing runs: the container itself says that it stopped.
+#[tokio::test]
+async fn a_stop_that_nobody_hears_of_is_seen() -> anyhow::Result<()> {
+    with_world("a stop that nobody hears of", |w| async move {
+        let (old, new) = (
+            w.load(ImageSpec::new("v1")).await?,
+            w.load(ImageSpec::new("v2")).await?,
+        );
+        let a = w.run(ContainerSpec::new("a", &old)).await?;
+        let bench = Bench::new(&w).through(Between::new(&w).loses_stops());
+        let refreshing =
+            tokio::time::timeout(Duration::from_secs(30), bench.refreshed(&a.name, &new));
+        refreshing.await.context("it waited for the answer")??;
+        bench.only(&[&a.name]).await
     })
     .await
 }

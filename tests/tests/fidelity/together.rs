@@ -208,8 +208,6 @@ async fn come(second: &Bench, wanted: Recreation, step: Step) -> Vec<String> {
     match outcome {
         Ok(_) if step == Step::Create => {}
         Err(RecreateError::Busy { .. }) if step != Step::Create => {}
-        // It has stopped, and does not say yet what for.
-        Err(RecreateError::Unsupported { .. }) if step == Step::Park => {}
         other => wrong.push(format!("the second one's outcome: {other:?}")),
     }
     wrong
