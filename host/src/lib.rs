@@ -7,6 +7,7 @@
 //! - [`recreate`]: the one way to replace a container: what the user asked for, the order of the steps, the way back.
 //! - [`capabilities`]: what a policy can have done, for real or as a plan, behind grants and counts.
 //! - [`journal`]: the host's own record of what was done.
+//! - [`artifact`]: policies as people ship them: files, artifacts in registries, signatures.
 //! - [`policy`]: WebAssembly: loading a policy, calling it within its limits.
 //! - [`refresh`]: one refresh, start to end, and its report; [`retention`]: what becomes of images that were replaced.
 //! - [`config`], [`setup`]: from a file and flags to a [`refresh::Refresher`].
@@ -33,6 +34,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod artifact;
 pub mod capabilities;
 pub mod cli;
 pub mod config;

@@ -3,6 +3,7 @@
 //! Each module is a subject. What all of them need is here: a `refit.toml` for a world, a workspace that is behind, and the
 //! places of a report that tests look at.
 
+mod artifact;
 mod command_line;
 mod credentials;
 mod endpoint;

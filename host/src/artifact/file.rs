@@ -1,0 +1,85 @@
+//! A policy in a file, with its signature beside it.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use super::signature::SIGNATURE_BYTES_MAX;
+use super::{Artifact, ArtifactError};
+
+/// `policy.wasm` and, where it is there, `policy.wasm.minisig`. Not more than `bytes_max` is read, so that `/dev/zero` is an
+/// error and not the end of the memory.
+pub fn read(path: &Path, bytes_max: usize) -> Result<Artifact, ArtifactError> {
+    let origin = path.display().to_string();
+    let unreadable = |source| ArtifactError::Unreadable {
+        origin: origin.clone(),
+        source,
+    };
+    let file = File::open(path).map_err(unreadable)?;
+    let bytes = up_to(&file, bytes_max as u64 + 1).map_err(unreadable)?;
+    if bytes.len() > bytes_max {
+        // A device has no length to speak of.
+        let length = file.metadata().ok().filter(std::fs::Metadata::is_file);
+        return Err(ArtifactError::TooLarge {
+            origin,
+            bytes: length.map(|metadata| metadata.len()),
+            limit: bytes_max as u64,
+        });
+    }
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".minisig");
+    let signature = match File::open(&beside) {
+        Ok(file) => Some(up_to(&file, SIGNATURE_BYTES_MAX as u64).map_err(unreadable)?),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(unreadable(error)),
+    };
+    Ok(Artifact {
+        bytes,
+        origin,
+        signature: signature.map(|text| String::from_utf8_lossy(&text).into_owned()),
+    })
+}
+
+fn up_to(file: &File, most: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_beside_it_comes_along() {
+        let folder = std::env::temp_dir().join(format!("refit-artifact-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("p.wasm");
+        std::fs::write(&path, b"component").unwrap();
+        assert_eq!(read(&path, 9).unwrap().signature, None);
+        std::fs::write(folder.join("p.wasm.minisig"), "signed").unwrap();
+        assert_eq!(read(&path, 9).unwrap().signature.as_deref(), Some("signed"));
+        let error = read(&path, 8).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ArtifactError::TooLarge {
+                    bytes: Some(9),
+                    limit: 8,
+                    ..
+                }
+            ),
+            "{error:?}"
+        );
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_device_without_an_end_is_too_large() {
+        let error = read(Path::new("/dev/zero"), 1000).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "`/dev/zero` has more than 1000 bytes, and a policy may have 1000"
+        );
+    }
+}

@@ -1,0 +1,104 @@
+//! Who vouches for a policy: detached minisign signatures over its bytes, by keys that the operator lists.
+//!
+//! A key may be limited to verbs: what is signed with it may never do more, whatever the grants say.
+
+use minisign_verify::{PublicKey, Signature};
+
+use crate::diagnostic::Hints;
+use crate::grants::Verb;
+
+/// A signature is four lines; a trusted comment may be long, but not a book.
+pub const SIGNATURE_BYTES_MAX: usize = 8 << 10;
+
+/// A key that the operator trusts.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyConfig {
+    /// For people: whose it is.
+    pub name: String,
+    /// The public key as minisign prints it: `RW` and 54 more characters.
+    pub key: String,
+    /// What a policy that is signed with it may do at most. Without it, all that the grants say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verbs: Option<Vec<Verb>>,
+}
+
+/// The keys that are trusted. With none, nobody needs to sign anything.
+#[derive(Clone, Default)]
+pub struct Trust(Vec<(KeyConfig, PublicKey)>);
+
+/// Who signed, and what that allows.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Signer {
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verbs: Option<Vec<Verb>>,
+}
+
+/// Why a policy is not trusted, or a key cannot be used.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SignatureError {
+    #[error("the key `{name}` in `[[policy.keys]]` is no minisign public key")]
+    BadKey { name: String },
+    #[error("it is not signed, and `[[policy.keys]]` lists who must sign it")]
+    Unsigned,
+    #[error("its signature is no minisign signature")]
+    Malformed,
+    #[error(
+        "its signature is by none of the keys in `[[policy.keys]]`, or of other bytes than these"
+    )]
+    Untrusted,
+}
+
+impl Hints for SignatureError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::BadKey { .. } => vec!["it is the second line of minisign's `.pub` file".into()],
+            Self::Unsigned => vec![
+                "`minisign -Sm policy.wasm` writes `policy.wasm.minisig`; keep it beside the file, `refit policy push` takes it along".into(),
+            ],
+            Self::Malformed | Self::Untrusted => {
+                vec!["sign the very bytes that are shipped, after the last build step".into()]
+            }
+        }
+    }
+}
+
+impl Trust {
+    pub fn new(keys: &[KeyConfig]) -> Result<Self, SignatureError> {
+        let key = |config: &KeyConfig| match PublicKey::from_base64(config.key.trim()) {
+            Ok(key) => Ok((config.clone(), key)),
+            Err(_) => Err(SignatureError::BadKey {
+                name: config.name.clone(),
+            }),
+        };
+        Ok(Self(keys.iter().map(key).collect::<Result<_, _>>()?))
+    }
+
+    /// Who signed the bytes; `None` where nobody needs to.
+    pub fn verify(
+        &self,
+        bytes: &[u8],
+        signature: Option<&str>,
+    ) -> Result<Option<Signer>, SignatureError> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let signature = signature.ok_or(SignatureError::Unsigned)?;
+        let signature = Signature::decode(signature).map_err(|_| SignatureError::Malformed)?;
+        // Signatures of the old kind, which minisign no longer makes, would have to be of the bytes themselves.
+        let allow_legacy = false;
+        let signed = |(_, key): &&(KeyConfig, PublicKey)| {
+            key.verify(bytes, &signature, allow_legacy).is_ok()
+        };
+        let (config, _) = self
+            .0
+            .iter()
+            .find(signed)
+            .ok_or(SignatureError::Untrusted)?;
+        Ok(Some(Signer {
+            name: config.name.clone(),
+            verbs: config.verbs.clone(),
+        }))
+    }
+}
