@@ -14,7 +14,9 @@ use crate::image::ImageId;
 pub type Object = Map<String, Value>;
 
 /// 64 hexadecimal digits. The one name of a container that never moves to another.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct ContainerId(String);
 
@@ -39,7 +41,7 @@ impl fmt::Display for ContainerId {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     Created,
@@ -81,9 +83,11 @@ impl fmt::Display for State {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Health {
     /// No healthcheck, or one that was switched off.
+    #[default]
     None,
     Starting,
     Healthy,
@@ -125,7 +129,7 @@ impl Mount {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PublishedPort {
     pub container_port: u16,
     /// `tcp`, `udp` or `sctp`.

@@ -81,7 +81,9 @@ impl serde::Serialize for ImageRef {
 }
 
 /// The engine's own name for an image, `sha256:` and 64 hexadecimal digits. Not a registry's digest.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct ImageId(String);
 

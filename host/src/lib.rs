@@ -8,6 +8,7 @@
 //! - [`capabilities`]: what a policy can have done, for real or as a plan, behind grants and counts.
 //! - [`journal`]: the host's own record of what was done.
 //! - [`artifact`]: policies as people ship them: files, artifacts in registries, signatures.
+//! - [`snapshot`]: what a policy saw at one moment, to decide over it again.
 //! - [`policy`]: WebAssembly: loading a policy, calling it within its limits.
 //! - [`refresh`]: one refresh, start to end, and its report; [`retention`]: what becomes of images that were replaced.
 //! - [`config`], [`setup`]: from a file and flags to a [`refresh::Refresher`].
@@ -53,3 +54,4 @@ pub mod retention;
 pub mod secret;
 pub mod server;
 pub mod setup;
+pub mod snapshot;

@@ -1,0 +1,88 @@
+//! Writes down what a policy is shown while it works. Stands outside of grants and counts: what they refuse is not shown.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use super::{ContainerFacts, ImageFacts, RecreationFault, Snapshot};
+use crate::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation};
+use crate::container::{Container, Listed};
+use crate::engine::{EngineError, PullError};
+use crate::grants::Grants;
+use crate::image::ImageRef;
+use crate::recreate::RecreateError;
+
+/// Bounded by the counts of the guard, which stands inside.
+pub struct Recorder {
+    inner: Arc<dyn Capabilities>,
+    grants: Arc<Grants>,
+    seen: Mutex<Snapshot>,
+}
+
+impl Recorder {
+    pub fn new(inner: Arc<dyn Capabilities>, grants: Arc<Grants>) -> Self {
+        Self {
+            inner,
+            grants,
+            seen: Mutex::new(Snapshot::new(jiff::Timestamp::now())),
+        }
+    }
+
+    /// What was seen so far. A container that was listed and never looked at is not in it.
+    pub fn seen(&self) -> Snapshot {
+        let mut seen = self.lock().clone();
+        seen.containers.sort_by(|a, b| a.name.cmp(&b.name));
+        seen
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Snapshot> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Capabilities for Recorder {
+    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
+        self.inner.containers().await
+    }
+
+    async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
+        let answer = self.inner.inspect(container).await;
+        if let Ok(container) = &answer {
+            let facts = ContainerFacts::of(container, &self.grants);
+            let mut seen = self.lock();
+            // The first look is what was decided by.
+            if !seen.containers.iter().any(|it| it.name == facts.name) {
+                seen.containers.push(facts);
+            }
+        }
+        answer
+    }
+
+    async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
+        let answer = self.inner.pull(image).await;
+        let facts = match &answer {
+            Ok(pulled) => ImageFacts::Pulled {
+                id: pulled.id.clone(),
+                digest: pulled.digest.clone(),
+            },
+            Err(error) => ImageFacts::failed(error),
+        };
+        self.lock().images.insert(image.to_string(), facts);
+        answer
+    }
+
+    async fn recreate(
+        &self,
+        recreation: Recreation,
+    ) -> Result<Recreated, CallError<RecreateError>> {
+        let name = recreation.container.name.clone();
+        let answer = self.inner.recreate(recreation).await;
+        if let Err(error) = &answer
+            && let Some(fault) = RecreationFault::of(error)
+        {
+            self.lock().recreations.insert(name, fault);
+        }
+        answer
+    }
+}
