@@ -59,10 +59,11 @@ pub(in super::super) async fn serve(
         common,
         flags,
     ));
+    let shutdown = shutdown_signal();
     let active = refresher.active();
     tracing::info!(%address, generation = active.number, policy = active.policy().title(), digest = active.policy().digest, token = token.is_some(), "serving");
     drop(active);
-    daemon::run(refresher, token, listener, shutdown_signal())
+    daemon::run(refresher, token, listener, shutdown)
         .await
         .map_err(|error| Diagnostic::new("cannot serve").because(error.to_string()))?;
     Ok(Status::Done)
