@@ -100,6 +100,42 @@ impl Generations {
         Err(first_failure.unwrap_or_else(|| Diagnostic::new("there is no policy to load")))
     }
 
+    /// Writes down what the start has come to, so that no other generation gets its number. A failure costs no more than that.
+    pub async fn write_down(&self) {
+        let Some(store) = self.loader.store.clone() else {
+            return;
+        };
+        let mut past = self.past.lock().await;
+        // Before the first swap there is nothing to remember: the configuration is all there is.
+        let Some(seen) = past.on_disk.clone() else {
+            return;
+        };
+        let active = self.active();
+        // One that only stands in is not what the next start should try first.
+        let ledger = match &active.fallback {
+            Some(_) => seen.with_numbers_up_to(active.ledger.next),
+            None => active.ledger.clone(),
+        };
+        if ledger == seen {
+            return;
+        }
+        let components = vec![(
+            active.policy().digest.clone(),
+            active.content.component.clone(),
+        )];
+        let writing = ledger.clone();
+        let written =
+            tokio::task::spawn_blocking(move || store.write(Some(&seen), &writing, &components));
+        match written.await {
+            Ok(Ok(())) => past.on_disk = Some(ledger),
+            Ok(Err(error)) => tracing::warn!(
+                "the start cannot be written down: {}",
+                Diagnostic::of(&error).sentence()
+            ),
+            Err(panicked) => tracing::error!("the store panicked, please report it: {panicked}"),
+        }
+    }
+
     fn beginning_with(
         loader: Loader,
         grants: Arc<Grants>,

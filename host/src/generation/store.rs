@@ -130,6 +130,14 @@ impl Ledger {
         }
     }
 
+    /// The same, with the numbers below `next` given away.
+    pub(super) fn with_numbers_up_to(&self, next: u64) -> Self {
+        Self {
+            next: self.next.max(next),
+            ..self.clone()
+        }
+    }
+
     pub fn active(&self) -> &Record {
         // It begins with one, none is taken but from the front, and `read` refuses a file without any.
         self.records.last().expect("a ledger has a record")

@@ -452,7 +452,10 @@ impl Turn<'_> {
     async fn replace(&mut self, content: Content, how: How, by: &str) -> Result<Swapped, Failed> {
         let before = self.of.active();
         let (old, new) = (&before.content, &content);
-        let changed = old.policy.digest != new.policy.digest || old.config != new.config;
+        // One that stands in for another becomes the right one when somebody asks for it.
+        let changed = old.policy.digest != new.policy.digest
+            || old.config != new.config
+            || before.fallback.is_some();
         let difference = Difference::between(&old.permissions, &new.permissions, &self.of.grants);
         // To make a generation of it would make a rollback lead nowhere.
         if !changed {

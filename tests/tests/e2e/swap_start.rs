@@ -114,7 +114,11 @@ async fn a_component_that_was_damaged_gives_way_to_the_one_before_it_aloud() -> 
     // Neither of them: what is configured.
     fs::remove_file(kept(&refit, "one")?)?;
     let daemon = refit.serve().await?;
-    assert_eq!(in_use(&daemon).await?.0, "workspace");
+    assert_eq!(
+        in_use(&daemon).await?,
+        ("workspace".into(), 5),
+        "4 was given away"
+    );
     // A swap mends it.
     put(&daemon, guest("two")?).await?;
     ended(daemon).await?;
@@ -152,6 +156,10 @@ async fn a_configured_policy_that_is_broken_gives_way_only_to_one_that_was_good(
     assert_eq!(in_use(&daemon).await?, ("two".into(), 3));
     let problem = active(&daemon).await?["problem"].to_string();
     assert!(problem.contains("bad.wasm"), "{problem}");
+    // To ask for the one that stands in is to make it the right one.
+    let change = put(&daemon, guest("two")?).await?;
+    assert_eq!(change["changed"], true, "{change}");
+    assert_eq!(active(&daemon).await?["problem"], serde_json::Value::Null);
     // Where nothing ever was, nothing takes its place.
     let output = alone()?
         .file("bad.wasm", "no component")?
