@@ -18,7 +18,7 @@ use crate::diagnostic::{Diagnostic, Hints};
 use crate::engine::docker::CallLimits;
 use crate::grants::{GrantPatterns, Verb};
 use crate::image::{Platform, image_platform};
-use crate::policy::Concurrency;
+use crate::policy::{CompileLimits, Concurrency};
 use crate::recreate::proof::Proof;
 use crate::refresh::Bounds;
 
@@ -67,6 +67,8 @@ pub struct CredentialsConfig {
 pub struct PolicyConfig {
     /// A component file. Without it, the default policy that is built in.
     pub component: Option<PathBuf>,
+    /// Whether the daemon looks at the file again and again, and swaps it in when it has changed.
+    pub watch: bool,
     /// Handed to the policy as JSON. What it may contain, the policy says.
     pub config: serde_json::Map<String, serde_json::Value>,
 }
@@ -96,6 +98,10 @@ pub struct LimitsConfig {
     pub pull_concurrency: usize,
     pub inspect_concurrency: usize,
     pub recreate_concurrency: usize,
+    /// Computing time for compiling a policy, all threads together.
+    pub compile_seconds: u64,
+    /// Address space of the process that compiles it, in MiB.
+    pub compile_megabytes: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -127,6 +133,7 @@ impl Default for PolicyConfig {
     fn default() -> Self {
         Self {
             component: None,
+            watch: false,
             config: serde_json::Map::new(),
         }
     }
@@ -165,6 +172,9 @@ impl Default for LimitsConfig {
             inspect_concurrency: 8,
             // The engine is the bottleneck: four at a time were twice as fast as one, at twice the gap for each.
             recreate_concurrency: 2,
+            // The slowest policies seen, 18 MB of Python, took 15 s; on a machine that is a few times slower, a minute.
+            compile_seconds: 120,
+            compile_megabytes: 4096,
         }
     }
 }
@@ -360,7 +370,9 @@ fn table_of<'a>(path: &'a str, field: &str) -> &'a str {
 
 impl Config {
     fn check(&self) -> Result<(), ConfigError> {
-        let positive: [(&'static str, u64); 6] = [
+        let positive: [(&'static str, u64); 8] = [
+            ("limits.compile_seconds", self.limits.compile_seconds),
+            ("limits.compile_megabytes", self.limits.compile_megabytes),
             ("limits.engine_seconds", self.limits.engine_seconds),
             ("limits.pull_seconds", self.limits.pull_seconds),
             ("limits.refresh_seconds", self.limits.refresh_seconds),
@@ -387,7 +399,8 @@ impl Config {
         }
         /// A week. More than that is a slip of the finger, and sums of larger times could overflow.
         const SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
-        let times: [(&'static str, u64); 5] = [
+        let times: [(&'static str, u64); 6] = [
+            ("limits.compile_seconds", self.limits.compile_seconds),
             ("limits.engine_seconds", self.limits.engine_seconds),
             ("limits.pull_seconds", self.limits.pull_seconds),
             ("limits.refresh_seconds", self.limits.refresh_seconds),
@@ -417,6 +430,13 @@ impl Config {
         CallLimits {
             call: Duration::from_secs(self.limits.engine_seconds),
             pull: Duration::from_secs(self.limits.pull_seconds),
+        }
+    }
+
+    pub fn compile_limits(&self) -> CompileLimits {
+        CompileLimits {
+            computing: Duration::from_secs(self.limits.compile_seconds),
+            memory_bytes: self.limits.compile_megabytes.saturating_mul(1 << 20),
         }
     }
 

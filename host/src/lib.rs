@@ -10,6 +10,7 @@
 //! - [`artifact`]: policies as people ship them: files, artifacts in registries, signatures.
 //! - [`snapshot`]: what a policy saw at one moment, to decide over it again.
 //! - [`policy`]: WebAssembly: loading a policy, calling it within its limits.
+//! - [`generation`]: which policy is in use, which was before it, and the way from one to the next.
 //! - [`refresh`]: one refresh, start to end, and its report; [`retention`]: what becomes of images that were replaced.
 //! - [`config`], [`setup`]: from a file and flags to a [`refresh::Refresher`].
 //! - [`server`], [`daemon`], [`cli`]: the edges. Nobody inside names them.
@@ -20,12 +21,15 @@
 //!
 //! ```no_run
 //! use refit::config::{self, Flags};
+//! use refit::generation::start::Keep;
 //! use refit::journal::no_events;
+//! use refit::policy::Compiler;
 //! use refit::refresh::{Mode, Request, Trigger};
 //!
 //! # async fn embedded() -> Result<(), Box<dyn std::error::Error>> {
 //! let config = config::load(None, &Flags::default())?.config;
-//! let refresher = refit::setup::refresher(&config).await.map_err(|error| error.sentence())?;
+//! // Policies of others are better compiled in a process of their own, see `Compiler::Child`.
+//! let refresher = refit::setup::refresher(&config, Compiler::InProcess, Keep::Nothing).await.map_err(|error| error.sentence())?;
 //! let request = Request { trigger: Trigger::Api, targets: vec!["hermes".into()], images: vec![], recreate: true, force: false };
 //! let report = refresher.run(&request, Mode::Plan, no_events(), Default::default()).await?;
 //! println!("{} containers to recreate", report.summary.would_recreate);
@@ -33,7 +37,8 @@
 //! # }
 //! ```
 
-#![forbid(unsafe_code)]
+// Allowed in one function, `policy::compile::Compiled::adopt`, which says why; tests/tests/tidy.rs counts.
+#![deny(unsafe_code)]
 
 pub mod artifact;
 pub mod capabilities;
@@ -43,6 +48,7 @@ pub mod container;
 pub mod daemon;
 pub mod diagnostic;
 pub mod engine;
+pub mod generation;
 pub mod grants;
 pub mod image;
 pub mod journal;

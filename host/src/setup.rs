@@ -1,6 +1,5 @@
 //! From a configuration to a [`Refresher`]: the one place where the parts are put together.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::capabilities::live::Workshop;
@@ -9,16 +8,16 @@ use crate::config::Config;
 use crate::diagnostic::Diagnostic;
 use crate::engine::address::{self, EngineAddress, EngineEnvironment};
 use crate::engine::docker::DockerEngine;
+use crate::generation::Generations;
+use crate::generation::start::Keep;
+use crate::generation::swap::{Asked, Source};
 use crate::grants::Grants;
-use crate::policy::{DEFAULT_POLICY, Policy, PolicyEngine, PolicyError, PolicyState};
+use crate::policy::{Compiler, PolicyEngine, PolicyError};
 use crate::recreate::guard;
 use crate::recreate::lease::Leases;
 use crate::recreate::recover::Patience;
-use crate::refresh::{ActivePolicy, Refresher};
+use crate::refresh::Refresher;
 use crate::registry::credentials::{CredentialError, Credentials, EnvironmentVariables};
-
-/// What the default policy is called where a file would be named.
-pub const BUILT_IN: &str = "the built-in policy";
 
 pub fn engine_address(config: &Config) -> Result<EngineAddress, Diagnostic> {
     Ok(address::choose(
@@ -45,40 +44,35 @@ pub fn grants(config: &Config) -> Result<Grants, Diagnostic> {
     })
 }
 
-/// The configured component, or the one that is built in, compiled and probed.
-pub async fn policy(config: &Config, engine: &PolicyEngine) -> Result<Policy, PolicyError> {
-    match &config.policy.component {
-        None => engine.load(DEFAULT_POLICY, BUILT_IN).await,
-        Some(path) => {
-            let origin = path.display().to_string();
-            let bytes = read_component(path).map_err(|source| PolicyError::Unreadable {
-                origin: origin.clone(),
-                source,
-            })?;
-            engine.load(&bytes, &origin).await
-        }
+/// What the configuration says about the policy.
+pub fn asked(config: &Config) -> Asked {
+    let text = serde_json::Value::Object(config.policy.config.clone()).to_string();
+    Asked {
+        source: match &config.policy.component {
+            None => Source::BuiltIn,
+            Some(path) => Source::File(path.clone()),
+        },
+        config: text,
     }
 }
 
-/// Not more than a component may have, so that `/dev/zero` is an error and not the end of the memory.
-fn read_component(path: &Path) -> std::io::Result<Vec<u8>> {
-    use std::io::Read as _;
-    let mut bytes = Vec::new();
-    let most = crate::policy::limits::COMPONENT_BYTES_MAX as u64 + 1;
-    std::fs::File::open(path)?
-        .take(most)
-        .read_to_end(&mut bytes)?;
-    Ok(bytes)
+/// `compiler` is for code that nobody vouches for: [`Compiler::this_program`] in `refit` itself.
+pub fn policy_engine(config: &Config, compiler: Compiler) -> Result<PolicyEngine, PolicyError> {
+    let engine = PolicyEngine::new()?;
+    Ok(engine
+        .compiled_by(compiler)
+        .cached_in(config.state_folder().join("compiled")))
 }
 
-pub async fn active_policy(
+/// The policy that is to be active, loaded, and the way to another one.
+pub async fn generations(
     config: &Config,
-    engine: &PolicyEngine,
-) -> Result<ActivePolicy, PolicyError> {
-    let policy = policy(config, engine).await?;
-    let state = PolicyState::open(&config.state_folder(), &policy.name);
-    let text = serde_json::Value::Object(config.policy.config.clone()).to_string();
-    ActivePolicy::new(policy, text, state).await
+    compiler: Compiler,
+    keep: Keep,
+) -> Result<Generations, Diagnostic> {
+    let engine = policy_engine(config, compiler)?;
+    let grants = Arc::new(grants(config)?);
+    Generations::start(engine, grants, &config.state_folder(), keep, asked(config)).await
 }
 
 /// The engine, the logins and the state: all that does not depend on a policy.
@@ -101,9 +95,18 @@ pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
 }
 
 /// Nothing is contacted yet: an engine that is down is found out by the first call.
-pub async fn refresher(config: &Config) -> Result<Refresher, Diagnostic> {
+pub async fn refresher(
+    config: &Config,
+    compiler: Compiler,
+    keep: Keep,
+) -> Result<Refresher, Diagnostic> {
     let workshop = Arc::new(workshop(config)?);
+    let generations = Arc::new(generations(config, compiler, keep).await?);
     let grants = Arc::new(grants(config)?);
-    let active = active_policy(config, &PolicyEngine::new()?).await?;
-    Ok(Refresher::new(workshop, active, grants, config.bounds()))
+    Ok(Refresher::new(
+        workshop,
+        generations,
+        grants,
+        config.bounds(),
+    ))
 }

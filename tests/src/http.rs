@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -37,6 +37,18 @@ pub async fn request(
     path: &str,
     token: Option<&str>,
 ) -> anyhow::Result<Answer> {
+    send(address, method, path, token, &[], Bytes::new()).await
+}
+
+/// The same with headers and a body.
+pub async fn send(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    token: Option<&str>,
+    headers: &[(&str, &str)],
+    body: Bytes,
+) -> anyhow::Result<Answer> {
     let mut request = http::Request::builder()
         .method(method)
         .uri(path)
@@ -44,8 +56,11 @@ pub async fn request(
     if let Some(token) = token {
         request = request.header("Authorization", format!("Bearer {token}"));
     }
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
     let request = request
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(body))
         .context("cannot write the request")?;
     let asking = async {
         let stream = TcpStream::connect(address).await?;

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use base64::Engine as _;
+use bytes::Bytes;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -197,7 +198,8 @@ impl Refit {
         })
     }
 
-    fn command(&self, arguments: &[&str]) -> anyhow::Result<Command> {
+    /// Writes `refit.toml` as the settings say; each run does so itself.
+    pub fn write_config(&self) -> anyhow::Result<()> {
         let config: String = self
             .settings
             .iter()
@@ -208,6 +210,11 @@ impl Refit {
         if !config.is_empty() {
             fs::write(self.home().join("refit.toml"), config).context("cannot write refit.toml")?;
         }
+        Ok(())
+    }
+
+    fn command(&self, arguments: &[&str]) -> anyhow::Result<Command> {
+        self.write_config()?;
         let path = std::env::var("PATH").unwrap_or_default();
         let mut command = Command::new(&self.program);
         command
@@ -273,6 +280,18 @@ impl Daemon {
         http::request(self.address, method, path, self.token.as_deref()).await
     }
 
+    /// The same with headers and a body.
+    pub async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> anyhow::Result<Answer> {
+        let token = self.token.as_deref();
+        http::send(self.address, method, path, token, headers, body.into()).await
+    }
+
     /// The platform's endpoint, with a query.
     pub async fn refresh(&self, query: &str) -> anyhow::Result<Answer> {
         self.request("POST", &format!("/admin/workspace-images/refresh{query}"))
@@ -281,12 +300,23 @@ impl Daemon {
 
     /// Tells it to stop.
     pub fn terminate(&self) -> anyhow::Result<()> {
+        self.signal(rustix::process::Signal::TERM)
+    }
+
+    /// Tells it to read its configuration again.
+    pub fn hang_up(&self) -> anyhow::Result<()> {
+        self.signal(rustix::process::Signal::HUP)
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) -> anyhow::Result<()> {
         let pid = self.child.id().context("the daemon has ended already")?;
         let pid = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("no such process")?;
-        Ok(rustix::process::kill_process(
-            pid,
-            rustix::process::Signal::TERM,
-        )?)
+        Ok(rustix::process::kill_process(pid, signal)?)
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.borrow().clone()
     }
 
     /// Awaits a line in its log that contains this.

@@ -89,6 +89,7 @@ fn only_the_engine_names_bollard() {
 fn only_the_policy_names_wasmtime() {
     only("wasmtime", "host/src/policy");
     only("wasmtime_wasi", "host/src/policy");
+    only("wasmparser", "host/src/policy");
 }
 
 #[test]
@@ -100,6 +101,27 @@ fn only_the_server_names_axum() {
 fn only_the_command_line_names_clap() {
     only("clap", "host/src/cli");
     only("indicatif", "host/src/cli");
+}
+
+#[test]
+fn only_one_function_is_unsafe() -> anyhow::Result<()> {
+    let mut found = Vec::new();
+    for (path, text) in sources("host/src")? {
+        for line in text.lines() {
+            let code = line.split("//").next().unwrap_or_default();
+            if code.contains("unsafe {")
+                || code.contains("unsafe fn")
+                || code.contains("unsafe impl")
+            {
+                found.push(format!("{path}: {}", line.trim()));
+            }
+        }
+    }
+    ensure!(
+        found.len() == 1 && found[0].starts_with("host/src/policy/compile.rs"),
+        "only `Compiled::adopt` may be unsafe, and says why: {found:#?}"
+    );
+    Ok(())
 }
 
 #[test]

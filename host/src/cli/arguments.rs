@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::policy::COMPILE_SUBCOMMAND;
+
 /// Gives running containers a new image under a policy
 #[derive(Debug, Parser)]
 #[command(
@@ -42,12 +44,25 @@ pub(super) enum Command {
     Plan(PlanArguments),
     /// Serve the HTTP interface until told to stop
     Serve(ServeArguments),
+    /// Look at policies, swap the one that a daemon uses, go back to the one before
+    Policy(PolicyArguments),
     /// Finish or undo replacements that a Refit which was killed left half done
     Recover(RecoverArguments),
     /// Show the configuration
     Config(ConfigArguments),
     /// Check the engine, the logins, the policy and its grants
     Doctor(DoctorArguments),
+    /// Compile a component from stdin to stdout, for the process that started this one
+    #[command(name = COMPILE_SUBCOMMAND, hide = true)]
+    CompilePolicy(CompileArguments),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CompileArguments {
+    #[arg(long)]
+    pub(super) cpu_seconds: u64,
+    #[arg(long)]
+    pub(super) memory_bytes: u64,
 }
 
 #[derive(Debug, Args)]
@@ -95,6 +110,68 @@ pub(super) struct ServeArguments {
     /// A policy component, over the configured one
     #[arg(long, value_name = "FILE")]
     pub(super) policy: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PolicyArguments {
+    #[command(subcommand)]
+    pub(super) command: PolicyCommand,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ServerArguments {
+    /// Address of the daemon [default: `[serve] listen`]; the token is taken from ADMIN_TOKEN or `[serve] token_file`
+    #[arg(long, value_name = "URL")]
+    pub(super) server: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PolicyCommand {
+    /// Put this component in the place of the policy that a running daemon uses
+    Swap {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Its configuration: a JSON object, or a file that holds one [default: the one in force]
+        #[arg(long, value_name = "JSON|FILE")]
+        policy_config: Option<String>,
+        /// Only if this generation is active
+        #[arg(long, value_name = "N")]
+        expect: Option<u64>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Put the policy that was active before back in its place, with its configuration
+    Rollback {
+        /// Only if this generation is active
+        #[arg(long, value_name = "N")]
+        expect: Option<u64>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// The policies that a daemon used, the newest first
+    History {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// What a component is and may ask for; without a file, the one that a daemon uses
+    Inspect {
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod arguments;
 mod commands;
 mod display;
 mod logging;
+mod remote;
 mod table;
 
 use std::process::ExitCode;
@@ -42,6 +43,10 @@ impl From<Status> for ExitCode {
 /// The program. clap ends it itself, with 2, for a command line that it does not understand.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // Before there is a thread: it limits itself first of all.
+    if let Command::CompilePolicy(limits) = &arguments.command {
+        return compile_policy(limits);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -77,19 +82,32 @@ async fn run(arguments: Arguments) -> Result<Status, Diagnostic> {
         Command::Refresh(arguments) => commands::refresh(common, arguments, bars).await,
         Command::Plan(arguments) => commands::plan(common, arguments, bars).await,
         Command::Serve(arguments) => commands::serve(common, arguments).await,
+        Command::Policy(arguments) => commands::policy(common, arguments).await,
         Command::Recover(arguments) => commands::recover(common, arguments).await,
         Command::Config(arguments) => commands::config(common, arguments),
         Command::Doctor(arguments) => commands::doctor(common, arguments).await,
+        Command::CompilePolicy(limits) => commands::compile_policy(&limits),
     }
+}
+
+fn compile_policy(limits: &arguments::CompileArguments) -> ExitCode {
+    match commands::compile_policy(limits) {
+        Ok(status) => status.into(),
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &Diagnostic) -> ExitCode {
+    tell(error);
+    Status::CouldNotRun.into()
 }
 
 #[expect(
     clippy::print_stderr,
     reason = "the one place that tells a person of a failure"
 )]
-fn failed(error: &Diagnostic) -> ExitCode {
+fn tell(error: &Diagnostic) {
     eprint!("{error}");
-    Status::CouldNotRun.into()
 }
 
 /// Data for stdout. A reader that went away (`refit plan | head`) is no failure of ours.

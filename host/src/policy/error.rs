@@ -42,6 +42,8 @@ pub enum PolicyError {
     NotAComponent { origin: String, what: &'static str },
     #[error("cannot load the policy `{origin}`: {cause}")]
     Invalid { origin: String, cause: String },
+    #[error("cannot compile the policy `{origin}`: {cause}")]
+    Compiler { origin: String, cause: String },
     #[error("`{origin}` speaks `{wants}`, this host speaks `{CONTRACT}@{CONTRACT_VERSION}`")]
     WrongContract { origin: String, wants: String },
     #[error("`{origin}` wants `{import}`, which this host does not offer")]
@@ -153,6 +155,9 @@ impl Hints for PolicyError {
             Self::Unreadable { .. } => vec![
                 "`--policy FILE` and `[policy] component` name it; without either, the built-in policy is used".into(),
             ],
+            Self::Compiler { .. } => {
+                vec!["`[limits] compile_seconds` and `compile_megabytes` say what compiling may take".into()]
+            }
             Self::TooLarge { .. } | Self::Invalid { .. } | Self::BadAnswer { .. } | Self::Host(_) => vec![],
         }
     }

@@ -1,13 +1,16 @@
 //! Policies: loading them, and calling them within their limits. The only place that names wasmtime.
 //!
-//! [`PolicyEngine::load`] takes bytes that nobody vouches for to a [`Policy`] that has compiled, been checked against the
-//! contract and said who it is. A policy is called in a fresh store each time (`instance`); what it may do is decided by the
-//! capabilities that it is handed, not here.
+//! [`PolicyEngine::load`] takes bytes that nobody vouches for to a [`Policy`] that has been checked against the contract
+//! ([`Examined`]), has compiled (`compile`, kept by `cache`), and has said who it is. A policy is called in a fresh store each
+//! time (`instance`); what it may do is decided by the capabilities that it is handed, not here.
 
 mod bindings;
+mod cache;
 mod capabilities;
+mod compile;
 mod convert;
 mod error;
+mod examine;
 mod instance;
 pub mod limits;
 mod log;
@@ -15,24 +18,32 @@ mod state;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, Engine, OptLevel, Store};
 
 use self::bindings::exports::refit::policy::policy as wit;
 use self::bindings::{RefreshPolicy, RefreshPolicyPre};
+use self::cache::Cache;
+use self::compile::Compiled;
 use self::instance::{HostState, Nothing};
 use crate::grants::{GrantPatterns, Grants};
 use crate::refresh::Request;
 
+pub use self::compile::{
+    CompileLimits, Compiler, SUBCOMMAND as COMPILE_SUBCOMMAND, compile_from_stdin,
+};
 pub use self::error::{ConfigProblem, PolicyError};
+pub use self::examine::{Examined, Imports};
 pub use self::instance::{Concurrency, Session};
 pub(crate) use self::log::printable;
-pub use self::state::{PolicyState, StateError};
+pub use self::state::{PolicyState, PolicyStates, StateError};
 
 /// The contract that this host speaks.
 pub const CONTRACT: &str = "refit:policy";
@@ -45,7 +56,18 @@ pub const DEFAULT_POLICY: &[u8] = include_bytes!(env!("DEFAULT_POLICY_WASM"));
 pub struct PolicyEngine {
     engine: Engine,
     linker: Linker<HostState>,
+    compiler: Compiler,
+    cache: Option<Arc<Cache>>,
 }
+
+/// A component that was compiled, and is not linked yet.
+pub struct CompiledPolicy {
+    examined: Examined,
+    component: Component,
+}
+
+/// A component that fits what this host offers, and has not been called yet.
+pub struct LinkedPolicy(Policy);
 
 /// A policy that was checked and may be called.
 pub struct Policy {
@@ -56,6 +78,8 @@ pub struct Policy {
     pub config_schema: String,
     /// `sha256:…` of the component's bytes.
     pub digest: String,
+    /// What it can ask of the host at all.
+    pub imports: Imports,
     engine: Engine,
     pre: RefreshPolicyPre<HostState>,
 }
@@ -107,52 +131,122 @@ pub enum Failure {
     Other(String),
 }
 
+/// How policies are compiled and run. One function, because code that was compiled under other settings does not load.
+fn configuration() -> Config {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .cranelift_opt_level(OptLevel::Speed);
+    // What a policy has no use for is surface that we need not defend.
+    config.wasm_memory64(false).wasm_multi_memory(true);
+    config
+}
+
 impl PolicyEngine {
+    /// Compiles in this process, and keeps nothing.
     pub fn new() -> Result<Self, PolicyError> {
-        let mut config = Config::new();
-        config
-            .epoch_interruption(true)
-            .cranelift_opt_level(OptLevel::Speed);
-        // What a policy has no use for is surface that we need not defend.
-        config.wasm_memory64(false).wasm_multi_memory(true);
-        let engine = Engine::new(&config).map_err(PolicyError::host)?;
+        let engine = Engine::new(&configuration()).map_err(PolicyError::host)?;
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(PolicyError::host)?;
         RefreshPolicy::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut HostState| state)
             .map_err(PolicyError::host)?;
         tick(&engine);
-        Ok(Self { engine, linker })
+        Ok(Self {
+            engine,
+            linker,
+            compiler: Compiler::InProcess,
+            cache: None,
+        })
     }
 
-    /// `origin` says where the bytes came from, for people.
-    pub async fn load(&self, bytes: &[u8], origin: &str) -> Result<Policy, PolicyError> {
-        error::admit(bytes, origin)?;
-        let (engine, owned) = (self.engine.clone(), bytes.to_vec());
-        // Compiling takes from a tenth of a second (Rust) to seconds (Python), and no thread of ours may wait for it.
-        let compiled = tokio::task::spawn_blocking(move || Component::new(&engine, owned)).await;
-        let component = match compiled {
-            Ok(component) => component.map_err(|cause| PolicyError::invalid(origin, &cause))?,
-            Err(panicked) => {
-                return Err(PolicyError::Invalid {
-                    origin: origin.to_owned(),
-                    cause: panicked.to_string(),
-                });
+    #[must_use]
+    pub fn compiled_by(mut self, compiler: Compiler) -> Self {
+        self.compiler = compiler;
+        self
+    }
+
+    /// Keeps what it compiled in this folder, which should be nobody else's. See `cache`.
+    #[must_use]
+    pub fn cached_in(mut self, folder: PathBuf) -> Self {
+        self.cache = Some(Arc::new(Cache::in_folder(folder)));
+        self
+    }
+
+    /// All of the way, from bytes to a policy that can be called. `origin` says where they came from, for people.
+    pub async fn load(&self, bytes: impl Into<Bytes>, origin: &str) -> Result<Policy, PolicyError> {
+        let examined = self.examine(bytes.into(), origin).await?;
+        self.check_contract(&examined)?;
+        let compiled = self.compile(examined).await?;
+        self.introduce(self.link(compiled)?).await
+    }
+
+    /// Whether the bytes are a valid component, and what it wants. Nothing of it is compiled or runs.
+    pub async fn examine(&self, bytes: Bytes, origin: &str) -> Result<Examined, PolicyError> {
+        let owned = origin.to_owned();
+        // Tens of milliseconds for the largest, and no thread of ours may wait for it.
+        match tokio::task::spawn_blocking(move || Examined::read(bytes, &owned)).await {
+            Ok(examined) => examined,
+            Err(panicked) => Err(PolicyError::Invalid {
+                origin: origin.to_owned(),
+                cause: panicked.to_string(),
+            }),
+        }
+    }
+
+    /// Whether it speaks our contract, and imports nothing else.
+    pub fn check_contract(&self, examined: &Examined) -> Result<(), PolicyError> {
+        examined.check_contract()
+    }
+
+    /// From the cache, or by the compiler: from a tenth of a second (Rust) to many seconds (Python).
+    pub async fn compile(&self, examined: Examined) -> Result<CompiledPolicy, PolicyError> {
+        let code = match self.recall(&examined).await {
+            Some(code) => code,
+            None => {
+                let code = self
+                    .compiler
+                    .compile(&self.engine, &examined.bytes, &examined.origin)
+                    .await?;
+                self.keep(&examined, &code).await;
+                code
             }
         };
-        self.check_contract(&component, origin)?;
+        let engine = self.engine.clone();
+        let component = match tokio::task::spawn_blocking(move || code.adopt(&engine)).await {
+            Ok(component) => component.map_err(PolicyError::host)?,
+            Err(panicked) => return Err(PolicyError::Host(panicked.to_string())),
+        };
+        Ok(CompiledPolicy {
+            examined,
+            component,
+        })
+    }
+
+    /// Whether this host offers each function that it imports, with the types that it expects, and it exports what we call.
+    pub fn link(&self, compiled: CompiledPolicy) -> Result<LinkedPolicy, PolicyError> {
+        let CompiledPolicy {
+            examined,
+            component,
+        } = compiled;
         let linked = self
             .linker
             .instantiate_pre(&component)
             .and_then(RefreshPolicyPre::new);
-        let mut policy = Policy {
-            name: origin.to_owned(),
+        Ok(LinkedPolicy(Policy {
+            name: examined.origin.clone(),
             version: String::new(),
             summary: String::new(),
             config_schema: String::new(),
-            digest: digest(bytes),
+            digest: examined.digest,
+            imports: examined.imports,
             engine: self.engine.clone(),
-            pre: linked.map_err(|cause| PolicyError::invalid(origin, &cause))?,
-        };
+            pre: linked.map_err(|cause| PolicyError::invalid(&examined.origin, &cause))?,
+        }))
+    }
+
+    /// The first call: it says who it is.
+    pub async fn introduce(&self, linked: LinkedPolicy) -> Result<Policy, PolicyError> {
+        let LinkedPolicy(mut policy) = linked;
         let described = policy
             .probe("describe itself", |guest, store| {
                 Box::pin(guest.refit_policy_policy().call_describe(store))
@@ -162,42 +256,40 @@ impl PolicyEngine {
         Ok(policy)
     }
 
-    /// Whether it speaks our contract, said in words that its author understands. The linker would say "matching
-    /// implementation was not found".
-    fn check_contract(&self, component: &Component, origin: &str) -> Result<(), PolicyError> {
-        let ours = |name: &str| {
-            name.strip_prefix(CONTRACT)
-                .is_some_and(|rest| rest.starts_with('/'))
+    async fn recall(&self, examined: &Examined) -> Option<Compiled> {
+        let (cache, name) = (self.cache.clone()?, self.cache_name(examined));
+        let found = tokio::task::spawn_blocking(move || cache.get(&name)).await;
+        found.ok().flatten().map(Compiled::unsealed)
+    }
+
+    async fn keep(&self, examined: &Examined, code: &Compiled) {
+        let Some(cache) = self.cache.clone() else {
+            return;
         };
-        let ty = component.component_type();
-        for (name, _) in ty.imports(&self.engine) {
-            let version = name.rsplit_once('@').map_or("", |(_, version)| version);
-            if ours(name) && version != CONTRACT_VERSION {
-                return Err(PolicyError::WrongContract {
-                    origin: origin.to_owned(),
-                    wants: name.to_owned(),
-                });
+        let (name, code) = (self.cache_name(examined), code.code().clone());
+        // One that does not end well has told so itself.
+        let _ = tokio::task::spawn_blocking(move || cache.put(&name, &code)).await;
+    }
+
+    fn cache_name(&self, examined: &Examined) -> cache::Name {
+        use std::hash::Hash as _;
+        /// Takes in what is hashed, as `std` has no hash that is the same in the next process.
+        struct Collected(Sha256);
+        impl std::hash::Hasher for Collected {
+            fn write(&mut self, bytes: &[u8]) {
+                self.0.update(bytes);
             }
-            if !ours(name) && !name.starts_with("wasi:") {
-                return Err(PolicyError::UnknownImport {
-                    origin: origin.to_owned(),
-                    import: name.to_owned(),
-                });
+            fn finish(&self) -> u64 {
+                0
             }
         }
-        let wanted = format!("{CONTRACT}/policy@{CONTRACT_VERSION}");
-        let exported: Vec<&str> = ty.exports(&self.engine).map(|(name, _)| name).collect();
-        if exported.contains(&wanted.as_str()) {
-            return Ok(());
-        }
-        match exported.iter().find(|name| ours(name)) {
-            Some(other) => Err(PolicyError::WrongContract {
-                origin: origin.to_owned(),
-                wants: (*other).to_owned(),
-            }),
-            None => Err(PolicyError::NotAPolicy {
-                origin: origin.to_owned(),
-            }),
+        let mut compatibility = Collected(Sha256::new());
+        self.engine
+            .precompile_compatibility_hash()
+            .hash(&mut compatibility);
+        cache::Name {
+            component: Sha256::digest(&examined.bytes).into(),
+            compatibility: compatibility.0.finalize().into(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::limits::{STATE_KEY_BYTES_MAX, STATE_KEYS_MAX, STATE_VALUE_BYTES_MAX};
 
@@ -24,6 +24,33 @@ struct Store {
     entries: Entries,
     /// `None`: kept in memory only, as in a plan.
     file: Option<PathBuf>,
+}
+
+/// The states of all policies of this process: generations of one policy share one, so that the older does not write over what
+/// the newer has set.
+pub struct PolicyStates {
+    folder: PathBuf,
+    open: Mutex<BTreeMap<String, Weak<Mutex<Store>>>>,
+}
+
+impl PolicyStates {
+    pub fn in_folder(folder: PathBuf) -> Self {
+        Self {
+            folder,
+            open: Mutex::default(),
+        }
+    }
+
+    pub fn of(&self, policy: &str) -> PolicyState {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, state| state.strong_count() > 0);
+        if let Some(state) = open.get(policy).and_then(Weak::upgrade) {
+            return PolicyState(state);
+        }
+        let state = PolicyState::open(&self.folder, policy);
+        open.insert(policy.to_owned(), Arc::downgrade(&state.0));
+        state
+    }
 }
 
 impl PolicyState {
@@ -142,6 +169,21 @@ mod tests {
         state.set("seen", None).unwrap();
         assert_eq!(PolicyState::open(&folder, "p").get("seen"), None);
         std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn two_generations_of_a_policy_see_what_the_other_keeps() {
+        let folder = tempfile::tempdir().unwrap();
+        let states = PolicyStates::in_folder(folder.path().to_owned());
+        let (old, new) = (states.of("p"), states.of("p"));
+        old.set("seen", Some("1".into())).unwrap();
+        new.set("more", Some("2".into())).unwrap();
+        assert_eq!(new.get("seen").as_deref(), Some("1"));
+        drop((old, new));
+        let read = states.of("p");
+        assert_eq!(read.get("seen").as_deref(), Some("1"));
+        assert_eq!(read.get("more").as_deref(), Some("2"));
+        assert_eq!(states.of("q").get("seen"), None);
     }
 
     #[test]

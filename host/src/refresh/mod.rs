@@ -8,7 +8,6 @@ mod report;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
 use crate::capabilities::Capabilities;
@@ -16,11 +15,10 @@ use crate::capabilities::guard::{Counts, Guard};
 use crate::capabilities::live::{Live, Workshop};
 use crate::capabilities::plan::Plan;
 use crate::diagnostic::{Cause, Diagnostic, Hints};
+use crate::generation::{Generation, Generations};
 use crate::grants::Grants;
 use crate::journal::{Events, ImageOutcome, Journal, Record};
-use crate::policy::{
-    Concurrency, ConfigProblem, Decisions, Failure, Policy, PolicyError, PolicyState, Session,
-};
+use crate::policy::{Concurrency, ConfigProblem, Decisions, Failure, PolicyError, Session};
 use crate::retention;
 
 pub use self::report::{ContainerReport, PolicyReport, Report, Summary};
@@ -56,37 +54,6 @@ pub enum Mode {
     Plan,
 }
 
-/// A policy with the configuration that it accepted, and what it keeps.
-pub struct ActivePolicy {
-    pub policy: Policy,
-    /// JSON.
-    pub config: String,
-    pub state: PolicyState,
-}
-
-impl ActivePolicy {
-    /// Puts a configuration before the policy; what it does not accept does not become active.
-    pub async fn new(
-        policy: Policy,
-        config: String,
-        state: PolicyState,
-    ) -> Result<Self, PolicyError> {
-        let problems = policy.validate_config(&config).await?;
-        if problems.is_empty() {
-            Ok(Self {
-                policy,
-                config,
-                state,
-            })
-        } else {
-            Err(PolicyError::Config {
-                policy: policy.title(),
-                problems,
-            })
-        }
-    }
-}
-
 /// What bounds a refresh, whatever its policy.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
@@ -101,7 +68,7 @@ pub struct Bounds {
 /// Makes refreshes. Many may be under way at once; two never work on one container.
 pub struct Refresher {
     workshop: Arc<Workshop>,
-    active: ArcSwap<ActivePolicy>,
+    generations: Arc<Generations>,
     grants: Arc<Grants>,
     bounds: Bounds,
 }
@@ -163,29 +130,30 @@ impl RefreshError {
 impl Refresher {
     pub fn new(
         workshop: Arc<Workshop>,
-        active: ActivePolicy,
+        generations: Arc<Generations>,
         grants: Arc<Grants>,
         bounds: Bounds,
     ) -> Self {
         Self {
             workshop,
-            active: ArcSwap::from_pointee(active),
+            generations,
             grants,
             bounds,
         }
     }
 
-    pub fn active(&self) -> Arc<ActivePolicy> {
-        self.active.load_full()
+    /// The policies that it uses, one at a time; the way to swap them.
+    pub fn generations(&self) -> &Arc<Generations> {
+        &self.generations
+    }
+
+    /// The generation that a refresh would begin with now.
+    pub fn active(&self) -> Arc<Generation> {
+        self.generations.active()
     }
 
     pub fn workshop(&self) -> &Arc<Workshop> {
         &self.workshop
-    }
-
-    /// Put another policy in the active one's place. Refreshes under way end on the one they began with.
-    pub fn swap(&self, next: ActivePolicy) -> Arc<ActivePolicy> {
-        self.active.swap(Arc::new(next))
     }
 
     /// `cancel` ends it early: what was begun is finished, nothing new is begun.
@@ -204,14 +172,14 @@ impl Refresher {
             grants: self.grants.clone(),
             concurrency: self.bounds.concurrency,
             state: if mode == Mode::Plan {
-                active.state.scratch()
+                active.content.state.scratch()
             } else {
-                active.state.clone()
+                active.content.state.clone()
             },
         };
         let answer = active
-            .policy
-            .refresh(request, &active.config, session, self.bounds.whole)
+            .policy()
+            .refresh(request, &active.content.config, session, self.bounds.whole)
             .await;
         // Also after a trap: what was begun ends first, and is in the report.
         let record = journal.finish().await;
@@ -230,7 +198,7 @@ impl Refresher {
             Err(error) => (Decisions::default(), Some(Err(error))),
         };
         let unlisted = record.unlisted.clone();
-        let report = report::build(&active.policy, request, mode, began, decisions, record);
+        let report = report::build(&active, request, mode, began, decisions, record);
         let Some(failed) = failed else {
             return Ok(report);
         };

@@ -7,8 +7,9 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::{Mode, Request};
+use crate::generation::Generation;
 use crate::journal::{ImageOutcome, ImageRecord, Record, RecreationOutcome, RecreationRecord};
-use crate::policy::{Decisions, Policy, Target, Verdict};
+use crate::policy::{Decisions, Target, Verdict};
 
 /// Raised when a field changes its meaning or goes.
 const FORMAT: u32 = 1;
@@ -35,6 +36,8 @@ pub struct PolicyReport {
     pub name: String,
     pub version: String,
     pub digest: String,
+    /// Which of the daemon's policies it was, counted from 1; 1 where nothing can be swapped.
+    pub generation: u64,
 }
 
 /// A container that the policy decided about, or gave to the host.
@@ -91,13 +94,14 @@ impl Report {
 }
 
 pub(super) fn build(
-    policy: &Policy,
+    generation: &Generation,
     request: &Request,
     mode: Mode,
     (started, clock): (jiff::Timestamp, Instant),
     decisions: Decisions,
     mut record: Record,
 ) -> Report {
+    let policy = generation.policy();
     record.images.sort_by_key(|record| record.image.to_string());
     let mut containers: Vec<ContainerReport> = Vec::new();
     for (name, decision) in decisions.by_container {
@@ -145,6 +149,7 @@ pub(super) fn build(
             name: policy.name.clone(),
             version: policy.version.clone(),
             digest: policy.digest.clone(),
+            generation: generation.number,
         },
         request: request.clone(),
         summary: summarise(&record.images, &containers),

@@ -1,6 +1,7 @@
 //! The HTTP interface. Handlers are: extract, call one function of the domain, answer. The only place that names axum.
 
 mod auth;
+mod policy;
 mod problem;
 mod workspace_images;
 
@@ -31,7 +32,7 @@ pub struct Served {
     pub stopping: CancellationToken,
 }
 
-/// No request of ours has a body to speak of.
+/// No request of ours has a body to speak of, but one that brings a policy, which counts for itself.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// Answers on `listener` until `until`, and then until the last answer is out.
@@ -51,6 +52,9 @@ pub fn router(served: Served) -> Router {
             "/admin/workspace-images/refresh",
             post(workspace_images::refresh),
         )
+        .route("/v1/policy", get(policy::show).put(policy::swap))
+        .route("/v1/policy/history", get(policy::history))
+        .route("/v1/policy/rollback", post(policy::roll_back))
         .layer(from_fn_with_state(served.clone(), auth::require_token));
     Router::new()
         .route("/healthz", get(async || "ok\n"))
@@ -73,11 +77,7 @@ pub fn router(served: Served) -> Router {
 /// Whether a refresh would find what it needs: an engine that answers, and time to end.
 async fn ready(State(served): State<Served>) -> Result<&'static str, Problem> {
     if served.stopping.is_cancelled() {
-        return Err(Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "stopping",
-            "the daemon is stopping",
-        ));
+        return Err(Problem::stopping());
     }
     match served.refresher.workshop().engine.version().await {
         Ok(_) => Ok("ready\n"),

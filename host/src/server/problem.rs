@@ -4,39 +4,84 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-/// `code` is stable and made for programs; `error` repeats `title` for clients of the platform's original interface.
-#[derive(Debug, Serialize)]
+use crate::diagnostic::Diagnostic;
+use crate::generation::swap::Stage;
+
+#[derive(Debug)]
 pub(super) struct Problem {
-    #[serde(skip)]
     status: StatusCode,
-    title: String,
-    error: String,
     code: &'static str,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    hints: Vec<String>,
+    /// How far a swap came.
+    stage: Option<Stage>,
+    told: Box<Diagnostic>,
+}
+
+/// `code` is stable and made for programs; `error` repeats `title` for clients of the platform's original interface.
+#[derive(Serialize)]
+struct Document<'a> {
+    title: &'a str,
+    error: &'a str,
+    code: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stage: Option<Stage>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    causes: &'a [String],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    hints: &'a [String],
 }
 
 impl Problem {
     pub(super) fn new(status: StatusCode, code: &'static str, title: impl Into<String>) -> Self {
-        let title = title.into();
+        Self::of(status, code, Diagnostic::new(title))
+    }
+
+    pub(super) fn of(status: StatusCode, code: &'static str, told: Diagnostic) -> Self {
         Self {
             status,
-            error: title.clone(),
-            title,
             code,
-            hints: Vec::new(),
+            stage: None,
+            told: Box::new(told),
         }
     }
 
+    pub(super) fn stopping() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "stopping",
+            "the daemon is stopping",
+        )
+    }
+
+    pub(super) fn internal() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "Refit itself failed; see its log",
+        )
+    }
+
+    pub(super) fn at(mut self, stage: Stage) -> Self {
+        self.stage = Some(stage);
+        self
+    }
+
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hints.push(hint.into());
+        self.told.hints.push(hint.into());
         self
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut response = (self.status, axum::Json(&self)).into_response();
+        let document = Document {
+            title: &self.told.error,
+            error: &self.told.error,
+            code: self.code,
+            stage: self.stage,
+            causes: &self.told.causes,
+            hints: &self.told.hints,
+        };
+        let mut response = (self.status, axum::Json(document)).into_response();
         response.headers_mut().insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),

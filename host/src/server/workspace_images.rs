@@ -72,12 +72,7 @@ pub(super) async fn refresh(
         problem.hint(rejection.body_text()).into_response()
     })?;
     if served.stopping.is_cancelled() {
-        return Err(Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "stopping",
-            "the daemon is stopping",
-        )
-        .into_response());
+        return Err(Problem::stopping().into_response());
     }
     let request = Request {
         trigger: Trigger::Api,
@@ -104,12 +99,7 @@ pub(super) async fn refresh(
         Ok(Err(error)) => Err(refused(&error)),
         Err(panicked) => {
             tracing::error!("a refresh panicked, please report it: {panicked}");
-            Err(Problem::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "internal",
-                "Refit itself failed; see its log",
-            )
-            .into_response())
+            Err(Problem::internal().into_response())
         }
     }
 }

@@ -15,6 +15,8 @@ mod policy;
 mod refresh;
 mod rollback;
 mod snapshot;
+mod swap;
+mod swap_start;
 
 use std::time::Duration;
 

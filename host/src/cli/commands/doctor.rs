@@ -9,8 +9,9 @@ use crate::config::{Config, Flags, PolicyFlags};
 use crate::diagnostic::{Diagnostic, Hints};
 use crate::engine::Engine as _;
 use crate::engine::docker::DockerEngine;
+use crate::generation::start::Keep;
+use crate::generation::store::Store;
 use crate::image::ImageRef;
-use crate::policy::PolicyEngine;
 use crate::setup;
 
 #[derive(Serialize)]
@@ -130,27 +131,54 @@ async fn engine(config: &Config) -> Vec<Check> {
 }
 
 async fn policy(config: &Config) -> Vec<Check> {
-    let active = match PolicyEngine::new() {
-        Ok(engine) => setup::active_policy(config, &engine).await,
-        Err(error) => Err(error),
-    };
-    vec![Check::of(
-        "policy",
-        active.map(|active| {
-            let origin = config
-                .policy
-                .component
-                .as_ref()
-                .map_or(setup::BUILT_IN.to_owned(), |path| {
-                    format!("`{}`", path.display())
-                });
-            format!(
-                "{} ({}) from {origin}, and it accepts its configuration",
-                active.policy.title(),
-                active.policy.digest
+    let loaded = setup::generations(config, super::compiler(config), Keep::Nothing).await;
+    let mut checks = vec![match loaded {
+        Ok(generations) => {
+            let active = generations.active();
+            let origin = match &config.policy.component {
+                None => active.content.origin.clone(),
+                Some(path) => format!("`{}`", path.display()),
+            };
+            Check::passed(
+                "policy",
+                format!(
+                    "{} ({}) from {origin}, and it accepts its configuration",
+                    active.policy().title(),
+                    active.policy().digest
+                ),
             )
-        }),
-    )]
+        }
+        Err(error) => Check::failed("policy", error),
+    }];
+    checks.extend(swapped_in(config).await);
+    checks
+}
+
+/// What a daemon would do that is started now. `refit refresh` and `refit plan` use what is configured.
+async fn swapped_in(config: &Config) -> Option<Check> {
+    match Store::below(&config.state_folder()).read() {
+        Ok(None) => return None,
+        Ok(Some(_)) => {}
+        Err(error) => return Some(Check::failed("policy", error)),
+    }
+    let kept = setup::generations(config, super::compiler(config), Keep::Generations).await;
+    Some(match kept {
+        Ok(generations) => {
+            let active = generations.active();
+            match &active.fallback {
+                Some(problem) => Check::failed("policy", problem.clone()),
+                None => Check::passed(
+                    "policy",
+                    format!(
+                        "`refit serve` uses {} from {}",
+                        active.title(),
+                        active.content.origin
+                    ),
+                ),
+            }
+        }
+        Err(error) => Check::failed("policy", error),
+    })
 }
 
 fn grants(config: &Config) -> Vec<Check> {

@@ -1,30 +1,34 @@
 //! What each command does: configuration, one call of the library, an answer.
 
 mod doctor;
+mod policy;
+mod serve;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use indicatif::MultiProgress;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::arguments::{
-    ConfigArguments, ConfigCommand, PlanArguments, RecoverArguments, RefreshArguments,
-    SelectionArguments, ServeArguments,
+    CompileArguments, ConfigArguments, ConfigCommand, PlanArguments, RecoverArguments,
+    RefreshArguments, SelectionArguments,
 };
 use super::{Status, display, print, table};
-use crate::config::{self, Flags, LimitsFlags, Loaded, PolicyFlags, ServeFlags};
-use crate::daemon;
+use crate::config::{self, Config, Flags, LimitsFlags, Loaded, PolicyFlags};
 use crate::diagnostic::Diagnostic;
+use crate::generation::start::Keep;
+use crate::policy::{CompileLimits, Compiler, compile_from_stdin};
 use crate::recreate::recover::Outcome;
 use crate::refresh::{Mode, Report, Request, Trigger};
-use crate::secret::SecretString;
-use crate::server::AdminToken;
 use crate::setup;
 
 pub(super) use self::doctor::doctor;
+pub(super) use self::policy::policy;
+pub(super) use self::serve::serve;
 
 /// What every command takes.
+#[derive(Clone)]
 pub(super) struct Common {
     pub(super) config: Option<PathBuf>,
     pub(super) engine: Option<String>,
@@ -86,7 +90,8 @@ async fn run(
         ..Flags::default()
     };
     let loaded = common.load(flags)?;
-    let refresher = setup::refresher(&loaded.config).await?;
+    let refresher =
+        setup::refresher(&loaded.config, compiler(&loaded.config), Keep::Nothing).await?;
     let request = Request {
         trigger: Trigger::Operator,
         targets: selection.runtimes,
@@ -119,41 +124,6 @@ fn show(report: &Report, json: bool) -> Result<(), Diagnostic> {
         .map_err(|error| Diagnostic::new("cannot write the report").because(error.to_string()))?;
     print(&(text + "\n"));
     Ok(())
-}
-
-pub(super) async fn serve(common: Common, arguments: ServeArguments) -> Result<Status, Diagnostic> {
-    let flags = Flags {
-        policy: arguments.policy.map(|component| PolicyFlags { component }),
-        serve: arguments.listen.map(|listen| ServeFlags { listen }),
-        ..Flags::default()
-    };
-    let config = common.load(flags)?.config;
-    let variable = std::env::var("ADMIN_TOKEN").ok().map(SecretString::from);
-    let token = AdminToken::find(variable, config.serve.token_file.as_deref())?;
-    daemon::may_listen(config.serve.listen, token.as_ref())?;
-    let refresher = setup::refresher(&config).await?;
-    if let Err(error) = refresher.workshop().recover().await {
-        // The engine may come later than we do; each refresh looks again.
-        tracing::warn!(
-            "cannot look for half-done replacements: {}",
-            Diagnostic::of(&error).sentence()
-        );
-    }
-    let cannot = |error: std::io::Error| {
-        Diagnostic::new(format!("cannot listen on {}", config.serve.listen))
-            .because(error.to_string())
-    };
-    let listener = TcpListener::bind(config.serve.listen)
-        .await
-        .map_err(cannot)?;
-    let address = listener.local_addr().map_err(cannot)?;
-    let active = refresher.active();
-    tracing::info!(%address, policy = active.policy.title(), digest = active.policy.digest, token = token.is_some(), "serving");
-    drop(active);
-    daemon::run(refresher, token, listener, shutdown_signal())
-        .await
-        .map_err(|error| Diagnostic::new("cannot serve").because(error.to_string()))?;
-    Ok(Status::Done)
 }
 
 pub(super) async fn recover(
@@ -204,18 +174,40 @@ pub(super) fn config(common: Common, arguments: ConfigArguments) -> Result<Statu
     Ok(Status::Done)
 }
 
-/// Ctrl-C or SIGTERM.
-async fn shutdown_signal() {
+/// This program, in a process of its own.
+fn compiler(config: &Config) -> Compiler {
+    Compiler::this_program(config.compile_limits())
+}
+
+/// What that process does.
+pub(super) fn compile_policy(arguments: &CompileArguments) -> Result<Status, Diagnostic> {
+    let limits = CompileLimits {
+        computing: Duration::from_secs(arguments.cpu_seconds),
+        memory_bytes: arguments.memory_bytes,
+    };
+    match compile_from_stdin(limits) {
+        Ok(()) => Ok(Status::Done),
+        Err(error) => Err(Diagnostic::new("cannot compile").because(error.to_string())),
+    }
+}
+
+/// Ctrl-C or SIGTERM. Listened for from the call on, not from the first look at the future: a daemon that has said that it
+/// serves can be told to stop.
+fn shutdown_signal() -> impl Future<Output = ()> + Send + 'static {
     #[cfg(unix)]
-    {
+    let mut terminate = {
         use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+        signal(SignalKind::terminate()).ok()
+    };
+    async move {
+        #[cfg(unix)]
+        if let Some(terminate) = &mut terminate {
             tokio::select! {
                 _ = tokio::signal::ctrl_c() => {}
                 _ = terminate.recv() => {}
             }
             return;
         }
+        let _ = tokio::signal::ctrl_c().await;
     }
-    let _ = tokio::signal::ctrl_c().await;
 }

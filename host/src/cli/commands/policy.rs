@@ -1,0 +1,352 @@
+//! `refit policy …`: what is in use, what was, another one in its place. All but `inspect FILE` ask the daemon.
+
+use std::path::Path;
+
+use base64::Engine as _;
+use bytes::Bytes;
+use http::Method;
+use serde_json::{Value, json};
+
+use super::super::arguments::{PolicyArguments, PolicyCommand, ServerArguments};
+use super::super::remote::{Answer, Ask, Daemon};
+use super::super::{Status, print, tell};
+use super::{Common, compiler};
+use crate::config::{Config, Flags};
+use crate::diagnostic::Diagnostic;
+use crate::generation::permissions::Permissions;
+use crate::policy::limits;
+use crate::secret::SecretString;
+use crate::setup;
+
+const WASM: &str = "application/wasm";
+const JSON: &str = "application/json";
+
+pub(in super::super) async fn policy(
+    common: Common,
+    arguments: PolicyArguments,
+) -> Result<Status, Diagnostic> {
+    let config = common.load(Flags::default())?.config;
+    match arguments.command {
+        PolicyCommand::Swap {
+            file,
+            policy_config,
+            expect,
+            json,
+            server,
+        } => {
+            let ask = swap(&file, policy_config.as_deref(), expect)?;
+            changed(daemon(&config, &server)?.ask(ask).await?, json)
+        }
+        PolicyCommand::Rollback {
+            expect,
+            json,
+            server,
+        } => {
+            let ask = Ask {
+                method: Method::POST,
+                path: format!("/v1/policy/rollback?{}", query(&[("by", &caller())])),
+                expected: expect,
+                body: None,
+            };
+            changed(daemon(&config, &server)?.ask(ask).await?, json)
+        }
+        PolicyCommand::History { json, server } => {
+            let ask = read("/v1/policy/history");
+            answered(daemon(&config, &server)?.ask(ask).await?, json, history)
+        }
+        PolicyCommand::Inspect {
+            file: None,
+            json,
+            server,
+        } => {
+            let ask = read("/v1/policy");
+            answered(daemon(&config, &server)?.ask(ask).await?, json, active)
+        }
+        PolicyCommand::Inspect {
+            file: Some(file),
+            json,
+            ..
+        } => {
+            let found = inspect(&config, &file).await?;
+            if json {
+                print_json(&found);
+            } else {
+                print(&inspected(&found));
+            }
+            Ok(Status::Done)
+        }
+    }
+}
+
+fn swap(
+    file: &Path,
+    config: Option<&str>,
+    expected: Option<u64>,
+) -> Result<Ask<'static>, Diagnostic> {
+    let component = component(file)?;
+    let body = match config {
+        None => (WASM, component),
+        Some(config) => {
+            let component = base64::engine::general_purpose::STANDARD.encode(component);
+            let body = json!({ "component": component, "config": object(config)? });
+            (JSON, Bytes::from(body.to_string()))
+        }
+    };
+    let origin = file.display().to_string();
+    Ok(Ask {
+        method: Method::PUT,
+        path: format!(
+            "/v1/policy?{}",
+            query(&[("origin", &origin), ("by", &caller())])
+        ),
+        expected,
+        body: Some(body),
+    })
+}
+
+fn read(path: &str) -> Ask<'static> {
+    Ask {
+        method: Method::GET,
+        path: path.to_owned(),
+        expected: None,
+        body: None,
+    }
+}
+
+fn component(file: &Path) -> Result<Bytes, Diagnostic> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    let most = limits::COMPONENT_BYTES_MAX as u64 + 1;
+    let read = std::fs::File::open(file).and_then(|it| it.take(most).read_to_end(&mut bytes));
+    match read {
+        Ok(length) if length as u64 == most => Err(Diagnostic::new(format!(
+            "`{}` has more than {} bytes, which no policy may have",
+            file.display(),
+            most - 1
+        ))),
+        Ok(_) => Ok(bytes.into()),
+        Err(error) => Err(
+            Diagnostic::new(format!("cannot read the policy `{}`", file.display()))
+                .because(error.to_string()),
+        ),
+    }
+}
+
+/// An object as it was typed, or a file that holds one.
+fn object(text: &str) -> Result<Value, Diagnostic> {
+    let typed = text.trim_start().starts_with('{');
+    let content = if typed {
+        text.to_owned()
+    } else {
+        std::fs::read_to_string(text).map_err(|error| {
+            Diagnostic::new(format!("cannot read the configuration `{text}`"))
+                .because(error.to_string())
+                .hint("what begins with `{` is taken as JSON, anything else as the name of a file")
+        })?
+    };
+    match serde_json::from_str(&content) {
+        Ok(value @ Value::Object(_)) => Ok(value),
+        Ok(_) => Err(Diagnostic::new(
+            "the policy's configuration is no JSON object",
+        )),
+        Err(error) => {
+            Err(Diagnostic::new("the policy's configuration is no JSON").because(error.to_string()))
+        }
+    }
+}
+
+fn daemon(config: &Config, server: &ServerArguments) -> Result<Daemon, Diagnostic> {
+    let token = match std::env::var("ADMIN_TOKEN")
+        .ok()
+        .filter(|it| !it.trim().is_empty())
+    {
+        Some(token) => Some(SecretString::from(token)),
+        None => token_file(config)?,
+    };
+    match &server.server {
+        Some(url) => Daemon::at(url, token),
+        None => Ok(Daemon::listening_on(config.serve.listen, token)),
+    }
+}
+
+fn token_file(config: &Config) -> Result<Option<SecretString>, Diagnostic> {
+    let Some(path) = &config.serve.token_file else {
+        return Ok(None);
+    };
+    match std::fs::read_to_string(path) {
+        Ok(token) => Ok(Some(token.into())),
+        Err(error) => Err(Diagnostic::new(format!(
+            "cannot read the admin token from `{}`",
+            path.display()
+        ))
+        .because(error.to_string())
+        .hint("or set `ADMIN_TOKEN`")),
+    }
+}
+
+/// Who is at the keyboard, for the record; nothing depends on it.
+fn caller() -> String {
+    let name = ["USER", "LOGNAME"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok());
+    name.unwrap_or_else(|| "the command line".to_owned())
+}
+
+fn query(pairs: &[(&str, &str)]) -> String {
+    form_urlencoded::Serializer::new(String::new())
+        .extend_pairs(pairs)
+        .finish()
+}
+
+fn answered(
+    answer: Answer,
+    json: bool,
+    table: impl Fn(&Value) -> String,
+) -> Result<Status, Diagnostic> {
+    match answer {
+        Answer::Refused(problem) => Err(problem),
+        Answer::Done(body) if json => {
+            print_json(&body);
+            Ok(Status::Done)
+        }
+        Answer::Done(body) => {
+            print(&table(&body));
+            Ok(Status::Done)
+        }
+    }
+}
+
+/// A swap that was refused is an answer: the daemon runs, and goes on with what it had.
+fn changed(answer: Answer, json: bool) -> Result<Status, Diagnostic> {
+    if let Answer::Refused(problem) = &answer {
+        tell(problem);
+        return Ok(Status::SomeFailed);
+    }
+    answered(answer, json, |body| {
+        let policy = &body["policy"];
+        let title = format!(
+            "{} {}, generation {}",
+            text(&policy["name"]),
+            text(&policy["version"]),
+            policy["generation"]
+        );
+        if body["changed"] == false {
+            return format!("unchanged         {title}: it is in use already\n");
+        }
+        let mut lines = format!("in use            {title}\n");
+        for (key, words) in [("gained", "may now also"), ("lost", "no longer may")] {
+            let names = names(&body[key]);
+            if !names.is_empty() {
+                lines += &format!("{words:<17} {names}\n");
+            }
+        }
+        lines
+    })
+}
+
+fn history(body: &Value) -> String {
+    let mut lines = String::new();
+    for record in body["generations"].as_array().into_iter().flatten() {
+        lines += &format!(
+            "{:<5} {:<20} {:<12} {} {}  from {}, by {}  {}\n",
+            record["number"],
+            text(&record["at"]).split('.').next().unwrap_or_default(),
+            text(&record["how"]),
+            text(&record["name"]),
+            text(&record["version"]),
+            text(&record["origin"]),
+            text(&record["by"]),
+            text(&record["digest"]),
+        );
+    }
+    lines
+}
+
+fn active(body: &Value) -> String {
+    let mut lines = inspected(body);
+    lines += &format!(
+        "generation  {}, {} by {} at {}\n",
+        body["generation"],
+        text(&body["how"]),
+        text(&body["by"]),
+        text(&body["activated"])
+    );
+    lines += &format!("granted     {}\n", names(&body["granted"]));
+    lines += &format!("config      {}\n", body["config"]);
+    if let Some(previous) = body["previous"].as_object() {
+        lines += &format!(
+            "previous    generation {}, {} {}\n",
+            previous["number"],
+            text(&previous["name"]),
+            text(&previous["version"])
+        );
+    }
+    for (key, title) in [("problem", "problem"), ("last_refused", "refused")] {
+        if body[key].is_object() {
+            let causes = body[key]["causes"].as_array().into_iter().flatten();
+            let causes: String = causes.map(|cause| format!(": {}", text(cause))).collect();
+            lines += &format!("{title:<11} {}{causes}\n", text(&body[key]["error"]));
+        }
+    }
+    lines
+}
+
+fn inspected(body: &Value) -> String {
+    let mut lines = format!(
+        "policy      {} {}\nsummary     {}\ndigest      {}\nfrom        {}\n",
+        text(&body["name"]),
+        text(&body["version"]),
+        text(&body["summary"]),
+        text(&body["digest"]),
+        text(&body["origin"]),
+    );
+    if let Some(bytes) = body["bytes"].as_u64() {
+        lines += &format!("size        {bytes} bytes\n");
+    }
+    lines += &format!("asks for    {}\n", names(&body["asks"]));
+    for (name, functions) in body["imports"].as_object().into_iter().flatten() {
+        lines += &format!("imports     {name}: {}\n", names(functions));
+    }
+    for export in body["exports"].as_array().into_iter().flatten() {
+        lines += &format!("exports     {}\n", text(export));
+    }
+    lines
+}
+
+/// Loads it as a swap would, down to the word it says about itself, and swaps nothing.
+async fn inspect(config: &Config, file: &Path) -> Result<Value, Diagnostic> {
+    let bytes = component(file)?;
+    let length = bytes.len();
+    let engine = setup::policy_engine(config, compiler(config))?;
+    let examined = engine.examine(bytes, &file.display().to_string()).await?;
+    engine.check_contract(&examined)?;
+    let (imports, exports) = (examined.imports.clone(), examined.exports.clone());
+    let compiled = engine.compile(examined).await?;
+    let policy = engine.introduce(engine.link(compiled)?).await?;
+    let schema: Value = serde_json::from_str(&policy.config_schema).unwrap_or_default();
+    Ok(json!({
+        "name": policy.name,
+        "version": policy.version,
+        "summary": policy.summary,
+        "digest": policy.digest,
+        "origin": file.display().to_string(),
+        "bytes": length,
+        "asks": Permissions::of(&policy.imports),
+        "imports": imports,
+        "exports": exports,
+        "config_schema": schema,
+    }))
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn names(list: &Value) -> String {
+    let names: Vec<&str> = list.as_array().into_iter().flatten().map(text).collect();
+    names.join(", ")
+}
+
+fn print_json(value: &Value) {
+    print(&(serde_json::to_string_pretty(value).unwrap_or_default() + "\n"));
+}

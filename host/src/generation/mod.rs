@@ -1,0 +1,217 @@
+//! Which policy is in use, which were before it, and the way from one to the next.
+//!
+//! A **generation** is a policy with the configuration that it accepted, under a number that is never used twice. There is one
+//! pointer to the active one ([`Generations::active`]); a refresh takes it once and keeps it to its end. [`swap`] is how another
+//! one gets there, [`start`] which one it is at first, [`store`] what outlives the process, [`permissions`] what a component
+//! can ask for at all, [`watch`] a file that is looked at again and again. Knows of no HTTP, no command line and no engine.
+
+pub mod permissions;
+pub mod start;
+pub mod store;
+pub mod swap;
+pub mod watch;
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use bytes::Bytes;
+use tokio::sync::{Mutex, MutexGuard};
+
+use self::permissions::Permissions;
+use self::store::{Configured, How, Ledger, Record};
+use self::swap::Loader;
+use crate::diagnostic::Diagnostic;
+use crate::grants::Grants;
+use crate::policy::{Policy, PolicyState};
+
+/// What a generation consists of, and what a rollback brings back.
+#[derive(Clone)]
+pub struct Content {
+    pub policy: Arc<Policy>,
+    /// JSON.
+    pub config: String,
+    pub state: PolicyState,
+    /// Where the policy came from, for people: a file, an upload, `the built-in policy`.
+    pub origin: String,
+    pub permissions: Permissions,
+    /// The component, until the store has it.
+    component: Bytes,
+}
+
+/// A policy in its time.
+pub struct Generation {
+    pub number: u64,
+    pub activated: jiff::Timestamp,
+    pub content: Content,
+    /// This one, and those before it, as they were when it became active.
+    pub ledger: Ledger,
+    /// Why it is not the one that should be active, where it is not. See [`start`].
+    pub fallback: Option<Diagnostic>,
+    replaced: OnceLock<Instant>,
+}
+
+impl Generation {
+    fn new(content: Content, ledger: Ledger, fallback: Option<Diagnostic>) -> Self {
+        let record = ledger.active();
+        Self {
+            number: record.number,
+            activated: record.at,
+            content,
+            ledger,
+            fallback,
+            replaced: OnceLock::new(),
+        }
+    }
+
+    pub fn policy(&self) -> &Policy {
+        &self.content.policy
+    }
+
+    pub fn record(&self) -> &Record {
+        self.ledger.active()
+    }
+
+    /// `generation 4 (workspace 0.1.0)`, for people.
+    pub fn title(&self) -> String {
+        format!("generation {} ({})", self.number, self.policy().title())
+    }
+}
+
+/// The last refresh that used it has ended. A log that says so tells an operator that a swap is complete.
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if let Some(replaced) = self.replaced.get() {
+            let after_ms = u64::try_from(replaced.elapsed().as_millis()).unwrap_or(u64::MAX);
+            tracing::info!(
+                generation = self.number,
+                policy = self.policy().title(),
+                after_ms,
+                "no refresh uses it any more"
+            );
+        }
+    }
+}
+
+/// What a rollback would go back to.
+enum Previous {
+    /// From this process's own time: nothing has to be loaded.
+    Held(Content),
+    /// From before its start.
+    Recorded(Record),
+}
+
+/// What only the one who swaps may touch.
+struct Past {
+    previous: Option<Previous>,
+    /// As this process last read or wrote it.
+    on_disk: Option<Ledger>,
+    /// What the configuration asked for when it was last looked at.
+    configured: Configured,
+}
+
+/// A swap that did not come about, kept for whoever asks what became of it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Refused {
+    pub at: jiff::Timestamp,
+    #[serde(flatten)]
+    pub told: Diagnostic,
+}
+
+/// How long a swap waits for one that is under way, before it is refused: longer than all but the largest policies take to
+/// compile, shorter than a client's patience.
+const TURN: Duration = Duration::from_secs(20);
+
+/// All there is to know about policies in this process. One for each [`crate::refresh::Refresher`].
+pub struct Generations {
+    active: ArcSwap<Generation>,
+    refused: ArcSwapOption<Refused>,
+    past: Mutex<Past>,
+    loader: Loader,
+    grants: Arc<Grants>,
+}
+
+impl Generations {
+    /// The one in use now. Whoever needs it for longer than a moment keeps the pointer, and is not affected by swaps.
+    pub fn active(&self) -> Arc<Generation> {
+        self.active.load_full()
+    }
+
+    /// The last swap that failed since the start.
+    pub fn last_refused(&self) -> Option<Arc<Refused>> {
+        self.refused.load_full()
+    }
+
+    pub fn grants(&self) -> &Grants {
+        &self.grants
+    }
+
+    /// Whoever holds the turn is the only one who can change which generation is active.
+    async fn turn(&self) -> Option<Turn<'_>> {
+        let past = tokio::time::timeout(TURN, self.past.lock()).await.ok()?;
+        Some(Turn { of: self, past })
+    }
+}
+
+struct Turn<'a> {
+    of: &'a Generations,
+    past: MutexGuard<'a, Past>,
+}
+
+impl Turn<'_> {
+    /// What the ledger will say once this content is active.
+    fn next(&self, content: &Content, how: How, by: &str) -> Ledger {
+        let active = self.of.active.load();
+        active.ledger.followed_by(
+            Record::new(active.ledger.next, content, how, by),
+            self.past.configured.clone(),
+        )
+    }
+
+    /// Writes down what is about to be, so that a restart finds it. Not begun, it changes nothing; half done neither.
+    async fn make_durable(
+        &mut self,
+        ledger: &Ledger,
+        content: &Content,
+    ) -> Result<(), store::StoreError> {
+        let Some(store) = self.of.loader.store.clone() else {
+            return Ok(());
+        };
+        // The one before it too: it may never have been written, if it came with the configuration.
+        let before = self.of.active();
+        let components = vec![
+            (
+                before.policy().digest.clone(),
+                before.content.component.clone(),
+            ),
+            (content.policy.digest.clone(), content.component.clone()),
+        ];
+        let (seen, writing) = (self.past.on_disk.clone(), ledger.clone());
+        let written =
+            tokio::task::spawn_blocking(move || store.write(seen.as_ref(), &writing, &components));
+        match written.await {
+            Ok(written) => written?,
+            Err(panicked) => return Err(store::StoreError::Panicked(panicked.to_string())),
+        }
+        self.past.on_disk = Some(ledger.clone());
+        Ok(())
+    }
+
+    /// The pointer changes. Refreshes under way keep the generation that they began with.
+    fn activate(&mut self, ledger: Ledger, mut content: Content) -> Arc<Generation> {
+        // Once it is on disk, or where nothing ever will be, memory need not hold it.
+        let let_go = self.of.loader.store.is_none() || self.past.on_disk.as_ref() == Some(&ledger);
+        if let_go {
+            content.component = Bytes::new();
+        }
+        let next = Arc::new(Generation::new(content, ledger, None));
+        let before = self.of.active.swap(next.clone());
+        let _ = before.replaced.set(Instant::now());
+        let mut previous = before.content.clone();
+        if let_go {
+            previous.component = Bytes::new();
+        }
+        self.past.previous = Some(Previous::Held(previous));
+        next
+    }
+}

@@ -1,0 +1,183 @@
+//! What a component can ask the host for, read from what it imports. What it imports not, it can never do, whatever its code is.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use crate::grants::{Grants, Verb};
+use crate::policy::{CONTRACT, Imports};
+
+/// Something that a component asks to be able to do. In the order in which people care about it least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Permission {
+    Log,
+    Time,
+    ReadState,
+    WriteState,
+    List,
+    Inspect,
+    Pull,
+    Recreate,
+}
+
+impl Permission {
+    fn of(interface: &str, function: &str) -> Option<Self> {
+        Some(match (interface, function) {
+            ("docker", "containers") => Self::List,
+            ("docker", "inspect") => Self::Inspect,
+            ("docker", "pull") => Self::Pull,
+            ("docker", "recreate") => Self::Recreate,
+            ("host", "log") => Self::Log,
+            ("host", "now") => Self::Time,
+            ("host", "state-get") => Self::ReadState,
+            ("host", "state-set") => Self::WriteState,
+            // Methods of handles, which only say what a list, an inspection or a pull has told already.
+            _ => return None,
+        })
+    }
+
+    /// Whether any grant covers it. The patterns of `[grants]` narrow it further.
+    fn is_granted(self, grants: &Grants) -> bool {
+        let any = |verbs: &[Verb]| verbs.iter().any(|verb| grants.may(*verb).is_ok());
+        match self {
+            Self::Inspect => any(&[Verb::Inspect]),
+            Self::Pull => any(&[Verb::Pull]),
+            Self::Recreate => any(&[Verb::Replace, Verb::Remove, Verb::Overlap]),
+            Self::Log | Self::Time | Self::ReadState | Self::WriteState | Self::List => true,
+        }
+    }
+}
+
+impl std::fmt::Display for Permission {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Log => "write to the log",
+            Self::Time => "read the clock",
+            Self::ReadState => "read what it kept",
+            Self::WriteState => "keep something between refreshes",
+            Self::List => "list containers",
+            Self::Inspect => "inspect containers",
+            Self::Pull => "pull images",
+            Self::Recreate => "recreate containers",
+        })
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Permissions(BTreeSet<Permission>);
+
+impl Permissions {
+    pub fn of(imports: &Imports) -> Self {
+        let asked = imports.iter().flat_map(|(name, functions)| {
+            let name = name.strip_prefix(CONTRACT).unwrap_or_default();
+            let interface = name.trim_start_matches('/').split('@').next();
+            let interface = interface.unwrap_or_default();
+            functions
+                .iter()
+                .filter_map(move |function| Permission::of(interface, function))
+        });
+        Self(asked.collect())
+    }
+
+    /// Those that the host would really give.
+    #[must_use]
+    pub fn within(&self, grants: &Grants) -> Self {
+        let granted = self.0.iter().filter(|it| it.is_granted(grants));
+        Self(granted.copied().collect())
+    }
+
+    /// What these are more than those.
+    #[must_use]
+    pub fn beyond(&self, other: &Self) -> Self {
+        Self(self.0.difference(&other.0).copied().collect())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// `inspect containers, pull images`
+impl std::fmt::Display for Permissions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("nothing");
+        }
+        let texts: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&texts.join(", "))
+    }
+}
+
+/// What a swap changes in what a policy may do, within the grants in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    pub gained: Permissions,
+    pub lost: Permissions,
+}
+
+impl Difference {
+    pub fn between(old: &Permissions, new: &Permissions, grants: &Grants) -> Self {
+        let (old, new) = (old.within(grants), new.within(grants));
+        Self {
+            gained: new.beyond(&old),
+            lost: old.beyond(&new),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grants::GrantPatterns;
+
+    fn imports(functions: &[(&str, &str)]) -> Imports {
+        let mut imports = Imports::new();
+        for (interface, function) in functions {
+            let name = format!("refit:policy/{interface}@0.1.0");
+            imports.entry(name).or_default().insert((*function).into());
+        }
+        imports
+    }
+
+    fn grants(verbs: &[Verb]) -> Grants {
+        let patterns = GrantPatterns {
+            images: vec![],
+            containers: vec![],
+            labels: Default::default(),
+            environment: vec![],
+            verbs: verbs.to_vec(),
+        };
+        Grants::new(&patterns).unwrap()
+    }
+
+    #[test]
+    fn a_newcomer_that_also_recreates_is_told_of() {
+        let old = Permissions::of(&imports(&[("docker", "pull"), ("host", "log")]));
+        let new = Permissions::of(&imports(&[("docker", "pull"), ("docker", "recreate")]));
+        let all = grants(&[Verb::Pull, Verb::Replace]);
+        let difference = Difference::between(&old, &new, &all);
+        assert_eq!(difference.gained.to_string(), "recreate containers");
+        assert_eq!(difference.lost.to_string(), "write to the log");
+    }
+
+    #[test]
+    fn what_no_grant_covers_is_not_gained() {
+        let old = Permissions::default();
+        let new = Permissions::of(&imports(&[("docker", "recreate"), ("docker", "inspect")]));
+        let difference = Difference::between(&old, &new, &grants(&[Verb::Inspect]));
+        assert_eq!(difference.gained.to_string(), "inspect containers");
+    }
+
+    #[test]
+    fn what_is_no_function_of_the_contract_is_no_permission() {
+        let mut wanted = imports(&[("docker", "[method]container.name")]);
+        wanted.insert("wasi:cli/stdout@0.2.6".into(), ["pull".to_owned()].into());
+        wanted.insert(
+            "acme:docker/docker@1.0.0".into(),
+            ["pull".to_owned()].into(),
+        );
+        assert!(Permissions::of(&wanted).is_empty());
+    }
+}

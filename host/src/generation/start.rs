@@ -1,0 +1,252 @@
+//! Which generation is active when a process starts.
+//!
+//! What was swapped in stays in use over restarts, until it is rolled back or the operator changes `[policy]`: the ledger
+//! remembers what the configuration asked for at the last swap, and where it asks for something else now, it wins. Where the one
+//! that should be active cannot be loaded, the last good one is, and says so. What nobody ever chose is no way out: a policy
+//! that an operator has not asked for must not begin to recreate containers.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::Mutex;
+
+use super::store::{Configured, How, Ledger, Record, Store};
+use super::swap::{Asked, Fetched, Loader, Refusal, Signatures, Source};
+use super::{Content, Generation, Generations, Past, Previous};
+use crate::diagnostic::{Diagnostic, causes};
+use crate::grants::Grants;
+use crate::policy::{PolicyEngine, PolicyStates, digest};
+
+/// Whether swaps outlive the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// The configuration alone says which policy is active at a start: a single refresh from the command line, a program that
+    /// has a store of its own.
+    Nothing,
+    /// Below the state folder.
+    Generations,
+}
+
+/// One that may be active, in the order in which they are tried.
+enum Choice {
+    Asked,
+    Recorded(Record),
+}
+
+impl Generations {
+    /// Loads the one that is to be active.
+    pub async fn start(
+        engine: PolicyEngine,
+        grants: Arc<Grants>,
+        state: &Path,
+        keep: Keep,
+        asked: Asked,
+    ) -> Result<Self, Diagnostic> {
+        let store = match keep {
+            Keep::Nothing => None,
+            Keep::Generations => Some(Arc::new(Store::below(state))),
+        };
+        let loader = Loader {
+            engine,
+            states: PolicyStates::in_folder(state.to_owned()),
+            signatures: Signatures::Unchecked,
+            store,
+        };
+        let (on_disk, mut problem) = match loader.store.as_ref().map(|store| store.read()) {
+            None => (None, None),
+            Some(Ok(ledger)) => (ledger, None),
+            Some(Err(error)) => (None, Some(Diagnostic::of(&error))),
+        };
+        let config = normal_or_as_is(asked.config);
+        let mut fetched = Some(loader.fetch(asked.source).await);
+        let configured = Configured {
+            digest: match &fetched {
+                Some(Ok(fetched)) => Some(digest(&fetched.bytes)),
+                _ => None,
+            },
+            config: config.clone(),
+        };
+        let mut first_failure = None;
+        for (index, choice) in choices(on_disk.as_ref(), &configured)
+            .into_iter()
+            .enumerate()
+        {
+            let loaded = match &choice {
+                Choice::Asked => match fetched.take() {
+                    Some(Ok(fetched)) => loader.prepare(fetched, config.clone()).await,
+                    Some(Err(refusal)) => Err((super::swap::Stage::Fetch, refusal)),
+                    None => continue,
+                },
+                Choice::Recorded(record) => recorded(&loader, record).await,
+            };
+            let content = match loaded {
+                Ok(content) => content,
+                Err((_, refusal)) => {
+                    first_failure.get_or_insert_with(|| of_refusal(&refusal));
+                    continue;
+                }
+            };
+            if index > 0 {
+                problem = first_failure.map(|failure| fallen_back(failure, &content));
+            }
+            if let Some(problem) = &problem {
+                tracing::error!(hints = ?problem.hints, "{}", problem.sentence());
+            }
+            return Ok(Self::beginning_with(
+                loader, grants, on_disk, configured, choice, content, problem,
+            ));
+        }
+        Err(first_failure.unwrap_or_else(|| Diagnostic::new("there is no policy to load")))
+    }
+
+    /// Writes down what the start has come to, so that no other generation gets its number. A failure costs no more than that.
+    pub async fn write_down(&self) {
+        let Some(store) = self.loader.store.clone() else {
+            return;
+        };
+        let mut past = self.past.lock().await;
+        // Before the first swap there is nothing to remember: the configuration is all there is.
+        let Some(seen) = past.on_disk.clone() else {
+            return;
+        };
+        let active = self.active();
+        // One that only stands in is not what the next start should try first.
+        let ledger = match &active.fallback {
+            Some(_) => seen.with_numbers_up_to(active.ledger.next),
+            None => active.ledger.clone(),
+        };
+        if ledger == seen {
+            return;
+        }
+        let components = vec![(
+            active.policy().digest.clone(),
+            active.content.component.clone(),
+        )];
+        let writing = ledger.clone();
+        let written =
+            tokio::task::spawn_blocking(move || store.write(Some(&seen), &writing, &components));
+        match written.await {
+            Ok(Ok(())) => past.on_disk = Some(ledger),
+            Ok(Err(error)) => tracing::warn!(
+                "the start cannot be written down: {}",
+                Diagnostic::of(&error).sentence()
+            ),
+            Err(panicked) => tracing::error!("the store panicked, please report it: {panicked}"),
+        }
+    }
+
+    fn beginning_with(
+        loader: Loader,
+        grants: Arc<Grants>,
+        on_disk: Option<Ledger>,
+        configured: Configured,
+        choice: Choice,
+        mut content: Content,
+        fallback: Option<Diagnostic>,
+    ) -> Self {
+        // It is on disk, or never will be.
+        if loader.store.is_none() || matches!(choice, Choice::Recorded(_)) {
+            content.component = bytes::Bytes::new();
+        }
+        let ledger = match (&on_disk, choice) {
+            // As it was.
+            (Some(ledger), Choice::Recorded(record)) if record.number == ledger.active().number => {
+                ledger.clone()
+            }
+            (Some(ledger), choice) => {
+                let how = match choice {
+                    Choice::Asked if fallback.is_none() => How::Configured,
+                    Choice::Asked | Choice::Recorded(_) => How::FellBack,
+                };
+                let record = Record::new(ledger.next, &content, how, BY);
+                // Not what it asks for now, if that is not what is active: the next start is to try it again.
+                let configured = match how {
+                    How::FellBack => ledger.configured.clone(),
+                    _ => configured.clone(),
+                };
+                ledger.followed_by(record, configured)
+            }
+            (None, _) => {
+                let record = Record::new(1, &content, How::Configured, BY);
+                Ledger::beginning_with(record, configured.clone())
+            }
+        };
+        let previous = ledger.previous().cloned().map(Previous::Recorded);
+        let past = Past {
+            previous,
+            on_disk,
+            configured,
+        };
+        Self {
+            active: ArcSwap::from_pointee(Generation::new(content, ledger, fallback)),
+            refused: ArcSwapOption::empty(),
+            past: Mutex::new(past),
+            loader,
+            grants,
+        }
+    }
+}
+
+const BY: &str = "the start";
+
+fn choices(on_disk: Option<&Ledger>, configured: &Configured) -> Vec<Choice> {
+    let Some(ledger) = on_disk else {
+        return vec![Choice::Asked];
+    };
+    let active = Choice::Recorded(ledger.active().clone());
+    let previous = ledger.previous().cloned().map(Choice::Recorded);
+    let recorded = std::iter::once(active).chain(previous);
+    if configured.differs_from(&ledger.configured) {
+        std::iter::once(Choice::Asked).chain(recorded).collect()
+    } else {
+        recorded.chain([Choice::Asked]).collect()
+    }
+}
+
+async fn recorded(
+    loader: &Loader,
+    record: &Record,
+) -> Result<Content, (super::swap::Stage, Refusal)> {
+    let digest = record.digest.clone();
+    let fetched = loader.fetch(Source::Kept { digest }).await;
+    let bytes = fetched
+        .map_err(|refusal| (super::swap::Stage::Fetch, refusal))?
+        .bytes;
+    let origin = record.origin.clone();
+    let fetched = Fetched { bytes, origin };
+    loader.prepare(fetched, record.config.to_string()).await
+}
+
+/// The policy says what is wrong with it, better than we could.
+fn normal_or_as_is(config: String) -> String {
+    match serde_json::from_str::<serde_json::Value>(&config) {
+        Ok(value) => value.to_string(),
+        Err(_) => config,
+    }
+}
+
+fn of_refusal(refusal: &Refusal) -> Diagnostic {
+    match refusal {
+        Refusal::Policy(error) => Diagnostic::of(error),
+        Refusal::Store(error) => Diagnostic::of(error),
+        other => Diagnostic {
+            error: other.to_string(),
+            causes: causes(other),
+            hints: vec![],
+        },
+    }
+}
+
+fn fallen_back(failure: Diagnostic, content: &Content) -> Diagnostic {
+    let mut problem = Diagnostic::new(format!(
+        "the policy that should be active cannot be used; `{}` from {} is instead",
+        content.policy.title(),
+        content.origin
+    ));
+    problem.causes = std::iter::once(failure.error)
+        .chain(failure.causes)
+        .collect();
+    problem.hints = failure.hints;
+    problem.hint("swap in a good one, or roll back, or set `[policy] component`; the next start tries this one again")
+}

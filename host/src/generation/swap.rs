@@ -1,0 +1,485 @@
+//! From bytes that somebody sent to the generation in use, or to an error that says how far they came.
+//!
+//! [`Loader::prepare`] is the list of stages. Until the last of them has passed nothing has changed, so a bad newcomer costs an
+//! error message. A swap should run in a task of its own: dropped halfway, it may have written down a generation that becomes
+//! active only at the next start.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::permissions::{Difference, Permissions};
+use super::store::{CONFIG_BYTES_MAX, Configured, How, Store, StoreError};
+use super::{Content, Generation, Generations, Previous, Refused, Turn};
+use crate::diagnostic::{Diagnostic, Hints};
+use crate::policy::{
+    DEFAULT_POLICY, PolicyEngine, PolicyError, PolicyStates, digest, limits, printable,
+};
+
+/// What the default policy is called where a file would be named.
+pub const BUILT_IN: &str = "the built-in policy";
+
+/// The longest name of a caller or an origin that is kept.
+const NAME_BYTES_MAX: usize = 200;
+
+/// Where a component comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    BuiltIn,
+    File(PathBuf),
+    /// Sent along. `origin` is what the sender calls it.
+    Bytes {
+        bytes: Bytes,
+        origin: String,
+    },
+    /// One that was in use before and is still kept.
+    Kept {
+        digest: String,
+    },
+    /// The one in use: only its configuration changes.
+    Active,
+}
+
+/// What is to be swapped in.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    pub source: Source,
+    /// JSON. `None`: the configuration in force.
+    pub config: Option<String>,
+    /// The generation that the caller believes is active. Where another one is, somebody was faster, and nothing is done.
+    pub expected: Option<u64>,
+    /// Who asks, as they say of themselves.
+    pub by: String,
+}
+
+/// What the configuration asks for.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// [`Source::File`] or [`Source::BuiltIn`].
+    pub source: Source,
+    /// JSON.
+    pub config: String,
+}
+
+/// How far a candidate came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Another swap goes first.
+    Turn,
+    /// Whether the expected generation is active.
+    Expectation,
+    Fetch,
+    Size,
+    Signature,
+    Parse,
+    Imports,
+    Compile,
+    Link,
+    /// Its first call: it says who it is.
+    Describe,
+    Config,
+    /// What is not written down does not become active.
+    Durable,
+}
+
+impl std::fmt::Display for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Turn => "turn",
+            Self::Expectation => "expectation",
+            Self::Fetch => "fetch",
+            Self::Size => "size",
+            Self::Signature => "signature",
+            Self::Parse => "parse",
+            Self::Imports => "imports",
+            Self::Compile => "compile",
+            Self::Link => "link",
+            Self::Describe => "describe",
+            Self::Config => "config",
+            Self::Durable => "durable",
+        })
+    }
+}
+
+/// Why it came no further.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error("another swap is under way")]
+    Busy,
+    #[error("generation {active} is active, not {expected}: somebody was faster")]
+    Overtaken { expected: u64, active: u64 },
+    #[error("no generation is known from before it")]
+    NothingBefore,
+    #[error("its configuration is no JSON object")]
+    NoObject,
+    #[error("its configuration has {bytes} bytes, and may have {CONFIG_BYTES_MAX}")]
+    ConfigTooLarge { bytes: usize },
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Nothing was swapped.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {act}: it failed at `{stage}`; {still_active} is still in use")]
+pub struct SwapError {
+    /// `swap in "x.wasm"`, `roll back`
+    act: String,
+    pub stage: Stage,
+    /// Its number and its name.
+    pub still_active: String,
+    #[source]
+    pub source: Box<Refusal>,
+}
+
+impl Hints for SwapError {
+    fn hints(&self) -> Vec<String> {
+        match self.source.as_ref() {
+            Refusal::Busy => vec!["try again when it has ended".into()],
+            Refusal::Overtaken { .. } => {
+                vec!["look at what is active now: `GET /v1/policy`, `refit policy history`".into()]
+            }
+            Refusal::Policy(error) => error.hints(),
+            Refusal::Store(error) => error.hints(),
+            Refusal::NothingBefore | Refusal::NoObject | Refusal::ConfigTooLarge { .. } => vec![],
+        }
+    }
+}
+
+/// A swap that came about, or had nothing to do.
+pub struct Swapped {
+    pub generation: Arc<Generation>,
+    /// `false`: the same component with the same configuration was active already.
+    pub changed: bool,
+    pub difference: Difference,
+}
+
+/// Who may ship policies. A place for keys; none are configured yet, and every component passes.
+pub(super) enum Signatures {
+    Unchecked,
+}
+
+impl Signatures {
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "keys that do not match will refuse"
+    )]
+    fn check(&self, _component: &Bytes) -> Result<(), Refusal> {
+        match self {
+            Self::Unchecked => Ok(()),
+        }
+    }
+}
+
+/// A component on its way in.
+pub(super) struct Fetched {
+    pub(super) bytes: Bytes,
+    pub(super) origin: String,
+}
+
+type Failed = (Stage, Refusal);
+
+trait At<T> {
+    fn at(self, stage: Stage) -> Result<T, Failed>;
+}
+
+impl<T, E: Into<Refusal>> At<T> for Result<T, E> {
+    fn at(self, stage: Stage) -> Result<T, Failed> {
+        self.map_err(|error| (stage, error.into()))
+    }
+}
+
+/// What makes a policy of bytes.
+pub(super) struct Loader {
+    pub(super) engine: PolicyEngine,
+    pub(super) states: PolicyStates,
+    pub(super) signatures: Signatures,
+    /// `None`: nothing outlives the process.
+    pub(super) store: Option<Arc<Store>>,
+}
+
+impl Loader {
+    /// All that a newcomer has to pass before it may be active.
+    pub(super) async fn prepare(
+        &self,
+        fetched: Fetched,
+        config: String,
+    ) -> Result<Content, Failed> {
+        let Fetched { bytes, origin } = fetched;
+        check_size(&bytes, &origin).at(Stage::Size)?;
+        self.signatures.check(&bytes).at(Stage::Signature)?;
+        let examined = self.engine.examine(bytes, &origin).await.at(Stage::Parse)?;
+        self.engine.check_contract(&examined).at(Stage::Imports)?;
+        let component = examined.bytes().clone();
+        let compiled = self.engine.compile(examined).await.at(Stage::Compile)?;
+        let linked = self.engine.link(compiled).at(Stage::Link)?;
+        let policy = self.engine.introduce(linked).await.at(Stage::Describe)?;
+        let problems = policy.validate_config(&config).await.at(Stage::Config)?;
+        if !problems.is_empty() {
+            let policy = policy.title();
+            return Err(PolicyError::Config { policy, problems }).at(Stage::Config);
+        }
+        Ok(Content {
+            state: self.states.of(&policy.name),
+            permissions: Permissions::of(&policy.imports),
+            policy: Arc::new(policy),
+            config,
+            origin,
+            component,
+        })
+    }
+
+    pub(super) async fn fetch(&self, source: Source) -> Result<Fetched, Refusal> {
+        match source {
+            Source::BuiltIn => Ok(Fetched {
+                bytes: Bytes::from_static(DEFAULT_POLICY),
+                origin: BUILT_IN.to_owned(),
+            }),
+            Source::File(path) => {
+                let origin = path.display().to_string();
+                let read = tokio::task::spawn_blocking(move || read_component(&path)).await;
+                let bytes = read.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)));
+                match bytes {
+                    Ok(bytes) => Ok(Fetched {
+                        bytes: bytes.into(),
+                        origin,
+                    }),
+                    Err(source) => Err(PolicyError::Unreadable { origin, source }.into()),
+                }
+            }
+            Source::Bytes { bytes, origin } => Ok(Fetched {
+                bytes,
+                origin: printable(&origin, NAME_BYTES_MAX),
+            }),
+            Source::Kept { digest } => {
+                let Some(store) = self.store.clone() else {
+                    return Err(StoreError::Absent { digest }.into());
+                };
+                let origin = digest.clone();
+                let read = tokio::task::spawn_blocking(move || store.read_component(&digest)).await;
+                let read =
+                    read.unwrap_or_else(|panicked| Err(StoreError::Panicked(panicked.to_string())));
+                Ok(Fetched {
+                    bytes: read?,
+                    origin,
+                })
+            }
+            // There is a shorter way, see `Generations::content`.
+            Source::Active => Err(Refusal::NothingBefore),
+        }
+    }
+}
+
+fn check_size(bytes: &Bytes, origin: &str) -> Result<(), PolicyError> {
+    if bytes.len() <= limits::COMPONENT_BYTES_MAX {
+        return Ok(());
+    }
+    Err(PolicyError::TooLarge {
+        origin: origin.to_owned(),
+        bytes: bytes.len(),
+    })
+}
+
+/// Not more than a component may have, so that `/dev/zero` is an error and not the end of the memory.
+fn read_component(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    let most = limits::COMPONENT_BYTES_MAX as u64 + 1;
+    std::fs::File::open(path)?
+        .take(most)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The same text for the same configuration, however it was written.
+fn normal(config: &str) -> Result<String, Refusal> {
+    if config.len() > CONFIG_BYTES_MAX {
+        return Err(Refusal::ConfigTooLarge {
+            bytes: config.len(),
+        });
+    }
+    let object: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(config).map_err(|_| Refusal::NoObject)?;
+    Ok(serde_json::Value::Object(object).to_string())
+}
+
+impl Generations {
+    /// Puts a candidate in the active one's place. One at a time; a second waits for its turn, within bounds.
+    pub async fn swap(&self, candidate: Candidate) -> Result<Swapped, SwapError> {
+        let act = match &candidate.source {
+            Source::BuiltIn => format!("swap in {BUILT_IN}"),
+            Source::File(path) => format!("swap in `{}`", path.display()),
+            Source::Bytes { origin, .. } => {
+                format!("swap in `{}`", printable(origin, NAME_BYTES_MAX))
+            }
+            Source::Kept { digest } => {
+                format!("swap in `{}`", printable(digest, NAME_BYTES_MAX))
+            }
+            Source::Active => "change the configuration of the policy".to_owned(),
+        };
+        let by = printable(&candidate.by, NAME_BYTES_MAX);
+        let swapping = async {
+            let mut turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
+            self.expect(candidate.expected).at(Stage::Expectation)?;
+            let content = self.content(candidate.source, candidate.config).await?;
+            turn.replace(content, How::Swapped, &by).await
+        };
+        self.told(act, swapping.await)
+    }
+
+    /// Puts what was active before back in its place, configuration included, as a new generation.
+    pub async fn roll_back(&self, expected: Option<u64>, by: &str) -> Result<Swapped, SwapError> {
+        let by = printable(by, NAME_BYTES_MAX);
+        let rolling = async {
+            let mut turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
+            self.expect(expected).at(Stage::Expectation)?;
+            let content = match &turn.past.previous {
+                None => return Err(Refusal::NothingBefore).at(Stage::Fetch),
+                Some(Previous::Held(content)) => content.clone(),
+                Some(Previous::Recorded(record)) => {
+                    let (digest, config) = (record.digest.clone(), record.config.to_string());
+                    let origin = record.origin.clone();
+                    let fetched = self.loader.fetch(Source::Kept { digest }).await;
+                    let bytes = fetched.at(Stage::Fetch)?.bytes;
+                    self.loader
+                        .prepare(Fetched { bytes, origin }, config)
+                        .await?
+                }
+            };
+            turn.replace(content, How::RolledBack, &by).await
+        };
+        self.told("roll back".to_owned(), rolling.await)
+    }
+
+    /// The configuration was read again. Swaps where it asks for something else than it did before; whatever was swapped in
+    /// since stays where it does not.
+    pub async fn reload(&self, asked: Asked, by: &str) -> Result<Option<Swapped>, SwapError> {
+        let act = "swap in what the configuration asks for".to_owned();
+        let reloading = async {
+            let mut turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
+            let config = normal(&asked.config).at(Stage::Config)?;
+            let fetched = self.loader.fetch(asked.source).await.at(Stage::Fetch)?;
+            let configured = Configured {
+                digest: Some(digest(&fetched.bytes)),
+                config: config.clone(),
+            };
+            if !configured.differs_from(&turn.past.configured) {
+                return Ok(None);
+            }
+            let content = self.loader.prepare(fetched, config).await?;
+            let before = std::mem::replace(&mut turn.past.configured, configured);
+            let replaced = turn.replace(content, How::Reloaded, by).await;
+            if replaced.is_err() {
+                turn.past.configured = before;
+            }
+            replaced.map(Some)
+        };
+        match reloading.await {
+            Ok(None) => Ok(None),
+            Ok(Some(swapped)) => self.told(act, Ok(swapped)).map(Some),
+            Err(failed) => self.told(act, Err(failed)).map(Some),
+        }
+    }
+
+    fn expect(&self, expected: Option<u64>) -> Result<(), Refusal> {
+        let active = self.active.load().number;
+        match expected {
+            Some(expected) if expected != active => Err(Refusal::Overtaken { expected, active }),
+            _ => Ok(()),
+        }
+    }
+
+    async fn content(&self, source: Source, config: Option<String>) -> Result<Content, Failed> {
+        let active = self.active().content.clone();
+        let config = match config {
+            Some(config) => normal(&config).at(Stage::Config)?,
+            None => active.config.clone(),
+        };
+        if let Source::Active = source {
+            let problems = active.policy.validate_config(&config).await;
+            let problems = problems.at(Stage::Config)?;
+            if !problems.is_empty() {
+                let policy = active.policy.title();
+                return Err(PolicyError::Config { policy, problems }).at(Stage::Config);
+            }
+            return Ok(Content { config, ..active });
+        }
+        let fetched = self.loader.fetch(source).await.at(Stage::Fetch)?;
+        self.loader.prepare(fetched, config).await
+    }
+
+    /// The outcome, in the log and for whoever asks later.
+    fn told(&self, act: String, outcome: Result<Swapped, Failed>) -> Result<Swapped, SwapError> {
+        match outcome {
+            Ok(swapped) => {
+                if swapped.changed {
+                    let generation = &swapped.generation;
+                    tracing::info!(
+                        generation = generation.number,
+                        policy = generation.policy().title(),
+                        digest = generation.policy().digest,
+                        origin = generation.content.origin,
+                        by = generation.record().by,
+                        gained = %swapped.difference.gained,
+                        lost = %swapped.difference.lost,
+                        "swapped"
+                    );
+                }
+                Ok(swapped)
+            }
+            Err((stage, source)) => {
+                let error = SwapError {
+                    act,
+                    stage,
+                    still_active: self.active().title(),
+                    source: Box::new(source),
+                };
+                let told = Diagnostic::of(&error);
+                tracing::error!(%stage, hints = ?told.hints, "{}", told.sentence());
+                let at = jiff::Timestamp::now();
+                self.refused.store(Some(Arc::new(Refused { at, told })));
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Turn<'_> {
+    async fn replace(&mut self, content: Content, how: How, by: &str) -> Result<Swapped, Failed> {
+        let before = self.of.active();
+        let (old, new) = (&before.content, &content);
+        // One that stands in for another becomes the right one when somebody asks for it.
+        let changed = old.policy.digest != new.policy.digest
+            || old.config != new.config
+            || before.fallback.is_some();
+        let difference = Difference::between(&old.permissions, &new.permissions, &self.of.grants);
+        // To make a generation of it would make a rollback lead nowhere.
+        if !changed {
+            return Ok(Swapped {
+                generation: before,
+                changed,
+                difference,
+            });
+        }
+        let ledger = self.next(&content, how, by);
+        match self.make_durable(&ledger, &content).await {
+            Ok(()) => {}
+            // Its configuration is the lasting record of it, and the next start finds that.
+            Err(error) if how == How::Reloaded => tracing::error!(
+                "the swap cannot be written down: {}",
+                Diagnostic::of(&error).sentence()
+            ),
+            // Somebody was told that it is in use; a restart that undoes it without a word would make that a lie.
+            Err(error) => return Err((Stage::Durable, error.into())),
+        }
+        Ok(Swapped {
+            generation: self.activate(ledger, content),
+            changed,
+            difference,
+        })
+    }
+}

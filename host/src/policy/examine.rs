@@ -1,0 +1,146 @@
+//! What a component is and what it wants, read from its bytes. Nothing of it is compiled here, and nothing of it runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use wasmparser::component_types::ComponentEntityType;
+use wasmparser::{Parser, Payload, Validator, WasmFeatures};
+
+use super::{CONTRACT, CONTRACT_VERSION, PolicyError, digest, error};
+
+/// The interfaces that a component imports, and what it uses of each: `refit:policy/docker@0.1.0` → `inspect`, `pull`.
+pub type Imports = BTreeMap<String, BTreeSet<String>>;
+
+/// Bytes that are a valid component, and what they say of themselves.
+#[derive(Clone, Debug)]
+pub struct Examined {
+    pub origin: String,
+    /// `sha256:…` of the bytes.
+    pub digest: String,
+    pub imports: Imports,
+    /// Names of what it exports.
+    pub exports: Vec<String>,
+    pub(super) bytes: Bytes,
+}
+
+impl Examined {
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    pub(super) fn read(bytes: Bytes, origin: &str) -> Result<Self, PolicyError> {
+        error::admit(&bytes, origin)?;
+        let invalid = |cause: wasmparser::BinaryReaderError| PolicyError::Invalid {
+            origin: origin.to_owned(),
+            cause: cause.to_string(),
+        };
+        // All that this parser knows: what the engine does not allow, its compiler refuses, and says so better.
+        let types = Validator::new_with_features(WasmFeatures::all())
+            .validate_all(&bytes)
+            .map_err(invalid)?;
+        let (mut imports, mut exports) = (Imports::new(), Vec::new());
+        let mut depth = 0_usize;
+        for payload in Parser::new(0).parse_all(&bytes) {
+            match payload.map_err(invalid)? {
+                // Modules and components within it; what they import, it gives them.
+                Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+                Payload::End(_) => depth = depth.saturating_sub(1),
+                Payload::ComponentImportSection(section) if depth == 0 => {
+                    for import in section {
+                        let name = import.map_err(invalid)?.name.name;
+                        let item = types.as_ref().component_item_for_import(name);
+                        let used = match item.map(|item| item.ty) {
+                            Some(ComponentEntityType::Instance(id)) => types[id]
+                                .exports
+                                .iter()
+                                .filter(|(_, item)| matches!(item.ty, ComponentEntityType::Func(_)))
+                                .map(|(name, _)| name.clone())
+                                .collect(),
+                            _ => BTreeSet::new(),
+                        };
+                        imports.insert(name.to_owned(), used);
+                    }
+                }
+                Payload::ComponentExportSection(section) if depth == 0 => {
+                    for export in section {
+                        exports.push(export.map_err(invalid)?.name.name.to_owned());
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(Self {
+            origin: origin.to_owned(),
+            digest: digest(&bytes),
+            imports,
+            exports,
+            bytes,
+        })
+    }
+
+    /// Whether it speaks our contract and wants nothing else, said in words that its author understands. The linker would say
+    /// "matching implementation was not found".
+    pub(super) fn check_contract(&self) -> Result<(), PolicyError> {
+        let origin = || self.origin.clone();
+        for name in self.imports.keys() {
+            let version = name.rsplit_once('@').map_or("", |(_, version)| version);
+            if is_ours(name) && version != CONTRACT_VERSION {
+                return Err(PolicyError::WrongContract {
+                    origin: origin(),
+                    wants: name.clone(),
+                });
+            }
+            if !is_ours(name) && !name.starts_with("wasi:") {
+                return Err(PolicyError::UnknownImport {
+                    origin: origin(),
+                    import: name.clone(),
+                });
+            }
+        }
+        let wanted = format!("{CONTRACT}/policy@{CONTRACT_VERSION}");
+        if self.exports.contains(&wanted) {
+            return Ok(());
+        }
+        let other = format!("{CONTRACT}/policy@");
+        match self.exports.iter().find(|name| name.starts_with(&other)) {
+            Some(name) => Err(PolicyError::WrongContract {
+                origin: origin(),
+                wants: name.clone(),
+            }),
+            None => Err(PolicyError::NotAPolicy { origin: origin() }),
+        }
+    }
+}
+
+fn is_ours(name: &str) -> bool {
+    name.strip_prefix(CONTRACT)
+        .is_some_and(|rest| rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::DEFAULT_POLICY;
+
+    #[test]
+    fn the_default_policy_uses_what_it_needs_and_no_more() {
+        let examined = Examined::read(Bytes::from_static(DEFAULT_POLICY), "it").unwrap();
+        examined.check_contract().unwrap();
+        let docker = &examined.imports["refit:policy/docker@0.1.0"];
+        for function in ["containers", "inspect", "pull", "recreate"] {
+            assert!(docker.contains(function), "{docker:?}");
+        }
+        assert!(
+            examined
+                .exports
+                .contains(&"refit:policy/policy@0.1.0".to_owned())
+        );
+    }
+
+    #[test]
+    fn bytes_that_are_cut_short_are_no_component() {
+        let half = Bytes::from_static(&DEFAULT_POLICY[..DEFAULT_POLICY.len() / 2]);
+        let error = Examined::read(half, "half.wasm").unwrap_err();
+        assert!(matches!(error, PolicyError::Invalid { .. }), "{error}");
+    }
+}

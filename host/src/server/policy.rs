@@ -1,0 +1,341 @@
+//! `/v1/policy`: which policy is in use, another one in its place, the one before it again.
+//!
+//! `If-Match: "4"` makes a change only where generation 4 is active. A swap goes on when its client has hung up.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Query, State, rejection::QueryRejection};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+use super::Served;
+use super::problem::Problem;
+use crate::diagnostic::Diagnostic;
+use crate::generation::permissions::{Difference, Permissions};
+use crate::generation::store::{CONFIG_BYTES_MAX, How, Record};
+use crate::generation::swap::{Candidate, Refusal, Source, Stage, SwapError, Swapped};
+use crate::generation::{Generation, Generations, Refused};
+use crate::policy::{PolicyError, limits};
+
+/// A component in JSON is four bytes for three, and there is its configuration.
+const JSON_BYTES_MAX: usize = limits::COMPONENT_BYTES_MAX / 3 * 4 + CONFIG_BYTES_MAX + 64 * 1024;
+
+/// How long a component may take to arrive: the largest at 400 kB/s.
+const ARRIVAL: Duration = Duration::from_secs(120);
+
+/// Components that may be on their way in at once, since each is held in memory.
+static ARRIVALS: Semaphore = Semaphore::const_new(2);
+
+/// What is said of the active generation.
+#[derive(Serialize)]
+struct View {
+    generation: u64,
+    name: String,
+    version: String,
+    summary: String,
+    digest: String,
+    origin: String,
+    activated: jiff::Timestamp,
+    how: How,
+    by: String,
+    config: serde_json::Value,
+    /// What the component can ask for at all.
+    asks: Permissions,
+    /// What of it the grants allow.
+    granted: Permissions,
+    /// What a rollback would bring back.
+    previous: Option<Record>,
+    /// Why this is not the one that should be active.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<Diagnostic>,
+    /// The last swap that failed since the daemon started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_refused: Option<Refused>,
+}
+
+impl View {
+    fn of(generation: &Generation, generations: &Generations) -> Self {
+        let (policy, record) = (generation.policy(), generation.record());
+        let asks = generation.content.permissions.clone();
+        Self {
+            generation: generation.number,
+            name: policy.name.clone(),
+            version: policy.version.clone(),
+            summary: policy.summary.clone(),
+            digest: policy.digest.clone(),
+            origin: generation.content.origin.clone(),
+            activated: generation.activated,
+            how: record.how,
+            by: record.by.clone(),
+            config: record.config.clone(),
+            granted: asks.within(generations.grants()),
+            asks,
+            previous: generation.ledger.previous().cloned(),
+            problem: generation.fallback.clone(),
+            last_refused: generations.last_refused().map(|it| (*it).clone()),
+        }
+    }
+}
+
+/// The answer to a change.
+#[derive(Serialize)]
+struct Change {
+    /// `false`: this was in use already.
+    changed: bool,
+    /// What the new policy may do that the old one could not, and the other way round.
+    #[serde(flatten)]
+    difference: Difference,
+    policy: View,
+}
+
+pub(super) async fn show(State(served): State<Served>) -> Response {
+    let generations = served.refresher.generations();
+    let active = generations.active();
+    tagged(&active, Json(View::of(&active, generations)))
+}
+
+#[derive(Serialize)]
+struct History {
+    /// The newest first; it is the active one.
+    generations: Vec<Record>,
+}
+
+pub(super) async fn history(State(served): State<Served>) -> Response {
+    let active = served.refresher.active();
+    let generations = active.ledger.history().cloned().collect();
+    tagged(&active, Json(History { generations }))
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Parameters {
+    /// What the sender calls the component: the name of its file.
+    origin: Option<String>,
+    /// Who asks.
+    by: Option<String>,
+}
+
+/// The other form of a swap, for whoever has more to say than a component.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    /// In base64.
+    component: Option<String>,
+    /// Instead: one that was in use before and is still kept.
+    digest: Option<String>,
+    /// Without it, the configuration in force stays. Without a component, only it changes.
+    config: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+pub(super) async fn swap(
+    State(served): State<Served>,
+    parameters: Result<Query<Parameters>, QueryRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let parameters = readable(parameters)?;
+    let expected = expected(&headers)?;
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(';').next())
+        .map_or("", str::trim);
+    let origin = parameters.origin.unwrap_or_else(|| "an upload".to_owned());
+    let (source, config) = match kind {
+        "application/wasm" | "application/octet-stream" => {
+            let bytes = arrived(body, limits::COMPONENT_BYTES_MAX).await?;
+            (Source::Bytes { bytes, origin }, None)
+        }
+        "application/json" => wanted(&arrived(body, JSON_BYTES_MAX).await?, origin)?,
+        _ => {
+            let problem = Problem::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported-media-type",
+                "the body is neither a component nor JSON",
+            );
+            return Err(problem.hint(
+                "send the component as `Content-Type: application/wasm`, or an object with `component`, `digest` or `config` as \
+                 `application/json`",
+            ));
+        }
+    };
+    let by = parameters
+        .by
+        .unwrap_or_else(|| "the HTTP interface".to_owned());
+    let candidate = Candidate {
+        source,
+        config,
+        expected,
+        by,
+    };
+    let generations = served.refresher.generations().clone();
+    change(served, async move { generations.swap(candidate).await }).await
+}
+
+pub(super) async fn roll_back(
+    State(served): State<Served>,
+    parameters: Result<Query<Parameters>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let parameters = readable(parameters)?;
+    let expected = expected(&headers)?;
+    let by = parameters
+        .by
+        .unwrap_or_else(|| "the HTTP interface".to_owned());
+    let generations = served.refresher.generations().clone();
+    change(
+        served,
+        async move { generations.roll_back(expected, &by).await },
+    )
+    .await
+}
+
+/// In a task of its own: a client that hangs up has asked all the same.
+async fn change(
+    served: Served,
+    swap: impl Future<Output = Result<Swapped, SwapError>> + Send + 'static,
+) -> Result<Response, Problem> {
+    if served.stopping.is_cancelled() {
+        return Err(Problem::stopping());
+    }
+    match served.work.spawn(swap).await {
+        Ok(Ok(swapped)) => {
+            let Swapped {
+                generation,
+                changed,
+                difference,
+            } = swapped;
+            let policy = View::of(&generation, served.refresher.generations());
+            let change = Change {
+                changed,
+                difference,
+                policy,
+            };
+            Ok(tagged(&generation, Json(change)))
+        }
+        Ok(Err(error)) => Err(refused(&error)),
+        Err(panicked) => {
+            tracing::error!("a swap panicked, please report it: {panicked}");
+            Err(Problem::internal())
+        }
+    }
+}
+
+fn refused(error: &SwapError) -> Problem {
+    let (status, code) = match error.source.as_ref() {
+        Refusal::Busy => (StatusCode::SERVICE_UNAVAILABLE, "swap-under-way"),
+        Refusal::Overtaken { .. } => (StatusCode::CONFLICT, "generation-conflict"),
+        Refusal::NothingBefore => (StatusCode::CONFLICT, "nothing-before"),
+        Refusal::Policy(PolicyError::TooLarge { .. }) | Refusal::ConfigTooLarge { .. } => {
+            (StatusCode::PAYLOAD_TOO_LARGE, "policy-refused")
+        }
+        Refusal::Store(_) if error.stage == Stage::Durable => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "not-durable")
+        }
+        Refusal::NoObject | Refusal::Policy(_) | Refusal::Store(_) => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "policy-refused")
+        }
+    };
+    Problem::of(status, code, Diagnostic::of(error)).at(error.stage)
+}
+
+fn tagged(generation: &Generation, body: impl IntoResponse) -> Response {
+    let mut response = body.into_response();
+    if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", generation.number)) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
+}
+
+/// `If-Match`, where it is there: a generation, in quotes or not. `*` is any.
+fn expected(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+    let Some(value) = headers.get(header::IF_MATCH) else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" {
+        return Ok(None);
+    }
+    text.trim_matches('"').parse().map(Some).map_err(|_| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "bad-if-match",
+            "`If-Match` names no generation",
+        )
+        .hint("send the number of the generation that you believe is active: `If-Match: \"4\"`")
+    })
+}
+
+fn readable(parameters: Result<Query<Parameters>, QueryRejection>) -> Result<Parameters, Problem> {
+    match parameters {
+        Ok(Query(parameters)) => Ok(parameters),
+        Err(rejection) => Err(Problem::new(
+            StatusCode::BAD_REQUEST,
+            "bad-query",
+            "the query cannot be read",
+        )
+        .hint(rejection.body_text())),
+    }
+}
+
+async fn arrived(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
+    let Ok(_arriving) = ARRIVALS.try_acquire() else {
+        return Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "swap-under-way",
+            "other policies are on their way in",
+        )
+        .hint("try again when they have arrived"));
+    };
+    match tokio::time::timeout(ARRIVAL, to_bytes(body, bytes_max)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        // axum has one error for a body that is too long and one that was cut off.
+        Ok(Err(error)) => Err(Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body-refused",
+            format!("the body did not arrive whole, or is larger than {bytes_max} bytes"),
+        )
+        .hint(error.to_string())
+        .at(Stage::Size)),
+        Err(_) => Err(Problem::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "body-too-slow",
+            format!("the body did not arrive within {} s", ARRIVAL.as_secs()),
+        )),
+    }
+}
+
+fn wanted(body: &[u8], origin: String) -> Result<(Source, Option<String>), Problem> {
+    let bad = |hint: String| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "bad-body",
+            "the body cannot be read",
+        )
+        .hint(hint)
+    };
+    let wanted: Wanted = serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?;
+    let config = wanted
+        .config
+        .map(|config| serde_json::Value::Object(config).to_string());
+    let source = match (wanted.component, wanted.digest) {
+        (Some(_), Some(_)) => return Err(bad("send `component` or `digest`, not both".into())),
+        (Some(component), None) => {
+            let bytes = base64::engine::general_purpose::STANDARD
+                .decode(component)
+                .map_err(|error| bad(format!("`component` is no base64: {error}")))?;
+            Source::Bytes {
+                bytes: bytes.into(),
+                origin,
+            }
+        }
+        (None, Some(digest)) => Source::Kept { digest },
+        (None, None) if config.is_some() => Source::Active,
+        (None, None) => return Err(bad("send `component`, `digest` or `config`".into())),
+    };
+    Ok((source, config))
+}
