@@ -1,0 +1,269 @@
+//! A candidate that decides beside the active policy, over the very facts that it was shown, and does nothing.
+//!
+//! After each refresh or plan of the generation that it stands beside, the candidate is asked the same question on a replay of
+//! what was seen. Where both come to the same, they agree. A candidate may be told to take over once it has agreed often
+//! enough in a row; one that traps, or that decides otherwise, begins to count anew.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+use super::Content;
+use crate::capabilities::Strategy;
+use crate::diagnostic::Diagnostic;
+use crate::image::ImageId;
+use crate::journal::Record;
+use crate::policy::{Decisions, Verdict};
+
+/// Comparisons with differences that are kept, the last ones.
+const KEPT: usize = 20;
+/// Differences of one comparison that are kept. On a thousand containers one wrong rule makes a thousand of the same.
+const DIFFERENCES_MAX: usize = 100;
+
+/// What one policy said of a container, and had done to it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Said {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub rule: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// What it gave the container to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recreation: Option<Recreation>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Recreation {
+    pub strategy: Strategy,
+    pub to_image_id: ImageId,
+}
+
+/// A container of which two policies think differently. `None`: that one said nothing of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Difference {
+    pub container: String,
+    pub old: Option<Said>,
+    pub new: Option<Said>,
+}
+
+/// All that a policy said and had done in one refresh, by container.
+pub type Sayings = BTreeMap<String, Said>;
+
+pub fn sayings(decisions: &Decisions, record: &Record) -> Sayings {
+    let mut sayings: Sayings = decisions
+        .by_container
+        .iter()
+        .map(|(container, decision)| {
+            let said = Said {
+                verdict: Some(decision.verdict),
+                rule: decision.rule.clone(),
+                reason: decision.reason.clone(),
+                recreation: None,
+            };
+            (container.clone(), said)
+        })
+        .collect();
+    for recreation in &record.recreations {
+        let said = sayings.entry(recreation.container.clone()).or_insert(Said {
+            verdict: None,
+            rule: String::new(),
+            reason: String::new(),
+            recreation: None,
+        });
+        said.recreation = Some(Recreation {
+            strategy: recreation.strategy,
+            to_image_id: recreation.to_image_id.clone(),
+        });
+    }
+    sayings
+}
+
+/// Where two policies differ in what becomes of a container. Other words for the same are no difference; to leave a container
+/// alone and to say nothing of it is the same.
+pub fn differences(old: &Sayings, new: &Sayings) -> Vec<Difference> {
+    let mut containers: Vec<&String> = old.keys().chain(new.keys()).collect();
+    containers.sort();
+    containers.dedup();
+    let effect = |said: Option<&Said>| {
+        let verdict = said
+            .and_then(|said| said.verdict)
+            .filter(|verdict| *verdict != Verdict::Leave);
+        (verdict, said.and_then(|said| said.recreation.clone()))
+    };
+    containers
+        .into_iter()
+        .filter(|container| effect(old.get(*container)) != effect(new.get(*container)))
+        .map(|container| Difference {
+            container: container.clone(),
+            old: old.get(container).cloned(),
+            new: new.get(container).cloned(),
+        })
+        .collect()
+}
+
+/// One question that both were asked, where they did not come to the same.
+#[derive(Clone, Debug, Serialize)]
+pub struct Comparison {
+    pub at: jiff::Timestamp,
+    pub differences: Vec<Difference>,
+    /// Beyond those that are listed.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub more: usize,
+    /// Why the candidate did not answer at all.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Diagnostic>,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+/// What came of the comparisons so far.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Tally {
+    pub compared: u64,
+    pub agreed: u64,
+    pub agreed_in_a_row: u32,
+    /// Questions that came while the candidate was still at the one before.
+    pub skipped: u64,
+    /// The last that differed, the oldest first.
+    pub differing: VecDeque<Comparison>,
+}
+
+/// A candidate on trial.
+pub struct Shadow {
+    pub(super) content: Content,
+    pub began: jiff::Timestamp,
+    pub by: String,
+    /// The generation that it is compared with. Another one would be another question.
+    pub beside: u64,
+    /// How often it must agree in a row to take over; `None`: never by itself.
+    pub after: Option<u32>,
+    tally: Mutex<Tally>,
+    /// Held while it decides: a candidate that takes its time must not pile up.
+    pub(super) deciding: tokio::sync::Semaphore,
+}
+
+impl Shadow {
+    pub(super) fn new(content: Content, by: String, beside: u64, after: Option<u32>) -> Self {
+        Self {
+            content,
+            began: jiff::Timestamp::now(),
+            by,
+            beside,
+            after,
+            tally: Mutex::default(),
+            deciding: tokio::sync::Semaphore::new(1),
+        }
+    }
+
+    pub fn content(&self) -> &Content {
+        &self.content
+    }
+
+    pub fn tally(&self) -> Tally {
+        self.lock().clone()
+    }
+
+    /// Leave to decide, unless it is at it.
+    pub fn begin(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        let permit = self.deciding.try_acquire().ok();
+        if permit.is_none() {
+            self.lock().skipped += 1;
+        }
+        permit
+    }
+
+    /// Writes down what came of a question. Whether it has agreed often enough to take over.
+    pub fn compared(&self, outcome: Result<Vec<Difference>, Diagnostic>) -> bool {
+        let mut tally = self.lock();
+        tally.compared += 1;
+        let (mut differences, failure) = match outcome {
+            Ok(differences) => (differences, None),
+            Err(failure) => (vec![], Some(failure)),
+        };
+        if differences.is_empty() && failure.is_none() {
+            tally.agreed += 1;
+            tally.agreed_in_a_row = tally.agreed_in_a_row.saturating_add(1);
+            return self.after == Some(tally.agreed_in_a_row);
+        }
+        tally.agreed_in_a_row = 0;
+        let more = differences.len().saturating_sub(DIFFERENCES_MAX);
+        differences.truncate(DIFFERENCES_MAX);
+        if tally.differing.len() == KEPT {
+            tally.differing.pop_front();
+        }
+        tally.differing.push_back(Comparison {
+            at: jiff::Timestamp::now(),
+            differences,
+            more,
+            failure,
+        });
+        false
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(verdict: Verdict, reason: &str) -> Said {
+        Said {
+            verdict: Some(verdict),
+            rule: "r".into(),
+            reason: reason.into(),
+            recreation: None,
+        }
+    }
+
+    fn sayings<const N: usize>(all: [(&str, Said); N]) -> Sayings {
+        all.into_iter()
+            .map(|(container, said)| (container.to_owned(), said))
+            .collect()
+    }
+
+    #[test]
+    fn other_words_for_the_same_are_no_difference() {
+        let old = sayings([
+            ("a", said(Verdict::Current, "up to date")),
+            ("b", said(Verdict::Leave, "not mine")),
+        ]);
+        let new = sayings([("a", said(Verdict::Current, "it is"))]);
+        assert_eq!(differences(&old, &new), []);
+    }
+
+    #[test]
+    fn another_verdict_another_image_and_another_strategy_are() {
+        let recreated = |strategy, image: &str| Said {
+            recreation: Some(Recreation {
+                strategy,
+                to_image_id: ImageId::new(image),
+            }),
+            ..said(Verdict::Recreate, "")
+        };
+        let old = sayings([
+            ("a", said(Verdict::Current, "")),
+            ("b", recreated(Strategy::Replace, "x")),
+            ("c", recreated(Strategy::Replace, "x")),
+            ("d", recreated(Strategy::Replace, "x")),
+            ("e", said(Verdict::Stale, "")),
+        ]);
+        let new = sayings([
+            ("a", said(Verdict::Stale, "")),
+            ("b", recreated(Strategy::Remove, "x")),
+            ("c", recreated(Strategy::Replace, "y")),
+            ("d", recreated(Strategy::Replace, "x")),
+        ]);
+        let found = differences(&old, &new);
+        let names: Vec<&str> = found.iter().map(|it| it.container.as_str()).collect();
+        assert_eq!(names, ["a", "b", "c", "e"]);
+        assert_eq!(found[3].new, None);
+    }
+}
