@@ -111,7 +111,7 @@ async fn a_policy_that_traps_changes_nothing() -> anyhow::Result<()> {
         error: policy `traps 0.1.0` panicked while it was to make a refresh: wasm trap: wasm `unreachable` instruction executed
 
         hint: what it had begun was finished or put back; nothing else was changed
-        hint: its own output is in the log: run again with `--log debug`
+        hint: what it printed is in the log; `--log debug` adds the whole backtrace
         "#);
         assert_eq!(proxy.changes(), []);
 
