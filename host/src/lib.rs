@@ -9,6 +9,7 @@
 //! - [`journal`]: the host's own record of what was done.
 //! - [`policy`]: WebAssembly: loading a policy, calling it within its limits.
 //! - [`refresh`]: one refresh, start to end, and its report; [`retention`]: what becomes of images that were replaced.
+//! - [`selftest`]: hostile policies, and what the host must make of each.
 //! - [`config`], [`setup`]: from a file and flags to a [`refresh::Refresher`].
 //! - [`server`], [`daemon`], [`cli`]: the edges. Nobody inside names them.
 //!
@@ -49,5 +50,6 @@ pub mod refresh;
 pub mod registry;
 pub mod retention;
 pub mod secret;
+pub mod selftest;
 pub mod server;
 pub mod setup;

@@ -48,6 +48,8 @@ pub(super) enum Command {
     Config(ConfigArguments),
     /// Check the engine, the logins, the policy and its grants
     Doctor(DoctorArguments),
+    /// Run hostile policies, and see that each is held to its limits; needs no engine and changes nothing
+    Selftest(SelftestArguments),
 }
 
 #[derive(Debug, Args)]
@@ -125,6 +127,13 @@ pub(super) struct DoctorArguments {
     /// A policy component, over the configured one
     #[arg(long, value_name = "FILE")]
     pub(super) policy: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SelftestArguments {
     /// As JSON
     #[arg(long)]
     pub(super) json: bool,

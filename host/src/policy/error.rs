@@ -90,7 +90,7 @@ pub enum PolicyError {
     UnknownImport { origin: String, import: String },
     #[error("`{origin}` is a component but no policy: it does not export `{CONTRACT}/policy`")]
     NotAPolicy { origin: String },
-    #[error("policy `{policy}` cannot be started to {doing}: {cause}")]
+    #[error("policy `{policy}` cannot be started: {cause}")]
     Unstartable {
         policy: String,
         doing: Task,
@@ -152,7 +152,10 @@ pub enum PolicyError {
 
 /// Where in the guest it happened, innermost first: `, in `decide`, called by `refresh``. Empty where nobody knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Place(Vec<String>);
+pub struct Place {
+    functions: Vec<String>,
+    frames: usize,
+}
 
 impl Place {
     /// Names come from the guest, so they are whatever it likes.
@@ -161,27 +164,35 @@ impl Place {
         let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() else {
             return Self::default();
         };
-        let named = backtrace
-            .frames()
-            .iter()
-            .filter_map(|frame| frame.func_name());
+        let frames = backtrace.frames();
+        let named = frames.iter().filter_map(|frame| frame.func_name());
         // Without the hash that tells apart what a person cannot.
         let names = named.map(|name| format!("{:#}", rustc_demangle::demangle(name)));
-        let mut names: Vec<String> = names.map(|name| printable(&name, NAME_BYTES_MAX)).collect();
+        let mut functions: Vec<String> =
+            names.map(|name| printable(&name, NAME_BYTES_MAX)).collect();
         // A recursion is the same line a dozen times.
-        names.dedup();
-        names.truncate(limits::SHOWN_FRAMES_MAX);
-        Self(names)
+        functions.dedup();
+        functions.truncate(limits::SHOWN_FRAMES_MAX);
+        Self {
+            functions,
+            frames: frames.len(),
+        }
     }
 
+    /// The innermost, with their names.
     pub fn functions(&self) -> &[String] {
-        &self.0
+        &self.functions
+    }
+
+    /// How many were seen in all.
+    pub fn frames(&self) -> usize {
+        self.frames
     }
 }
 
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (index, name) in self.0.iter().enumerate() {
+        for (index, name) in self.functions.iter().enumerate() {
             let before = if index == 0 { ", in" } else { ", called by" };
             write!(f, "{before} `{name}`")?;
         }
@@ -306,6 +317,29 @@ impl PolicyError {
                 cause,
                 place,
             },
+        }
+    }
+
+    /// What it was called for when it was stopped. `None` where no code of it ran, or where it answered and the answer is bad.
+    pub fn task(&self) -> Option<Task> {
+        match self {
+            Self::Unstartable { doing, .. }
+            | Self::Interrupted { doing, .. }
+            | Self::TimedOut { doing, .. }
+            | Self::Exceeded { doing, .. }
+            | Self::Trapped { doing, .. }
+            | Self::Exited { doing, .. }
+            | Self::Broke { doing, .. } => Some(*doing),
+            Self::Unreadable { .. }
+            | Self::TooLarge { .. }
+            | Self::NotAComponent { .. }
+            | Self::Invalid { .. }
+            | Self::WrongContract { .. }
+            | Self::UnknownImport { .. }
+            | Self::NotAPolicy { .. }
+            | Self::BadAnswer { .. }
+            | Self::Config { .. }
+            | Self::Host(_) => None,
         }
     }
 

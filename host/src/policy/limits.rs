@@ -114,7 +114,7 @@ impl Default for Times {
 }
 
 macro_rules! limits {
-    ($($limit:ident = $key:literal;)*) => {
+    ($($limit:ident = $key:literal, $value:expr;)*) => {
         /// A limit, by name, for tables and tests.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Limit { $($limit,)* }
@@ -126,46 +126,51 @@ macro_rules! limits {
             pub fn key(self) -> &'static str {
                 match self { $(Self::$limit => $key,)* }
             }
+
+            /// `None`: the configuration has it.
+            pub fn value(self) -> Option<u64> {
+                match self { $(Self::$limit => $value,)* }
+            }
         }
     };
 }
 
 limits! {
-    Compute = "COMPUTE_SECONDS_MAX";
-    Probe = "PROBE_SECONDS_MAX";
-    Refresh = "refresh_seconds";
-    Memory = "MEMORY_BYTES_MAX";
-    Stack = "STACK_BYTES_MAX";
-    TableElements = "TABLE_ELEMENTS_MAX";
-    Instances = "INSTANCES_MAX";
-    Memories = "MEMORIES_MAX";
-    Tables = "TABLES_MAX";
-    HostcallBytes = "HOSTCALL_BYTES_MAX";
-    HostCalls = "HOST_CALLS_MAX";
-    HostBytes = "HOST_BYTES_MAX";
-    Handles = "HANDLES_MAX";
-    Lists = "LISTS_MAX";
-    RandomBytes = "RANDOM_BYTES_MAX";
-    ComponentBytes = "COMPONENT_BYTES_MAX";
-    LogLines = "LOG_LINES_MAX";
-    LogLineBytes = "LOG_LINE_BYTES_MAX";
-    LogBytes = "LOG_BYTES_MAX";
-    OutputBytes = "OUTPUT_BYTES_MAX";
-    BacktraceFrames = "BACKTRACE_FRAMES_MAX";
-    ShownFrames = "SHOWN_FRAMES_MAX";
-    ReportEntries = "REPORT_ENTRIES_MAX";
-    TextBytes = "TEXT_BYTES_MAX";
-    NameBytes = "NAME_BYTES_MAX";
-    SchemaBytes = "SCHEMA_BYTES_MAX";
-    Problems = "PROBLEMS_MAX";
-    Batch = "BATCH_MAX";
-    StateKeys = "STATE_KEYS_MAX";
-    StateKeyBytes = "STATE_KEY_BYTES_MAX";
-    StateValueBytes = "STATE_VALUE_BYTES_MAX";
-    StateWrites = "STATE_WRITES_MAX";
-    Inspects = "inspects_max";
-    Pulls = "pulls_max";
-    Recreates = "recreates_max";
+    Compute = "COMPUTE_SECONDS_MAX", Some(COMPUTE_SECONDS_MAX);
+    Probe = "PROBE_SECONDS_MAX", Some(PROBE_SECONDS_MAX);
+    Refresh = "refresh_seconds", None;
+    Memory = "MEMORY_BYTES_MAX", Some(MEMORY_BYTES_MAX as u64);
+    Stack = "STACK_BYTES_MAX", Some(STACK_BYTES_MAX as u64);
+    TableElements = "TABLE_ELEMENTS_MAX", Some(TABLE_ELEMENTS_MAX as u64);
+    Instances = "INSTANCES_MAX", Some(INSTANCES_MAX as u64);
+    Memories = "MEMORIES_MAX", Some(MEMORIES_MAX as u64);
+    Tables = "TABLES_MAX", Some(TABLES_MAX as u64);
+    HostcallBytes = "HOSTCALL_BYTES_MAX", Some(HOSTCALL_BYTES_MAX as u64);
+    HostCalls = "HOST_CALLS_MAX", Some(HOST_CALLS_MAX);
+    HostBytes = "HOST_BYTES_MAX", Some(HOST_BYTES_MAX as u64);
+    Handles = "HANDLES_MAX", Some(HANDLES_MAX as u64);
+    Lists = "LISTS_MAX", Some(LISTS_MAX as u64);
+    RandomBytes = "RANDOM_BYTES_MAX", Some(RANDOM_BYTES_MAX);
+    ComponentBytes = "COMPONENT_BYTES_MAX", Some(COMPONENT_BYTES_MAX as u64);
+    LogLines = "LOG_LINES_MAX", Some(LOG_LINES_MAX as u64);
+    LogLineBytes = "LOG_LINE_BYTES_MAX", Some(LOG_LINE_BYTES_MAX as u64);
+    LogBytes = "LOG_BYTES_MAX", Some(LOG_BYTES_MAX as u64);
+    OutputBytes = "OUTPUT_BYTES_MAX", Some(OUTPUT_BYTES_MAX as u64);
+    BacktraceFrames = "BACKTRACE_FRAMES_MAX", Some(BACKTRACE_FRAMES_MAX as u64);
+    ShownFrames = "SHOWN_FRAMES_MAX", Some(SHOWN_FRAMES_MAX as u64);
+    ReportEntries = "REPORT_ENTRIES_MAX", Some(REPORT_ENTRIES_MAX as u64);
+    TextBytes = "TEXT_BYTES_MAX", Some(TEXT_BYTES_MAX as u64);
+    NameBytes = "NAME_BYTES_MAX", Some(NAME_BYTES_MAX as u64);
+    SchemaBytes = "SCHEMA_BYTES_MAX", Some(SCHEMA_BYTES_MAX as u64);
+    Problems = "PROBLEMS_MAX", Some(PROBLEMS_MAX as u64);
+    Batch = "BATCH_MAX", Some(BATCH_MAX as u64);
+    StateKeys = "STATE_KEYS_MAX", Some(STATE_KEYS_MAX as u64);
+    StateKeyBytes = "STATE_KEY_BYTES_MAX", Some(STATE_KEY_BYTES_MAX as u64);
+    StateValueBytes = "STATE_VALUE_BYTES_MAX", Some(STATE_VALUE_BYTES_MAX as u64);
+    StateWrites = "STATE_WRITES_MAX", Some(STATE_WRITES_MAX as u64);
+    Inspects = "inspects_max", None;
+    Pulls = "pulls_max", None;
+    Recreates = "recreates_max", None;
 }
 
 #[cfg(test)]

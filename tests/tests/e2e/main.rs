@@ -7,7 +7,6 @@ mod command_line;
 mod credentials;
 mod endpoint;
 mod engine;
-mod guests;
 mod matching;
 mod plan;
 mod policy;

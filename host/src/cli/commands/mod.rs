@@ -1,6 +1,7 @@
 //! What each command does: configuration, one call of the library, an answer.
 
 mod doctor;
+mod selftest;
 
 use std::path::PathBuf;
 
@@ -23,6 +24,7 @@ use crate::server::AdminToken;
 use crate::setup;
 
 pub(super) use self::doctor::doctor;
+pub(super) use self::selftest::selftest;
 
 /// What every command takes.
 pub(super) struct Common {
