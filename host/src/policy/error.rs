@@ -150,7 +150,7 @@ pub enum PolicyError {
     Host(String),
 }
 
-/// Where in the guest it happened, innermost first: `, in `decide`, called by `refresh``. Empty where nobody knows.
+/// Where in the guest it happened, as the end of a sentence: the innermost function and its callers. Empty where nobody knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     functions: Vec<String>,

@@ -1,7 +1,7 @@
 //! Hostile policies, each against one promise of the host, and after each the built-in policy on the same engine.
 //!
 //! `refit selftest` runs them on an operator's machine, and the tests run them from the same table ([`guests()`]). No container
-//! engine, no network and no file is needed: what policies act on is a [`machine`] made of memory, behind the guard and the
+//! engine, no network and no file is needed: what policies act on is a machine made of memory, behind the guard and the
 //! journal of every refresh.
 
 mod guests;
