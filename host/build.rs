@@ -1,5 +1,5 @@
 //! Builds the default policy (`plugin/workspace`) for `wasm32-wasip2` with the cargo that runs us, and tells the crate where
-//! it is, so that `refit` works with no policy file.
+//! it is, so that `refit` works with no policy file. Likewise the hostile guests of `refit selftest` (`selftest/build.rs`).
 //!
 //! It has a target directory of its own, since the outer cargo holds the lock of the workspace's, and one for all flavours
 //! (debug, release, clippy), so that each does not build its own.
@@ -7,6 +7,9 @@
 use std::path::PathBuf;
 use std::process::Command;
 use std::{env, fs};
+
+#[path = "selftest/build.rs"]
+mod selftest;
 
 const PACKAGE: &str = "refit-policy-workspace";
 
@@ -23,6 +26,9 @@ fn main() {
         .nth(4)
         .expect("OUT_DIR is that deep")
         .join("policy");
+    if let Err(error) = selftest::build(&manifest, &root, &out) {
+        panic!("cannot build the hostile guests: {error:#}");
+    }
     for path in [
         "plugin/sdk/src",
         "plugin/sdk/Cargo.toml",

@@ -159,8 +159,6 @@ fn optional_milliseconds<S: serde::Serializer>(
 pub struct Record {
     pub images: Vec<ImageRecord>,
     pub recreations: Vec<RecreationRecord>,
-    /// The containers that were lent, by name. A decision about any other is an error of the policy.
-    pub lent: Vec<Listed>,
     /// Why the containers could not be listed, where the last attempt failed. A policy is told less, and in other words.
     pub unlisted: Option<Diagnostic>,
 }
@@ -202,12 +200,9 @@ impl Journal {
 impl Capabilities for Journal {
     async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
         let answer = self.inner.containers().await;
-        let mut record = self.lock();
-        match &answer {
-            Ok(containers) => record.lent = containers.clone(),
-            Err(error) => record.unlisted = Some(diagnose(error, "cannot list the containers")),
+        if let Err(error) = &answer {
+            self.lock().unlisted = Some(diagnose(error, "cannot list the containers"));
         }
-        drop(record);
         answer
     }
 

@@ -12,6 +12,7 @@
 //! - [`policy`]: WebAssembly: loading a policy, calling it within its limits.
 //! - [`generation`]: which policy is in use, which was before it, and the way from one to the next.
 //! - [`refresh`]: one refresh, start to end, and its report; [`retention`]: what becomes of images that were replaced.
+//! - [`selftest`]: hostile policies, and what the host must make of each.
 //! - [`config`], [`setup`]: from a file and flags to a [`refresh::Refresher`].
 //! - [`server`], [`daemon`], [`cli`]: the edges. Nobody inside names them.
 //!
@@ -58,6 +59,7 @@ pub mod refresh;
 pub mod registry;
 pub mod retention;
 pub mod secret;
+pub mod selftest;
 pub mod server;
 pub mod setup;
 pub mod snapshot;

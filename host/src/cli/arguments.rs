@@ -52,6 +52,8 @@ pub(super) enum Command {
     Config(ConfigArguments),
     /// Check the engine, the logins, the policy and its grants
     Doctor(DoctorArguments),
+    /// Run hostile policies, and see that each is held to its limits; needs no engine and changes nothing
+    Selftest(SelftestArguments),
     /// Compile a component from stdin to stdout, for the process that started this one
     #[command(name = COMPILE_SUBCOMMAND, hide = true)]
     CompilePolicy(CompileArguments),
@@ -202,6 +204,13 @@ pub(super) struct DoctorArguments {
     /// A policy component, over the configured one
     #[arg(long, value_name = "FILE")]
     pub(super) policy: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SelftestArguments {
     /// As JSON
     #[arg(long)]
     pub(super) json: bool,

@@ -72,12 +72,13 @@ async fn run(arguments: Arguments) -> Result<Status, Diagnostic> {
         command,
     } = arguments;
     let common = commands::Common { config, engine };
-    let serving = matches!(command, Command::Serve(_));
-    let bars = logging::start(
-        log.as_deref()
-            .unwrap_or(if serving { "refit=info" } else { "refit=warn" }),
-        log_format,
-    )?;
+    let usual = match command {
+        Command::Serve(_) => "refit=info",
+        // What the guests of a selftest log and print is part of what they try.
+        Command::Selftest(_) => "refit=error",
+        _ => "refit=warn",
+    };
+    let bars = logging::start(log.as_deref().unwrap_or(usual), log_format)?;
     match command {
         Command::Refresh(arguments) => commands::refresh(common, arguments, bars).await,
         Command::Plan(arguments) => commands::plan(common, arguments, bars).await,
@@ -87,6 +88,7 @@ async fn run(arguments: Arguments) -> Result<Status, Diagnostic> {
         Command::Config(arguments) => commands::config(common, arguments),
         Command::Doctor(arguments) => commands::doctor(common, arguments).await,
         Command::CompilePolicy(limits) => commands::compile_policy(&limits),
+        Command::Selftest(arguments) => commands::selftest(arguments).await,
     }
 }
 

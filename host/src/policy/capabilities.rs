@@ -12,7 +12,7 @@ use wasmtime::component::Resource;
 
 use super::bindings::refit::policy::{docker, host, types};
 use super::convert;
-use super::instance::HostState;
+use super::instance::{Exceeded, HostState};
 use super::limits::BATCH_MAX;
 use crate::capabilities::{CallError, PulledImage, Recreation};
 use crate::container::Listed;
@@ -25,20 +25,34 @@ pub struct Lent(pub(super) Listed);
 pub struct Fetched(pub(super) PulledImage);
 
 /// A batch that no policy needs is a broken or hostile one.
-fn bounded(length: usize) -> wasmtime::Result<()> {
-    wasmtime::ensure!(
-        length <= BATCH_MAX,
-        "a batch of {length} is more than the {BATCH_MAX} that are allowed"
-    );
+fn bounded(length: usize) -> Result<(), Exceeded> {
+    if length > BATCH_MAX {
+        return Err(Exceeded {
+            asked: length,
+            of: "calls in one batch",
+            limit: BATCH_MAX,
+        });
+    }
     Ok(())
+}
+
+impl HostState {
+    /// A text on its way to the guest.
+    fn told(&mut self, text: String) -> wasmtime::Result<String> {
+        self.spent.text(text.len())?;
+        Ok(text)
+    }
 }
 
 impl docker::HostContainer for HostState {
     async fn name(&mut self, container: Resource<Lent>) -> wasmtime::Result<String> {
-        Ok(self.table.get(&container)?.0.name.clone())
+        self.spent.call()?;
+        let name = self.table.get(&container)?.0.name.clone();
+        self.told(name)
     }
 
     async fn drop(&mut self, container: Resource<Lent>) -> wasmtime::Result<()> {
+        self.spent.call()?;
         self.table.delete(container)?;
         Ok(())
     }
@@ -46,18 +60,25 @@ impl docker::HostContainer for HostState {
 
 impl docker::HostPulledImage for HostState {
     async fn reference(&mut self, image: Resource<Fetched>) -> wasmtime::Result<String> {
-        Ok(self.table.get(&image)?.0.reference.to_string())
+        self.spent.call()?;
+        let reference = self.table.get(&image)?.0.reference.to_string();
+        self.told(reference)
     }
 
     async fn id(&mut self, image: Resource<Fetched>) -> wasmtime::Result<String> {
-        Ok(self.table.get(&image)?.0.id.as_str().to_owned())
+        self.spent.call()?;
+        let id = self.table.get(&image)?.0.id.as_str().to_owned();
+        self.told(id)
     }
 
     async fn digest(&mut self, image: Resource<Fetched>) -> wasmtime::Result<Option<String>> {
-        Ok(self.table.get(&image)?.0.digest.clone())
+        self.spent.call()?;
+        let digest = self.table.get(&image)?.0.digest.clone();
+        digest.map(|digest| self.told(digest)).transpose()
     }
 
     async fn drop(&mut self, image: Resource<Fetched>) -> wasmtime::Result<()> {
+        self.spent.call()?;
         self.table.delete(image)?;
         Ok(())
     }
@@ -67,10 +88,20 @@ impl docker::Host for HostState {
     async fn containers(
         &mut self,
     ) -> wasmtime::Result<Result<Vec<Resource<Lent>>, types::EngineError>> {
+        self.spent.call()?;
+        if let Err(limit) = self.spent.list() {
+            return Ok(Err(types::EngineError::QuotaExceeded(limit)));
+        }
         let listed = match self.capabilities().containers().await {
             Ok(listed) => listed,
             Err(error) => return Ok(Err(convert::engine_error(error))),
         };
+        for listed in &listed {
+            self.spent.text(size_of_listed(listed))?;
+            if !self.lent.contains(&listed.name) {
+                self.lent.insert(listed.name.clone());
+            }
+        }
         let handles: Result<Vec<_>, _> = listed
             .into_iter()
             .map(|listed| self.table.push(Lent(listed)))
@@ -83,6 +114,7 @@ impl docker::Host for HostState {
         containers: Vec<Resource<Lent>>,
     ) -> wasmtime::Result<Vec<Result<types::ContainerInfo, types::EngineError>>> {
         bounded(containers.len())?;
+        self.spent.calls(containers.len().max(1))?;
         let listed: Result<Vec<Listed>, _> = containers
             .iter()
             .map(|it| self.table.get(it).map(|lent| lent.0.clone()))
@@ -92,16 +124,20 @@ impl docker::Host for HostState {
             let capabilities = capabilities.clone();
             async move { capabilities.inspect(&listed).await }
         });
-        let answers: Vec<_> = futures_util::stream::iter(calls)
-            .buffered(self.concurrency.inspects)
-            .collect()
-            .await;
-        let grants = self.grants.clone();
-        let answers = answers.into_iter().map(|answer| match answer {
-            Ok(container) => Ok(convert::container_info(&container, &grants)),
-            Err(error) => Err(convert::engine_error(error)),
-        });
-        Ok(answers.collect())
+        let mut calls = futures_util::stream::iter(calls).buffered(self.concurrency.inspects);
+        let mut answers = Vec::new();
+        // One after the other, because a batch that names one large container thousands of times must end before it is answered.
+        while let Some(answer) = calls.next().await {
+            answers.push(match answer {
+                Ok(container) => {
+                    let info = convert::container_info(&container, &self.grants);
+                    self.spent.text(size_of_info(&info))?;
+                    Ok(info)
+                }
+                Err(error) => Err(convert::engine_error(error)),
+            });
+        }
+        Ok(answers)
     }
 
     async fn pull(
@@ -109,6 +145,8 @@ impl docker::Host for HostState {
         images: Vec<String>,
     ) -> wasmtime::Result<Vec<Result<Resource<Fetched>, types::PullError>>> {
         bounded(images.len())?;
+        self.spent.calls(images.len().max(1))?;
+        self.spent.text(images.iter().map(String::len).sum())?;
         let capabilities = self.capabilities();
         let calls = images.into_iter().map(|image| {
             let capabilities = capabilities.clone();
@@ -136,6 +174,7 @@ impl docker::Host for HostState {
         wave: Vec<docker::Recreation>,
     ) -> wasmtime::Result<Vec<Result<types::Recreated, types::RecreateError>>> {
         bounded(wave.len())?;
+        self.spent.calls(wave.len().max(1))?;
         let mut wanted = Vec::with_capacity(wave.len());
         for item in &wave {
             wanted.push(Recreation {
@@ -164,18 +203,24 @@ impl docker::Host for HostState {
 
 impl host::Host for HostState {
     async fn log(&mut self, level: host::Level, message: String) -> wasmtime::Result<()> {
+        self.spent.call()?;
+        self.spent.text(message.len())?;
         self.log.write(level, &message);
         Ok(())
     }
 
     async fn now(&mut self) -> wasmtime::Result<u64> {
+        self.spent.call()?;
         Ok(SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs()))
     }
 
     async fn state_get(&mut self, key: String) -> wasmtime::Result<Option<String>> {
-        Ok(self.state.get(&key))
+        self.spent.call()?;
+        self.spent.text(key.len())?;
+        let value = self.state.get(&key);
+        value.map(|value| self.told(value)).transpose()
     }
 
     async fn state_set(
@@ -183,8 +228,40 @@ impl host::Host for HostState {
         key: String,
         value: Option<String>,
     ) -> wasmtime::Result<Result<(), host::StateError>> {
+        self.spent.call()?;
+        self.spent
+            .text(key.len() + value.as_ref().map_or(0, String::len))?;
+        if let Err(limit) = self.spent.state_write() {
+            return Ok(Err(host::StateError::TooLarge(limit)));
+        }
         Ok(self.state.set(&key, value).map_err(convert::state_error))
     }
+}
+
+/// What a handle keeps of it on our side. A guest that drops none of them gets no more than its bytes.
+fn size_of_listed(listed: &Listed) -> usize {
+    let labels: usize = listed
+        .labels
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    size_of::<Lent>() + listed.name.len() + listed.network_mode.len() + labels
+}
+
+fn size_of_info(info: &types::ContainerInfo) -> usize {
+    let pairs = |pairs: &[(String, String)]| -> usize {
+        pairs
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum()
+    };
+    size_of::<types::ContainerInfo>()
+        + info.name.len()
+        + info.image.len()
+        + pairs(&info.labels)
+        + pairs(&info.environment)
+        + info.networks.iter().map(String::len).sum::<usize>()
+        + info.published_ports.len() * size_of::<types::PublishedPort>()
 }
 
 /// `types` has no functions; the generated linker wants to hear so.

@@ -2,12 +2,55 @@
 
 use std::time::Duration;
 
-use wasmtime::Trap;
+use wasmtime::component::ResourceTableError;
+use wasmtime::{Trap, WasmBacktrace};
+use wasmtime_wasi::I32Exit;
 
 use super::instance::Exceeded;
-use super::limits;
-use super::{CONTRACT, CONTRACT_VERSION};
+use super::{CONTRACT, CONTRACT_VERSION, limits, printable};
 use crate::diagnostic::Hints;
+
+/// What a policy was called for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    Describe,
+    CheckConfig,
+    Refresh,
+}
+
+impl std::fmt::Display for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Describe => "describe itself",
+            Self::CheckConfig => "check its configuration",
+            Self::Refresh => "make a refresh",
+        })
+    }
+}
+
+/// What went wrong with a policy, without the particulars. For tables, tests and whoever reacts to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyErrorKind {
+    Unreadable,
+    TooLarge,
+    NotAComponent,
+    Invalid,
+    WrongContract,
+    UnknownImport,
+    NotAPolicy,
+    Unstartable,
+    Interrupted,
+    TimedOut,
+    Exceeded,
+    Trapped,
+    Exited,
+    Broke,
+    BadAnswer,
+    Config,
+    Compiler,
+    Host,
+}
 
 /// What a policy says of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -50,34 +93,54 @@ pub enum PolicyError {
     UnknownImport { origin: String, import: String },
     #[error("`{origin}` is a component but no policy: it does not export `{CONTRACT}/policy`")]
     NotAPolicy { origin: String },
+    #[error("policy `{policy}` cannot be started: {cause}")]
+    Unstartable {
+        policy: String,
+        doing: Task,
+        cause: String,
+    },
     #[error(
-        "policy `{policy}` was stopped: it computed for more than {} s while it was to {doing}",
-        limits::COMPUTE_SECONDS_MAX
+        "policy `{policy}` was stopped: it computed for more than {} while it was to {doing}{place}",
+        seconds(.limit)
     )]
-    Interrupted { policy: String, doing: &'static str },
-    #[error("policy `{policy}` did not {doing} within {} s", .limit.as_secs())]
+    Interrupted {
+        policy: String,
+        doing: Task,
+        limit: Duration,
+        place: Place,
+    },
+    #[error("policy `{policy}` did not {doing} within {}", seconds(.limit))]
     TimedOut {
         policy: String,
-        doing: &'static str,
+        doing: Task,
         limit: Duration,
     },
-    #[error("policy `{policy}` went beyond a limit while it was to {doing}: {cause}")]
+    #[error("policy `{policy}` went beyond a limit while it was to {doing}: {cause}{place}")]
     Exceeded {
         policy: String,
-        doing: &'static str,
+        doing: Task,
         cause: String,
+        place: Place,
     },
-    #[error("policy `{policy}` panicked while it was to {doing}: {cause}")]
+    #[error("policy `{policy}` panicked while it was to {doing}: {cause}{place}")]
     Trapped {
         policy: String,
-        doing: &'static str,
+        doing: Task,
         cause: String,
+        place: Place,
     },
-    #[error("policy `{policy}` broke the contract while it was to {doing}: {cause}")]
+    #[error("policy `{policy}` ended itself with status {status} while it was to {doing}")]
+    Exited {
+        policy: String,
+        doing: Task,
+        status: i32,
+    },
+    #[error("policy `{policy}` broke the contract while it was to {doing}: {cause}{place}")]
     Broke {
         policy: String,
-        doing: &'static str,
+        doing: Task,
         cause: String,
+        place: Place,
     },
     #[error("policy `{policy}` gave an answer that cannot be used: {problem}")]
     BadAnswer { policy: String, problem: String },
@@ -90,6 +153,66 @@ pub enum PolicyError {
     Host(String),
 }
 
+/// Where in the guest it happened, as the end of a sentence: the innermost function and its callers. Empty where nobody knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    functions: Vec<String>,
+    frames: usize,
+}
+
+impl Place {
+    /// Names come from the guest, so they are whatever it likes.
+    fn of(error: &wasmtime::Error) -> Self {
+        const NAME_BYTES_MAX: usize = 120;
+        let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() else {
+            return Self::default();
+        };
+        let frames = backtrace.frames();
+        let named = frames.iter().filter_map(|frame| frame.func_name());
+        // Without the hash that tells apart what a person cannot.
+        let names = named.map(|name| format!("{:#}", rustc_demangle::demangle(name)));
+        let mut functions: Vec<String> =
+            names.map(|name| printable(&name, NAME_BYTES_MAX)).collect();
+        // A recursion is the same line a dozen times.
+        functions.dedup();
+        functions.truncate(limits::SHOWN_FRAMES_MAX);
+        Self {
+            functions,
+            frames: frames.len(),
+        }
+    }
+
+    /// The innermost, with their names.
+    pub fn functions(&self) -> &[String] {
+        &self.functions
+    }
+
+    /// How many were seen in all.
+    pub fn frames(&self) -> usize {
+        self.frames
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, name) in self.functions.iter().enumerate() {
+            let before = if index == 0 { ", in" } else { ", called by" };
+            write!(f, "{before} `{name}`")?;
+        }
+        Ok(())
+    }
+}
+
+/// `10 s`, `0.3 s`
+fn seconds(limit: &Duration) -> String {
+    format!("{} s", limit.as_secs_f64())
+}
+
+/// What happened in the guest was that it could not be brought to run.
+#[derive(Debug, thiserror::Error)]
+#[error("at instantiation")]
+pub(super) struct AtInstantiation;
+
 impl PolicyError {
     pub(super) fn host(cause: wasmtime::Error) -> Self {
         Self::Host(format!("{cause:#}"))
@@ -98,38 +221,165 @@ impl PolicyError {
     pub(super) fn invalid(origin: &str, cause: &wasmtime::Error) -> Self {
         Self::Invalid {
             origin: origin.to_owned(),
-            cause: format!("{cause:#}"),
+            cause: printable(&format!("{cause:#}"), limits::TEXT_BYTES_MAX),
         }
     }
 
     /// By type, never by the words of an error.
-    pub(super) fn of_trap(policy: String, doing: &'static str, error: &wasmtime::Error) -> Self {
-        tracing::debug!(policy, "{error:?}");
-        let cause = error.root_cause().to_string();
-        if error.downcast_ref::<Exceeded>().is_some() {
+    pub(super) fn of_trap(
+        policy: String,
+        doing: Task,
+        compute: Duration,
+        error: &wasmtime::Error,
+    ) -> Self {
+        tracing::debug!(
+            policy,
+            "{}",
+            printable(&format!("{error:?}"), 4 * limits::TEXT_BYTES_MAX)
+        );
+        let place = Place::of(error);
+        if let Some(I32Exit(status)) = error.downcast_ref() {
+            return Self::Exited {
+                policy,
+                doing,
+                status: *status,
+            };
+        }
+        if let Some(exceeded) = error.downcast_ref::<Exceeded>() {
             return Self::Exceeded {
                 policy,
                 doing,
-                cause,
+                cause: exceeded.to_string(),
+                place,
             };
         }
-        match error.downcast_ref::<Trap>() {
-            Some(Trap::Interrupt) => Self::Interrupted { policy, doing },
-            Some(Trap::StackOverflow) => Self::Exceeded {
+        if let Some(ResourceTableError::Full) = error.downcast_ref() {
+            return Self::Exceeded {
+                policy,
+                doing,
+                cause: format!("it holds more than {} handles", limits::HANDLES_MAX),
+                place,
+            };
+        }
+        let cause = printable(&error.root_cause().to_string(), limits::TEXT_BYTES_MAX);
+        let Some(trap) = error.downcast_ref::<Trap>() else {
+            // Words are all that wasmtime has for these. Which function it was cannot have to do with it.
+            return if error.downcast_ref::<AtInstantiation>().is_some() {
+                Self::Unstartable {
+                    policy,
+                    doing,
+                    cause,
+                }
+            } else {
+                Self::Broke {
+                    policy,
+                    doing,
+                    cause,
+                    place,
+                }
+            };
+        };
+        match trap {
+            Trap::Interrupt => Self::Interrupted {
+                policy,
+                doing,
+                limit: compute,
+                place,
+            },
+            Trap::StackOverflow => Self::Exceeded {
+                policy,
+                doing,
+                cause: format!(
+                    "its functions call each other so deeply that {} KiB of stack are not enough",
+                    limits::STACK_BYTES_MAX >> 10
+                ),
+                place,
+            },
+            // What a program does that goes wrong by itself.
+            Trap::UnreachableCodeReached
+            | Trap::MemoryOutOfBounds
+            | Trap::HeapMisaligned
+            | Trap::TableOutOfBounds
+            | Trap::IndirectCallToNull
+            | Trap::BadSignature
+            | Trap::IntegerOverflow
+            | Trap::IntegerDivisionByZero
+            | Trap::BadConversionToInteger
+            | Trap::NullReference
+            | Trap::ArrayOutOfBounds
+            | Trap::CastFailure => Self::Trapped {
                 policy,
                 doing,
                 cause,
+                place,
             },
-            Some(_) => Self::Trapped {
+            // What only a broken or hostile one comes to: calls and answers that are not as the component model has them.
+            _ => Self::Broke {
                 policy,
                 doing,
                 cause,
+                place,
             },
-            None => Self::Broke {
-                policy,
-                doing,
-                cause,
-            },
+        }
+    }
+
+    /// What it was called for when it was stopped. `None` where no code of it ran, or where it answered and the answer is bad.
+    pub fn task(&self) -> Option<Task> {
+        match self {
+            Self::Unstartable { doing, .. }
+            | Self::Interrupted { doing, .. }
+            | Self::TimedOut { doing, .. }
+            | Self::Exceeded { doing, .. }
+            | Self::Trapped { doing, .. }
+            | Self::Exited { doing, .. }
+            | Self::Broke { doing, .. } => Some(*doing),
+            Self::Unreadable { .. }
+            | Self::TooLarge { .. }
+            | Self::NotAComponent { .. }
+            | Self::Invalid { .. }
+            | Self::WrongContract { .. }
+            | Self::UnknownImport { .. }
+            | Self::NotAPolicy { .. }
+            | Self::BadAnswer { .. }
+            | Self::Config { .. }
+            | Self::Compiler { .. }
+            | Self::Host(_) => None,
+        }
+    }
+
+    pub fn kind(&self) -> PolicyErrorKind {
+        use PolicyErrorKind as Kind;
+        match self {
+            Self::Unreadable { .. } => Kind::Unreadable,
+            Self::TooLarge { .. } => Kind::TooLarge,
+            Self::NotAComponent { .. } => Kind::NotAComponent,
+            Self::Invalid { .. } => Kind::Invalid,
+            Self::WrongContract { .. } => Kind::WrongContract,
+            Self::UnknownImport { .. } => Kind::UnknownImport,
+            Self::NotAPolicy { .. } => Kind::NotAPolicy,
+            Self::Unstartable { .. } => Kind::Unstartable,
+            Self::Interrupted { .. } => Kind::Interrupted,
+            Self::TimedOut { .. } => Kind::TimedOut,
+            Self::Exceeded { .. } => Kind::Exceeded,
+            Self::Trapped { .. } => Kind::Trapped,
+            Self::Exited { .. } => Kind::Exited,
+            Self::Broke { .. } => Kind::Broke,
+            Self::BadAnswer { .. } => Kind::BadAnswer,
+            Self::Config { .. } => Kind::Config,
+            Self::Compiler { .. } => Kind::Compiler,
+            Self::Host(_) => Kind::Host,
+        }
+    }
+}
+
+/// What is true after a policy was stopped.
+fn afterwards(doing: Task) -> String {
+    match doing {
+        Task::Describe | Task::CheckConfig => {
+            "it was not put in force, and nothing was changed".into()
+        }
+        Task::Refresh => {
+            "what it had begun was finished or put back; nothing else was changed".into()
         }
     }
 }
@@ -143,13 +393,34 @@ impl Hints for PolicyError {
             Self::WrongContract { .. } => {
                 vec![format!("rebuild it with an SDK for `{CONTRACT}@{CONTRACT_VERSION}`, or run a host that speaks its version")]
             }
-            Self::UnknownImport { .. } => {
-                vec![format!("a policy may import `{CONTRACT}` and what the standard library takes from WASI 0.2, nothing else")]
+            Self::UnknownImport { import, .. } => {
+                let mut hints = vec![format!("a policy may import `{CONTRACT}` and what the standard library takes from WASI 0.2, nothing else")];
+                if import.starts_with("wasi:sockets/") || import.starts_with("wasi:http/") {
+                    hints.push("a policy has no network; a Python one is built with `componentize-py componentize --stub-wasi`".into());
+                }
+                hints
             }
             Self::NotAPolicy { .. } => vec!["see `wit/policy.wit` for what a policy exports".into()],
-            Self::Interrupted { .. } | Self::TimedOut { .. } | Self::Exceeded { .. } | Self::Trapped { .. } | Self::Broke { .. } => vec![
-                "what it had begun was finished or put back; nothing else was changed".into(),
-                "its own output is in the log: run again with `--log debug`".into(),
+            Self::Interrupted { doing, .. } => vec![
+                afterwards(*doing),
+                "time that it waits for the host does not count; look for a loop without an end".into(),
+            ],
+            Self::TimedOut { doing: Task::Refresh, .. } => vec![
+                afterwards(Task::Refresh),
+                "`[limits] refresh_seconds` is the time for a whole refresh".into(),
+            ],
+            Self::Unstartable { doing, .. } | Self::TimedOut { doing, .. } => vec![afterwards(*doing)],
+            Self::Exceeded { doing, .. } => vec![
+                afterwards(*doing),
+                "what a policy may use is not configured: docs/hostile-guests.md has the limits".into(),
+            ],
+            Self::Trapped { doing, .. } | Self::Exited { doing, .. } => vec![
+                afterwards(*doing),
+                "what it printed is in the log; `--log debug` adds the whole backtrace".into(),
+            ],
+            Self::Broke { doing, .. } => vec![
+                afterwards(*doing),
+                "a policy that was built with an SDK cannot do this: report it to whoever made the policy".into(),
             ],
             Self::Config { problems, .. } => problems.iter().map(ToString::to_string).collect(),
             Self::Unreadable { .. } => vec![
@@ -158,7 +429,8 @@ impl Hints for PolicyError {
             Self::Compiler { .. } => {
                 vec!["`[limits] compile_seconds` and `compile_megabytes` say what compiling may take".into()]
             }
-            Self::TooLarge { .. } | Self::Invalid { .. } | Self::BadAnswer { .. } | Self::Host(_) => vec![],
+            Self::BadAnswer { .. } => vec!["report it to whoever made the policy".into()],
+            Self::TooLarge { .. } | Self::Invalid { .. } | Self::Host(_) => vec![],
         }
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use wasmparser::component_types::ComponentEntityType;
 use wasmparser::{Parser, Payload, Validator, WasmFeatures};
 
-use super::{CONTRACT, CONTRACT_VERSION, PolicyError, digest, error};
+use super::{CONTRACT, CONTRACT_VERSION, PolicyError, digest, error, limits, printable, wasi};
 
 /// The interfaces that a component imports, and what it uses of each: `refit:policy/docker@0.1.0` → `inspect`, `pull`.
 pub type Imports = BTreeMap<String, BTreeSet<String>>;
@@ -87,13 +87,13 @@ impl Examined {
             if is_ours(name) && version != CONTRACT_VERSION {
                 return Err(PolicyError::WrongContract {
                     origin: origin(),
-                    wants: name.clone(),
+                    wants: printable(name, limits::TEXT_BYTES_MAX),
                 });
             }
-            if !is_ours(name) && !name.starts_with("wasi:") {
+            if !is_ours(name) && !wasi::is_linked(name) {
                 return Err(PolicyError::UnknownImport {
                     origin: origin(),
-                    import: name.clone(),
+                    import: printable(name, limits::TEXT_BYTES_MAX),
                 });
             }
         }
@@ -105,7 +105,7 @@ impl Examined {
         match self.exports.iter().find(|name| name.starts_with(&other)) {
             Some(name) => Err(PolicyError::WrongContract {
                 origin: origin(),
-                wants: name.clone(),
+                wants: printable(name, limits::TEXT_BYTES_MAX),
             }),
             None => Err(PolicyError::NotAPolicy { origin: origin() }),
         }

@@ -1,17 +1,19 @@
 //! One call of a policy: a fresh store, its limits, and what the guest finds in it. Nothing outlives the call.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use wasmtime::component::ResourceTable;
 use wasmtime::{Engine, ResourceLimiter, Store, UpdateDeadline};
-use wasmtime_wasi::p2::pipe::MemoryOutputPipe;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
-use super::limits;
+use super::bindings::refit::policy::host::Level;
 use super::log::GuestLog;
+use super::output::Printed;
 use super::state::PolicyState;
+use super::{limits, wasi};
 use crate::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation};
 use crate::container::{Container, Listed};
 use crate::engine::{EngineError, PullError};
@@ -41,15 +43,19 @@ pub(super) struct HostState {
     pub(super) concurrency: Concurrency,
     pub(super) state: PolicyState,
     pub(super) log: GuestLog,
+    pub(super) spent: Spent,
+    /// The names of all containers that were lent. It may decide about these.
+    pub(super) lent: BTreeSet<String>,
     capabilities: Arc<dyn Capabilities>,
     wasi: WasiCtx,
-    output: MemoryOutputPipe,
-    limits: Limits,
+    stdout: Printed,
+    stderr: Printed,
+    growth: Growth,
 }
 
 impl HostState {
     pub(super) fn new(session: Session, policy: &str) -> Self {
-        let output = MemoryOutputPipe::new(limits::OUTPUT_BYTES_MAX);
+        let (stdout, stderr) = (Printed::default(), Printed::default());
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits::HANDLES_MAX);
         Self {
@@ -58,17 +64,13 @@ impl HostState {
             concurrency: session.concurrency,
             state: session.state,
             log: GuestLog::new(policy),
+            spent: Spent::default(),
+            lent: BTreeSet::new(),
             capabilities: session.capabilities,
-            // No files, no environment, no arguments, no network: only what the standard library of a guest cannot do without.
-            wasi: WasiCtx::builder()
-                .stdout(output.clone())
-                .stderr(output.clone())
-                .allow_tcp(false)
-                .allow_udp(false)
-                .allow_ip_name_lookup(false)
-                .build(),
-            output,
-            limits: Limits::default(),
+            wasi: wasi::context(stdout.clone(), stderr.clone()),
+            stdout,
+            stderr,
+            growth: Growth::default(),
         }
     }
 
@@ -78,11 +80,78 @@ impl HostState {
 
     /// What the guest printed goes to its log when the call has ended, however it ended.
     pub(super) fn take_output(&mut self) {
-        let printed = self.output.contents();
-        for line in String::from_utf8_lossy(&printed).lines() {
-            self.log.printed(line);
+        for (printed, level) in [(&self.stdout, Level::Info), (&self.stderr, Level::Warn)] {
+            let (bytes, dropped) = printed.take();
+            for line in String::from_utf8_lossy(&bytes).lines() {
+                self.log.printed(level, line);
+            }
+            self.log.printed_beyond(dropped);
         }
     }
+}
+
+/// What one call of a policy has used of what costs the guest nothing and the host something. wasmtime bounds a single host
+/// call; a million small ones are ours to bound.
+#[derive(Debug, Default)]
+pub(super) struct Spent {
+    calls: u64,
+    bytes: usize,
+    lists: u32,
+    state_writes: u32,
+}
+
+impl Spent {
+    /// At the beginning of every host call.
+    pub(super) fn call(&mut self) -> Result<(), Exceeded> {
+        self.calls(1)
+    }
+
+    /// Each entry of a batch counts as a call. Those that are refused are in the journal too.
+    pub(super) fn calls(&mut self, count: usize) -> Result<(), Exceeded> {
+        self.calls = self.calls.saturating_add(count as u64);
+        if self.calls > limits::HOST_CALLS_MAX {
+            return Err(Exceeded {
+                asked: usize::try_from(self.calls).unwrap_or(usize::MAX),
+                of: "calls of its host",
+                limit: usize::try_from(limits::HOST_CALLS_MAX).unwrap_or(usize::MAX),
+            });
+        }
+        Ok(())
+    }
+
+    /// Text that it gave us, that we give it, or that we keep for it.
+    pub(super) fn text(&mut self, bytes: usize) -> Result<(), Exceeded> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes > limits::HOST_BYTES_MAX {
+            return Err(Exceeded {
+                asked: self.bytes,
+                of: "bytes exchanged with its host",
+                limit: limits::HOST_BYTES_MAX,
+            });
+        }
+        Ok(())
+    }
+
+    /// Refused as a value: a policy can do without one more list, or one more write.
+    pub(super) fn list(&mut self) -> Result<(), String> {
+        take(&mut self.lists, limits::LISTS_MAX).map_err(|most| {
+            format!("the containers are listed at most {most} times in one refresh")
+        })
+    }
+
+    pub(super) fn state_write(&mut self) -> Result<(), String> {
+        take(&mut self.state_writes, limits::STATE_WRITES_MAX).map_err(|most| {
+            format!("a policy has a number of writes in one call of at most {most}")
+        })
+    }
+}
+
+fn take(used: &mut u32, most: u32) -> Result<(), u32> {
+    if *used == most {
+        return Err(most);
+    }
+    *used += 1;
+    Ok(())
 }
 
 impl WasiView for HostState {
@@ -96,20 +165,20 @@ impl WasiView for HostState {
 
 /// Growth beyond a limit traps, rather than tell the guest: a guest whose allocator fails only says `unreachable`.
 #[derive(Debug, Default)]
-struct Limits {
+struct Growth {
     memory_bytes: usize,
 }
 
-/// The guest wanted more memory or larger tables than it may have.
+/// The guest wanted more of something than it may have.
 #[derive(Debug, thiserror::Error)]
 #[error("it asked for {asked} {of}, and {limit} is the limit")]
 pub(super) struct Exceeded {
-    asked: usize,
-    of: &'static str,
-    limit: usize,
+    pub(super) asked: usize,
+    pub(super) of: &'static str,
+    pub(super) limit: usize,
 }
 
-impl ResourceLimiter for Limits {
+impl ResourceLimiter for Growth {
     fn memory_growing(
         &mut self,
         current: usize,
@@ -161,15 +230,15 @@ impl ResourceLimiter for Limits {
     }
 }
 
-pub(super) fn store(engine: &Engine, state: HostState) -> Store<HostState> {
+/// `compute` is how long the guest may do so.
+pub(super) fn store(engine: &Engine, state: HostState, compute: Duration) -> Store<HostState> {
     let mut store = Store::new(engine, state);
-    store.limiter(|state| &mut state.limits);
+    store.limiter(|state| &mut state.growth);
     store.set_hostcall_fuel(limits::HOSTCALL_BYTES_MAX);
     store.set_max_component_handles(limits::HANDLES_MAX);
     // A plain deadline runs also while the guest waits for a three-minute pull. This one is charged at a check, and only a
     // guest that computes comes to a check; a tick that passed while it waited costs it one at the next.
-    let mut ticks_left =
-        Duration::from_secs(limits::COMPUTE_SECONDS_MAX).as_millis() / limits::TICK.as_millis();
+    let mut ticks_left = compute.as_millis() / limits::TICK.as_millis();
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(move |_| {
         if ticks_left == 0 {

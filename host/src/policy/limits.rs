@@ -1,4 +1,6 @@
 //! Every number that bounds a policy, and where it comes from.
+//!
+//! [`Limit`] lists them. Each is crossed by a guest of [`selftest`](crate::selftest); a limit that no guest crosses fails a test.
 
 use std::time::Duration;
 
@@ -17,6 +19,13 @@ pub const PROBE_SECONDS_MAX: u64 = 15;
 /// containers.
 pub const MEMORY_BYTES_MAX: usize = 64 << 20;
 
+/// What calls within a policy may pile up on the machine's stack. wasmtime's own default, at which all guests we know run; it
+/// is written down because [`STACK_BYTES`] must exceed it.
+pub const STACK_BYTES_MAX: usize = 512 << 10;
+
+/// The stack that a call runs on. What is above [`STACK_BYTES_MAX`] is for the host's own functions.
+pub const STACK_BYTES: usize = 2 << 20;
+
 /// Elements of a table. Python needs 5,684, JavaScript 788.
 pub const TABLE_ELEMENTS_MAX: usize = 20_000;
 
@@ -28,8 +37,23 @@ pub const TABLES_MAX: usize = 16;
 /// Data that one host call may copy. An inspection of 5,000 containers is some 5 MiB on its way in.
 pub const HOSTCALL_BYTES_MAX: usize = 32 << 20;
 
+/// Calls of `docker` and `host` in one call of a policy. Names and ids are calls too: five for each of 20,000 containers and
+/// their images are 100,000.
+pub const HOST_CALLS_MAX: u64 = 200_000;
+
+/// Text that crosses between a policy and us in one call of it, both ways together, and what we keep behind its handles. A
+/// container of 20,000 that has 4 KiB of labels is 4 KiB when listed and 8 KiB when inspected.
+pub const HOST_BYTES_MAX: usize = 256 << 20;
+
 /// Handles that a policy may hold at once: a container and an image for each of some thousands of containers.
 pub const HANDLES_MAX: usize = 20_000;
+
+/// How often a policy may have the containers listed in one refresh. Each is a query to the engine. One before each wave of
+/// one container, on an engine with a thousand.
+pub const LISTS_MAX: u32 = 1_000;
+
+/// Random bytes in one call. A key or a seed is 32.
+pub const RANDOM_BYTES_MAX: u64 = 1 << 20;
 
 /// The largest component we look at. A Python policy is 19 MB.
 pub const COMPONENT_BYTES_MAX: usize = 48 << 20;
@@ -44,12 +68,17 @@ pub const COMPILER_SAYS_BYTES_MAX: usize = 8 << 10;
 pub const CACHE_ENTRIES_MAX: usize = 16;
 pub const CACHE_BYTES_MAX: u64 = 512 << 20;
 
-/// What a policy may log in one refresh.
+/// What a policy may log in one refresh. A thousand lines of two hundred characters fit, and some backtraces.
 pub const LOG_LINES_MAX: u32 = 1_000;
 pub const LOG_LINE_BYTES_MAX: usize = 4 << 10;
+pub const LOG_BYTES_MAX: usize = 1 << 20;
 
-/// What a policy prints is kept for the log up to here.
+/// What a policy prints is kept for the log up to here, standard output and error each.
 pub const OUTPUT_BYTES_MAX: usize = 64 << 10;
+
+/// Frames of a backtrace that are looked at, and those of them that are shown in a sentence. The rest is at debug level.
+pub const BACKTRACE_FRAMES_MAX: usize = 32;
+pub const SHOWN_FRAMES_MAX: usize = 5;
 
 /// Decisions and targets in a report. More containers than this on one engine nobody has.
 pub const REPORT_ENTRIES_MAX: usize = 20_000;
@@ -58,6 +87,15 @@ pub const REPORT_ENTRIES_MAX: usize = 20_000;
 /// explaining, it is dumping.
 pub const TEXT_BYTES_MAX: usize = 4 << 10;
 
+/// A policy's name is also that of a file, and both it and the version stand in every message.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// JSON Schema of a policy's configuration. The default policy's has 2 KiB.
+pub const SCHEMA_BYTES_MAX: usize = 64 << 10;
+
+/// Problems of a configuration, or unknown targets, that are shown. Nobody reads on.
+pub const PROBLEMS_MAX: usize = 64;
+
 /// Calls in one batch.
 pub const BATCH_MAX: usize = 20_000;
 
@@ -65,3 +103,103 @@ pub const BATCH_MAX: usize = 20_000;
 pub const STATE_KEYS_MAX: usize = 64;
 pub const STATE_KEY_BYTES_MAX: usize = 128;
 pub const STATE_VALUE_BYTES_MAX: usize = 16 << 10;
+
+/// How often it may write that in one call. Each is flushed to the disk, which takes milliseconds.
+pub const STATE_WRITES_MAX: u32 = 256;
+
+/// The limits in time of a call. A test that crosses them has shorter ones than anybody would want in earnest.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    pub compute: Duration,
+    pub probe: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            compute: Duration::from_secs(COMPUTE_SECONDS_MAX),
+            probe: Duration::from_secs(PROBE_SECONDS_MAX),
+        }
+    }
+}
+
+macro_rules! limits {
+    ($($limit:ident = $key:literal, $value:expr;)*) => {
+        /// A limit, by name, for tables and tests.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Limit { $($limit,)* }
+
+        impl Limit {
+            pub const ALL: &[Self] = &[$(Self::$limit,)*];
+
+            /// The constant here, or the key in `[limits]` of the configuration.
+            pub fn key(self) -> &'static str {
+                match self { $(Self::$limit => $key,)* }
+            }
+
+            /// `None`: the configuration has it.
+            pub fn value(self) -> Option<u64> {
+                match self { $(Self::$limit => $value,)* }
+            }
+        }
+    };
+}
+
+limits! {
+    Compute = "COMPUTE_SECONDS_MAX", Some(COMPUTE_SECONDS_MAX);
+    Probe = "PROBE_SECONDS_MAX", Some(PROBE_SECONDS_MAX);
+    Refresh = "refresh_seconds", None;
+    Memory = "MEMORY_BYTES_MAX", Some(MEMORY_BYTES_MAX as u64);
+    Stack = "STACK_BYTES_MAX", Some(STACK_BYTES_MAX as u64);
+    TableElements = "TABLE_ELEMENTS_MAX", Some(TABLE_ELEMENTS_MAX as u64);
+    Instances = "INSTANCES_MAX", Some(INSTANCES_MAX as u64);
+    Memories = "MEMORIES_MAX", Some(MEMORIES_MAX as u64);
+    Tables = "TABLES_MAX", Some(TABLES_MAX as u64);
+    HostcallBytes = "HOSTCALL_BYTES_MAX", Some(HOSTCALL_BYTES_MAX as u64);
+    HostCalls = "HOST_CALLS_MAX", Some(HOST_CALLS_MAX);
+    HostBytes = "HOST_BYTES_MAX", Some(HOST_BYTES_MAX as u64);
+    Handles = "HANDLES_MAX", Some(HANDLES_MAX as u64);
+    Lists = "LISTS_MAX", Some(LISTS_MAX as u64);
+    RandomBytes = "RANDOM_BYTES_MAX", Some(RANDOM_BYTES_MAX);
+    ComponentBytes = "COMPONENT_BYTES_MAX", Some(COMPONENT_BYTES_MAX as u64);
+    LogLines = "LOG_LINES_MAX", Some(LOG_LINES_MAX as u64);
+    LogLineBytes = "LOG_LINE_BYTES_MAX", Some(LOG_LINE_BYTES_MAX as u64);
+    LogBytes = "LOG_BYTES_MAX", Some(LOG_BYTES_MAX as u64);
+    OutputBytes = "OUTPUT_BYTES_MAX", Some(OUTPUT_BYTES_MAX as u64);
+    BacktraceFrames = "BACKTRACE_FRAMES_MAX", Some(BACKTRACE_FRAMES_MAX as u64);
+    ShownFrames = "SHOWN_FRAMES_MAX", Some(SHOWN_FRAMES_MAX as u64);
+    ReportEntries = "REPORT_ENTRIES_MAX", Some(REPORT_ENTRIES_MAX as u64);
+    TextBytes = "TEXT_BYTES_MAX", Some(TEXT_BYTES_MAX as u64);
+    NameBytes = "NAME_BYTES_MAX", Some(NAME_BYTES_MAX as u64);
+    SchemaBytes = "SCHEMA_BYTES_MAX", Some(SCHEMA_BYTES_MAX as u64);
+    Problems = "PROBLEMS_MAX", Some(PROBLEMS_MAX as u64);
+    Batch = "BATCH_MAX", Some(BATCH_MAX as u64);
+    StateKeys = "STATE_KEYS_MAX", Some(STATE_KEYS_MAX as u64);
+    StateKeyBytes = "STATE_KEY_BYTES_MAX", Some(STATE_KEY_BYTES_MAX as u64);
+    StateValueBytes = "STATE_VALUE_BYTES_MAX", Some(STATE_VALUE_BYTES_MAX as u64);
+    StateWrites = "STATE_WRITES_MAX", Some(STATE_WRITES_MAX as u64);
+    Inspects = "inspects_max", None;
+    Pulls = "pulls_max", None;
+    Recreates = "recreates_max", None;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A constant that is added here and forgotten in the list would be a limit without a guest.
+    #[test]
+    fn every_constant_is_listed() {
+        let here = include_str!("limits.rs");
+        let constants = here.lines().filter_map(|line| {
+            let (name, _) = line.strip_prefix("pub const ")?.split_once(':')?;
+            name.ends_with("_MAX").then_some(name)
+        });
+        for constant in constants {
+            assert!(
+                Limit::ALL.iter().any(|limit| limit.key() == constant),
+                "`{constant}` is not in the list of limits"
+            );
+        }
+    }
+}

@@ -1,12 +1,21 @@
 //! What a policy says, on its way to our log: bounded, and unable to pass for anybody else.
 
 use super::bindings::refit::policy::host::Level;
-use super::limits::{LOG_LINE_BYTES_MAX, LOG_LINES_MAX};
+use super::limits::{LOG_BYTES_MAX, LOG_LINE_BYTES_MAX, LOG_LINES_MAX};
+
+/// What was left out of what a policy logged and printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    pub lines_dropped: u32,
+    pub lines_cut: u32,
+    pub printed_bytes_dropped: u64,
+}
 
 pub(super) struct GuestLog {
     policy: String,
     lines_left: u32,
-    dropped: u32,
+    bytes_left: usize,
+    left_out: LeftOut,
 }
 
 impl GuestLog {
@@ -14,7 +23,8 @@ impl GuestLog {
         Self {
             policy: policy.to_owned(),
             lines_left: LOG_LINES_MAX,
-            dropped: 0,
+            bytes_left: LOG_BYTES_MAX,
+            left_out: LeftOut::default(),
         }
     }
 
@@ -31,30 +41,55 @@ impl GuestLog {
         }
     }
 
-    /// A line of standard output or error.
-    pub(super) fn printed(&mut self, line: &str) {
-        if let Some(line) = self.admit(line) {
-            tracing::info!(policy = self.policy.as_str(), printed = true, "{line}");
+    /// A line of standard output, or of standard error, which is where a panic says what happened.
+    pub(super) fn printed(&mut self, level: Level, line: &str) {
+        let Some(line) = self.admit(line) else {
+            return;
+        };
+        let policy = self.policy.as_str();
+        match level {
+            Level::Debug | Level::Info => tracing::info!(policy, printed = true, "{line}"),
+            Level::Warn | Level::Error => tracing::warn!(policy, printed = true, "{line}"),
         }
     }
 
+    pub(super) fn printed_beyond(&mut self, bytes: u64) {
+        self.left_out.printed_bytes_dropped =
+            self.left_out.printed_bytes_dropped.saturating_add(bytes);
+    }
+
+    pub(super) fn left_out(&self) -> LeftOut {
+        self.left_out
+    }
+
     fn admit(&mut self, message: &str) -> Option<String> {
-        if self.lines_left == 0 {
-            self.dropped = self.dropped.saturating_add(1);
+        let line = printable(message, LOG_LINE_BYTES_MAX);
+        if self.lines_left == 0 || line.len() > self.bytes_left {
+            self.left_out.lines_dropped = self.left_out.lines_dropped.saturating_add(1);
             return None;
         }
         self.lines_left -= 1;
-        Some(printable(message, LOG_LINE_BYTES_MAX))
+        self.bytes_left -= line.len();
+        if message.len() > LOG_LINE_BYTES_MAX {
+            self.left_out.lines_cut = self.left_out.lines_cut.saturating_add(1);
+        }
+        Some(line)
     }
 }
 
 impl Drop for GuestLog {
     fn drop(&mut self) {
-        if self.dropped > 0 {
+        let LeftOut {
+            lines_dropped,
+            lines_cut: _,
+            printed_bytes_dropped,
+        } = self.left_out;
+        if lines_dropped > 0 || printed_bytes_dropped > 0 {
             tracing::warn!(
                 policy = self.policy.as_str(),
-                dropped = self.dropped,
-                "the policy logged more than {LOG_LINES_MAX} lines"
+                lines_dropped,
+                printed_bytes_dropped,
+                "the policy logged or printed more than is kept"
             );
         }
     }

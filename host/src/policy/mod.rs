@@ -14,10 +14,13 @@ mod examine;
 mod instance;
 pub mod limits;
 mod log;
+mod output;
 mod state;
+mod wasi;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -32,16 +35,19 @@ use self::bindings::exports::refit::policy::policy as wit;
 use self::bindings::{RefreshPolicy, RefreshPolicyPre};
 use self::cache::Cache;
 use self::compile::Compiled;
+use self::error::AtInstantiation;
 use self::instance::{HostState, Nothing};
+use self::limits::Times;
 use crate::grants::{GrantPatterns, Grants};
 use crate::refresh::Request;
 
 pub use self::compile::{
     CompileLimits, Compiler, SUBCOMMAND as COMPILE_SUBCOMMAND, compile_from_stdin,
 };
-pub use self::error::{ConfigProblem, PolicyError};
+pub use self::error::{ConfigProblem, Place, PolicyError, PolicyErrorKind, Task};
 pub use self::examine::{Examined, Imports};
 pub use self::instance::{Concurrency, Session};
+pub use self::log::LeftOut;
 pub(crate) use self::log::printable;
 pub use self::state::{PolicyState, PolicyStates, StateError};
 
@@ -58,6 +64,7 @@ pub struct PolicyEngine {
     linker: Linker<HostState>,
     compiler: Compiler,
     cache: Option<Arc<Cache>>,
+    times: Times,
 }
 
 /// A component that was compiled, and is not linked yet.
@@ -81,6 +88,7 @@ pub struct Policy {
     /// What it can ask of the host at all.
     pub imports: Imports,
     engine: Engine,
+    times: Times,
     pre: RefreshPolicyPre<HostState>,
 }
 
@@ -90,6 +98,8 @@ pub struct Decisions {
     /// What the policy calls each image: `hermes` → `ghcr.io/…/workspace-template-hermes:latest`.
     pub targets: Vec<Target>,
     pub by_container: BTreeMap<String, Decision>,
+    /// Of its log.
+    pub left_out: LeftOut,
 }
 
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -136,18 +146,35 @@ fn configuration() -> Config {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
-        .cranelift_opt_level(OptLevel::Speed);
-    // What a policy has no use for is surface that we need not defend.
-    config.wasm_memory64(false).wasm_multi_memory(true);
+        .cranelift_opt_level(OptLevel::Speed)
+        .max_wasm_stack(limits::STACK_BYTES_MAX)
+        .async_stack_size(limits::STACK_BYTES)
+        .wasm_backtrace_max_frames(NonZeroUsize::new(limits::BACKTRACE_FRAMES_MAX));
+    // What a policy has no use for is surface that we need not defend. Threads, garbage collection, exceptions and async are not
+    // even compiled in: see the features of wasmtime in Cargo.toml.
+    config
+        .wasm_memory64(false)
+        .wasm_tail_call(false)
+        .wasm_relaxed_simd(false)
+        .wasm_custom_page_sizes(false)
+        .wasm_wide_arithmetic(false)
+        .wasm_stack_switching(false)
+        // Components of several modules link through it.
+        .wasm_multi_memory(true);
     config
 }
 
 impl PolicyEngine {
     /// Compiles in this process, and keeps nothing.
     pub fn new() -> Result<Self, PolicyError> {
+        Self::with_times(Times::default())
+    }
+
+    /// The same with other times, for tests that cross them.
+    pub fn with_times(times: Times) -> Result<Self, PolicyError> {
         let engine = Engine::new(&configuration()).map_err(PolicyError::host)?;
         let mut linker = Linker::new(&engine);
-        wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(PolicyError::host)?;
+        wasi::link(&mut linker).map_err(PolicyError::host)?;
         RefreshPolicy::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut HostState| state)
             .map_err(PolicyError::host)?;
         tick(&engine);
@@ -156,6 +183,7 @@ impl PolicyEngine {
             linker,
             compiler: Compiler::InProcess,
             cache: None,
+            times,
         })
     }
 
@@ -240,6 +268,7 @@ impl PolicyEngine {
             digest: examined.digest,
             imports: examined.imports,
             engine: self.engine.clone(),
+            times: self.times,
             pre: linked.map_err(|cause| PolicyError::invalid(&examined.origin, &cause))?,
         }))
     }
@@ -248,7 +277,7 @@ impl PolicyEngine {
     pub async fn introduce(&self, linked: LinkedPolicy) -> Result<Policy, PolicyError> {
         let LinkedPolicy(mut policy) = linked;
         let described = policy
-            .probe("describe itself", |guest, store| {
+            .probe(Task::Describe, |guest, store| {
                 Box::pin(guest.refit_policy_policy().call_describe(store))
             })
             .await?;
@@ -308,6 +337,12 @@ fn tick(engine: &Engine) {
     });
 }
 
+/// What is left of a call's store.
+struct Ended {
+    lent: BTreeSet<String>,
+    left_out: LeftOut,
+}
+
 type GuestCall<'a, T> = Pin<Box<dyn Future<Output = wasmtime::Result<T>> + Send + 'a>>;
 
 impl Policy {
@@ -315,7 +350,7 @@ impl Policy {
     pub async fn validate_config(&self, config: &str) -> Result<Vec<ConfigProblem>, PolicyError> {
         let config = config.to_owned();
         let answer = self
-            .probe("check its configuration", move |guest, store| {
+            .probe(Task::CheckConfig, move |guest, store| {
                 Box::pin(async move {
                     guest
                         .refit_policy_policy()
@@ -336,8 +371,8 @@ impl Policy {
         limit: Duration,
     ) -> Result<Result<Decisions, Failure>, PolicyError> {
         let (request, config) = (convert::request(request), config.to_owned());
-        let answer = self
-            .call("make a refresh", session, limit, move |guest, store| {
+        let (answer, ended) = self
+            .call(Task::Refresh, session, limit, move |guest, store| {
                 Box::pin(async move {
                     guest
                         .refit_policy_policy()
@@ -347,14 +382,14 @@ impl Policy {
             })
             .await?;
         match answer {
-            Ok(report) => self.admissible(report).map(Ok),
+            Ok(report) => self.admissible(report, &ended).map(Ok),
             Err(failure) => Ok(Err(self.failure(failure))),
         }
     }
 
     async fn probe<T: Send>(
         &self,
-        doing: &'static str,
+        doing: Task,
         call: impl for<'a> FnOnce(&'a RefreshPolicy, &'a mut Store<HostState>) -> GuestCall<'a, T>
         + Send,
     ) -> Result<T, PolicyError> {
@@ -375,34 +410,44 @@ impl Policy {
             },
             state: PolicyState::empty(),
         };
-        self.call(
-            doing,
-            session,
-            Duration::from_secs(limits::PROBE_SECONDS_MAX),
-            call,
-        )
-        .await
+        let (answer, _) = self.call(doing, session, self.times.probe, call).await?;
+        Ok(answer)
     }
 
-    /// A fresh store, one call, and whatever became of it told by its kind.
+    /// A fresh store, one call, and whatever became of it told by its kind. Whatever a guest can run code in (start functions,
+    /// `realloc`, what runs after a return, destructors) is within the call, and so within its limits.
     async fn call<T: Send>(
         &self,
-        doing: &'static str,
+        doing: Task,
         session: Session,
         limit: Duration,
         call: impl for<'a> FnOnce(&'a RefreshPolicy, &'a mut Store<HostState>) -> GuestCall<'a, T>
         + Send,
-    ) -> Result<T, PolicyError> {
-        let mut store = instance::store(&self.engine, HostState::new(session, &self.name));
+    ) -> Result<(T, Ended), PolicyError> {
+        let state = HostState::new(session, &self.name);
+        let mut store = instance::store(&self.engine, state, self.times.compute);
         let work = async {
-            let guest = self.pre.instantiate_async(&mut store).await?;
+            let guest = self.pre.instantiate_async(&mut store).await;
+            let guest = guest.map_err(|error| error.context(AtInstantiation))?;
             call(&guest, &mut store).await
         };
         let answer = tokio::time::timeout(limit, work).await;
-        store.data_mut().take_output();
+        let mut state = store.into_data();
+        state.take_output();
         match answer {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(trap)) => Err(PolicyError::of_trap(self.title(), doing, &trap)),
+            Ok(Ok(answer)) => Ok((
+                answer,
+                Ended {
+                    left_out: state.log.left_out(),
+                    lent: state.lent,
+                },
+            )),
+            Ok(Err(trap)) => Err(PolicyError::of_trap(
+                self.title(),
+                doing,
+                self.times.compute,
+                &trap,
+            )),
             Err(_) => Err(PolicyError::TimedOut {
                 policy: self.title(),
                 doing,
@@ -427,7 +472,7 @@ impl Policy {
         };
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if described.name.is_empty()
-            || described.name.len() > 64
+            || described.name.len() > limits::NAME_BYTES_MAX
             || !described.name.chars().all(plain)
         {
             return Err(bad(
@@ -435,12 +480,12 @@ impl Policy {
             ));
         }
         if described.version.is_empty()
-            || described.version.len() > 64
+            || described.version.len() > limits::NAME_BYTES_MAX
             || !described.version.chars().all(|c| c.is_ascii_graphic())
         {
             return Err(bad("its version is not 1 to 64 visible characters"));
         }
-        if described.config_schema.len() > limits::OUTPUT_BYTES_MAX {
+        if described.config_schema.len() > limits::SCHEMA_BYTES_MAX {
             return Err(bad("the schema of its configuration is too large"));
         }
         self.name = described.name;
@@ -450,7 +495,7 @@ impl Policy {
         Ok(())
     }
 
-    fn admissible(&self, report: wit::Report) -> Result<Decisions, PolicyError> {
+    fn admissible(&self, report: wit::Report, ended: &Ended) -> Result<Decisions, PolicyError> {
         let bad = |problem: String| PolicyError::BadAnswer {
             policy: self.title(),
             problem,
@@ -473,6 +518,11 @@ impl Policy {
                 wit::Verdict::Leave => Verdict::Leave,
             };
             let container = text(decision.container);
+            if !ended.lent.contains(&container) {
+                return Err(bad(format!(
+                    "it decided about `{container}`, a container that it was not lent"
+                )));
+            }
             let decided = Decision {
                 verdict,
                 rule: text(decision.rule),
@@ -485,6 +535,7 @@ impl Policy {
         Ok(Decisions {
             targets,
             by_container,
+            left_out: ended.left_out,
         })
     }
 
@@ -492,7 +543,7 @@ impl Policy {
         let texts = |texts: Vec<String>| -> Vec<String> {
             texts
                 .into_iter()
-                .take(limits::STATE_KEYS_MAX)
+                .take(limits::PROBLEMS_MAX)
                 .map(|text| printable(&text, limits::TEXT_BYTES_MAX))
                 .collect()
         };
@@ -533,7 +584,7 @@ fn problems(found: Vec<wit::ConfigProblem>) -> Vec<ConfigProblem> {
     };
     found
         .into_iter()
-        .take(limits::STATE_KEYS_MAX)
+        .take(limits::PROBLEMS_MAX)
         .map(problem)
         .collect()
 }

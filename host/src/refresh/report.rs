@@ -105,14 +105,6 @@ pub(super) fn build(
     record.images.sort_by_key(|record| record.image.to_string());
     let mut containers: Vec<ContainerReport> = Vec::new();
     for (name, decision) in decisions.by_container {
-        if !record.lent.iter().any(|lent| lent.name == name) {
-            tracing::warn!(
-                policy = policy.name,
-                container = name,
-                "the policy decided about a container that it was not lent; ignored"
-            );
-            continue;
-        }
         containers.push(ContainerReport {
             name,
             verdict: Some(decision.verdict),

@@ -1,10 +1,11 @@
 //! Policies from files, good and bad, and the grants that hold whatever a policy asks.
 
+use anyhow::Context;
 use refit_tests::{Proxy, registry, with_world};
 use serde_json::json;
 
 use crate::snapshot::snapshot;
-use crate::{behind, container, guests, image, refit, replaced, untouched, without_engine};
+use crate::{behind, container, image, refit, replaced, untouched, without_engine};
 
 /// The file is refused before any engine would be looked for. What is said of it.
 async fn is_refused(component: impl AsRef<[u8]>) -> anyhow::Result<String> {
@@ -102,16 +103,16 @@ async fn a_policy_that_traps_changes_nothing() -> anyhow::Result<()> {
         let proxy = Proxy::before(&w).await?;
         let refit = refit(&w, registry, &["hermes"])?
             .env("DOCKER_HOST", &proxy.docker_host())
-            .file("policy.wasm", guests::traps_in_refresh()?)?;
+            .file("policy.wasm", refit::selftest::component("panics").context("a guest panics")?)?;
         let output = refit
             .run(&["refresh", "--policy", "policy.wasm"])
             .await?
             .expect(2);
         snapshot!(&w, output.stderr, @r#"
-        error: policy `traps 0.1.0` panicked while it was to make a refresh: wasm trap: wasm `unreachable` instruction executed
+        error: policy `hostile 0.1.0` panicked while it was to make a refresh: wasm trap: wasm `unreachable` instruction executed, in `decide-nothing`
 
         hint: what it had begun was finished or put back; nothing else was changed
-        hint: its own output is in the log: run again with `--log debug`
+        hint: what it printed is in the log; `--log debug` adds the whole backtrace
         "#);
         assert_eq!(proxy.changes(), []);
 

@@ -2,6 +2,7 @@
 
 mod doctor;
 mod policy;
+mod selftest;
 mod serve;
 
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ use crate::setup;
 
 pub(super) use self::doctor::doctor;
 pub(super) use self::policy::policy;
+pub(super) use self::selftest::selftest;
 pub(super) use self::serve::serve;
 
 /// What every command takes.

@@ -1,0 +1,13 @@
+;; Gives a reason of 33 MiB for a decision
+(memory (export "memory") 600)
+(data (i32.const 1060) "ws-00")
+(func (export "refresh") (type $refresh)
+    (drop (call $first))
+    (call $decide (i32.const 8300) (i32.const 1060) (i32.const 5))
+    (i32.store (i32.const 8320) (i32.const 65536))
+    (i32.store (i32.const 8324) (i32.const 34603008))
+    (call $report (i32.const 8300) (i32.const 1)))
+(global $top (mut i32) (i32.const 35000000))
+(func (export "realloc") (param i32 i32 i32 i32) (result i32)
+    (global.set $top (i32.add (global.get $top) (i32.const 65536)))
+    (global.get $top))

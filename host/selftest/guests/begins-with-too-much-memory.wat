@@ -1,0 +1,2 @@
+;; Declares more memory than a policy may have
+(memory (export "memory") 1025)

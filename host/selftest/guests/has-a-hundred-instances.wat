@@ -1,0 +1,2 @@
+;; Is a component of a hundred modules more than it needs
+;; beside it: 100 × (module)

@@ -1,0 +1,3 @@
+;; Wants a memory of 64-bit addresses
+(memory (export "memory") 2)
+(memory $wide i64 1)

@@ -1,0 +1,10 @@
+;; Has more memories than a policy may have
+(memory (export "memory") 2)
+(memory 1)
+(memory 1)
+(memory 1)
+(memory 1)
+(memory 1)
+(memory 1)
+(memory 1)
+(memory 1)

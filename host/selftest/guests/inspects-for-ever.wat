@@ -1,0 +1,9 @@
+;; Inspects one container, again and again; it is refused at some time, and goes on
+(func (export "refresh") (type $refresh) (local $times i32)
+    (i32.store (i32.const 8300) (call $first))
+    (loop $again
+        (call $inspect (i32.const 8300) (i32.const 1) (i32.const 8400))
+        (if (i32.eqz (i32.load8_u (i32.load (i32.const 8400)))) (then
+            (call $must (i32.lt_u (local.tee $times (i32.add (local.get $times) (i32.const 1))) (i32.const 30000)))
+            (br $again))))
+    (i32.const 4160))

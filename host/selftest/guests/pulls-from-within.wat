@@ -1,0 +1,12 @@
+;; Pulls from an address of the machine itself, and from no reference at all; it is refused both, and goes on
+(data (i32.const 1300) "169.254.169.254/latest/meta-data")
+(data (i32.const 1340) "http://127.0.0.1:2375/containers/json?all=1")
+(func (export "refresh") (type $refresh)
+    (i32.store (i32.const 1400) (i32.const 1300))
+    (i32.store (i32.const 1404) (i32.const 32))
+    (i32.store (i32.const 1408) (i32.const 1340))
+    (i32.store (i32.const 1412) (i32.const 43))
+    (call $pull (i32.const 1400) (i32.const 2) (i32.const 8400))
+    (call $must (i32.load8_u (i32.load (i32.const 8400))))
+    (call $must (i32.load8_u offset=20 (i32.load (i32.const 8400))))
+    (i32.const 4160))

@@ -1,0 +1,2 @@
+;; Reads beyond the end of its memory
+(func (export "refresh") (type $refresh) (i32.load (i32.const -4)))

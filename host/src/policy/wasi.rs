@@ -1,0 +1,77 @@
+//! WASI as far as a standard library cannot do without it: clocks, randomness, streams, and the questions to which the answer is
+//! "nothing": arguments, environment, files, input.
+//!
+//! Sockets and HTTP are not linked, so a component that wants them does not load. Rust and C take no sockets unless they are
+//! used; Python takes everything, unless it is built with `componentize-py --stub-wasi`.
+
+use wasmtime::component::Linker;
+use wasmtime_wasi::cli::{WasiCli, WasiCliView as _};
+use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView as _};
+use wasmtime_wasi::p2::bindings::{cli, filesystem, random};
+use wasmtime_wasi::random::WasiRandom;
+use wasmtime_wasi::{WasiCtx, WasiView as _};
+
+use super::instance::HostState;
+use super::limits::RANDOM_BYTES_MAX;
+use super::output::Printed;
+
+/// The interfaces that are linked, without their versions.
+const LINKED: &[&str] = &[
+    "wasi:io/error",
+    "wasi:io/poll",
+    "wasi:io/streams",
+    "wasi:clocks/wall-clock",
+    "wasi:clocks/monotonic-clock",
+    "wasi:random/random",
+    "wasi:random/insecure",
+    "wasi:random/insecure-seed",
+    "wasi:cli/environment",
+    "wasi:cli/exit",
+    "wasi:cli/stdin",
+    "wasi:cli/stdout",
+    "wasi:cli/stderr",
+    "wasi:cli/terminal-input",
+    "wasi:cli/terminal-output",
+    "wasi:cli/terminal-stdin",
+    "wasi:cli/terminal-stdout",
+    "wasi:cli/terminal-stderr",
+    "wasi:filesystem/types",
+    "wasi:filesystem/preopens",
+];
+
+/// Whether an import of this name finds something. Within `0.2` the linker takes any version for any other.
+pub(super) fn is_linked(import: &str) -> bool {
+    let (interface, version) = import.split_once('@').unwrap_or((import, ""));
+    LINKED.contains(&interface) && version.starts_with("0.2.")
+}
+
+pub(super) fn link(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
+    // Streams, clocks, randomness, standard input and output.
+    wasmtime_wasi::p2::add_to_linker_proxy_interfaces_async(linker)?;
+    random::insecure::add_to_linker::<_, WasiRandom>(linker, |state| state.ctx().ctx.random())?;
+    random::insecure_seed::add_to_linker::<_, WasiRandom>(linker, |state| {
+        state.ctx().ctx.random()
+    })?;
+    cli::environment::add_to_linker::<_, WasiCli>(linker, HostState::cli)?;
+    cli::exit::add_to_linker::<_, WasiCli>(linker, HostState::cli)?;
+    cli::terminal_input::add_to_linker::<_, WasiCli>(linker, HostState::cli)?;
+    cli::terminal_output::add_to_linker::<_, WasiCli>(linker, HostState::cli)?;
+    cli::terminal_stdin::add_to_linker::<_, WasiCli>(linker, HostState::cli)?;
+    cli::terminal_stdout::add_to_linker::<_, WasiCli>(linker, HostState::cli)?;
+    cli::terminal_stderr::add_to_linker::<_, WasiCli>(linker, HostState::cli)?;
+    filesystem::preopens::add_to_linker::<_, WasiFilesystem>(linker, HostState::filesystem)?;
+    // A guest gets no descriptor to call these with, and its standard library imports them nevertheless.
+    filesystem::types::add_to_linker::<_, WasiFilesystem>(linker, HostState::filesystem)
+}
+
+/// No files, no environment, no arguments, no input.
+pub(super) fn context(stdout: Printed, stderr: Printed) -> WasiCtx {
+    WasiCtx::builder()
+        .stdout(stdout)
+        .stderr(stderr)
+        .max_random_size(RANDOM_BYTES_MAX)
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        .build()
+}
