@@ -102,6 +102,9 @@ pub(super) struct PlanArguments {
     /// Exit with 3 if there is something to do
     #[arg(long)]
     pub(super) detailed_exitcode: bool,
+    /// Plan over what `refit policy record` wrote, without an engine
+    #[arg(long, value_name = "FILE")]
+    pub(super) snapshot: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -139,12 +142,30 @@ pub(super) enum PolicyCommand {
         /// Only if this generation is active
         #[arg(long, value_name = "N")]
         expect: Option<u64>,
+        /// Try it out beside the active policy, and swap it in when it has agreed this often in a row; 0: only try it out
+        #[arg(long, value_name = "N")]
+        shadow: Option<u32>,
         /// As JSON
         #[arg(long)]
         json: bool,
         #[command(flatten)]
         server: ServerArguments,
     },
+    /// What came of the candidate that a daemon tries out
+    Shadow {
+        /// End the trial
+        #[arg(long)]
+        end: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Compare what two policies decide over recorded snapshots; needs no engine and no daemon
+    Diff(DiffArguments),
+    /// Write down what the policy can see on the engine now, for `diff` and `refit plan --snapshot`
+    Record(RecordArguments),
     /// Put the policy that was active before back in its place, with its configuration
     Rollback {
         /// Only if this generation is active
@@ -174,6 +195,41 @@ pub(super) enum PolicyCommand {
         #[command(flatten)]
         server: ServerArguments,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DiffArguments {
+    /// A component, or `built-in`
+    #[arg(value_name = "OLD")]
+    pub(super) old: String,
+    /// A component, or `built-in`
+    #[arg(value_name = "NEW")]
+    pub(super) new: String,
+    /// What `refit policy record` wrote; may be repeated
+    #[arg(long = "snapshot", value_name = "FILE", required = true)]
+    pub(super) snapshots: Vec<PathBuf>,
+    /// Another configuration for NEW: a JSON object, or a file that holds one [default: `[policy.config]`, for both]
+    #[arg(long, value_name = "JSON|FILE")]
+    pub(super) policy_config: Option<String>,
+    /// Ask for containers to be recreated that are up to date, too
+    #[arg(long)]
+    pub(super) force: bool,
+    /// Exit with 3 if they differ
+    #[arg(long)]
+    pub(super) detailed_exitcode: bool,
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RecordArguments {
+    /// Where to write it [default: stdout]
+    #[arg(long, short, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+    /// A policy component, over the configured one
+    #[arg(long, value_name = "FILE")]
+    pub(super) policy: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

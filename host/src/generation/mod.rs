@@ -6,6 +6,7 @@
 //! can ask for at all, [`watch`] a file that is looked at again and again. Knows of no HTTP, no command line and no engine.
 
 pub mod permissions;
+pub mod shadow;
 pub mod start;
 pub mod store;
 pub mod swap;
@@ -19,6 +20,7 @@ use bytes::Bytes;
 use tokio::sync::{Mutex, MutexGuard};
 
 use self::permissions::Permissions;
+use self::shadow::Shadow;
 use self::store::{Configured, How, Ledger, Record};
 use self::swap::Loader;
 use crate::diagnostic::Diagnostic;
@@ -126,6 +128,7 @@ const TURN: Duration = Duration::from_secs(20);
 pub struct Generations {
     active: ArcSwap<Generation>,
     refused: ArcSwapOption<Refused>,
+    shadow: ArcSwapOption<Shadow>,
     past: Mutex<Past>,
     loader: Loader,
     grants: Arc<Grants>,
@@ -140,6 +143,22 @@ impl Generations {
     /// The last swap that failed since the start.
     pub fn last_refused(&self) -> Option<Arc<Refused>> {
         self.refused.load_full()
+    }
+
+    /// The candidate on trial.
+    pub fn shadow(&self) -> Option<Arc<Shadow>> {
+        self.shadow.load_full()
+    }
+
+    /// The same, where it stands beside this generation.
+    pub fn shadow_beside(&self, active: &Generation) -> Option<Arc<Shadow>> {
+        self.shadow()
+            .filter(|shadow| shadow.beside == active.number)
+    }
+
+    /// Ends the trial. The candidate that was on it.
+    pub fn end_shadow(&self) -> Option<Arc<Shadow>> {
+        self.shadow.swap(None)
     }
 
     pub fn grants(&self) -> &Grants {
@@ -206,6 +225,14 @@ impl Turn<'_> {
         }
         let next = Arc::new(Generation::new(content, ledger, None));
         let before = self.of.active.swap(next.clone());
+        // It was compared with the one that is no longer in use.
+        if let Some(shadow) = self.of.end_shadow() {
+            tracing::info!(
+                candidate = shadow.content.policy.title(),
+                generation = next.number,
+                "the trial of a candidate ended, since another generation is active"
+            );
+        }
         let _ = before.replaced.set(Instant::now());
         let mut previous = before.content.clone();
         if let_go {

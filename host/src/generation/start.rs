@@ -181,6 +181,7 @@ impl Generations {
         Self {
             active: ArcSwap::from_pointee(Generation::new(content, ledger, fallback)),
             refused: ArcSwapOption::empty(),
+            shadow: ArcSwapOption::empty(),
             past: Mutex::new(past),
             loader,
             grants,

@@ -38,6 +38,8 @@ pub enum How {
     Reloaded,
     /// Somebody asked for it.
     Swapped,
+    /// It was on trial, and agreed as often as it was told to.
+    Promoted,
     RolledBack,
     /// The one that should have been active could not be loaded at a start.
     FellBack,

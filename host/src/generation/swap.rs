@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::permissions::{Difference, Permissions};
+use super::shadow::Shadow;
 use super::store::{CONFIG_BYTES_MAX, Configured, How, Store, StoreError};
 use super::{Content, Generation, Generations, Previous, Refused, Turn};
 use crate::diagnostic::{Diagnostic, Hints};
@@ -111,6 +112,8 @@ pub enum Refusal {
     Busy,
     #[error("generation {active} is active, not {expected}: somebody was faster")]
     Overtaken { expected: u64, active: u64 },
+    #[error("it is no longer on trial")]
+    Withdrawn,
     #[error("no generation is known from before it")]
     NothingBefore,
     #[error("its configuration is no JSON object")]
@@ -145,7 +148,10 @@ impl Hints for SwapError {
             }
             Refusal::Policy(error) => error.hints(),
             Refusal::Store(error) => error.hints(),
-            Refusal::NothingBefore | Refusal::NoObject | Refusal::ConfigTooLarge { .. } => vec![],
+            Refusal::Withdrawn
+            | Refusal::NothingBefore
+            | Refusal::NoObject
+            | Refusal::ConfigTooLarge { .. } => vec![],
         }
     }
 }
@@ -331,6 +337,56 @@ impl Generations {
         self.told(act, swapping.await)
     }
 
+    /// Puts a candidate on trial beside the active generation. See [`super::shadow`].
+    pub async fn try_out(
+        &self,
+        candidate: Candidate,
+        after: Option<u32>,
+    ) -> Result<Arc<Shadow>, SwapError> {
+        let act = "try out a candidate".to_owned();
+        let by = printable(&candidate.by, NAME_BYTES_MAX);
+        let trying = async {
+            let _turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
+            self.expect(candidate.expected).at(Stage::Expectation)?;
+            let content = self.content(candidate.source, candidate.config).await?;
+            let beside = self.active.load().number;
+            let shadow = Arc::new(Shadow::new(content, by, beside, after));
+            self.shadow.store(Some(shadow.clone()));
+            Ok(shadow)
+        };
+        match trying.await {
+            Ok(shadow) => {
+                tracing::info!(
+                    candidate = shadow.content.policy.title(),
+                    digest = shadow.content.policy.digest,
+                    beside = shadow.beside,
+                    after = shadow.after,
+                    by = shadow.by,
+                    "a candidate is on trial"
+                );
+                Ok(shadow)
+            }
+            Err(failed) => Err(self.refused(act, failed)),
+        }
+    }
+
+    /// The candidate has agreed often enough.
+    pub async fn promote(&self, shadow: &Arc<Shadow>) {
+        let act = format!("swap in `{}`, which was on trial", shadow.content.origin);
+        let promoting = async {
+            let mut turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
+            self.expect(Some(shadow.beside)).at(Stage::Expectation)?;
+            let on_trial = self.shadow().is_some_and(|now| Arc::ptr_eq(&now, shadow));
+            if !on_trial {
+                return Err(Refusal::Withdrawn).at(Stage::Expectation);
+            }
+            let content = shadow.content.clone();
+            turn.replace(content, How::Promoted, &shadow.by).await
+        };
+        // Nobody waits for it; `told` writes it down.
+        let _ = self.told(act, promoting.await);
+    }
+
     /// Puts what was active before back in its place, configuration included, as a new generation.
     pub async fn roll_back(&self, expected: Option<u64>, by: &str) -> Result<Swapped, SwapError> {
         let by = printable(by, NAME_BYTES_MAX);
@@ -431,20 +487,22 @@ impl Generations {
                 }
                 Ok(swapped)
             }
-            Err((stage, source)) => {
-                let error = SwapError {
-                    act,
-                    stage,
-                    still_active: self.active().title(),
-                    source: Box::new(source),
-                };
-                let told = Diagnostic::of(&error);
-                tracing::error!(%stage, hints = ?told.hints, "{}", told.sentence());
-                let at = jiff::Timestamp::now();
-                self.refused.store(Some(Arc::new(Refused { at, told })));
-                Err(error)
-            }
+            Err(failed) => Err(self.refused(act, failed)),
         }
+    }
+
+    fn refused(&self, act: String, (stage, source): Failed) -> SwapError {
+        let error = SwapError {
+            act,
+            stage,
+            still_active: self.active().title(),
+            source: Box::new(source),
+        };
+        let told = Diagnostic::of(&error);
+        tracing::error!(%stage, hints = ?told.hints, "{}", told.sentence());
+        let at = jiff::Timestamp::now();
+        self.refused.store(Some(Arc::new(Refused { at, told })));
+        error
     }
 }
 

@@ -16,7 +16,11 @@ use bytes::Bytes;
 use ring::hmac;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use super::limits::{CACHE_BYTES_MAX, CACHE_ENTRIES_MAX, COMPILED_BYTES_MAX};
+use super::compile::COMPILED_BYTES_MAX;
+
+/// Compiled components that are kept: some versions of some policies, for more than one version of Refit.
+const CACHE_ENTRIES_MAX: usize = 16;
+const CACHE_BYTES_MAX: u64 = 512 << 20;
 
 /// Says what the file is, and changes with its layout.
 const MAGIC: &[u8; 16] = b"refit compiled 1";

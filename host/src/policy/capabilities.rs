@@ -5,8 +5,6 @@
     reason = "the generated bindings re-export the resource types as `pub`"
 )]
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use futures_util::StreamExt as _;
 use wasmtime::component::Resource;
 
@@ -211,9 +209,7 @@ impl host::Host for HostState {
 
     async fn now(&mut self) -> wasmtime::Result<u64> {
         self.spent.call()?;
-        Ok(SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs()))
+        Ok(self.clock.now())
     }
 
     async fn state_get(&mut self, key: String) -> wasmtime::Result<Option<String>> {

@@ -29,15 +29,36 @@ pub struct Concurrency {
     pub recreates: usize,
 }
 
+/// What time a policy is told.
+#[derive(Clone, Copy, Debug)]
+pub enum Clock {
+    Wall,
+    /// That of a snapshot.
+    Stopped(jiff::Timestamp),
+}
+
+impl Clock {
+    /// Seconds since the Unix epoch.
+    pub(super) fn now(self) -> u64 {
+        let now = match self {
+            Self::Wall => jiff::Timestamp::now(),
+            Self::Stopped(at) => at,
+        };
+        u64::try_from(now.as_second()).unwrap_or_default()
+    }
+}
+
 /// What the host lends to one call.
 pub struct Session {
     pub capabilities: Arc<dyn Capabilities>,
     pub grants: Arc<Grants>,
     pub concurrency: Concurrency,
     pub state: PolicyState,
+    pub clock: Clock,
 }
 
 pub(super) struct HostState {
+    pub(super) clock: Clock,
     pub(super) table: ResourceTable,
     pub(super) grants: Arc<Grants>,
     pub(super) concurrency: Concurrency,
@@ -59,6 +80,7 @@ impl HostState {
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits::HANDLES_MAX);
         Self {
+            clock: session.clock,
             table,
             grants: session.grants,
             concurrency: session.concurrency,

@@ -58,16 +58,6 @@ pub const RANDOM_BYTES_MAX: u64 = 1 << 20;
 /// The largest component we look at. A Python policy is 19 MB.
 pub const COMPONENT_BYTES_MAX: usize = 48 << 20;
 
-/// Machine code of a component. A Python policy of 18 MB made 34 MB, a JavaScript one of 12 MB 36 MB.
-pub const COMPILED_BYTES_MAX: usize = 256 << 20;
-
-/// What the compiler process may say on its way out, or of a component that is wrong.
-pub const COMPILER_SAYS_BYTES_MAX: usize = 8 << 10;
-
-/// Compiled components that are kept: some versions of some policies, for more than one version of Refit.
-pub const CACHE_ENTRIES_MAX: usize = 16;
-pub const CACHE_BYTES_MAX: u64 = 512 << 20;
-
 /// What a policy may log in one refresh. A thousand lines of two hundred characters fit, and some backtraces.
 pub const LOG_LINES_MAX: u32 = 1_000;
 pub const LOG_LINE_BYTES_MAX: usize = 4 << 10;

@@ -46,7 +46,7 @@ pub use self::compile::{
 };
 pub use self::error::{ConfigProblem, Place, PolicyError, PolicyErrorKind, Task};
 pub use self::examine::{Examined, Imports};
-pub use self::instance::{Concurrency, Session};
+pub use self::instance::{Clock, Concurrency, Session};
 pub use self::log::LeftOut;
 pub(crate) use self::log::printable;
 pub use self::state::{PolicyState, PolicyStates, StateError};
@@ -409,6 +409,7 @@ impl Policy {
                 recreates: 1,
             },
             state: PolicyState::empty(),
+            clock: Clock::Wall,
         };
         let (answer, _) = self.call(doing, session, self.times.probe, call).await?;
         Ok(answer)

@@ -4,6 +4,7 @@
 //! A refresh uses the policy that was active when it began, to its end; one that is swapped meanwhile starts nothing new here.
 
 mod report;
+mod trial;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,13 +16,22 @@ use crate::capabilities::guard::{Counts, Guard};
 use crate::capabilities::live::{Live, Workshop};
 use crate::capabilities::plan::Plan;
 use crate::diagnostic::{Cause, Diagnostic, Hints};
+use crate::generation::shadow::{Sayings, sayings};
 use crate::generation::{Generation, Generations};
 use crate::grants::Grants;
-use crate::journal::{Events, ImageOutcome, Journal, Record};
-use crate::policy::{Concurrency, ConfigProblem, Decisions, Failure, PolicyError, Session};
+use crate::journal::{self, Events, ImageOutcome, Journal, Record};
+use crate::policy::{
+    Clock, Concurrency, ConfigProblem, Decisions, Failure, PolicyError, Session,
+};
 use crate::retention;
+use crate::snapshot::Snapshot;
+use crate::snapshot::record::Recorder;
+use crate::snapshot::replay::Replay;
+
+use self::trial::Trial;
 
 pub use self::report::{ContainerReport, PolicyReport, Report, Summary};
+pub use self::trial::{Question, ask};
 
 /// Who or what asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -71,6 +81,8 @@ pub struct Refresher {
     generations: Arc<Generations>,
     grants: Arc<Grants>,
     bounds: Bounds,
+    /// What plans look at instead of the engine.
+    snapshot: Option<Snapshot>,
 }
 
 /// A refresh could not be made at all.
@@ -139,7 +151,15 @@ impl Refresher {
             generations,
             grants,
             bounds,
+            snapshot: None,
         }
+    }
+
+    /// Plans are made over this snapshot, at its time, and no engine is asked.
+    #[must_use]
+    pub fn over(mut self, snapshot: Snapshot) -> Self {
+        self.snapshot = Some(snapshot);
+        self
     }
 
     /// The policies that it uses, one at a time; the way to swap them.
@@ -165,16 +185,27 @@ impl Refresher {
         cancel: CancellationToken,
     ) -> Result<Report, RefreshError> {
         let active = self.active();
+        let trial = self.generations.shadow_beside(&active).map(Trial::new);
         let began = (jiff::Timestamp::now(), Instant::now());
         let journal = Arc::new(self.journal(request, mode, events, cancel));
+        let recorder = trial
+            .is_some()
+            .then(|| Arc::new(Recorder::new(journal.clone(), self.grants.clone())));
         let session = Session {
-            capabilities: journal.clone(),
+            capabilities: match &recorder {
+                Some(recorder) => recorder.clone(),
+                None => journal.clone(),
+            },
             grants: self.grants.clone(),
             concurrency: self.bounds.concurrency,
             state: if mode == Mode::Plan {
                 active.content.state.scratch()
             } else {
                 active.content.state.clone()
+            },
+            clock: match (&self.snapshot, mode) {
+                (Some(snapshot), Mode::Plan) => Clock::Stopped(snapshot.taken),
+                (Some(_), Mode::Refresh) | (None, _) => Clock::Wall,
             },
         };
         let answer = active
@@ -185,6 +216,9 @@ impl Refresher {
         let record = journal.finish().await;
         if mode == Mode::Refresh {
             self.sweep_images(&record).await;
+        }
+        if let (Some(trial), Some(recorder), Ok(Ok(decisions))) = (trial, &recorder, &answer) {
+            self.try_beside(trial, request, recorder, sayings(decisions, &record));
         }
         let (decisions, failed) = match answer {
             Ok(Ok(decisions)) => (decisions, None),
@@ -222,6 +256,52 @@ impl Refresher {
             Ok(Failure::Other(message)) => RefreshError::Refused { message, partial },
             Err(error) => RefreshError::Policy { error, partial },
         })
+    }
+
+    /// What the active policy sees when it plans this, and all that it might see besides. Nothing is done.
+    pub async fn record(&self, request: &Request) -> Result<Snapshot, Diagnostic> {
+        let plan = Plan {
+            workshop: self.workshop.clone(),
+            force: request.force,
+        };
+        let guard = Guard::new(
+            Arc::new(plan),
+            self.grants.clone(),
+            self.bounds.counts,
+            CancellationToken::new(),
+        );
+        let recorder = Arc::new(Recorder::new(Arc::new(guard), self.grants.clone()));
+        let question = Question {
+            request: request.clone(),
+            hands: recorder.clone(),
+            grants: self.grants.clone(),
+            bounds: self.bounds,
+            clock: Clock::Wall,
+        };
+        let active = self.active();
+        ask(&active.content, active.content.state.scratch(), question).await?;
+        let cannot = "cannot look at every container";
+        let looked = recorder.look_at_all().await;
+        looked.map_err(|error| journal::diagnose(&error, cannot))?;
+        Ok(recorder.seen())
+    }
+
+    /// The candidate's turn, in a task of its own: it must not keep those who asked.
+    fn try_beside(&self, trial: Trial, request: &Request, recorder: &Recorder, said: Sayings) {
+        let plan = Arc::new(Plan {
+            workshop: self.workshop.clone(),
+            force: request.force,
+        });
+        let replay = Replay::with_plan(recorder.seen(), request.force, recorder.listed(), plan);
+        let question = Question {
+            request: request.clone(),
+            hands: Arc::new(replay),
+            grants: self.grants.clone(),
+            bounds: self.bounds,
+            clock: Clock::Stopped(recorder.seen().taken),
+        };
+        let generations = self.generations.clone();
+        tokio::spawn(async move { trial.compare(&generations, question, said).await });
     }
 
     /// Tidying up never fails a refresh.
@@ -263,7 +343,10 @@ impl Refresher {
                 force,
                 events: events.clone(),
             }),
-            Mode::Plan => Arc::new(Plan { workshop, force }),
+            Mode::Plan => match &self.snapshot {
+                Some(snapshot) => Arc::new(Replay::new(snapshot.clone(), force)),
+                None => Arc::new(Plan { workshop, force }),
+            },
         };
         let guard = Guard::new(hands, self.grants.clone(), self.bounds.counts, cancel);
         Journal::new(Arc::new(guard), mode == Mode::Plan, events)

@@ -336,6 +336,7 @@ async fn refresh(
             recreates: 2,
         },
         state: PolicyState::empty(),
+        clock: crate::policy::Clock::Wall,
     };
     let request = Request {
         trigger: Trigger::Operator,

@@ -3,6 +3,7 @@
 mod auth;
 mod policy;
 mod problem;
+mod shadow;
 mod workspace_images;
 
 use std::sync::Arc;
@@ -54,6 +55,7 @@ pub fn router(served: Served) -> Router {
         )
         .route("/v1/policy", get(policy::show).put(policy::swap))
         .route("/v1/policy/history", get(policy::history))
+        .route("/v1/policy/shadow", get(shadow::show).delete(shadow::end))
         .route("/v1/policy/rollback", post(policy::roll_back))
         .layer(from_fn_with_state(served.clone(), auth::require_token));
     Router::new()

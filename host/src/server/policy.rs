@@ -117,6 +117,8 @@ pub(super) struct Parameters {
     origin: Option<String>,
     /// Who asks.
     by: Option<String>,
+    /// Not a swap, but a trial: how often the candidate must agree in a row to take over. `0`: it never does by itself.
+    shadow: Option<u32>,
 }
 
 /// The other form of a swap, for whoever has more to say than a component.
@@ -173,6 +175,12 @@ pub(super) async fn swap(
         by,
     };
     let generations = served.refresher.generations().clone();
+    if let Some(after) = parameters.shadow {
+        let after = (after > 0).then_some(after);
+        let trying = async move { generations.try_out(candidate, after).await };
+        let shadow = spawned(&served, trying).await?;
+        return Ok(super::shadow::view(&shadow, StatusCode::ACCEPTED));
+    }
     change(served, async move { generations.swap(candidate).await }).await
 }
 
@@ -194,30 +202,34 @@ pub(super) async fn roll_back(
     .await
 }
 
-/// In a task of its own: a client that hangs up has asked all the same.
 async fn change(
     served: Served,
     swap: impl Future<Output = Result<Swapped, SwapError>> + Send + 'static,
 ) -> Result<Response, Problem> {
+    let Swapped {
+        generation,
+        changed,
+        difference,
+    } = spawned(&served, swap).await?;
+    let policy = View::of(&generation, served.refresher.generations());
+    let change = Change {
+        changed,
+        difference,
+        policy,
+    };
+    Ok(tagged(&generation, Json(change)))
+}
+
+/// In a task of its own: a client that hangs up has asked all the same.
+async fn spawned<T: Send + 'static>(
+    served: &Served,
+    work: impl Future<Output = Result<T, SwapError>> + Send + 'static,
+) -> Result<T, Problem> {
     if served.stopping.is_cancelled() {
         return Err(Problem::stopping());
     }
-    match served.work.spawn(swap).await {
-        Ok(Ok(swapped)) => {
-            let Swapped {
-                generation,
-                changed,
-                difference,
-            } = swapped;
-            let policy = View::of(&generation, served.refresher.generations());
-            let change = Change {
-                changed,
-                difference,
-                policy,
-            };
-            Ok(tagged(&generation, Json(change)))
-        }
-        Ok(Err(error)) => Err(refused(&error)),
+    match served.work.spawn(work).await {
+        Ok(answer) => answer.map_err(|error| refused(&error)),
         Err(panicked) => {
             tracing::error!("a swap panicked, please report it: {panicked}");
             Err(Problem::internal())
@@ -229,6 +241,7 @@ fn refused(error: &SwapError) -> Problem {
     let (status, code) = match error.source.as_ref() {
         Refusal::Busy => (StatusCode::SERVICE_UNAVAILABLE, "swap-under-way"),
         Refusal::Overtaken { .. } => (StatusCode::CONFLICT, "generation-conflict"),
+        Refusal::Withdrawn => (StatusCode::CONFLICT, "withdrawn"),
         Refusal::NothingBefore => (StatusCode::CONFLICT, "nothing-before"),
         Refusal::Policy(PolicyError::TooLarge { .. }) | Refusal::ConfigTooLarge { .. } => {
             (StatusCode::PAYLOAD_TOO_LARGE, "policy-refused")

@@ -17,6 +17,7 @@ pub struct Recorder {
     inner: Arc<dyn Capabilities>,
     grants: Arc<Grants>,
     seen: Mutex<Snapshot>,
+    listed: Mutex<Vec<Listed>>,
 }
 
 impl Recorder {
@@ -25,6 +26,7 @@ impl Recorder {
             inner,
             grants,
             seen: Mutex::new(Snapshot::new(jiff::Timestamp::now())),
+            listed: Mutex::default(),
         }
     }
 
@@ -35,6 +37,25 @@ impl Recorder {
         seen
     }
 
+    /// The containers that the policy was shown when it listed them last.
+    pub fn listed(&self) -> Vec<Listed> {
+        self.listed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Looks at every container that may be seen, also those that the policy passed over.
+    pub async fn look_at_all(&self) -> Result<(), CallError<EngineError>> {
+        for container in self.containers().await? {
+            match self.inspect(&container).await {
+                Err(CallError::Failed(error)) if error.is_not_found() => {}
+                answer => answer.map(drop)?,
+            }
+        }
+        Ok(())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Snapshot> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -43,7 +64,9 @@ impl Recorder {
 #[async_trait]
 impl Capabilities for Recorder {
     async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
-        self.inner.containers().await
+        let listed = self.inner.containers().await?;
+        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = listed.clone();
+        Ok(listed)
     }
 
     async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {

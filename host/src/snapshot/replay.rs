@@ -1,6 +1,6 @@
 //! The engine that a snapshot makes. Nothing is done, and the same is answered each time.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,6 +19,14 @@ use crate::recreate::RecreateError;
 pub struct Replay {
     now: Mutex<Snapshot>,
     force: bool,
+    beyond: Option<Beyond>,
+}
+
+/// Where to look for what the snapshot does not have: nobody looked at it when the snapshot was taken.
+struct Beyond {
+    listed: Vec<Listed>,
+    /// Which must not do anything.
+    plan: Arc<dyn Capabilities>,
 }
 
 impl Replay {
@@ -26,6 +34,21 @@ impl Replay {
         Self {
             now: Mutex::new(snapshot),
             force,
+            beyond: None,
+        }
+    }
+
+    /// With all containers that were listed at that time; what is not known of them is asked of `plan`.
+    pub fn with_plan(
+        snapshot: Snapshot,
+        force: bool,
+        listed: Vec<Listed>,
+        plan: Arc<dyn Capabilities>,
+    ) -> Self {
+        Self {
+            now: Mutex::new(snapshot),
+            force,
+            beyond: Some(Beyond { listed, plan }),
         }
     }
 
@@ -44,6 +67,9 @@ fn absent(container: &Listed) -> EngineError {
 #[async_trait]
 impl Capabilities for Replay {
     async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
+        if let Some(beyond) = &self.beyond {
+            return Ok(beyond.listed.clone());
+        }
         let mut listed: Vec<Listed> = self
             .lock()
             .containers
@@ -55,47 +81,71 @@ impl Capabilities for Replay {
     }
 
     async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
-        let now = self.lock();
-        let found = now.containers.iter().find(|facts| facts.id == container.id);
-        Ok(found.ok_or_else(|| absent(container))?.container())
+        let known = {
+            let now = self.lock();
+            let found = now.containers.iter().find(|facts| facts.id == container.id);
+            found.map(ContainerFacts::container)
+        };
+        match (known, &self.beyond) {
+            (Some(container), _) => Ok(container),
+            (None, Some(beyond)) => beyond.plan.inspect(container).await,
+            (None, None) => Err(absent(container).into()),
+        }
     }
 
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
-        match self.lock().images.get(&image.to_string()) {
-            Some(ImageFacts::Pulled { id, digest }) => Ok(PulledImage {
+        let known = self.lock().images.get(&image.to_string()).cloned();
+        match (known, &self.beyond) {
+            (Some(ImageFacts::Pulled { id, digest }), _) => Ok(PulledImage {
                 reference: image.clone(),
-                id: id.clone(),
-                digest: digest.clone(),
+                id,
+                digest,
                 transfer: Transfer::UpToDate,
             }),
-            Some(ImageFacts::Failed { failed, message }) => {
-                Err(failed.error(image, message).into())
+            (Some(ImageFacts::Failed { failed, message }), _) => {
+                Err(failed.error(image, &message).into())
             }
-            None => Err(PullFault::NotFound
+            (None, Some(beyond)) => beyond.plan.pull(image).await,
+            (None, None) => Err(PullFault::NotFound
                 .error(image, "the snapshot knows nothing of this image")
                 .into()),
         }
     }
 
     async fn recreate(&self, wanted: Recreation) -> Result<Recreated, CallError<RecreateError>> {
+        match (self.recreate_known(&wanted), &self.beyond) {
+            (Some(outcome), _) => Ok(outcome?),
+            (None, Some(beyond)) => beyond.plan.recreate(wanted).await,
+            (None, None) => Err(RecreateError::Gone {
+                name: wanted.container.name,
+            }
+            .into()),
+        }
+    }
+}
+
+impl Replay {
+    /// `None` where the snapshot does not have the container.
+    fn recreate_known(&self, wanted: &Recreation) -> Option<Result<Recreated, RecreateError>> {
         let name = wanted.container.name.clone();
         let mut now = self.lock();
+        let at = now
+            .containers
+            .iter()
+            .position(|facts| facts.id == wanted.container.id)?;
         if let Some(fault) = now.recreations.get(&name) {
-            return Err(fault.error(&wanted.container).into());
+            return Some(Err(fault.error(&wanted.container)));
         }
-        let mut containers = now.containers.iter_mut();
-        let Some(facts) = containers.find(|facts| facts.id == wanted.container.id) else {
-            return Err(RecreateError::Gone { name }.into());
-        };
+        let facts = &mut now.containers[at];
         if facts.image_id == wanted.image.id && !self.force {
-            return Err(RecreateError::Current { name }.into());
+            return Some(Err(RecreateError::Current { name }));
         }
         if facts.state != State::Running {
             let reason = format!(
                 "it is {}, and only running containers are recreated",
                 facts.state
             );
-            return Err(RecreateError::Unsupported { name, reason }.into());
+            return Some(Err(RecreateError::Unsupported { name, reason }));
         }
         let from_image_id = std::mem::replace(&mut facts.image_id, wanted.image.id.clone());
         let stays = wanted.strategy != Strategy::Remove;
@@ -105,17 +155,16 @@ impl Capabilities for Replay {
         }
         let id = stays.then(|| facts.id.clone());
         if !stays {
-            now.containers
-                .retain(|facts| facts.id != wanted.container.id);
+            now.containers.remove(at);
         }
-        Ok(Recreated {
+        Some(Ok(Recreated {
             id,
-            image_id: wanted.image.id,
+            image_id: wanted.image.id.clone(),
             from_image_id,
             gap: stays.then_some(Duration::ZERO),
             followed: vec![],
             left_over: None,
-        })
+        }))
     }
 }
 

@@ -1,5 +1,6 @@
 //! What each command does: configuration, one call of the library, an answer.
 
+mod compare;
 mod doctor;
 mod policy;
 mod selftest;
@@ -23,6 +24,7 @@ use crate::policy::{CompileLimits, Compiler, compile_from_stdin};
 use crate::recreate::recover::Outcome;
 use crate::refresh::{Mode, Report, Request, Trigger};
 use crate::setup;
+use crate::snapshot::Snapshot;
 
 pub(super) use self::doctor::doctor;
 pub(super) use self::policy::policy;
@@ -52,7 +54,7 @@ pub(super) async fn refresh(
     bars: MultiProgress,
 ) -> Result<Status, Diagnostic> {
     let json = arguments.selection.json;
-    let report = run(common, arguments.selection, Mode::Refresh, bars).await?;
+    let report = run(common, arguments.selection, Mode::Refresh, None, bars).await?;
     show(&report, json)?;
     Ok(if report.has_failures() {
         Status::SomeFailed
@@ -67,7 +69,9 @@ pub(super) async fn plan(
     bars: MultiProgress,
 ) -> Result<Status, Diagnostic> {
     let json = arguments.selection.json;
-    let report = run(common, arguments.selection, Mode::Plan, bars).await?;
+    let snapshot = arguments.snapshot.as_deref().map(Snapshot::read);
+    let snapshot = snapshot.transpose()?;
+    let report = run(common, arguments.selection, Mode::Plan, snapshot, bars).await?;
     show(&report, json)?;
     Ok(match report {
         report if report.has_failures() => Status::SomeFailed,
@@ -80,6 +84,7 @@ async fn run(
     common: Common,
     selection: SelectionArguments,
     mode: Mode,
+    snapshot: Option<Snapshot>,
     bars: MultiProgress,
 ) -> Result<Report, Diagnostic> {
     let flags = Flags {
@@ -92,8 +97,11 @@ async fn run(
         ..Flags::default()
     };
     let loaded = common.load(flags)?;
-    let refresher =
+    let mut refresher =
         setup::refresher(&loaded.config, compiler(&loaded.config), Keep::Nothing).await?;
+    if let Some(snapshot) = snapshot {
+        refresher = refresher.over(snapshot);
+    }
     let request = Request {
         trigger: Trigger::Operator,
         targets: selection.runtimes,

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::super::arguments::{PolicyArguments, PolicyCommand, ServerArguments};
 use super::super::remote::{Answer, Ask, Daemon};
 use super::super::{Status, print, tell};
-use super::{Common, compiler};
+use super::{Common, compare, compiler};
 use crate::config::{Config, Flags};
 use crate::diagnostic::Diagnostic;
 use crate::generation::permissions::Permissions;
@@ -25,18 +25,39 @@ pub(in super::super) async fn policy(
     common: Common,
     arguments: PolicyArguments,
 ) -> Result<Status, Diagnostic> {
-    let config = common.load(Flags::default())?.config;
+    let config = common.clone().load(Flags::default())?.config;
     match arguments.command {
         PolicyCommand::Swap {
             file,
             policy_config,
             expect,
+            shadow,
             json,
             server,
         } => {
-            let ask = swap(&file, policy_config.as_deref(), expect)?;
-            changed(daemon(&config, &server)?.ask(ask).await?, json)
+            let mut ask = swap(&file, policy_config.as_deref(), expect)?;
+            let daemon = daemon(&config, &server)?;
+            match shadow {
+                None => changed(daemon.ask(ask).await?, json),
+                Some(after) => {
+                    ask.path += &format!("&shadow={after}");
+                    compare::begun(daemon.ask(ask).await?, json)
+                }
+            }
         }
+        PolicyCommand::Shadow { end, json, server } => {
+            let mut ask = read("/v1/policy/shadow");
+            if end {
+                ask.method = Method::DELETE;
+            }
+            answered(
+                daemon(&config, &server)?.ask(ask).await?,
+                json,
+                compare::trial,
+            )
+        }
+        PolicyCommand::Diff(arguments) => compare::diff(&config, arguments).await,
+        PolicyCommand::Record(arguments) => compare::record(common, arguments).await,
         PolicyCommand::Rollback {
             expect,
             json,
@@ -133,7 +154,7 @@ fn component(file: &Path) -> Result<Bytes, Diagnostic> {
 }
 
 /// An object as it was typed, or a file that holds one.
-fn object(text: &str) -> Result<Value, Diagnostic> {
+pub(super) fn object(text: &str) -> Result<Value, Diagnostic> {
     let typed = text.trim_start().starts_with('{');
     let content = if typed {
         text.to_owned()
@@ -198,7 +219,7 @@ fn query(pairs: &[(&str, &str)]) -> String {
         .finish()
 }
 
-fn answered(
+pub(super) fn answered(
     answer: Answer,
     json: bool,
     table: impl Fn(&Value) -> String,
@@ -338,7 +359,7 @@ async fn inspect(config: &Config, file: &Path) -> Result<Value, Diagnostic> {
     }))
 }
 
-fn text(value: &Value) -> &str {
+pub(super) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
@@ -347,6 +368,6 @@ fn names(list: &Value) -> String {
     names.join(", ")
 }
 
-fn print_json(value: &Value) {
+pub(super) fn print_json(value: &Value) {
     print(&(serde_json::to_string_pretty(value).unwrap_or_default() + "\n"));
 }

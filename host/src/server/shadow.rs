@@ -1,0 +1,70 @@
+//! `/v1/policy/shadow`: the candidate on trial, what came of it so far, and its end. It begins with `PUT /v1/policy?shadow=N`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::Served;
+use super::problem::Problem;
+use crate::generation::shadow::{Shadow, Tally};
+
+/// What is said of a candidate on trial.
+#[derive(Serialize)]
+struct View<'a> {
+    name: &'a str,
+    version: &'a str,
+    digest: &'a str,
+    origin: &'a str,
+    began: jiff::Timestamp,
+    by: &'a str,
+    /// The generation that it is compared with.
+    beside: u64,
+    /// How often it must agree in a row to take over. Not there: never by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after: Option<u32>,
+    #[serde(flatten)]
+    tally: Tally,
+}
+
+pub(super) fn view(shadow: &Shadow, status: StatusCode) -> Response {
+    let content = shadow.content();
+    let view = View {
+        name: &content.policy.name,
+        version: &content.policy.version,
+        digest: &content.policy.digest,
+        origin: &content.origin,
+        began: shadow.began,
+        by: &shadow.by,
+        beside: shadow.beside,
+        after: shadow.after,
+        tally: shadow.tally(),
+    };
+    (status, Json(view)).into_response()
+}
+
+fn none() -> Problem {
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "no-shadow",
+        "no candidate is on trial",
+    )
+    .hint("`PUT /v1/policy?shadow=N` or `refit policy swap FILE --shadow N` begins a trial")
+}
+
+pub(super) async fn show(State(served): State<Served>) -> Result<Response, Problem> {
+    let shadow = served.refresher.generations().shadow().ok_or_else(none)?;
+    Ok(view(&shadow, StatusCode::OK))
+}
+
+/// Answers with what came of it.
+pub(super) async fn end(State(served): State<Served>) -> Result<Response, Problem> {
+    let shadow = served.refresher.generations().end_shadow();
+    let shadow = shadow.ok_or_else(none)?;
+    tracing::info!(
+        candidate = shadow.content().policy.title(),
+        "the trial of a candidate was ended"
+    );
+    Ok(view(&shadow, StatusCode::OK))
+}
