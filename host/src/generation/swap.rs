@@ -324,11 +324,13 @@ impl Generations {
         let by = printable(&candidate.by, NAME_BYTES_MAX);
         let swapping = async {
             let mut turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
+            tracing::info!(by, "beginning to {act}");
             self.expect(candidate.expected).at(Stage::Expectation)?;
             let content = self.content(candidate.source, candidate.config).await?;
             turn.replace(content, How::Swapped, &by).await
         };
-        self.told(act, swapping.await)
+        let outcome = swapping.await;
+        self.told(act, outcome)
     }
 
     /// Puts what was active before back in its place, configuration included, as a new generation.
