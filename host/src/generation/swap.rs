@@ -1,6 +1,6 @@
 //! From bytes that somebody sent to the generation in use, or to an error that says how far they came.
 //!
-//! [`Loader::prepare`] is the list of stages. Until the last of them has passed nothing has changed, so a bad newcomer costs an
+//! `Loader::prepare` is the list of stages. Until the last of them has passed nothing has changed, so a bad newcomer costs an
 //! error message. A swap should run in a task of its own: dropped halfway, it may have written down a generation that becomes
 //! active only at the next start.
 
