@@ -172,9 +172,10 @@ impl Default for LimitsConfig {
             inspect_concurrency: 8,
             // The engine is the bottleneck: four at a time were twice as fast as one, at twice the gap for each.
             recreate_concurrency: 2,
-            // The slowest policies seen, 18 MB of Python, took 15 s; on a machine that is a few times slower, a minute.
+            // Policies of 18 MB (Python) took 15 s. 19 MB of nothing but code took 47 s and 687 MiB in a debug build, two cores,
+            // 2026-11-23: this is more than twice that.
             compile_seconds: 120,
-            compile_megabytes: 4096,
+            compile_megabytes: 2048,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! From bytes that somebody sent to the generation in use, or to an error that says how far they came.
 //!
-//! [`Loader::prepare`] is the list of stages. Until the last of them has passed nothing has changed, so a bad newcomer costs an
+//! `Loader::prepare` is the list of stages. Until the last of them has passed nothing has changed, so a bad newcomer costs an
 //! error message. A swap should run in a task of its own: dropped halfway, it may have written down a generation that becomes
 //! active only at the next start.
 
@@ -330,11 +330,13 @@ impl Generations {
         let by = printable(&candidate.by, NAME_BYTES_MAX);
         let swapping = async {
             let mut turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
+            tracing::info!(by, "beginning to {act}");
             self.expect(candidate.expected).at(Stage::Expectation)?;
             let content = self.content(candidate.source, candidate.config).await?;
             turn.replace(content, How::Swapped, &by).await
         };
-        self.told(act, swapping.await)
+        let outcome = swapping.await;
+        self.told(act, outcome)
     }
 
     /// Puts a candidate on trial beside the active generation. See [`super::shadow`].

@@ -298,6 +298,50 @@ async fn a_newcomer_that_fails_at_any_stage_leaves_the_old_one_in_use() -> anyho
 }
 
 #[tokio::test]
+async fn a_swap_goes_on_when_its_client_has_hung_up() -> anyhow::Result<()> {
+    let refit = alone()?;
+    let daemon = refit.serve().await?;
+    // It takes longer to compile than a connection to close.
+    let component = guests::slow_to_compile()?;
+    let mut client = tokio::net::TcpStream::connect(daemon.address).await?;
+    let head = format!(
+        "PUT /v1/policy HTTP/1.1\r\nHost: it\r\nContent-Type: application/wasm\r\nContent-Length: {}\r\n\r\n",
+        component.len()
+    );
+    client.write_all(head.as_bytes()).await?;
+    client.write_all(&component).await?;
+    daemon.until_logged("beginning to swap in").await?;
+    drop(client);
+    until("the newcomer", async || {
+        Ok(in_use(&daemon).await? == is("traps", 2))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_swap_under_way_is_waited_for_and_holds_nobody_else_up() -> anyhow::Result<()> {
+    let refit = alone()?;
+    let daemon = refit.serve().await?;
+    // It computes until it is stopped, ten seconds later.
+    let loops = Guest {
+        describe: "(loop (br 0)) i32.const 2048",
+        ..Guest::default()
+    };
+    let slow = daemon.send("PUT", "/v1/policy", &[WASM], loops.component()?);
+    let meanwhile = async {
+        // Of those who come after it, some may be before it: that is as good.
+        for _ in 0..20 {
+            in_use(&daemon).await?;
+        }
+        put(&daemon, guest("newcomer")?).await
+    };
+    let (slow, _) = tokio::try_join!(slow, meanwhile)?;
+    assert_eq!(slow.status, 422, "{}", slow.text);
+    assert_eq!(in_use(&daemon).await?, is("newcomer", 2));
+    Ok(())
+}
+
+#[tokio::test]
 async fn without_the_token_nobody_sees_or_swaps_anything() -> anyhow::Result<()> {
     let refit = alone()?.env("ADMIN_TOKEN", "t0ken");
     let daemon = refit.serve().await?;
