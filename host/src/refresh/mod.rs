@@ -20,9 +20,7 @@ use crate::generation::shadow::{Sayings, sayings};
 use crate::generation::{Generation, Generations};
 use crate::grants::Grants;
 use crate::journal::{self, Events, ImageOutcome, Journal, Record};
-use crate::policy::{
-    Clock, Concurrency, ConfigProblem, Decisions, Failure, PolicyError, Session,
-};
+use crate::policy::{Clock, Concurrency, ConfigProblem, Decisions, Failure, PolicyError, Session};
 use crate::retention;
 use crate::snapshot::Snapshot;
 use crate::snapshot::record::Recorder;

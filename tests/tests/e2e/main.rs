@@ -14,6 +14,7 @@ mod plan;
 mod policy;
 mod refresh;
 mod rollback;
+mod shadow;
 mod snapshot;
 mod swap;
 mod swap_start;
