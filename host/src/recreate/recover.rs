@@ -5,13 +5,13 @@
 //! may be run at any time, and twice.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::dependents::{Ties, in_order};
 use super::lease::{Leases, Trace};
 use super::names::{self, Meaning};
 use super::proof::{Proof, prove};
-use super::replace::{Back, restore, stop_timeout};
+use super::replace::{Back, mark_stopped, restore, stop_timeout};
 use super::steady::{again, ensure_removed, ensure_stopped, look};
 use crate::container::{Container, Listed, State};
 use crate::engine::{Engine, EngineError, Removal};
@@ -277,7 +277,14 @@ async fn settle(
     let mut removed = Ok(());
     for (_, one) in group.iter().rev() {
         if let (Some(new), Ok(())) = (&one.new, &removed) {
-            removed = ensure_removed(engine, &new.id, Removal::Discard).await;
+            removed = async {
+                if let Some(old) = &one.old {
+                    wait_out_a_stop(engine, old).await?;
+                    mark_stopped(engine, old, &new.id, false).await?;
+                }
+                ensure_removed(engine, &new.id, Removal::Discard).await
+            }
+            .await;
         }
     }
     for (key, one) in &group {
@@ -313,6 +320,22 @@ async fn settle(
         ));
     }
     outcomes
+}
+
+/// How often a container is looked at that may be about to stop.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Whoever died may have asked for the stop of a container that still runs: the engine goes on with it for as long as the
+/// container may take. Only then can it be said whether it runs.
+async fn wait_out_a_stop(engine: &dyn Engine, old: &Container) -> Result<(), EngineError> {
+    let until = Instant::now() + stop_timeout(old) + 2 * LOOK;
+    loop {
+        let now = look(engine, old.id.as_str()).await?;
+        if now.is_none_or(|now| now.state != State::Running) || Instant::now() >= until {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Every replacement proves itself, then the old containers go. The error says why it is undone instead.

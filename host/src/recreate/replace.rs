@@ -309,7 +309,11 @@ pub(super) async fn put_back(
     let in_doubt = step == Step::Stop && lost;
     let mut back = Ok(Back::Running);
     for member in group.iter().rev() {
-        if let Err(error) = ensure_removed(engine, &member.new, Removal::Discard).await {
+        let removed = async {
+            mark_stopped(engine, &member.old, &member.new, in_doubt).await?;
+            ensure_removed(engine, &member.new, Removal::Discard).await
+        };
+        if let Err(error) = removed.await {
             back = Err(error);
         }
     }
@@ -364,7 +368,25 @@ pub(super) enum Back {
     Superseded,
 }
 
-/// Put an old container back under its name, running. Which of the steps were done before is not known, so each looks first.
+/// A container that was stopped is known as ours by its replacement's name, or by its own. Before its replacement goes, it gets
+/// a name that says so: whoever dies then leaves a trace all the same.
+pub(super) async fn mark_stopped(
+    engine: &dyn Engine,
+    old: &Container,
+    new: &ContainerId,
+    stop_in_doubt: bool,
+) -> Result<(), EngineError> {
+    match look(engine, old.id.as_str()).await? {
+        Some(now) if now.name == old.name && (stop_in_doubt || now.state != State::Running) => {
+            let parked = names::parked(&old.id, new, &old.name);
+            ensure_named(engine, &old.id, &parked).await
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Put an old container back, running, under its name. Which of the steps were done before is not known, so each looks first.
+/// It runs before it has its name back: as long as it does not run, its name says that it should.
 pub(super) async fn restore(
     engine: &dyn Engine,
     old: &Container,
@@ -378,27 +400,40 @@ pub(super) async fn restore(
         ensure_running(engine, &old.id).await?;
         return Ok(Back::Gone);
     }
-    match ensure_named(engine, &old.id, &old.name).await {
-        Ok(()) => {}
-        Err(EngineError::NotFound { .. }) => return Ok(Back::Gone),
-        Err(error @ EngineError::Conflict { .. }) => {
-            let holder = look(engine, &old.name).await?;
-            if !holder.is_some_and(|holder| holder.state == State::Running && holder.id != old.id) {
-                return Err(error);
-            }
-            ensure_removed(engine, &old.id, Removal::IfStopped).await?;
-            return Ok(Back::Superseded);
-        }
-        Err(error) => return Err(error),
+    if now.name != old.name && taken(engine, old).await? {
+        return give_way(engine, old).await;
     }
     if stop_in_doubt {
         ensure_stopped(engine, &old.id, stop_timeout(old)).await?;
     }
-    match ensure_running(engine, &old.id).await {
+    let back = async {
+        ensure_running(engine, &old.id).await?;
+        ensure_named(engine, &old.id, &old.name).await
+    };
+    match back.await {
         Ok(()) => Ok(Back::Running),
         Err(EngineError::NotFound { .. }) => Ok(Back::Gone),
+        Err(error @ EngineError::Conflict { .. }) => {
+            if taken(engine, old).await? {
+                give_way(engine, old).await
+            } else {
+                Err(error)
+            }
+        }
         Err(error) => Err(error),
     }
+}
+
+/// Whether somebody else's container runs under its name.
+async fn taken(engine: &dyn Engine, old: &Container) -> Result<bool, EngineError> {
+    let holder = look(engine, &old.name).await?;
+    Ok(holder.is_some_and(|holder| holder.state == State::Running && holder.id != old.id))
+}
+
+async fn give_way(engine: &dyn Engine, old: &Container) -> Result<Back, EngineError> {
+    ensure_stopped(engine, &old.id, stop_timeout(old)).await?;
+    ensure_removed(engine, &old.id, Removal::IfStopped).await?;
+    Ok(Back::Superseded)
 }
 
 /// What to say of a container that somebody else took away: who has its name now, and whether that one is up to date.

@@ -305,6 +305,7 @@ pub(crate) struct Between {
     inspected: Rewrite<Container>,
     refuses: Refusal,
     loses_stops: bool,
+    image_ids: Option<fn(&str) -> String>,
 }
 
 impl Between {
@@ -316,6 +317,7 @@ impl Between {
             inspected: Box::new(|_| {}),
             refuses: Box::new(|_| None),
             loses_stops: false,
+            image_ids: None,
         }
     }
 
@@ -349,6 +351,19 @@ impl Between {
         self
     }
 
+    /// The engine knows images by other ids than this one does: `other` is its own inverse.
+    pub(crate) fn knows_images_by(mut self, other: fn(&str) -> String) -> Self {
+        self.image_ids = Some(other);
+        self
+    }
+
+    fn image_id(&self, id: &ImageId) -> ImageId {
+        match self.image_ids {
+            Some(other) => ImageId::new(other(id.as_str())),
+            None => id.clone(),
+        }
+    }
+
     fn ask(&self, call: String) -> Result<(), EngineError> {
         let refusal = (self.refuses)(&call);
         self.calls.lock().unwrap().push(call);
@@ -374,13 +389,22 @@ impl Engine for Between {
     async fn inspect(&self, container: &str) -> Result<Container, EngineError> {
         self.ask(format!("inspect {container}"))?;
         let mut container = self.engine.inspect(container).await?;
+        container.image_id = self.image_id(&container.image_id);
         (self.inspected)(&mut container);
         Ok(container)
     }
 
     async fn image(&self, image: &str) -> Result<Image, EngineError> {
         self.ask(format!("image {image}"))?;
-        self.engine.image(image).await
+        let asked = self.image_id(&ImageId::new(image));
+        let image = if image.starts_with("sha256:") {
+            asked.as_str()
+        } else {
+            image
+        };
+        let mut found = self.engine.image(image).await?;
+        found.id = self.image_id(&found.id);
+        Ok(found)
     }
 
     async fn pull(

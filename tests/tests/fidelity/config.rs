@@ -1,6 +1,7 @@
 //! The container's own configuration: what a user set comes back, what the old image gave follows the new one.
 
 use bollard::models::ContainerCreateBody;
+use refit::image::ImageId;
 use refit::recreate::{RecreateError, Step};
 use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use serde_json::{Value, json};
@@ -455,6 +456,42 @@ async fn what_is_current_is_left_alone_unless_forced() -> anyhow::Result<()> {
         bench.forced().refreshed(&before.name, &image).await?;
         assert_ne!(w.inspect(&before.name).await?.id, Some(before.id));
         Ok(())
+    })
+    .await
+}
+
+/// 49: engines with containerd's store know an image by its manifest's digest, where others know it by its configuration's.
+#[tokio::test]
+async fn whatever_an_engine_knows_images_by_they_are_told_apart() -> anyhow::Result<()> {
+    /// As if it were another digest: digits in reverse.
+    fn other(id: &str) -> String {
+        match id.strip_prefix("sha256:") {
+            Some(digits) => format!("sha256:{}", digits.chars().rev().collect::<String>()),
+            None => id.to_owned(),
+        }
+    }
+    with_world("other ids of images", |w| async move {
+        let (old, new) = (
+            w.load(ImageSpec::new("v1").env("KEPT", "of the image"))
+                .await?,
+            w.load(ImageSpec::new("v2")).await?,
+        );
+        let a = w.run(ContainerSpec::new("a", &old)).await?;
+        let bench = Bench::new(&w).through(Between::new(&w).knows_images_by(other));
+        let mut wanted = bench.wanted(&a.name, &new).await?;
+        wanted.image.id = ImageId::new(other(wanted.image.id.as_str()));
+        bench.recreate(wanted.clone()).await?;
+        let now = bench.inspect(&a.name).await?;
+        assert!(
+            !now.environment().any(|(name, _)| name == "KEPT"),
+            "it follows the image"
+        );
+        // The same image again is current, by the id that this engine has for it.
+        let mut again = bench.wanted(&a.name, &new).await?;
+        again.image.id = wanted.image.id;
+        let error = bench.recreate(again).await.unwrap_err();
+        assert!(matches!(error, RecreateError::Current { .. }), "{error:?}");
+        bench.only(&[&a.name]).await
     })
     .await
 }

@@ -20,6 +20,7 @@ mod networks;
 mod overlap;
 mod ports;
 mod proof;
+mod recovering;
 mod restart;
 mod state;
 mod storage;

@@ -3,6 +3,9 @@
 use std::time::{Duration, Instant};
 
 use bollard::models::{HealthConfig, RestartPolicyNameEnum};
+use refit::container::State;
+use refit::recreate::lease::Leases;
+use refit::recreate::recover::Outcome;
 use refit::recreate::{RecreateError, Step};
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
 use serde_json::json;
@@ -225,6 +228,15 @@ async fn one_that_cannot_be_started_gives_way() -> anyhow::Result<()> {
     .await
 }
 
+/// What somebody on this machine left who died at the container that was stranded.
+fn abandoned(w: &World, error: &RecreateError) -> Leases {
+    let leases = Leases::in_folder(std::env::temp_dir().join(format!("refit-{}", w.prefix())));
+    if let RecreateError::Stranded { old, .. } = error {
+        drop(leases.take(old));
+    }
+    leases
+}
+
 /// 7: the port goes to somebody else while nobody holds it.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_whose_port_was_taken_meanwhile_is_not_the_end_of_the_old_one() -> anyhow::Result<()> {
@@ -260,9 +272,25 @@ async fn one_whose_port_was_taken_meanwhile_is_not_the_end_of_the_old_one() -> a
         else {
             panic!("{error:?}")
         };
+        assert_eq!(old.as_str(), before.id);
+        bench.only(&[kept_as, &thief.name]).await?;
+        // Its name says what is to become of it, once the port is free again.
+        w.stop(&thief.name).await?;
+        let recovered = Bench::new(&w)
+            .leases(abandoned(&w, &error))
+            .workshop()
+            .recover()
+            .await?;
+        let ours = recovered.iter().find(|one| one.container == before.name);
         assert_eq!(
-            (old.as_str(), kept_as.as_str()),
-            (before.id.as_str(), before.name.as_str())
+            ours.map(|one| one.outcome),
+            Some(Outcome::Undone),
+            "{recovered:?}"
+        );
+        let now = bench.inspect(&before.name).await?;
+        assert_eq!(
+            (now.id.as_str(), now.state),
+            (before.id.as_str(), State::Running)
         );
         bench.only(&[&before.name, &thief.name]).await
     })

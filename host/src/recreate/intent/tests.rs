@@ -432,3 +432,65 @@ fn a_dependent_moves_to_the_new_container() {
         json!(["db:ro", format!("{to}:ro"), "other"])
     );
 }
+
+/// An inspection as engines from API 1.44 on write it: names and addresses per endpoint, and which of them a user asked for is
+/// not said. Written after the engine's interface description; this machine has no such engine.
+fn newer() -> Container {
+    let endpoint = |mac: &str| {
+        object(json!({
+            "IPAMConfig": null, "Links": null, "Aliases": ["web"], "DriverOpts": null, "GwPriority": 0,
+            "DNSNames": ["ws-a", "web", "0123456789ab"], "MacAddress": mac, "NetworkID": "n", "EndpointID": "e",
+            "Gateway": "172.18.0.1", "IPAddress": "172.18.0.2", "IPPrefixLen": 16,
+        }))
+    };
+    let mut container = container(
+        json!({
+            "Image": "x:1", "Hostname": "0123456789ab",
+            "Healthcheck": {"Test": ["CMD", "/h"], "StartInterval": 5_000_000_000_u64},
+        }),
+        json!({
+            "NetworkMode": "net", "CgroupnsMode": "private", "MemorySwappiness": null, "OomKillDisable": null, "KernelMemory": 0,
+            "Annotations": {"io.example": "1"},
+            "Mounts": [{"Type": "volume", "Source": "v", "Target": "/d", "VolumeOptions": {"Subpath": "below"}}],
+        }),
+    );
+    container.endpoints = [
+        ("net".into(), endpoint("02:42:ac:12:00:02")),
+        ("other".into(), endpoint("02:42:ac:13:00:02")),
+    ]
+    .into();
+    container
+}
+
+#[test]
+fn on_newer_engines_networks_are_asked_for_as_on_older_ones() {
+    // 30, 33
+    let replacement = Intent::of(&newer(), &Object::new()).on("x:2", &ImageId::new("sha256:new"));
+    let wish = object(json!({"Aliases": ["web"], "GwPriority": 0}));
+    assert_eq!(
+        replacement.request.endpoint,
+        Some(("net".to_owned(), wish.clone())),
+        "what the engine gave is not asked for"
+    );
+    assert_eq!(replacement.networks, [("other".to_owned(), wish)]);
+}
+
+#[test]
+fn on_newer_engines_every_field_is_carried_and_what_is_unset_is_not_sent() {
+    // 24, 38, 42, 43
+    let replacement = Intent::of(&newer(), &Object::new()).on("x:2", &ImageId::new("sha256:new"));
+    let host_config = &replacement.request.host_config;
+    assert_eq!(
+        host_config["Mounts"][0]["VolumeOptions"]["Subpath"],
+        "below"
+    );
+    assert_eq!(host_config["Annotations"], json!({"io.example": "1"}));
+    assert_eq!(host_config["CgroupnsMode"], "private");
+    for unset in ["MemorySwappiness", "OomKillDisable"] {
+        assert!(!host_config.contains_key(unset), "cgroup v2 refuses it");
+    }
+    assert_eq!(
+        replacement.request.config["Healthcheck"]["StartInterval"],
+        5_000_000_000_u64
+    );
+}

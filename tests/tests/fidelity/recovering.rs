@@ -1,0 +1,69 @@
+//! What a Refit leaves that dies, put there by hand, and what recovery makes of it.
+
+use std::time::Duration;
+
+use refit::container::State;
+use refit::engine::{CreateRequest, Engine as _};
+use refit::recreate::lease::Leases;
+use refit::recreate::names;
+use refit::recreate::proof::Proof;
+use refit::recreate::recover::{Outcome, Patience, recover};
+use refit_tests::{ContainerSpec, ImageSpec, with_world};
+use serde_json::json;
+
+use crate::bench::{Bench, docker, object};
+
+const PATIENCE: Patience = Patience {
+    proof: Proof {
+        grace: Duration::ZERO,
+        health: Duration::ZERO,
+    },
+    call: Duration::from_secs(20),
+};
+
+/// It was killed while it waited for the container to stop. The engine goes on with the stop, so a container that runs now may
+/// not run in a moment.
+#[tokio::test]
+async fn a_stop_that_is_still_under_way_is_waited_out() -> anyhow::Result<()> {
+    with_world("a stop under way", |w| async move {
+        let image = w.load(ImageSpec::new("v1").env("IGNORE_TERM", "1")).await?;
+        let seconds = 3;
+        let a = w
+            .run(ContainerSpec::new("a", &image).body(|body| body.stop_timeout = Some(seconds)))
+            .await?;
+        let bench = Bench::new(&w);
+        let before = bench.inspect(&a.name).await?;
+        let engine = docker(&w);
+        let mut labels = serde_json::Map::new();
+        for (key, value) in w.labels() {
+            labels.insert(key.to_owned(), json!(value));
+        }
+        let request = CreateRequest {
+            config: object(json!({"Image": image, "Labels": labels})),
+            host_config: object(json!({})),
+            endpoint: None,
+        };
+        engine
+            .create(&names::candidate(&before.id), &request, None)
+            .await?;
+        let state = std::env::temp_dir().join(format!("refit-{}-recovering", w.prefix()));
+        let leases = Leases::in_folder(state.clone());
+        drop(leases.take(&before.id));
+
+        let (id, stopper) = (before.id.clone(), docker(&w));
+        let stopping = tokio::spawn(async move { stopper.stop(&id, Duration::from_secs(3)).await });
+        let recovered = recover(&engine, &leases, PATIENCE).await?;
+        let ours: Vec<_> = recovered
+            .iter()
+            .filter(|one| one.container == a.name)
+            .collect();
+        assert_eq!(ours.len(), 1, "{recovered:?}");
+        assert_eq!(ours[0].outcome, Outcome::Undone);
+        stopping.await??;
+        let now = bench.inspect(&a.name).await?;
+        assert_eq!((now.id, now.state), (before.id, State::Running));
+        std::fs::remove_dir_all(state)?;
+        bench.only(&[&a.name]).await
+    })
+    .await
+}
