@@ -69,7 +69,6 @@ pub struct Bounds {
 pub struct Refresher {
     workshop: Arc<Workshop>,
     generations: Arc<Generations>,
-    grants: Arc<Grants>,
     bounds: Bounds,
 }
 
@@ -128,16 +127,10 @@ impl RefreshError {
 }
 
 impl Refresher {
-    pub fn new(
-        workshop: Arc<Workshop>,
-        generations: Arc<Generations>,
-        grants: Arc<Grants>,
-        bounds: Bounds,
-    ) -> Self {
+    pub fn new(workshop: Arc<Workshop>, generations: Arc<Generations>, bounds: Bounds) -> Self {
         Self {
             workshop,
             generations,
-            grants,
             bounds,
         }
     }
@@ -166,10 +159,11 @@ impl Refresher {
     ) -> Result<Report, RefreshError> {
         let active = self.active();
         let began = (jiff::Timestamp::now(), Instant::now());
-        let journal = Arc::new(self.journal(request, mode, events, cancel));
+        let grants = active.content.grants.clone();
+        let journal = Arc::new(self.journal(request, mode, grants.clone(), events, cancel));
         let session = Session {
             capabilities: journal.clone(),
-            grants: self.grants.clone(),
+            grants,
             concurrency: self.bounds.concurrency,
             state: if mode == Mode::Plan {
                 active.content.state.scratch()
@@ -253,6 +247,7 @@ impl Refresher {
         &self,
         request: &Request,
         mode: Mode,
+        grants: Arc<Grants>,
         events: Events,
         cancel: CancellationToken,
     ) -> Journal {
@@ -265,7 +260,7 @@ impl Refresher {
             }),
             Mode::Plan => Arc::new(Plan { workshop, force }),
         };
-        let guard = Guard::new(hands, self.grants.clone(), self.bounds.counts, cancel);
+        let guard = Guard::new(hands, grants, self.bounds.counts, cancel);
         Journal::new(Arc::new(guard), mode == Mode::Plan, events)
     }
 }

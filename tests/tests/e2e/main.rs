@@ -17,6 +17,7 @@ mod rollback;
 mod snapshot;
 mod swap;
 mod swap_start;
+mod trust;
 
 use std::time::Duration;
 
