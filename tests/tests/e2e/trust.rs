@@ -329,7 +329,8 @@ async fn a_restart_trusts_whom_the_keys_name_then_and_falls_back_aloud() -> anyh
     let daemon = refit.serve().await?;
     assert_eq!(in_use(&daemon).await?, ("two".into(), 3));
     ended(daemon).await?;
-    let daemon = trusting(refit, &[old.key()]).serve().await?;
+    let refit = trusting(refit, &[old.key()]);
+    let daemon = refit.serve().await?;
     let answer = daemon.request("POST", "/v1/policy/rollback").await?;
     let problem = answer.json()?;
     assert_eq!(
