@@ -13,6 +13,8 @@ use figment::value::Value;
 use figment::{Figment, error::Kind};
 use serde::{Deserialize, Serialize};
 
+use crate::artifact;
+use crate::artifact::signature::KeyConfig;
 use crate::capabilities::guard::Counts;
 use crate::diagnostic::{Diagnostic, Hints};
 use crate::engine::docker::CallLimits;
@@ -38,6 +40,7 @@ pub struct Config {
     pub state_dir: Option<PathBuf>,
     pub images: ImagesConfig,
     pub credentials: CredentialsConfig,
+    pub registries: RegistriesConfig,
     pub policy: PolicyConfig,
     pub grants: GrantsConfig,
     pub limits: LimitsConfig,
@@ -62,13 +65,22 @@ pub struct CredentialsConfig {
     pub registry: String,
 }
 
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistriesConfig {
+    /// Registries, as `host:port`, that policies are fetched from without TLS. Those on this machine need not be listed.
+    pub plain_http: Vec<String>,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PolicyConfig {
-    /// A component file. Without it, the default policy that is built in.
-    pub component: Option<PathBuf>,
+    /// A component file, or `oci://…`. Without it, the default policy that is built in.
+    pub component: Option<artifact::Source>,
     /// Whether the daemon looks at the file again and again, and swaps it in when it has changed.
     pub watch: bool,
+    /// Who may ship policies. With none, nobody needs to sign anything.
+    pub keys: Vec<KeyConfig>,
     /// Handed to the policy as JSON. What it may contain, the policy says.
     pub config: serde_json::Map<String, serde_json::Value>,
 }
@@ -134,6 +146,7 @@ impl Default for PolicyConfig {
         Self {
             component: None,
             watch: false,
+            keys: vec![],
             config: serde_json::Map::new(),
         }
     }
@@ -245,7 +258,7 @@ pub struct Flags {
 
 #[derive(Clone, Debug, Serialize)]
 pub struct PolicyFlags {
-    pub component: PathBuf,
+    pub component: artifact::Source,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -415,6 +428,14 @@ impl Config {
                     problem: format!("{value}, and may be {SECONDS_MAX} at most"),
                 });
             }
+        }
+        if let Some(artifact::Source::Registry(_)) = &self.policy.component
+            && self.policy.watch
+        {
+            return Err(ConfigError::Value {
+                key: "policy.watch",
+                problem: "true, and `policy.component` is no file that could be watched".into(),
+            });
         }
         self.platform().map(drop)
     }
@@ -603,6 +624,23 @@ mod tests {
                 .contains("`amd64` is not a platform")
         );
         assert!(problem("[limits\n").0.contains("refit.toml"));
+        assert!(
+            problem("[policy]\ncomponent = \"oci://ghcr.io/acme/canary\"\n")
+                .0
+                .contains("it names no tag and no digest")
+        );
+        assert!(
+            problem("[policy]\ncomponent = \"oci://ghcr.io/acme/canary:1\"\nwatch = true\n")
+                .0
+                .contains(
+                    "`policy.watch` in the configuration is true, and `policy.component` is no file"
+                )
+        );
+        assert!(
+            problem("[[policy.keys]]\nname = \"release\"\n")
+                .0
+                .contains("`key`")
+        );
     }
 
     #[test]

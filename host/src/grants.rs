@@ -53,6 +53,14 @@ pub struct Grants {
     labels: BTreeMap<String, String>,
     environment: Vec<String>,
     verbs: Vec<Verb>,
+    limit: Option<Limit>,
+}
+
+/// What narrows the verbs further: the key that a policy is signed with.
+#[derive(Clone, Debug)]
+struct Limit {
+    key: String,
+    verbs: Vec<Verb>,
 }
 
 /// As written in the configuration.
@@ -77,7 +85,20 @@ impl Grants {
             labels: patterns.labels.clone(),
             environment: patterns.environment.clone(),
             verbs: patterns.verbs.clone(),
+            limit: None,
         })
+    }
+
+    /// The same for a policy that is signed with `key`, which may do no more than `verbs`.
+    #[must_use]
+    pub fn limited_to(&self, key: &str, verbs: &[Verb]) -> Self {
+        Self {
+            limit: Some(Limit {
+                key: key.to_owned(),
+                verbs: verbs.to_vec(),
+            }),
+            ..self.clone()
+        }
     }
 
     /// Whether a policy may know that this container exists.
@@ -92,10 +113,15 @@ impl Grants {
     }
 
     pub fn may(&self, verb: Verb) -> Result<(), String> {
-        if self.verbs.contains(&verb) {
-            Ok(())
-        } else {
-            Err(format!("`[grants] verbs` does not list `{verb}`"))
+        if !self.verbs.contains(&verb) {
+            return Err(format!("`[grants] verbs` does not list `{verb}`"));
+        }
+        match &self.limit {
+            Some(limit) if !limit.verbs.contains(&verb) => Err(format!(
+                "the policy is signed with the key `{}`, whose `verbs` in `[[policy.keys]]` do not list `{verb}`",
+                limit.key
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -197,6 +223,21 @@ mod tests {
             grants().may(Verb::Remove).unwrap_err(),
             "`[grants] verbs` does not list `remove`"
         );
+    }
+
+    #[test]
+    fn a_key_takes_verbs_away_and_gives_none() {
+        let limited = grants().limited_to("matchers", &[Verb::Inspect, Verb::Replace]);
+        assert!(limited.may(Verb::Inspect).is_ok());
+        assert_eq!(
+            limited.may(Verb::Pull).unwrap_err(),
+            "the policy is signed with the key `matchers`, whose `verbs` in `[[policy.keys]]` do not list `pull`"
+        );
+        assert_eq!(
+            limited.may(Verb::Replace).unwrap_err(),
+            "`[grants] verbs` does not list `replace`"
+        );
+        assert!(grants().limited_to("none", &[]).may(Verb::Inspect).is_err());
     }
 
     #[test]

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::artifact::registry::Registries;
+use crate::artifact::signature::{SignatureError, Trust};
+use crate::artifact::{self, Carrier};
 use crate::capabilities::live::Workshop;
 use crate::capabilities::ties::KnownTies;
 use crate::config::Config;
@@ -9,7 +12,7 @@ use crate::diagnostic::Diagnostic;
 use crate::engine::address::{self, EngineAddress, EngineEnvironment};
 use crate::engine::docker::DockerEngine;
 use crate::generation::Generations;
-use crate::generation::start::Keep;
+use crate::generation::start::{Keep, Terms};
 use crate::generation::swap::{Asked, Source};
 use crate::grants::Grants;
 use crate::policy::{Compiler, PolicyEngine, PolicyError};
@@ -44,13 +47,27 @@ pub fn grants(config: &Config) -> Result<Grants, Diagnostic> {
     })
 }
 
+/// Whose policies are taken.
+pub fn trust(config: &Config) -> Result<Trust, SignatureError> {
+    Trust::new(&config.policy.keys)
+}
+
+/// The way of policies from files and registries. `credentials` are those that images are pulled with.
+pub fn carrier(config: &Config, credentials: Credentials) -> Carrier {
+    Carrier {
+        registries: Registries::new(config.registries.plain_http.clone()),
+        credentials,
+    }
+}
+
 /// What the configuration says about the policy.
 pub fn asked(config: &Config) -> Asked {
     let text = serde_json::Value::Object(config.policy.config.clone()).to_string();
     Asked {
         source: match &config.policy.component {
             None => Source::BuiltIn,
-            Some(path) => Source::File(path.clone()),
+            Some(artifact::Source::File(path)) => Source::File(path.clone()),
+            Some(artifact::Source::Registry(reference)) => Source::Registry(reference.clone()),
         },
         config: text,
     }
@@ -67,12 +84,17 @@ pub fn policy_engine(config: &Config, compiler: Compiler) -> Result<PolicyEngine
 /// The policy that is to be active, loaded, and the way to another one.
 pub async fn generations(
     config: &Config,
+    credentials: Credentials,
     compiler: Compiler,
     keep: Keep,
 ) -> Result<Generations, Diagnostic> {
     let engine = policy_engine(config, compiler)?;
-    let grants = Arc::new(grants(config)?);
-    Generations::start(engine, grants, &config.state_folder(), keep, asked(config)).await
+    let terms = Terms {
+        grants: Arc::new(grants(config)?),
+        trust: trust(config)?,
+        carrier: carrier(config, credentials),
+    };
+    Generations::start(engine, terms, &config.state_folder(), keep, asked(config)).await
 }
 
 /// The engine, the logins and the state: all that does not depend on a policy.
@@ -101,12 +123,11 @@ pub async fn refresher(
     keep: Keep,
 ) -> Result<Refresher, Diagnostic> {
     let workshop = Arc::new(workshop(config)?);
-    let generations = Arc::new(generations(config, compiler, keep).await?);
-    let grants = Arc::new(grants(config)?);
+    let credentials = workshop.credentials.clone();
+    let generations = generations(config, credentials, compiler, keep).await?;
     Ok(Refresher::new(
         workshop,
-        generations,
-        grants,
+        Arc::new(generations),
         config.bounds(),
     ))
 }

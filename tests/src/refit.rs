@@ -203,8 +203,7 @@ impl Refit {
         let config: String = self
             .settings
             .iter()
-            // JSON's strings, numbers and lists are TOML's too.
-            .map(|(key, value)| format!("{key} = {value}\n"))
+            .map(|(key, value)| format!("{key} = {}\n", toml(value)))
             .collect();
         // A test may have written one by hand.
         if !config.is_empty() {
@@ -348,6 +347,24 @@ impl Drop for Daemon {
         if !std::thread::panicking() {
             keeps(&self.secrets, &self.log.borrow());
         }
+    }
+}
+
+/// JSON's strings and numbers are TOML's too.
+fn toml(value: &Value) -> String {
+    match value {
+        Value::Object(table) => {
+            let entries: Vec<String> = table
+                .iter()
+                .map(|(key, value)| format!("{key} = {}", toml(value)))
+                .collect();
+            format!("{{ {} }}", entries.join(", "))
+        }
+        Value::Array(list) => {
+            let items: Vec<String> = list.iter().map(toml).collect();
+            format!("[{}]", items.join(", "))
+        }
+        plain => plain.to_string(),
     }
 }
 

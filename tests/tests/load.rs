@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use async_trait::async_trait;
 use bytes::Bytes;
+use refit::artifact::Carrier;
+use refit::artifact::registry::Registries;
+use refit::artifact::signature::Trust;
 use refit::capabilities::guard::Counts;
 use refit::capabilities::live::Workshop;
 use refit::container::{Container, ContainerId, Image, Listed, Object};
@@ -17,7 +20,7 @@ use refit::engine::{
     UnnamedImage,
 };
 use refit::generation::Generations;
-use refit::generation::start::Keep;
+use refit::generation::start::{Keep, Terms};
 use refit::generation::swap::{Asked, Candidate, Source};
 use refit::grants::{GrantPatterns, Grants, Verb};
 use refit::image::{ImageId, ImageRef, Platform};
@@ -166,20 +169,28 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
         environment: vec![],
         verbs: vec![Verb::Inspect, Verb::Pull, Verb::Replace],
     };
-    let grants = Arc::new(Grants::new(&patterns)?);
+    let credentials = Credentials::new(&EnvironmentVariables::default(), "ghcr.io", None)?;
+    let terms = Terms {
+        grants: Arc::new(Grants::new(&patterns)?),
+        trust: Trust::default(),
+        carrier: Carrier {
+            registries: Registries::default(),
+            credentials: credentials.clone(),
+        },
+    };
     let asked = Asked {
         source: Source::BuiltIn,
         config: config(0),
     };
     let engine = PolicyEngine::new()?.cached_in(state.join("compiled"));
-    let started = Generations::start(engine, grants.clone(), state, Keep::Generations, asked);
+    let started = Generations::start(engine, terms, state, Keep::Generations, asked);
     let generations = started
         .await
         .map_err(|error| anyhow::anyhow!(error.sentence()))?;
     let call = Duration::from_secs(60);
     let workshop = Workshop {
         engine: Arc::new(Nothing),
-        credentials: Credentials::new(&EnvironmentVariables::default(), "ghcr.io", None)?,
+        credentials,
         platform: None,
         patience: Patience {
             proof: Proof {
@@ -206,12 +217,7 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
         keep_previous_images: None,
     };
     let generations = Arc::new(generations);
-    Ok(Refresher::new(
-        Arc::new(workshop),
-        generations,
-        grants,
-        bounds,
-    ))
+    Ok(Refresher::new(Arc::new(workshop), generations, bounds))
 }
 
 /// What became active under which number: its digest, and its configuration.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::signature::SIGNATURE_BYTES_MAX;
 use super::{Artifact, ArtifactError};
@@ -26,9 +26,7 @@ pub fn read(path: &Path, bytes_max: usize) -> Result<Artifact, ArtifactError> {
             limit: bytes_max as u64,
         });
     }
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".minisig");
-    let signature = match File::open(&beside) {
+    let signature = match File::open(signature_of(path)) {
         Ok(file) => Some(up_to(&file, SIGNATURE_BYTES_MAX as u64).map_err(unreadable)?),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(unreadable(error)),
@@ -38,6 +36,13 @@ pub fn read(path: &Path, bytes_max: usize) -> Result<Artifact, ArtifactError> {
         origin,
         signature: signature.map(|text| String::from_utf8_lossy(&text).into_owned()),
     })
+}
+
+/// Where the signature of a file is, if it has one.
+pub fn signature_of(path: &Path) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".minisig");
+    beside.into()
 }
 
 fn up_to(file: &File, most: u64) -> std::io::Result<Vec<u8>> {

@@ -1,7 +1,7 @@
 //! Policies as people ship them: a file, or an artifact in a registry, with the signature that belongs to it.
 //!
-//! Knows where bytes come from ([`file`], [`registry`]) and who vouches for them ([`signature`]), and nothing of what is in
-//! them: whether they are a policy at all is found out in [`crate::policy`].
+//! Knows where bytes come from ([`file`], [`registry`], either by a [`Carrier`]) and who vouches for them ([`signature`]), and
+//! nothing of what is in them: whether they are a policy at all is found out in [`crate::policy`].
 
 pub mod file;
 pub mod registry;
@@ -12,12 +12,16 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 pub use self::registry::ArtifactRef;
+use self::registry::{Registries, Title};
+use crate::registry::credentials::{CredentialError, Credentials};
+use crate::secret::Login;
 
 /// Begins a reference to an artifact in a registry.
 const SCHEME: &str = "oci://";
 
 /// Where a policy is.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum Source {
     File(PathBuf),
     Registry(ArtifactRef),
@@ -39,6 +43,90 @@ impl fmt::Display for Source {
         match self {
             Self::File(path) => path.display().fmt(f),
             Self::Registry(reference) => write!(f, "{SCHEME}{reference}"),
+        }
+    }
+}
+
+impl From<Source> for String {
+    fn from(source: Source) -> Self {
+        source.to_string()
+    }
+}
+
+impl TryFrom<String> for Source {
+    type Error = ArtifactError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+/// `oci://…`, and nothing else.
+pub fn reference(text: &str) -> Result<ArtifactRef, ArtifactError> {
+    match text.parse()? {
+        Source::Registry(reference) => Ok(reference),
+        Source::File(_) => Err(ArtifactError::Reference {
+            text: text.to_owned(),
+            problem: format!("it does not begin with `{SCHEME}`"),
+        }),
+    }
+}
+
+/// Gets policies from wherever they are, and puts them into registries, with the logins that images are pulled with.
+#[derive(Clone, Debug)]
+pub struct Carrier {
+    pub registries: Registries,
+    pub credentials: Credentials,
+}
+
+impl Carrier {
+    /// At most `bytes_max` of it.
+    pub async fn fetch(
+        &self,
+        source: &Source,
+        bytes_max: usize,
+    ) -> Result<Artifact, ArtifactError> {
+        match source {
+            Source::Registry(reference) => {
+                let login = self.login(reference).await?;
+                self.registries
+                    .pull(reference, login.as_ref(), bytes_max)
+                    .await
+            }
+            Source::File(path) => {
+                let (path, origin) = (path.clone(), path.display().to_string());
+                let read = tokio::task::spawn_blocking(move || file::read(&path, bytes_max));
+                read.await.unwrap_or_else(|panicked| {
+                    Err(ArtifactError::Unreadable {
+                        origin,
+                        source: std::io::Error::other(panicked),
+                    })
+                })
+            }
+        }
+    }
+
+    /// Returns the reference, pinned to what was put there.
+    pub async fn push(
+        &self,
+        reference: &ArtifactRef,
+        artifact: &Artifact,
+        title: &Title,
+    ) -> Result<ArtifactRef, ArtifactError> {
+        let login = self.login(reference).await?;
+        self.registries
+            .push(reference, login.as_ref(), artifact, title)
+            .await
+    }
+
+    async fn login(&self, reference: &ArtifactRef) -> Result<Option<Login>, ArtifactError> {
+        let registry = reference.registry();
+        match self.credentials.login(registry).await {
+            Ok(found) => Ok(found.map(|(login, _)| login)),
+            Err(source) => Err(ArtifactError::Login {
+                registry: registry.to_owned(),
+                source,
+            }),
         }
     }
 }
@@ -70,6 +158,11 @@ pub enum ArtifactError {
     },
     #[error("`{text}` is no reference to an artifact in a registry: {problem}")]
     Reference { text: String, problem: String },
+    #[error("cannot look up the login for registry `{registry}`")]
+    Login {
+        registry: String,
+        source: CredentialError,
+    },
     #[error("cannot {action} `{reference}`")]
     Registry {
         action: &'static str,
@@ -118,6 +211,7 @@ impl crate::diagnostic::Hints for ArtifactError {
             Self::Registry { .. } => vec![
                 "a registry without TLS must be listed in `[registries] plain_http`, unless it is on this machine".into(),
             ],
+            Self::Login { source, .. } => source.hints(),
             Self::TooLarge { .. } | Self::TimedOut { .. } | Self::NotFound { .. } => vec![],
         }
     }
@@ -139,6 +233,16 @@ mod tests {
         }
         let pinned = format!("oci://ghcr.io/acme/canary:1@sha256:{}", "a".repeat(64));
         assert_eq!(pinned.parse::<Source>().unwrap().to_string(), pinned);
+    }
+
+    #[test]
+    fn a_reference_is_no_file() {
+        assert!(reference("oci://ghcr.io/acme/canary:1").is_ok());
+        let error = reference("ghcr.io/acme/canary:1").unwrap_err().to_string();
+        assert!(
+            error.ends_with("it does not begin with `oci://`"),
+            "{error}"
+        );
     }
 
     #[test]

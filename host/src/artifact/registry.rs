@@ -44,6 +44,12 @@ impl ArtifactRef {
         self.0.registry()
     }
 
+    /// The last part of its repository.
+    pub fn name(&self) -> &str {
+        let repository = self.0.repository();
+        repository.rsplit('/').next().unwrap_or(repository)
+    }
+
     /// The same, pinned to a digest.
     pub fn pinned(&self, digest: &str) -> Self {
         let (registry, repository) = (self.0.registry().to_owned(), self.0.repository().to_owned());
@@ -107,7 +113,7 @@ pub struct Title {
 }
 
 /// Puts policies into registries and gets them from there.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Registries {
     plain_http: Vec<String>,
 }

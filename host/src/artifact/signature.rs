@@ -28,11 +28,36 @@ pub struct KeyConfig {
 pub struct Trust(Vec<(KeyConfig, PublicKey)>);
 
 /// Who signed, and what that allows.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Signer {
     pub name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verbs: Option<Vec<Verb>>,
+}
+
+impl KeyConfig {
+    /// Whoever signs with it.
+    pub fn signer(&self) -> Signer {
+        Signer {
+            name: self.name.clone(),
+            verbs: self.verbs.clone(),
+        }
+    }
+}
+
+/// `release (inspect, pull)`
+impl std::fmt::Display for Signer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)?;
+        let Some(verbs) = &self.verbs else {
+            return Ok(());
+        };
+        let verbs: Vec<String> = verbs.iter().map(ToString::to_string).collect();
+        match verbs.as_slice() {
+            [] => f.write_str(" (nothing)"),
+            verbs => write!(f, " ({})", verbs.join(", ")),
+        }
+    }
 }
 
 /// Why a policy is not trusted, or a key cannot be used.
@@ -85,6 +110,9 @@ impl Trust {
             return Ok(None);
         }
         let signature = signature.ok_or(SignatureError::Unsigned)?;
+        if signature.len() > SIGNATURE_BYTES_MAX {
+            return Err(SignatureError::Malformed);
+        }
         let signature = Signature::decode(signature).map_err(|_| SignatureError::Malformed)?;
         // Signatures of the old kind, which minisign no longer makes, would have to be of the bytes themselves.
         let allow_legacy = false;
@@ -96,9 +124,6 @@ impl Trust {
             .iter()
             .find(signed)
             .ok_or(SignatureError::Untrusted)?;
-        Ok(Some(Signer {
-            name: config.name.clone(),
-            verbs: config.verbs.clone(),
-        }))
+        Ok(Some(config.signer()))
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::artifact::{ArtifactRef, Source, reference};
 use crate::policy::COMPILE_SUBCOMMAND;
 
 /// Gives running containers a new image under a policy
@@ -79,8 +80,8 @@ pub(super) struct SelectionArguments {
     #[arg(long, conflicts_with = "no_recreate")]
     pub(super) force: bool,
     /// A policy component, over the configured one
-    #[arg(long, value_name = "FILE")]
-    pub(super) policy: Option<PathBuf>,
+    #[arg(long, value_name = "FILE|oci://…")]
+    pub(super) policy: Option<Source>,
     /// How many containers are recreated at once
     #[arg(long, value_name = "N")]
     pub(super) concurrency: Option<usize>,
@@ -113,8 +114,8 @@ pub(super) struct ServeArguments {
     #[arg(long, value_name = "ADDR")]
     pub(super) listen: Option<SocketAddr>,
     /// A policy component, over the configured one
-    #[arg(long, value_name = "FILE")]
-    pub(super) policy: Option<PathBuf>,
+    #[arg(long, value_name = "FILE|oci://…")]
+    pub(super) policy: Option<Source>,
 }
 
 #[derive(Debug, Args)]
@@ -134,8 +135,9 @@ pub(super) struct ServerArguments {
 pub(super) enum PolicyCommand {
     /// Put this component in the place of the policy that a running daemon uses
     Swap {
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
+        /// A file, sent with the `.minisig` beside it; or what the daemon is to fetch, with its own logins
+        #[arg(value_name = "FILE|oci://…")]
+        source: Source,
         /// Its configuration: a JSON object, or a file that holds one [default: the one in force]
         #[arg(long, value_name = "JSON|FILE")]
         policy_config: Option<String>,
@@ -185,10 +187,34 @@ pub(super) enum PolicyCommand {
         #[command(flatten)]
         server: ServerArguments,
     },
-    /// What a component is and may ask for; without a file, the one that a daemon uses
-    Inspect {
+    /// Load a component as a swap would, and put it into a registry, with the `.minisig` beside it
+    Push {
         #[arg(value_name = "FILE")]
-        file: Option<PathBuf>,
+        file: PathBuf,
+        #[arg(value_name = "oci://…", value_parser = reference)]
+        reference: ArtifactRef,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Get a component and its signature from a registry
+    Pull {
+        #[arg(value_name = "oci://…", value_parser = reference)]
+        reference: ArtifactRef,
+        /// Where to [default: the last part of its repository, with `.wasm`]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Write over what is there
+        #[arg(long)]
+        force: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// What a component is, who signed it and what it may ask for; without one, the one that a daemon uses
+    Inspect {
+        #[arg(value_name = "FILE|oci://…")]
+        source: Option<Source>,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -201,10 +227,10 @@ pub(super) enum PolicyCommand {
 pub(super) struct DiffArguments {
     /// A component, or `built-in`
     #[arg(value_name = "OLD")]
-    pub(super) old: String,
+    pub(super) old: Source,
     /// A component, or `built-in`
     #[arg(value_name = "NEW")]
-    pub(super) new: String,
+    pub(super) new: Source,
     /// What `refit policy record` wrote; may be repeated
     #[arg(long = "snapshot", value_name = "FILE", required = true)]
     pub(super) snapshots: Vec<PathBuf>,
@@ -229,7 +255,7 @@ pub(super) struct RecordArguments {
     pub(super) output: Option<PathBuf>,
     /// A policy component, over the configured one
     #[arg(long, value_name = "FILE")]
-    pub(super) policy: Option<PathBuf>,
+    pub(super) policy: Option<Source>,
 }
 
 #[derive(Debug, Args)]
@@ -258,8 +284,8 @@ pub(super) enum ConfigCommand {
 #[derive(Debug, Args)]
 pub(super) struct DoctorArguments {
     /// A policy component, over the configured one
-    #[arg(long, value_name = "FILE")]
-    pub(super) policy: Option<PathBuf>,
+    #[arg(long, value_name = "FILE|oci://…")]
+    pub(super) policy: Option<Source>,
     /// As JSON
     #[arg(long)]
     pub(super) json: bool,

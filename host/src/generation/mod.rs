@@ -23,6 +23,7 @@ use self::permissions::Permissions;
 use self::shadow::Shadow;
 use self::store::{Configured, How, Ledger, Record};
 use self::swap::Loader;
+use crate::artifact::signature::Signer;
 use crate::diagnostic::Diagnostic;
 use crate::grants::Grants;
 use crate::policy::{Policy, PolicyState};
@@ -37,8 +38,21 @@ pub struct Content {
     /// Where the policy came from, for people: a file, an upload, `the built-in policy`.
     pub origin: String,
     pub permissions: Permissions,
+    /// Who vouches for it; `None` where nobody needs to.
+    pub signer: Option<Signer>,
+    /// What it may do: `[grants]`, within what its signer's key allows.
+    pub grants: Arc<Grants>,
+    /// As it came along. Kept, so that it is verified again under the keys that a later start trusts.
+    signature: Option<String>,
     /// The component, until the store has it.
     component: Bytes,
+}
+
+impl Content {
+    /// What it asks for and would really be given.
+    pub fn granted(&self) -> Permissions {
+        self.permissions.within(&self.grants)
+    }
 }
 
 /// A policy in its time.
@@ -110,6 +124,8 @@ struct Past {
     on_disk: Option<Ledger>,
     /// What the configuration asked for when it was last looked at.
     configured: Configured,
+    /// Whether it names a policy in a registry, which may not answer at the next start.
+    from_registry: bool,
 }
 
 /// A swap that did not come about, kept for whoever asks what became of it.
@@ -131,7 +147,6 @@ pub struct Generations {
     shadow: ArcSwapOption<Shadow>,
     past: Mutex<Past>,
     loader: Loader,
-    grants: Arc<Grants>,
 }
 
 impl Generations {
@@ -159,10 +174,6 @@ impl Generations {
     /// Ends the trial. The candidate that was on it.
     pub fn end_shadow(&self) -> Option<Arc<Shadow>> {
         self.shadow.swap(None)
-    }
-
-    pub fn grants(&self) -> &Grants {
-        &self.grants
     }
 
     /// Whoever holds the turn is the only one who can change which generation is active.

@@ -110,7 +110,7 @@ impl std::fmt::Display for Permissions {
     }
 }
 
-/// What a swap changes in what a policy may do, within the grants in force.
+/// What a swap changes in what a policy may do, within what each is granted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Difference {
     pub gained: Permissions,
@@ -118,11 +118,11 @@ pub struct Difference {
 }
 
 impl Difference {
-    pub fn between(old: &Permissions, new: &Permissions, grants: &Grants) -> Self {
-        let (old, new) = (old.within(grants), new.within(grants));
+    /// Of what the one and the other were really given, see [`Permissions::within`].
+    pub fn between(old: &Permissions, new: &Permissions) -> Self {
         Self {
-            gained: new.beyond(&old),
-            lost: old.beyond(&new),
+            gained: new.beyond(old),
+            lost: old.beyond(new),
         }
     }
 }
@@ -157,7 +157,7 @@ mod tests {
         let old = Permissions::of(&imports(&[("docker", "pull"), ("host", "log")]));
         let new = Permissions::of(&imports(&[("docker", "pull"), ("docker", "recreate")]));
         let all = grants(&[Verb::Pull, Verb::Replace]);
-        let difference = Difference::between(&old, &new, &all);
+        let difference = Difference::between(&old.within(&all), &new.within(&all));
         assert_eq!(difference.gained.to_string(), "recreate containers");
         assert_eq!(difference.lost.to_string(), "write to the log");
     }
@@ -166,8 +166,19 @@ mod tests {
     fn what_no_grant_covers_is_not_gained() {
         let old = Permissions::default();
         let new = Permissions::of(&imports(&[("docker", "recreate"), ("docker", "inspect")]));
-        let difference = Difference::between(&old, &new, &grants(&[Verb::Inspect]));
+        let few = grants(&[Verb::Inspect]);
+        let difference = Difference::between(&old.within(&few), &new.within(&few));
         assert_eq!(difference.gained.to_string(), "inspect containers");
+    }
+
+    #[test]
+    fn the_same_component_gains_what_a_key_no_longer_forbids() {
+        let same = Permissions::of(&imports(&[("docker", "recreate"), ("docker", "pull")]));
+        let all = grants(&[Verb::Pull, Verb::Replace]);
+        let limited = all.limited_to("matchers", &[Verb::Pull]);
+        let difference = Difference::between(&same.within(&limited), &same.within(&all));
+        assert_eq!(difference.gained.to_string(), "recreate containers");
+        assert!(difference.lost.is_empty());
     }
 
     #[test]

@@ -12,11 +12,13 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::Mutex;
 
 use super::store::{Configured, How, Ledger, Record, Store};
-use super::swap::{Asked, Fetched, Loader, Refusal, Signatures, Source};
+use super::swap::{Asked, Failed, Fetched, Loader, Source};
 use super::{Content, Generation, Generations, Past, Previous};
-use crate::diagnostic::{Diagnostic, causes};
+use crate::artifact::Carrier;
+use crate::artifact::signature::Trust;
+use crate::diagnostic::Diagnostic;
 use crate::grants::Grants;
-use crate::policy::{PolicyEngine, PolicyStates, digest};
+use crate::policy::{PolicyEngine, PolicyStates};
 
 /// Whether swaps outlive the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +28,15 @@ pub enum Keep {
     Nothing,
     /// Below the state folder.
     Generations,
+}
+
+/// What the host goes by, whatever the policy.
+pub struct Terms {
+    pub grants: Arc<Grants>,
+    /// Who may ship policies.
+    pub trust: Trust,
+    /// How policies come from files and registries.
+    pub carrier: Carrier,
 }
 
 /// One that may be active, in the order in which they are tried.
@@ -38,7 +49,7 @@ impl Generations {
     /// Loads the one that is to be active.
     pub async fn start(
         engine: PolicyEngine,
-        grants: Arc<Grants>,
+        terms: Terms,
         state: &Path,
         keep: Keep,
         asked: Asked,
@@ -50,9 +61,12 @@ impl Generations {
         let loader = Loader {
             engine,
             states: PolicyStates::in_folder(state.to_owned()),
-            signatures: Signatures::Unchecked,
+            carrier: terms.carrier,
+            trust: terms.trust,
+            grants: terms.grants,
             store,
         };
+        let from_registry = matches!(asked.source, Source::Registry(_));
         let (on_disk, mut problem) = match loader.store.as_ref().map(|store| store.read()) {
             None => (None, None),
             Some(Ok(ledger)) => (ledger, None),
@@ -60,12 +74,13 @@ impl Generations {
         };
         let config = normal_or_as_is(asked.config);
         let mut fetched = Some(loader.fetch(asked.source).await);
-        let configured = Configured {
-            digest: match &fetched {
-                Some(Ok(fetched)) => Some(digest(&fetched.bytes)),
-                _ => None,
+        let configured = match &fetched {
+            Some(Ok(fetched)) => fetched.configured(config.clone()),
+            _ => Configured {
+                digest: None,
+                signature: None,
+                config: config.clone(),
             },
-            config: config.clone(),
         };
         let mut first_failure = None;
         for (index, choice) in choices(on_disk.as_ref(), &configured)
@@ -75,7 +90,7 @@ impl Generations {
             let loaded = match &choice {
                 Choice::Asked => match fetched.take() {
                     Some(Ok(fetched)) => loader.prepare(fetched, config.clone()).await,
-                    Some(Err(refusal)) => Err((super::swap::Stage::Fetch, refusal)),
+                    Some(Err(failed)) => Err(failed),
                     None => continue,
                 },
                 Choice::Recorded(record) => recorded(&loader, record).await,
@@ -83,7 +98,7 @@ impl Generations {
             let content = match loaded {
                 Ok(content) => content,
                 Err((_, refusal)) => {
-                    first_failure.get_or_insert_with(|| of_refusal(&refusal));
+                    first_failure.get_or_insert_with(|| Diagnostic::of(&refusal));
                     continue;
                 }
             };
@@ -93,9 +108,13 @@ impl Generations {
             if let Some(problem) = &problem {
                 tracing::error!(hints = ?problem.hints, "{}", problem.sentence());
             }
-            return Ok(Self::beginning_with(
-                loader, grants, on_disk, configured, choice, content, problem,
-            ));
+            let past = Past {
+                previous: None,
+                on_disk,
+                configured,
+                from_registry,
+            };
+            return Ok(Self::beginning_with(loader, past, choice, content, problem));
         }
         Err(first_failure.unwrap_or_else(|| Diagnostic::new("there is no policy to load")))
     }
@@ -106,17 +125,16 @@ impl Generations {
             return;
         };
         let mut past = self.past.lock().await;
-        // Before the first swap there is nothing to remember: the configuration is all there is.
-        let Some(seen) = past.on_disk.clone() else {
-            return;
-        };
+        let seen = past.on_disk.clone();
         let active = self.active();
-        // One that only stands in is not what the next start should try first.
-        let ledger = match &active.fallback {
-            Some(_) => seen.with_numbers_up_to(active.ledger.next),
-            None => active.ledger.clone(),
+        let ledger = match (&seen, &active.fallback) {
+            // Before the first swap there is nothing to remember: the configuration is all there is. Unless it may be out of reach.
+            (None, _) if !past.from_registry => return,
+            // One that only stands in is not what the next start should try first.
+            (Some(seen), Some(_)) => seen.with_numbers_up_to(active.ledger.next),
+            _ => active.ledger.clone(),
         };
-        if ledger == seen {
+        if seen.as_ref() == Some(&ledger) {
             return;
         }
         let components = vec![(
@@ -125,7 +143,7 @@ impl Generations {
         )];
         let writing = ledger.clone();
         let written =
-            tokio::task::spawn_blocking(move || store.write(Some(&seen), &writing, &components));
+            tokio::task::spawn_blocking(move || store.write(seen.as_ref(), &writing, &components));
         match written.await {
             Ok(Ok(())) => past.on_disk = Some(ledger),
             Ok(Err(error)) => tracing::warn!(
@@ -138,9 +156,7 @@ impl Generations {
 
     fn beginning_with(
         loader: Loader,
-        grants: Arc<Grants>,
-        on_disk: Option<Ledger>,
-        configured: Configured,
+        mut past: Past,
         choice: Choice,
         mut content: Content,
         fallback: Option<Diagnostic>,
@@ -149,7 +165,8 @@ impl Generations {
         if loader.store.is_none() || matches!(choice, Choice::Recorded(_)) {
             content.component = bytes::Bytes::new();
         }
-        let ledger = match (&on_disk, choice) {
+        let configured = &past.configured;
+        let ledger = match (&past.on_disk, choice) {
             // As it was.
             (Some(ledger), Choice::Recorded(record)) if record.number == ledger.active().number => {
                 ledger.clone()
@@ -172,19 +189,13 @@ impl Generations {
                 Ledger::beginning_with(record, configured.clone())
             }
         };
-        let previous = ledger.previous().cloned().map(Previous::Recorded);
-        let past = Past {
-            previous,
-            on_disk,
-            configured,
-        };
+        past.previous = ledger.previous().cloned().map(Previous::Recorded);
         Self {
             active: ArcSwap::from_pointee(Generation::new(content, ledger, fallback)),
             refused: ArcSwapOption::empty(),
             shadow: ArcSwapOption::empty(),
             past: Mutex::new(past),
             loader,
-            grants,
         }
     }
 }
@@ -205,17 +216,15 @@ fn choices(on_disk: Option<&Ledger>, configured: &Configured) -> Vec<Choice> {
     }
 }
 
-async fn recorded(
-    loader: &Loader,
-    record: &Record,
-) -> Result<Content, (super::swap::Stage, Refusal)> {
-    let digest = record.digest.clone();
-    let fetched = loader.fetch(Source::Kept { digest }).await;
-    let bytes = fetched
-        .map_err(|refusal| (super::swap::Stage::Fetch, refusal))?
-        .bytes;
-    let origin = record.origin.clone();
-    let fetched = Fetched { bytes, origin };
+async fn recorded(loader: &Loader, record: &Record) -> Result<Content, Failed> {
+    let kept = Source::Kept {
+        digest: record.digest.clone(),
+        signature: record.signature.clone(),
+    };
+    let fetched = Fetched {
+        origin: record.origin.clone(),
+        ..loader.fetch(kept).await?
+    };
     loader.prepare(fetched, record.config.to_string()).await
 }
 
@@ -224,18 +233,6 @@ fn normal_or_as_is(config: String) -> String {
     match serde_json::from_str::<serde_json::Value>(&config) {
         Ok(value) => value.to_string(),
         Err(_) => config,
-    }
-}
-
-fn of_refusal(refusal: &Refusal) -> Diagnostic {
-    match refusal {
-        Refusal::Policy(error) => Diagnostic::of(error),
-        Refusal::Store(error) => Diagnostic::of(error),
-        other => Diagnostic {
-            error: other.to_string(),
-            causes: causes(other),
-            hints: vec![],
-        },
     }
 }
 

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::Content;
+use crate::artifact::signature::Signer;
 use crate::diagnostic::Hints;
 use crate::policy::{digest, limits};
 
@@ -57,6 +58,11 @@ pub struct Record {
     pub version: String,
     pub digest: String,
     pub origin: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer: Option<Signer>,
+    /// What the signer's name was found by. It is verified again whenever the component is loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
     pub config: serde_json::Value,
 }
 
@@ -72,6 +78,8 @@ impl Record {
             version: policy.version.clone(),
             digest: policy.digest.clone(),
             origin: content.origin.clone(),
+            signer: content.signer.clone(),
+            signature: content.signature.clone(),
             config: serde_json::from_str(&content.config).unwrap_or_default(),
         }
     }
@@ -82,6 +90,9 @@ impl Record {
 pub struct Configured {
     /// `None` where the component could not be read.
     pub digest: Option<String>,
+    /// The one that came with it. Who signs anew, with another key perhaps, asks for something new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
     /// JSON.
     pub config: String,
 }
@@ -89,7 +100,9 @@ pub struct Configured {
 impl Configured {
     /// Whether it asks for something else than it did. A component that cannot be read asks for nothing.
     pub fn differs_from(&self, earlier: &Self) -> bool {
-        self.config != earlier.config || (self.digest.is_some() && self.digest != earlier.digest)
+        let component = (&self.digest, &self.signature);
+        self.config != earlier.config
+            || (self.digest.is_some() && component != (&earlier.digest, &earlier.signature))
     }
 }
 
@@ -413,6 +426,7 @@ mod tests {
     fn configured() -> Configured {
         Configured {
             digest: None,
+            signature: None,
             config: "{}".into(),
         }
     }
@@ -427,6 +441,8 @@ mod tests {
             version: "1".into(),
             digest: digest(component),
             origin: "p.wasm".into(),
+            signer: None,
+            signature: None,
             config: serde_json::json!({ "n": number }),
         }
     }
@@ -595,6 +611,7 @@ mod tests {
     fn a_component_that_cannot_be_read_asks_for_nothing_new() {
         let with = |digest: Option<&str>| Configured {
             digest: digest.map(str::to_owned),
+            signature: None,
             config: "{}".into(),
         };
         assert!(with(Some("b")).differs_from(&with(Some("a"))));
@@ -605,5 +622,11 @@ mod tests {
             ..with(None)
         };
         assert!(other.differs_from(&with(Some("a"))));
+        let signed = |digest| Configured {
+            signature: Some("by another".into()),
+            ..with(digest)
+        };
+        assert!(signed(Some("a")).differs_from(&with(Some("a"))));
+        assert!(!signed(None).differs_from(&with(Some("a"))));
     }
 }

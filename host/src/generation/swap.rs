@@ -4,7 +4,7 @@
 //! error message. A swap should run in a task of its own: dropped halfway, it may have written down a generation that becomes
 //! active only at the next start.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,7 +14,10 @@ use super::permissions::{Difference, Permissions};
 use super::shadow::Shadow;
 use super::store::{CONFIG_BYTES_MAX, Configured, How, Store, StoreError};
 use super::{Content, Generation, Generations, Previous, Refused, Turn};
+use crate::artifact::signature::{SIGNATURE_BYTES_MAX, SignatureError, Signer, Trust};
+use crate::artifact::{self, Artifact, ArtifactError, ArtifactRef, Carrier};
 use crate::diagnostic::{Diagnostic, Hints};
+use crate::grants::Grants;
 use crate::policy::{
     DEFAULT_POLICY, PolicyEngine, PolicyError, PolicyStates, digest, limits, printable,
 };
@@ -29,15 +32,20 @@ const NAME_BYTES_MAX: usize = 200;
 #[derive(Clone, Debug)]
 pub enum Source {
     BuiltIn,
+    /// With the signature that lies beside it.
     File(PathBuf),
+    /// With the signature that was pushed along.
+    Registry(ArtifactRef),
     /// Sent along. `origin` is what the sender calls it.
     Bytes {
         bytes: Bytes,
         origin: String,
+        signature: Option<String>,
     },
-    /// One that was in use before and is still kept.
+    /// One that was in use before and is still kept. Without a signature, the last one that it had.
     Kept {
         digest: String,
+        signature: Option<String>,
     },
     /// The one in use: only its configuration changes.
     Active,
@@ -58,7 +66,7 @@ pub struct Candidate {
 /// What the configuration asks for.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// [`Source::File`] or [`Source::BuiltIn`].
+    /// [`Source::File`], [`Source::Registry`] or [`Source::BuiltIn`].
     pub source: Source,
     /// JSON.
     pub config: String,
@@ -123,7 +131,33 @@ pub enum Refusal {
     #[error(transparent)]
     Policy(#[from] PolicyError),
     #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    #[error("`{origin}` is not trusted")]
+    Untrusted {
+        origin: String,
+        source: SignatureError,
+    },
+    #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl Hints for Refusal {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Busy => vec!["try again when it has ended".into()],
+            Self::Overtaken { .. } => {
+                vec!["look at what is active now: `GET /v1/policy`, `refit policy history`".into()]
+            }
+            Self::Policy(error) => error.hints(),
+            Self::Artifact(error) => error.hints(),
+            Self::Untrusted { source, .. } => source.hints(),
+            Self::Store(error) => error.hints(),
+            Self::Withdrawn
+            | Self::NothingBefore
+            | Self::NoObject
+            | Self::ConfigTooLarge { .. } => vec![],
+        }
+    }
 }
 
 /// Nothing was swapped.
@@ -141,18 +175,7 @@ pub struct SwapError {
 
 impl Hints for SwapError {
     fn hints(&self) -> Vec<String> {
-        match self.source.as_ref() {
-            Refusal::Busy => vec!["try again when it has ended".into()],
-            Refusal::Overtaken { .. } => {
-                vec!["look at what is active now: `GET /v1/policy`, `refit policy history`".into()]
-            }
-            Refusal::Policy(error) => error.hints(),
-            Refusal::Store(error) => error.hints(),
-            Refusal::Withdrawn
-            | Refusal::NothingBefore
-            | Refusal::NoObject
-            | Refusal::ConfigTooLarge { .. } => vec![],
-        }
+        self.source.hints()
     }
 }
 
@@ -164,32 +187,37 @@ pub struct Swapped {
     pub difference: Difference,
 }
 
-/// Who may ship policies. A place for keys; none are configured yet, and every component passes.
-pub(super) enum Signatures {
-    Unchecked,
-}
-
-impl Signatures {
-    #[expect(
-        clippy::unnecessary_wraps,
-        reason = "keys that do not match will refuse"
-    )]
-    fn check(&self, _component: &Bytes) -> Result<(), Refusal> {
-        match self {
-            Self::Unchecked => Ok(()),
-        }
-    }
-}
-
 /// A component on its way in.
 pub(super) struct Fetched {
     pub(super) bytes: Bytes,
     pub(super) origin: String,
+    pub(super) signature: Option<String>,
 }
 
-type Failed = (Stage, Refusal);
+impl From<Artifact> for Fetched {
+    fn from(artifact: Artifact) -> Self {
+        Self {
+            bytes: artifact.bytes.into(),
+            origin: artifact.origin,
+            signature: artifact.signature,
+        }
+    }
+}
 
-trait At<T> {
+impl Fetched {
+    /// What the configuration asks for, if this is what it names.
+    pub(super) fn configured(&self, config: String) -> Configured {
+        Configured {
+            digest: Some(digest(&self.bytes)),
+            signature: self.signature.clone(),
+            config,
+        }
+    }
+}
+
+pub(super) type Failed = (Stage, Refusal);
+
+pub(super) trait At<T> {
     fn at(self, stage: Stage) -> Result<T, Failed>;
 }
 
@@ -203,7 +231,10 @@ impl<T, E: Into<Refusal>> At<T> for Result<T, E> {
 pub(super) struct Loader {
     pub(super) engine: PolicyEngine,
     pub(super) states: PolicyStates,
-    pub(super) signatures: Signatures,
+    pub(super) carrier: Carrier,
+    pub(super) trust: Trust,
+    /// As configured, before any key limits them.
+    pub(super) grants: Arc<Grants>,
     /// `None`: nothing outlives the process.
     pub(super) store: Option<Arc<Store>>,
 }
@@ -215,9 +246,14 @@ impl Loader {
         fetched: Fetched,
         config: String,
     ) -> Result<Content, Failed> {
-        let Fetched { bytes, origin } = fetched;
+        let Fetched {
+            bytes,
+            origin,
+            signature,
+        } = fetched;
         check_size(&bytes, &origin).at(Stage::Size)?;
-        self.signatures.check(&bytes).at(Stage::Signature)?;
+        let signer = self.check_signature(&bytes, &origin, signature.as_deref());
+        let signer = signer.at(Stage::Signature)?;
         let examined = self.engine.examine(bytes, &origin).await.at(Stage::Parse)?;
         self.engine.check_contract(&examined).at(Stage::Imports)?;
         let component = examined.bytes().clone();
@@ -233,49 +269,96 @@ impl Loader {
             state: self.states.of(&policy.name),
             permissions: Permissions::of(&policy.imports),
             policy: Arc::new(policy),
+            grants: self.granted_to(signer.as_ref()),
+            signer,
+            // Nobody has looked at one that nobody asks for.
+            signature: signature.filter(|text| text.len() <= SIGNATURE_BYTES_MAX),
             config,
             origin,
             component,
         })
     }
 
-    pub(super) async fn fetch(&self, source: Source) -> Result<Fetched, Refusal> {
+    /// Who vouches for it, where somebody has to. The built-in policy is part of this program, and trusted as it is.
+    fn check_signature(
+        &self,
+        bytes: &[u8],
+        origin: &str,
+        signature: Option<&str>,
+    ) -> Result<Option<Signer>, Refusal> {
+        if bytes == DEFAULT_POLICY {
+            return Ok(None);
+        }
+        let verified = self.trust.verify(bytes, signature);
+        verified.map_err(|source| Refusal::Untrusted {
+            origin: origin.to_owned(),
+            source,
+        })
+    }
+
+    fn granted_to(&self, signer: Option<&Signer>) -> Arc<Grants> {
+        match signer {
+            Some(Signer {
+                name,
+                verbs: Some(verbs),
+            }) => Arc::new(self.grants.limited_to(name, verbs)),
+            _ => self.grants.clone(),
+        }
+    }
+
+    pub(super) async fn fetch(&self, source: Source) -> Result<Fetched, Failed> {
         match source {
             Source::BuiltIn => Ok(Fetched {
                 bytes: Bytes::from_static(DEFAULT_POLICY),
                 origin: BUILT_IN.to_owned(),
+                signature: None,
             }),
-            Source::File(path) => {
-                let origin = path.display().to_string();
-                let read = tokio::task::spawn_blocking(move || read_component(&path)).await;
-                let bytes = read.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)));
-                match bytes {
-                    Ok(bytes) => Ok(Fetched {
-                        bytes: bytes.into(),
-                        origin,
-                    }),
-                    Err(source) => Err(PolicyError::Unreadable { origin, source }.into()),
-                }
+            Source::File(path) => self.carried(artifact::Source::File(path)).await,
+            Source::Registry(reference) => {
+                self.carried(artifact::Source::Registry(reference)).await
             }
-            Source::Bytes { bytes, origin } => Ok(Fetched {
+            Source::Bytes {
+                bytes,
+                origin,
+                signature,
+            } => Ok(Fetched {
                 bytes,
                 origin: printable(&origin, NAME_BYTES_MAX),
+                signature,
             }),
-            Source::Kept { digest } => {
+            Source::Kept { digest, signature } => {
                 let Some(store) = self.store.clone() else {
-                    return Err(StoreError::Absent { digest }.into());
+                    return Err(StoreError::Absent { digest }).at(Stage::Fetch);
                 };
                 let origin = digest.clone();
                 let read = tokio::task::spawn_blocking(move || store.read_component(&digest)).await;
                 let read =
                     read.unwrap_or_else(|panicked| Err(StoreError::Panicked(panicked.to_string())));
                 Ok(Fetched {
-                    bytes: read?,
+                    bytes: read.at(Stage::Fetch)?,
                     origin,
+                    signature,
                 })
             }
             // There is a shorter way, see `Generations::content`.
-            Source::Active => Err(Refusal::NothingBefore),
+            Source::Active => Err(Refusal::NothingBefore).at(Stage::Fetch),
+        }
+    }
+
+    async fn carried(&self, source: artifact::Source) -> Result<Fetched, Failed> {
+        let carried = self.carrier.fetch(&source, limits::COMPONENT_BYTES_MAX);
+        match carried.await {
+            Ok(artifact) => Ok(artifact.into()),
+            Err(error @ ArtifactError::TooLarge { .. }) => Err(error).at(Stage::Size),
+            Err(error) => Err(error).at(Stage::Fetch),
+        }
+    }
+
+    /// One that comes from a registry, which may take minutes: long before anybody's turn, so that nobody waits for it.
+    async fn fetch_early(&self, source: &Source) -> Result<Option<Fetched>, Failed> {
+        match source {
+            Source::Registry(_) => self.fetch(source.clone()).await.map(Some),
+            _ => Ok(None),
         }
     }
 }
@@ -288,17 +371,6 @@ fn check_size(bytes: &Bytes, origin: &str) -> Result<(), PolicyError> {
         origin: origin.to_owned(),
         bytes: bytes.len(),
     })
-}
-
-/// Not more than a component may have, so that `/dev/zero` is an error and not the end of the memory.
-fn read_component(path: &Path) -> std::io::Result<Vec<u8>> {
-    use std::io::Read as _;
-    let mut bytes = Vec::new();
-    let most = limits::COMPONENT_BYTES_MAX as u64 + 1;
-    std::fs::File::open(path)?
-        .take(most)
-        .read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// The same text for the same configuration, however it was written.
@@ -319,20 +391,24 @@ impl Generations {
         let act = match &candidate.source {
             Source::BuiltIn => format!("swap in {BUILT_IN}"),
             Source::File(path) => format!("swap in `{}`", path.display()),
+            Source::Registry(reference) => format!("swap in `{reference}`"),
             Source::Bytes { origin, .. } => {
                 format!("swap in `{}`", printable(origin, NAME_BYTES_MAX))
             }
-            Source::Kept { digest } => {
+            Source::Kept { digest, .. } => {
                 format!("swap in `{}`", printable(digest, NAME_BYTES_MAX))
             }
             Source::Active => "change the configuration of the policy".to_owned(),
         };
         let by = printable(&candidate.by, NAME_BYTES_MAX);
         let swapping = async {
+            self.expect(candidate.expected).at(Stage::Expectation)?;
+            let early = self.loader.fetch_early(&candidate.source).await?;
             let mut turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
             tracing::info!(by, "beginning to {act}");
             self.expect(candidate.expected).at(Stage::Expectation)?;
-            let content = self.content(candidate.source, candidate.config).await?;
+            let content = self.content(candidate.source, early, candidate.config);
+            let content = content.await?;
             turn.replace(content, How::Swapped, &by).await
         };
         let outcome = swapping.await;
@@ -348,9 +424,12 @@ impl Generations {
         let act = "try out a candidate".to_owned();
         let by = printable(&candidate.by, NAME_BYTES_MAX);
         let trying = async {
+            self.expect(candidate.expected).at(Stage::Expectation)?;
+            let early = self.loader.fetch_early(&candidate.source).await?;
             let _turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
             self.expect(candidate.expected).at(Stage::Expectation)?;
-            let content = self.content(candidate.source, candidate.config).await?;
+            let content = self.content(candidate.source, early, candidate.config);
+            let content = content.await?;
             let beside = self.active.load().number;
             let shadow = Arc::new(Shadow::new(content, by, beside, after));
             self.shadow.store(Some(shadow.clone()));
@@ -401,11 +480,13 @@ impl Generations {
                 Some(Previous::Recorded(record)) => {
                     let (digest, config) = (record.digest.clone(), record.config.to_string());
                     let origin = record.origin.clone();
-                    let fetched = self.loader.fetch(Source::Kept { digest }).await;
-                    let bytes = fetched.at(Stage::Fetch)?.bytes;
-                    self.loader
-                        .prepare(Fetched { bytes, origin }, config)
-                        .await?
+                    let signature = record.signature.clone();
+                    let kept = self.loader.fetch(Source::Kept { digest, signature });
+                    let fetched = Fetched {
+                        origin,
+                        ..kept.await?
+                    };
+                    self.loader.prepare(fetched, config).await?
                 }
             };
             turn.replace(content, How::RolledBack, &by).await
@@ -418,17 +499,20 @@ impl Generations {
     pub async fn reload(&self, asked: Asked, by: &str) -> Result<Option<Swapped>, SwapError> {
         let act = "swap in what the configuration asks for".to_owned();
         let reloading = async {
+            let early = self.loader.fetch_early(&asked.source).await?;
             let mut turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
             let config = normal(&asked.config).at(Stage::Config)?;
-            let fetched = self.loader.fetch(asked.source).await.at(Stage::Fetch)?;
-            let configured = Configured {
-                digest: Some(digest(&fetched.bytes)),
-                config: config.clone(),
+            let from_registry = early.is_some();
+            let fetched = match early {
+                Some(fetched) => fetched,
+                None => self.loader.fetch(asked.source).await?,
             };
+            let configured = fetched.configured(config.clone());
             if !configured.differs_from(&turn.past.configured) {
                 return Ok(None);
             }
             let content = self.loader.prepare(fetched, config).await?;
+            turn.past.from_registry = from_registry;
             let before = std::mem::replace(&mut turn.past.configured, configured);
             let replaced = turn.replace(content, How::Reloaded, by).await;
             if replaced.is_err() {
@@ -451,7 +535,12 @@ impl Generations {
         }
     }
 
-    async fn content(&self, source: Source, config: Option<String>) -> Result<Content, Failed> {
+    async fn content(
+        &self,
+        source: Source,
+        early: Option<Fetched>,
+        config: Option<String>,
+    ) -> Result<Content, Failed> {
         let active = self.active().content.clone();
         let config = match config {
             Some(config) => normal(&config).at(Stage::Config)?,
@@ -466,8 +555,28 @@ impl Generations {
             }
             return Ok(Content { config, ..active });
         }
-        let fetched = self.loader.fetch(source).await.at(Stage::Fetch)?;
+        let fetched = match early {
+            Some(fetched) => fetched,
+            None => self.loader.fetch(self.with_signature(source)).await?,
+        };
         self.loader.prepare(fetched, config).await
+    }
+
+    /// One that is kept, with the signature that it had when it was last in use.
+    fn with_signature(&self, source: Source) -> Source {
+        match source {
+            Source::Kept {
+                digest,
+                signature: None,
+            } => {
+                let active = self.active();
+                let mut records = active.ledger.history();
+                let last = records.find(|it| it.digest == digest && it.signature.is_some());
+                let signature = last.and_then(|record| record.signature.clone());
+                Source::Kept { digest, signature }
+            }
+            other => other,
+        }
     }
 
     /// The outcome, in the log and for whoever asks later.
@@ -481,6 +590,7 @@ impl Generations {
                         policy = generation.policy().title(),
                         digest = generation.policy().digest,
                         origin = generation.content.origin,
+                        signer = generation.content.signer.as_ref().map(tracing::field::display),
                         by = generation.record().by,
                         gained = %swapped.difference.gained,
                         lost = %swapped.difference.lost,
@@ -515,8 +625,9 @@ impl Turn<'_> {
         // One that stands in for another becomes the right one when somebody asks for it.
         let changed = old.policy.digest != new.policy.digest
             || old.config != new.config
+            || old.signer != new.signer
             || before.fallback.is_some();
-        let difference = Difference::between(&old.permissions, &new.permissions, &self.of.grants);
+        let difference = Difference::between(&old.granted(), &new.granted());
         // To make a generation of it would make a rollback lead nowhere.
         if !changed {
             return Ok(Swapped {

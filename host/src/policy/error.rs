@@ -32,7 +32,6 @@ impl std::fmt::Display for Task {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PolicyErrorKind {
-    Unreadable,
     TooLarge,
     NotAComponent,
     Invalid,
@@ -71,11 +70,6 @@ impl std::fmt::Display for ConfigProblem {
 
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    #[error("cannot read the policy `{origin}`")]
-    Unreadable {
-        origin: String,
-        source: std::io::Error,
-    },
     #[error(
         "`{origin}` has {bytes} bytes, and a policy may have {}",
         limits::COMPONENT_BYTES_MAX
@@ -333,8 +327,7 @@ impl PolicyError {
             | Self::Trapped { doing, .. }
             | Self::Exited { doing, .. }
             | Self::Broke { doing, .. } => Some(*doing),
-            Self::Unreadable { .. }
-            | Self::TooLarge { .. }
+            Self::TooLarge { .. }
             | Self::NotAComponent { .. }
             | Self::Invalid { .. }
             | Self::WrongContract { .. }
@@ -350,7 +343,6 @@ impl PolicyError {
     pub fn kind(&self) -> PolicyErrorKind {
         use PolicyErrorKind as Kind;
         match self {
-            Self::Unreadable { .. } => Kind::Unreadable,
             Self::TooLarge { .. } => Kind::TooLarge,
             Self::NotAComponent { .. } => Kind::NotAComponent,
             Self::Invalid { .. } => Kind::Invalid,
@@ -423,9 +415,6 @@ impl Hints for PolicyError {
                 "a policy that was built with an SDK cannot do this: report it to whoever made the policy".into(),
             ],
             Self::Config { problems, .. } => problems.iter().map(ToString::to_string).collect(),
-            Self::Unreadable { .. } => vec![
-                "`--policy FILE` and `[policy] component` name it; without either, the built-in policy is used".into(),
-            ],
             Self::Compiler { .. } => {
                 vec!["`[limits] compile_seconds` and `compile_megabytes` say what compiling may take".into()]
             }

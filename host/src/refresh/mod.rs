@@ -77,7 +77,6 @@ pub struct Bounds {
 pub struct Refresher {
     workshop: Arc<Workshop>,
     generations: Arc<Generations>,
-    grants: Arc<Grants>,
     bounds: Bounds,
     /// What plans look at instead of the engine.
     snapshot: Option<Snapshot>,
@@ -138,16 +137,10 @@ impl RefreshError {
 }
 
 impl Refresher {
-    pub fn new(
-        workshop: Arc<Workshop>,
-        generations: Arc<Generations>,
-        grants: Arc<Grants>,
-        bounds: Bounds,
-    ) -> Self {
+    pub fn new(workshop: Arc<Workshop>, generations: Arc<Generations>, bounds: Bounds) -> Self {
         Self {
             workshop,
             generations,
-            grants,
             bounds,
             snapshot: None,
         }
@@ -185,16 +178,17 @@ impl Refresher {
         let active = self.active();
         let trial = self.generations.shadow_beside(&active).map(Trial::new);
         let began = (jiff::Timestamp::now(), Instant::now());
-        let journal = Arc::new(self.journal(request, mode, events, cancel));
+        let grants = active.content.grants.clone();
+        let journal = Arc::new(self.journal(request, mode, grants.clone(), events, cancel));
         let recorder = trial
             .is_some()
-            .then(|| Arc::new(Recorder::new(journal.clone(), self.grants.clone())));
+            .then(|| Arc::new(Recorder::new(journal.clone(), grants.clone())));
         let session = Session {
             capabilities: match &recorder {
                 Some(recorder) => recorder.clone(),
                 None => journal.clone(),
             },
-            grants: self.grants.clone(),
+            grants,
             concurrency: self.bounds.concurrency,
             state: if mode == Mode::Plan {
                 active.content.state.scratch()
@@ -258,25 +252,25 @@ impl Refresher {
 
     /// What the active policy sees when it plans this, and all that it might see besides. Nothing is done.
     pub async fn record(&self, request: &Request) -> Result<Snapshot, Diagnostic> {
+        let active = self.active();
+        let grants = active.content.grants.clone();
         let plan = Plan {
             workshop: self.workshop.clone(),
             force: request.force,
         };
         let guard = Guard::new(
             Arc::new(plan),
-            self.grants.clone(),
+            grants.clone(),
             self.bounds.counts,
             CancellationToken::new(),
         );
-        let recorder = Arc::new(Recorder::new(Arc::new(guard), self.grants.clone()));
+        let recorder = Arc::new(Recorder::new(Arc::new(guard), grants));
         let question = Question {
             request: request.clone(),
             hands: recorder.clone(),
-            grants: self.grants.clone(),
             bounds: self.bounds,
             clock: Clock::Wall,
         };
-        let active = self.active();
         ask(&active.content, active.content.state.scratch(), question).await?;
         let cannot = "cannot look at every container";
         let looked = recorder.look_at_all().await;
@@ -294,7 +288,6 @@ impl Refresher {
         let question = Question {
             request: request.clone(),
             hands: Arc::new(replay),
-            grants: self.grants.clone(),
             bounds: self.bounds,
             clock: Clock::Stopped(recorder.seen().taken),
         };
@@ -331,6 +324,7 @@ impl Refresher {
         &self,
         request: &Request,
         mode: Mode,
+        grants: Arc<Grants>,
         events: Events,
         cancel: CancellationToken,
     ) -> Journal {
@@ -346,7 +340,7 @@ impl Refresher {
                 None => Arc::new(Plan { workshop, force }),
             },
         };
-        let guard = Guard::new(hands, self.grants.clone(), self.bounds.counts, cancel);
+        let guard = Guard::new(hands, grants, self.bounds.counts, cancel);
         Journal::new(Arc::new(guard), mode == Mode::Plan, events)
     }
 }

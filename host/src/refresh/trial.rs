@@ -10,7 +10,6 @@ use crate::capabilities::guard::Guard;
 use crate::diagnostic::Diagnostic;
 use crate::generation::shadow::{Sayings, Shadow, differences, sayings};
 use crate::generation::{Content, Generations};
-use crate::grants::Grants;
 use crate::journal::{Journal, no_events};
 use crate::policy::{Clock, ConfigProblem, Failure, PolicyState, Session};
 
@@ -19,7 +18,6 @@ pub struct Question {
     pub request: Request,
     /// Which do nothing.
     pub hands: Arc<dyn Capabilities>,
-    pub grants: Arc<Grants>,
     pub bounds: Bounds,
     pub clock: Clock,
 }
@@ -32,14 +30,14 @@ pub async fn ask(
 ) -> Result<Sayings, Diagnostic> {
     let guard = Guard::new(
         question.hands,
-        question.grants.clone(),
+        content.grants.clone(),
         question.bounds.counts,
         CancellationToken::new(),
     );
     let journal = Arc::new(Journal::new(Arc::new(guard), true, no_events()));
     let session = Session {
         capabilities: journal.clone(),
-        grants: question.grants,
+        grants: content.grants.clone(),
         concurrency: question.bounds.concurrency,
         state,
         clock: question.clock,

@@ -67,7 +67,7 @@ impl Hints for CredentialError {
 }
 
 /// All that logins are taken from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Credentials {
     environment: Option<EnvironmentLogin>,
     /// `config.json` of the Docker CLI; it need not exist.

@@ -82,7 +82,6 @@ impl std::fmt::Display for Ending {
 fn words(kind: PolicyErrorKind) -> &'static str {
     use PolicyErrorKind as Kind;
     match kind {
-        Kind::Unreadable => "unreadable",
         Kind::TooLarge => "too large",
         Kind::NotAComponent => "not a component",
         Kind::Invalid => "invalid",

@@ -15,6 +15,8 @@ use tokio::sync::Semaphore;
 
 use super::Served;
 use super::problem::Problem;
+use crate::artifact::signature::{SIGNATURE_BYTES_MAX, Signer};
+use crate::artifact::{self, ArtifactError};
 use crate::diagnostic::Diagnostic;
 use crate::generation::permissions::{Difference, Permissions};
 use crate::generation::store::{CONFIG_BYTES_MAX, How, Record};
@@ -40,13 +42,16 @@ struct View {
     summary: String,
     digest: String,
     origin: String,
+    /// Who vouches for it; nobody where nobody needs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signer: Option<Signer>,
     activated: jiff::Timestamp,
     how: How,
     by: String,
     config: serde_json::Value,
     /// What the component can ask for at all.
     asks: Permissions,
-    /// What of it the grants allow.
+    /// What of it the grants allow, and the signer's key.
     granted: Permissions,
     /// What a rollback would bring back.
     previous: Option<Record>,
@@ -61,7 +66,6 @@ struct View {
 impl View {
     fn of(generation: &Generation, generations: &Generations) -> Self {
         let (policy, record) = (generation.policy(), generation.record());
-        let asks = generation.content.permissions.clone();
         Self {
             generation: generation.number,
             name: policy.name.clone(),
@@ -69,12 +73,13 @@ impl View {
             summary: policy.summary.clone(),
             digest: policy.digest.clone(),
             origin: generation.content.origin.clone(),
+            signer: generation.content.signer.clone(),
             activated: generation.activated,
             how: record.how,
             by: record.by.clone(),
             config: record.config.clone(),
-            granted: asks.within(generations.grants()),
-            asks,
+            granted: generation.content.granted(),
+            asks: generation.content.permissions.clone(),
             previous: generation.ledger.previous().cloned(),
             problem: generation.fallback.clone(),
             last_refused: generations.last_refused().map(|it| (*it).clone()),
@@ -129,6 +134,10 @@ struct Wanted {
     component: Option<String>,
     /// Instead: one that was in use before and is still kept.
     digest: Option<String>,
+    /// Instead: one in a registry, `oci://…`, which the daemon fetches with its own logins.
+    reference: Option<String>,
+    /// Of a component, or anew of one that is kept: the content of its `.minisig`. One in a registry has its own.
+    signature: Option<String>,
     /// Without it, the configuration in force stays. Without a component, only it changes.
     config: Option<serde_json::Map<String, serde_json::Value>>,
 }
@@ -150,7 +159,15 @@ pub(super) async fn swap(
     let (source, config) = match kind {
         "application/wasm" | "application/octet-stream" => {
             let bytes = arrived(body, limits::COMPONENT_BYTES_MAX).await?;
-            (Source::Bytes { bytes, origin }, None)
+            let signature = None;
+            (
+                Source::Bytes {
+                    bytes,
+                    origin,
+                    signature,
+                },
+                None,
+            )
         }
         "application/json" => wanted(&arrived(body, JSON_BYTES_MAX).await?, origin)?,
         _ => {
@@ -160,7 +177,7 @@ pub(super) async fn swap(
                 "the body is neither a component nor JSON",
             );
             return Err(problem.hint(
-                "send the component as `Content-Type: application/wasm`, or an object with `component`, `digest` or `config` as \
+                "send the component as `Content-Type: application/wasm`, or an object with `component`, `digest`, `reference` or `config` as \
                  `application/json`",
             ));
         }
@@ -242,14 +259,19 @@ fn refused(error: &SwapError) -> Problem {
         Refusal::Busy => (StatusCode::SERVICE_UNAVAILABLE, "swap-under-way"),
         Refusal::Overtaken { .. } => (StatusCode::CONFLICT, "generation-conflict"),
         Refusal::Withdrawn => (StatusCode::CONFLICT, "withdrawn"),
-        Refusal::NothingBefore => (StatusCode::CONFLICT, "nothing-before"),
-        Refusal::Policy(PolicyError::TooLarge { .. }) | Refusal::ConfigTooLarge { .. } => {
-            (StatusCode::PAYLOAD_TOO_LARGE, "policy-refused")
+        // We asked a registry on the client's behalf, and it may well answer the next time.
+        Refusal::Artifact(ArtifactError::Registry { .. } | ArtifactError::TimedOut { .. }) => {
+            (StatusCode::BAD_GATEWAY, "registry-failed")
         }
+        Refusal::NothingBefore => (StatusCode::CONFLICT, "nothing-before"),
+        Refusal::Policy(PolicyError::TooLarge { .. })
+        | Refusal::Artifact(ArtifactError::TooLarge { .. })
+        | Refusal::ConfigTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "policy-refused"),
         Refusal::Store(_) if error.stage == Stage::Durable => {
             (StatusCode::INTERNAL_SERVER_ERROR, "not-durable")
         }
-        Refusal::NoObject | Refusal::Policy(_) | Refusal::Store(_) => {
+        Refusal::Untrusted { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "policy-untrusted"),
+        Refusal::NoObject | Refusal::Policy(_) | Refusal::Artifact(_) | Refusal::Store(_) => {
             (StatusCode::UNPROCESSABLE_ENTITY, "policy-refused")
         }
     };
@@ -335,20 +357,47 @@ fn wanted(body: &[u8], origin: String) -> Result<(Source, Option<String>), Probl
     let config = wanted
         .config
         .map(|config| serde_json::Value::Object(config).to_string());
-    let source = match (wanted.component, wanted.digest) {
-        (Some(_), Some(_)) => return Err(bad("send `component` or `digest`, not both".into())),
-        (Some(component), None) => {
+    let signature = wanted.signature;
+    if signature
+        .as_ref()
+        .is_some_and(|it| it.len() > SIGNATURE_BYTES_MAX)
+    {
+        return Err(bad(format!(
+            "`signature` has more than {SIGNATURE_BYTES_MAX} bytes"
+        )));
+    }
+    let source = match (wanted.component, wanted.digest, wanted.reference) {
+        (Some(component), None, None) => {
             let bytes = base64::engine::general_purpose::STANDARD
                 .decode(component)
                 .map_err(|error| bad(format!("`component` is no base64: {error}")))?;
             Source::Bytes {
                 bytes: bytes.into(),
                 origin,
+                signature,
             }
         }
-        (None, Some(digest)) => Source::Kept { digest },
-        (None, None) if config.is_some() => Source::Active,
-        (None, None) => return Err(bad("send `component`, `digest` or `config`".into())),
+        (None, Some(digest), None) => Source::Kept { digest, signature },
+        (None, None, _) if signature.is_some() => {
+            return Err(bad(
+                "send `signature` with the `component` or the `digest` that it is of".into(),
+            ));
+        }
+        (None, None, Some(reference)) => match artifact::reference(&reference) {
+            Ok(reference) => Source::Registry(reference),
+            Err(error) => return Err(bad(error.to_string())),
+        },
+        (None, None, None) if config.is_some() => Source::Active,
+        (None, None, None) => {
+            return Err(bad(
+                "send `component`, `digest`, `reference` or `config`".into()
+            ));
+        }
+        _ => {
+            return Err(bad(
+                "send one of `component`, `digest` and `reference`".into()
+            ));
+        }
     };
     Ok((source, config))
 }

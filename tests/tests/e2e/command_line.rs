@@ -69,7 +69,7 @@ async fn an_unknown_key() -> anyhow::Result<()> {
     snapshot!(output.stderr, @r#"
     error: the configuration cannot be used: unknown key `pull_second` in `[limits]` in refit.toml
 
-    hint: the keys there are `engine_seconds`, `pull_seconds`, `refresh_seconds`, `pulls_max`, `inspects_max`, `recreates_max`, `pull_concurrency`, `inspect_concurrency`, `recreate_concurrency`
+    hint: the keys there are `engine_seconds`, `pull_seconds`, `refresh_seconds`, `pulls_max`, `inspects_max`, `recreates_max`, `pull_concurrency`, `inspect_concurrency`, `recreate_concurrency`, `compile_seconds`, `compile_megabytes`
     "#);
     let output = refit
         .unset("limits.pull_second")
@@ -207,6 +207,8 @@ async fn what_is_in_force_is_shown_with_where_it_came_from() -> anyhow::Result<(
     grants.verbs                = ["inspect","pull","replace","remove","overlap"]  # default
     images.keep_previous        = (unset)  # default
     images.platform             = ""  # MOLECULE_IMAGE_PLATFORM
+    limits.compile_megabytes    = 4096  # default
+    limits.compile_seconds      = 120  # default
     limits.engine_seconds       = 60  # default
     limits.inspect_concurrency  = 8  # default
     limits.inspects_max         = 20000  # default
@@ -218,8 +220,11 @@ async fn what_is_in_force_is_shown_with_where_it_came_from() -> anyhow::Result<(
     limits.refresh_seconds      = 14400  # default
     policy.component            = (unset)  # default
     policy.config.runtimes      = ["hermes"]  # refit.toml
+    policy.keys                 = []  # default
+    policy.watch                = false  # default
     proof.grace_seconds         = 1  # refit.toml
     proof.health_seconds        = 120  # default
+    registries.plain_http       = []  # default
     serve.listen                = "127.0.0.1:8787"  # default
     serve.token_file            = (unset)  # default
     state_dir                   = (unset)  # default

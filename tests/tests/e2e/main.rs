@@ -18,6 +18,7 @@ mod shadow;
 mod snapshot;
 mod swap;
 mod swap_start;
+mod trust;
 
 use std::time::Duration;
 

@@ -10,12 +10,12 @@ use super::super::remote::Answer;
 use super::super::{Status, print, tell};
 use super::policy::{answered, object, print_json, text};
 use super::{Common, compiler};
+use crate::artifact::Source as PolicySource;
 use crate::config::{Config, Flags, PolicyFlags};
 use crate::diagnostic::Diagnostic;
 use crate::generation::Generations;
 use crate::generation::shadow::{Difference, Said, differences};
 use crate::generation::start::Keep;
-use crate::generation::swap::{Asked, Source};
 use crate::policy::Clock;
 use crate::refresh::{Question, Request, Trigger, ask};
 use crate::setup;
@@ -94,24 +94,27 @@ fn said_line(said: &Value) -> String {
 }
 
 /// Loaded as a start would, and never put anywhere.
-async fn loaded(config: &Config, name: &str, text: String) -> Result<Generations, Diagnostic> {
-    let source = match name {
-        BUILT_IN => Source::BuiltIn,
-        file => Source::File(file.into()),
+async fn loaded(
+    config: &Config,
+    source: &PolicySource,
+    text: serde_json::Map<String, Value>,
+) -> Result<Generations, Diagnostic> {
+    let mut config = config.clone();
+    config.policy.component = match source {
+        PolicySource::File(path) if path.as_os_str() == BUILT_IN => None,
+        source => Some(source.clone()),
     };
-    let engine = setup::policy_engine(config, compiler(config))?;
-    let grants = Arc::new(setup::grants(config)?);
-    let asked = Asked {
-        source,
-        config: text,
-    };
-    Generations::start(engine, grants, &config.state_folder(), Keep::Nothing, asked).await
+    config.policy.config = text;
+    let credentials = setup::credentials(&config)?;
+    setup::generations(&config, credentials, compiler(&config), Keep::Nothing).await
 }
 
 pub(super) async fn diff(config: &Config, arguments: DiffArguments) -> Result<Status, Diagnostic> {
-    let in_force = Value::Object(config.policy.config.clone()).to_string();
-    let other = arguments.policy_config.as_deref().map(object).transpose()?;
-    let other = other.map_or_else(|| in_force.clone(), |config| config.to_string());
+    let in_force = config.policy.config.clone();
+    let other = match arguments.policy_config.as_deref().map(object).transpose()? {
+        Some(Value::Object(other)) => other,
+        _ => in_force.clone(),
+    };
     let old = loaded(config, &arguments.old, in_force).await?;
     let new = loaded(config, &arguments.new, other).await?;
     let mut results = Vec::new();
@@ -157,7 +160,6 @@ async fn compared<'a>(
         let question = Question {
             request: request.clone(),
             hands: Arc::new(Replay::new(snapshot.clone(), force)),
-            grants: Arc::new(setup::grants(config)?),
             bounds: config.bounds(),
             clock: Clock::Stopped(snapshot.taken),
         };

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::super::arguments::DoctorArguments;
 use super::super::{Status, print};
 use super::Common;
+use crate::artifact::Source;
 use crate::config::{Config, Flags, PolicyFlags};
 use crate::diagnostic::{Diagnostic, Hints};
 use crate::engine::Engine as _;
@@ -12,6 +13,7 @@ use crate::engine::docker::DockerEngine;
 use crate::generation::start::Keep;
 use crate::generation::store::Store;
 use crate::image::ImageRef;
+use crate::registry::credentials::{CredentialError, Credentials};
 use crate::setup;
 
 #[derive(Serialize)]
@@ -61,9 +63,13 @@ pub(in super::super) async fn doctor(
     };
     let config = common.load(flags)?.config;
     let mut checks = engine(&config).await;
-    checks.extend(policy(&config).await);
+    let credentials = setup::credentials(&config);
+    // Where they cannot be read, that is told of them, and not of the policy.
+    let at_hand = credentials.as_ref().ok().cloned().unwrap_or_default();
+    checks.extend(policy(&config, at_hand).await);
+    checks.extend(keys(&config));
     checks.extend(grants(&config));
-    checks.extend(logins(&config).await);
+    checks.extend(logins(&config, credentials).await);
 
     if arguments.json {
         print(&(serde_json::to_string_pretty(&checks).unwrap_or_default() + "\n"));
@@ -130,19 +136,24 @@ async fn engine(config: &Config) -> Vec<Check> {
     checks
 }
 
-async fn policy(config: &Config) -> Vec<Check> {
-    let loaded = setup::generations(config, super::compiler(config), Keep::Nothing).await;
+async fn policy(config: &Config, credentials: Credentials) -> Vec<Check> {
+    let compiler = super::compiler(config);
+    let loaded = setup::generations(config, credentials.clone(), compiler, Keep::Nothing).await;
     let mut checks = vec![match loaded {
         Ok(generations) => {
             let active = generations.active();
             let origin = match &config.policy.component {
-                None => active.content.origin.clone(),
-                Some(path) => format!("`{}`", path.display()),
+                Some(Source::File(path)) => format!("`{}`", path.display()),
+                Some(Source::Registry(_)) | None => active.content.origin.clone(),
+            };
+            let signed = match &active.content.signer {
+                None => String::new(),
+                Some(signer) => format!(", signed by {signer}"),
             };
             Check::passed(
                 "policy",
                 format!(
-                    "{} ({}) from {origin}, and it accepts its configuration",
+                    "{} ({}) from {origin}{signed}, and it accepts its configuration",
                     active.policy().title(),
                     active.policy().digest
                 ),
@@ -150,18 +161,19 @@ async fn policy(config: &Config) -> Vec<Check> {
         }
         Err(error) => Check::failed("policy", error),
     }];
-    checks.extend(swapped_in(config).await);
+    checks.extend(swapped_in(config, credentials).await);
     checks
 }
 
 /// What a daemon would do that is started now. `refit refresh` and `refit plan` use what is configured.
-async fn swapped_in(config: &Config) -> Option<Check> {
+async fn swapped_in(config: &Config, credentials: Credentials) -> Option<Check> {
     match Store::below(&config.state_folder()).read() {
         Ok(None) => return None,
         Ok(Some(_)) => {}
         Err(error) => return Some(Check::failed("policy", error)),
     }
-    let kept = setup::generations(config, super::compiler(config), Keep::Generations).await;
+    let compiler = super::compiler(config);
+    let kept = setup::generations(config, credentials, compiler, Keep::Generations).await;
     Some(match kept {
         Ok(generations) => {
             let active = generations.active();
@@ -179,6 +191,19 @@ async fn swapped_in(config: &Config) -> Option<Check> {
         }
         Err(error) => Check::failed("policy", error),
     })
+}
+
+/// Who may ship policies, where not anybody may.
+fn keys(config: &Config) -> Option<Check> {
+    if config.policy.keys.is_empty() {
+        return None;
+    }
+    let found = setup::trust(config).map(|_| {
+        let keys = config.policy.keys.iter();
+        let keys: Vec<String> = keys.map(|key| key.signer().to_string()).collect();
+        format!("policies must be signed by {}", keys.join(" or "))
+    });
+    Some(Check::of("keys", found))
 }
 
 fn grants(config: &Config) -> Vec<Check> {
@@ -216,9 +241,9 @@ fn grants(config: &Config) -> Vec<Check> {
     vec![Check::passed("grants", found.join("; "))]
 }
 
-/// One line for each registry that a granted image can come from.
-async fn logins(config: &Config) -> Vec<Check> {
-    let credentials = match setup::credentials(config) {
+/// One line for each registry that the policy or a granted image can come from.
+async fn logins(config: &Config, credentials: Result<Credentials, CredentialError>) -> Vec<Check> {
+    let credentials = match credentials {
         Ok(credentials) => credentials,
         Err(error) => return vec![Check::failed("login", error)],
     };
@@ -228,6 +253,9 @@ async fn logins(config: &Config) -> Vec<Check> {
         .iter()
         .filter_map(|pattern| registry_of(pattern))
         .collect();
+    if let Some(Source::Registry(reference)) = &config.policy.component {
+        registries.push(reference.registry().to_owned());
+    }
     registries.sort();
     registries.dedup();
     let mut checks = Vec::new();

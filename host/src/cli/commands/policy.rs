@@ -1,22 +1,24 @@
-//! `refit policy …`: what is in use, what was, another one in its place. All but `inspect FILE` ask the daemon.
+//! `refit policy …`: what is in use, what was, another one in its place. Whatever names a component and is no swap is done
+//! here (`shipping`); all else asks the daemon.
 
-use std::path::Path;
+mod shipping;
 
 use base64::Engine as _;
 use bytes::Bytes;
 use http::Method;
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use super::super::arguments::{PolicyArguments, PolicyCommand, ServerArguments};
 use super::super::remote::{Answer, Ask, Daemon};
 use super::super::{Status, print, tell};
-use super::{Common, compare, compiler};
+use super::{Common, compare};
+use crate::artifact::signature::Signer;
+use crate::artifact::{Artifact, Source, file};
 use crate::config::{Config, Flags};
 use crate::diagnostic::Diagnostic;
-use crate::generation::permissions::Permissions;
 use crate::policy::limits;
 use crate::secret::SecretString;
-use crate::setup;
 
 const WASM: &str = "application/wasm";
 const JSON: &str = "application/json";
@@ -28,14 +30,14 @@ pub(in super::super) async fn policy(
     let config = common.clone().load(Flags::default())?.config;
     match arguments.command {
         PolicyCommand::Swap {
-            file,
+            source,
             policy_config,
             expect,
             shadow,
             json,
             server,
         } => {
-            let mut ask = swap(&file, policy_config.as_deref(), expect)?;
+            let mut ask = swap(&source, policy_config.as_deref(), expect)?;
             let daemon = daemon(&config, &server)?;
             match shadow {
                 None => changed(daemon.ask(ask).await?, json),
@@ -75,8 +77,19 @@ pub(in super::super) async fn policy(
             let ask = read("/v1/policy/history");
             answered(daemon(&config, &server)?.ask(ask).await?, json, history)
         }
+        PolicyCommand::Push {
+            file,
+            reference,
+            json,
+        } => shipping::push(&config, file, &reference, json).await,
+        PolicyCommand::Pull {
+            reference,
+            output,
+            force,
+            json,
+        } => shipping::pull(&config, reference, output, force, json).await,
         PolicyCommand::Inspect {
-            file: None,
+            source: None,
             json,
             server,
         } => {
@@ -84,11 +97,11 @@ pub(in super::super) async fn policy(
             answered(daemon(&config, &server)?.ask(ask).await?, json, active)
         }
         PolicyCommand::Inspect {
-            file: Some(file),
+            source: Some(source),
             json,
             ..
         } => {
-            let found = inspect(&config, &file).await?;
+            let found = shipping::inspect(&config, &source).await?;
             if json {
                 print_json(&found);
             } else {
@@ -100,21 +113,34 @@ pub(in super::super) async fn policy(
 }
 
 fn swap(
-    file: &Path,
+    source: &Source,
     config: Option<&str>,
     expected: Option<u64>,
 ) -> Result<Ask<'static>, Diagnostic> {
-    let component = component(file)?;
-    let body = match config {
-        None => (WASM, component),
-        Some(config) => {
-            let component = base64::engine::general_purpose::STANDARD.encode(component);
-            let body = json!({ "component": component, "config": object(config)? });
-            (JSON, Bytes::from(body.to_string()))
+    let config = config.map(object).transpose()?;
+    let mut wanted = match source {
+        Source::Registry(_) => json!({ "reference": source }),
+        Source::File(path) => {
+            let Artifact {
+                bytes, signature, ..
+            } = file::read(path, limits::COMPONENT_BYTES_MAX)?;
+            if signature.is_none() && config.is_none() {
+                return Ok(put(source, expected, (WASM, bytes.into())));
+            }
+            let component = base64::engine::general_purpose::STANDARD.encode(bytes);
+            json!({ "component": component, "signature": signature })
         }
     };
-    let origin = file.display().to_string();
-    Ok(Ask {
+    if let Some(config) = config {
+        wanted["config"] = config;
+    }
+    let body = (JSON, Bytes::from(wanted.to_string()));
+    Ok(put(source, expected, body))
+}
+
+fn put(source: &Source, expected: Option<u64>, body: (&'static str, Bytes)) -> Ask<'static> {
+    let origin = source.to_string();
+    Ask {
         method: Method::PUT,
         path: format!(
             "/v1/policy?{}",
@@ -122,7 +148,7 @@ fn swap(
         ),
         expected,
         body: Some(body),
-    })
+    }
 }
 
 fn read(path: &str) -> Ask<'static> {
@@ -131,25 +157,6 @@ fn read(path: &str) -> Ask<'static> {
         path: path.to_owned(),
         expected: None,
         body: None,
-    }
-}
-
-fn component(file: &Path) -> Result<Bytes, Diagnostic> {
-    use std::io::Read as _;
-    let mut bytes = Vec::new();
-    let most = limits::COMPONENT_BYTES_MAX as u64 + 1;
-    let read = std::fs::File::open(file).and_then(|it| it.take(most).read_to_end(&mut bytes));
-    match read {
-        Ok(length) if length as u64 == most => Err(Diagnostic::new(format!(
-            "`{}` has more than {} bytes, which no policy may have",
-            file.display(),
-            most - 1
-        ))),
-        Ok(_) => Ok(bytes.into()),
-        Err(error) => Err(
-            Diagnostic::new(format!("cannot read the policy `{}`", file.display()))
-                .because(error.to_string()),
-        ),
     }
 }
 
@@ -268,8 +275,12 @@ fn changed(answer: Answer, json: bool) -> Result<Status, Diagnostic> {
 fn history(body: &Value) -> String {
     let mut lines = String::new();
     for record in body["generations"].as_array().into_iter().flatten() {
+        let signer = match signer(&record["signer"]) {
+            None => String::new(),
+            Some(signer) => format!(", signed by {signer}"),
+        };
         lines += &format!(
-            "{:<5} {:<20} {:<12} {} {}  from {}, by {}  {}\n",
+            "{:<5} {:<20} {:<12} {} {}  from {}{signer}, by {}  {}\n",
             record["number"],
             text(&record["at"]).split('.').next().unwrap_or_default(),
             text(&record["how"]),
@@ -321,6 +332,11 @@ fn inspected(body: &Value) -> String {
         text(&body["digest"]),
         text(&body["origin"]),
     );
+    if let Some(signer) = signer(&body["signer"]) {
+        lines += &format!("signed by   {signer}\n");
+    } else if let Some(signature) = body["signature"].as_str() {
+        lines += &format!("signature   {signature}\n");
+    }
     if let Some(bytes) = body["bytes"].as_u64() {
         lines += &format!("size        {bytes} bytes\n");
     }
@@ -334,29 +350,10 @@ fn inspected(body: &Value) -> String {
     lines
 }
 
-/// Loads it as a swap would, down to the word it says about itself, and swaps nothing.
-async fn inspect(config: &Config, file: &Path) -> Result<Value, Diagnostic> {
-    let bytes = component(file)?;
-    let length = bytes.len();
-    let engine = setup::policy_engine(config, compiler(config))?;
-    let examined = engine.examine(bytes, &file.display().to_string()).await?;
-    engine.check_contract(&examined)?;
-    let (imports, exports) = (examined.imports.clone(), examined.exports.clone());
-    let compiled = engine.compile(examined).await?;
-    let policy = engine.introduce(engine.link(compiled)?).await?;
-    let schema: Value = serde_json::from_str(&policy.config_schema).unwrap_or_default();
-    Ok(json!({
-        "name": policy.name,
-        "version": policy.version,
-        "summary": policy.summary,
-        "digest": policy.digest,
-        "origin": file.display().to_string(),
-        "bytes": length,
-        "asks": Permissions::of(&policy.imports),
-        "imports": imports,
-        "exports": exports,
-        "config_schema": schema,
-    }))
+/// As the daemon, or `shipping`, has put it.
+fn signer(value: &Value) -> Option<String> {
+    let signer = Signer::deserialize(value).ok()?;
+    Some(signer.to_string())
 }
 
 pub(super) fn text(value: &Value) -> &str {

@@ -1,0 +1,201 @@
+//! Components on their way: looked at, put into a registry, got from there. Nobody's policy changes by it.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::super::super::{Status, print};
+use super::super::compiler;
+use super::print_json;
+use crate::artifact::registry::Title;
+use crate::artifact::signature::Signer;
+use crate::artifact::{Artifact, ArtifactRef, Carrier, Source, file};
+use crate::config::Config;
+use crate::diagnostic::Diagnostic;
+use crate::generation::permissions::Permissions;
+use crate::policy::{DEFAULT_POLICY, Examined, Policy, limits};
+use crate::setup;
+
+fn carrier(config: &Config) -> Result<Carrier, Diagnostic> {
+    Ok(setup::carrier(config, setup::credentials(config)?))
+}
+
+/// Loads it as a swap would, down to the word it says about itself, and swaps nothing.
+pub(super) async fn inspect(config: &Config, source: &Source) -> Result<Value, Diagnostic> {
+    let carrier = carrier(config)?;
+    let artifact = carrier.fetch(source, limits::COMPONENT_BYTES_MAX).await?;
+    let vouched = Vouched::of(config, &artifact)?;
+    let (origin, length) = (artifact.origin.clone(), artifact.bytes.len());
+    let (examined, policy) = load(config, artifact).await?;
+    let schema: Value = serde_json::from_str(&policy.config_schema).unwrap_or_default();
+    let (signer, signature) = vouched.told();
+    Ok(json!({
+        "name": policy.name,
+        "version": policy.version,
+        "summary": policy.summary,
+        "digest": policy.digest,
+        "origin": origin,
+        "signer": signer,
+        "signature": signature,
+        "bytes": length,
+        "asks": Permissions::of(&policy.imports),
+        "imports": examined.imports,
+        "exports": examined.exports,
+        "config_schema": schema,
+    }))
+}
+
+async fn load(config: &Config, artifact: Artifact) -> Result<(Examined, Policy), Diagnostic> {
+    let engine = setup::policy_engine(config, compiler(config))?;
+    let Artifact { bytes, origin, .. } = artifact;
+    let examined = engine.examine(bytes.into(), &origin).await?;
+    engine.check_contract(&examined)?;
+    let compiled = engine.compile(examined.clone()).await?;
+    let policy = engine.introduce(engine.link(compiled)?).await?;
+    Ok((examined, policy))
+}
+
+/// What this machine makes of a signature. To look at a policy, or to ship it, nobody has to be trusted.
+enum Vouched {
+    By(Signer),
+    /// Why by nobody.
+    Not(String),
+}
+
+impl Vouched {
+    fn of(config: &Config, artifact: &Artifact) -> Result<Self, Diagnostic> {
+        let trust = setup::trust(config)?;
+        let signature = artifact.signature.as_deref();
+        Ok(match trust.verify(&artifact.bytes, signature) {
+            Ok(Some(signer)) => Self::By(signer),
+            Ok(None) => Self::Not(match signature {
+                Some(_) => {
+                    "there is one, and it was not checked: `[[policy.keys]]` lists nobody".into()
+                }
+                None => "there is none, and `[[policy.keys]]` asks for none".into(),
+            }),
+            Err(_) if artifact.bytes == DEFAULT_POLICY => {
+                Self::Not("the built-in policy needs none".into())
+            }
+            Err(error) => Self::Not(error.to_string()),
+        })
+    }
+
+    fn told(self) -> (Option<Signer>, Option<String>) {
+        match self {
+            Self::By(signer) => (Some(signer), None),
+            Self::Not(why) => (None, Some(why)),
+        }
+    }
+
+    fn line(&self) -> String {
+        match self {
+            Self::By(signer) => format!("signed by         {signer}\n"),
+            Self::Not(why) => format!("signature         {why}\n"),
+        }
+    }
+}
+
+pub(super) async fn push(
+    config: &Config,
+    file: PathBuf,
+    reference: &ArtifactRef,
+    json: bool,
+) -> Result<Status, Diagnostic> {
+    let carrier = carrier(config)?;
+    let source = Source::File(file);
+    let artifact = carrier.fetch(&source, limits::COMPONENT_BYTES_MAX).await?;
+    let vouched = Vouched::of(config, &artifact)?;
+    // What is no policy here would be none where it is pulled.
+    let (_, policy) = load(config, artifact.clone()).await?;
+    let title = Title {
+        name: policy.name.clone(),
+        version: policy.version.clone(),
+        summary: policy.summary.clone(),
+    };
+    let pinned = carrier.push(reference, &artifact, &title).await?;
+    let pinned = Source::Registry(pinned);
+    if !json {
+        let title = policy.title();
+        let line = vouched.line();
+        print(&format!("pushed            {title} to {pinned}\n{line}"));
+        return Ok(Status::Done);
+    }
+    let (signer, signature) = vouched.told();
+    print_json(&json!({
+        "reference": pinned,
+        "name": policy.name,
+        "version": policy.version,
+        "digest": policy.digest,
+        "signer": signer,
+        "signature": signature,
+    }));
+    Ok(Status::Done)
+}
+
+pub(super) async fn pull(
+    config: &Config,
+    reference: ArtifactRef,
+    output: Option<PathBuf>,
+    force: bool,
+    json: bool,
+) -> Result<Status, Diagnostic> {
+    let path = output.unwrap_or_else(|| format!("{}.wasm", reference.name()).into());
+    let signature_path = file::signature_of(&path);
+    let taken = [&path, &signature_path]
+        .into_iter()
+        .find(|it| it.symlink_metadata().is_ok());
+    if let Some(taken) = taken
+        && !force
+    {
+        let error = Diagnostic::new(format!("`{}` is there already", taken.display()));
+        return Err(error.hint("`--force` writes over it, `-o FILE` names another one"));
+    }
+    let carrier = carrier(config)?;
+    let source = Source::Registry(reference);
+    let artifact = carrier.fetch(&source, limits::COMPONENT_BYTES_MAX).await?;
+    let vouched = Vouched::of(config, &artifact)?;
+    let cannot = |error: io::Error| {
+        Diagnostic::new(format!("cannot write `{}`", path.display())).because(error.to_string())
+    };
+    // An old signature must not stand beside new bytes, not even for a moment.
+    match fs::remove_file(&signature_path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(cannot(error)),
+        _ => {}
+    }
+    put(&path, &artifact.bytes).map_err(cannot)?;
+    if let Some(signature) = &artifact.signature {
+        put(&signature_path, signature.as_bytes()).map_err(cannot)?;
+    }
+    if !json {
+        let line = vouched.line();
+        let (path, origin) = (path.display(), &artifact.origin);
+        print(&format!("pulled            {origin} to {path}\n{line}"));
+        return Ok(Status::Done);
+    }
+    let (signer, signature) = vouched.told();
+    print_json(&json!({
+        "file": path.display().to_string(),
+        "reference": artifact.origin,
+        "digest": crate::policy::digest(&artifact.bytes),
+        "signer": signer,
+        "signature": signature,
+    }));
+    Ok(Status::Done)
+}
+
+/// Beside, and moved into place: whoever looks finds all of it or none.
+fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    let written = File::create(&beside)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&beside, path));
+    written.inspect_err(|_| drop(fs::remove_file(&beside)))
+}
