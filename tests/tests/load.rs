@@ -14,6 +14,7 @@ use refit::artifact::registry::Registries;
 use refit::artifact::signature::Trust;
 use refit::capabilities::guard::Counts;
 use refit::capabilities::live::Workshop;
+use refit::capabilities::ties::KnownTies;
 use refit::container::{Container, ContainerId, Image, Listed, Object};
 use refit::engine::{
     CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal,
@@ -200,6 +201,7 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
             call,
         },
         leases: Leases::in_folder(state.to_owned()),
+        ties: KnownTies::default(),
         own_id: None,
     };
     let bounds = Bounds {
@@ -332,6 +334,7 @@ async fn swap_again_and_again(
                 n => Source::Bytes {
                     bytes: variant(n),
                     origin: format!("variant {n}"),
+                    signature: None,
                 },
             };
             let candidate = Candidate {

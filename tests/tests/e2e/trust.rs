@@ -2,10 +2,26 @@
 //! engine.
 
 use std::fs;
+use std::sync::Arc;
 
 use anyhow::Context;
 use base64::Engine as _;
 use minisign::KeyPair;
+use refit::artifact::Carrier;
+use refit::artifact::registry::Registries;
+use refit::artifact::signature::{KeyConfig, Trust};
+use refit::capabilities::guard::Guard;
+use refit::config::Config;
+use refit::generation::Generations;
+use refit::generation::start::{Keep, Terms};
+use refit::generation::swap::{Asked, Source};
+use refit::grants::Grants;
+use refit::journal::{Journal, Record, RecreationOutcome, no_events};
+use refit::policy::{Clock, PolicyEngine, Session};
+use refit::refresh::{Request, Trigger};
+use refit::registry::credentials::Credentials;
+use refit::snapshot::Snapshot;
+use refit::snapshot::replay::Replay;
 use refit_tests::refit::{Daemon, Output};
 use refit_tests::registry::{self, PASSWORD, Registry, USER};
 use refit_tests::{Refit, with_world};
@@ -663,4 +679,97 @@ async fn what_a_limited_key_signed_recreates_nothing() -> anyhow::Result<()> {
         Ok(())
     })
     .await
+}
+
+/// What becomes of a container that is behind, by a policy from this file: over a replay, behind the grants of its generation.
+async fn recreation(path: &std::path::Path, keys: &[KeyConfig]) -> anyhow::Result<Record> {
+    let patterns = Config::default().grants();
+    let terms = Terms {
+        grants: Arc::new(Grants::new(&patterns)?),
+        trust: Trust::new(keys)?,
+        carrier: Carrier {
+            registries: Registries::default(),
+            credentials: Credentials::default(),
+        },
+    };
+    let asked = Asked {
+        source: Source::File(path.to_owned()),
+        config: "{}".into(),
+    };
+    let state = path.with_extension("state");
+    let engine = PolicyEngine::new()?;
+    let started = Generations::start(engine, terms, &state, Keep::Nothing, asked);
+    let generations = started
+        .await
+        .map_err(|error| anyhow::anyhow!(error.sentence()))?;
+    let active = generations.active();
+
+    let snapshot = json!({
+        "snapshot": 1,
+        "taken": "2026-11-23T10:00:00Z",
+        "containers": [{
+            "name": "ws-a",
+            "id": "a".repeat(64),
+            "image": HERMES,
+            "image_id": "sha256:old",
+            "state": "running",
+            "created": 1_795_428_000,
+        }],
+        "images": { HERMES: { "id": "sha256:new" } },
+    });
+    let snapshot = Snapshot::parse(snapshot.to_string().as_bytes(), "a test")?;
+    let bounds = Config::default().bounds();
+    let grants = active.content.grants.clone();
+    let replay = Arc::new(Replay::new(snapshot, false));
+    let guard = Guard::new(replay, grants.clone(), bounds.counts, Default::default());
+    let journal = Arc::new(Journal::new(Arc::new(guard), true, no_events()));
+    let session = Session {
+        capabilities: journal.clone(),
+        grants,
+        concurrency: bounds.concurrency,
+        state: active.content.state.scratch(),
+        clock: Clock::Wall,
+    };
+    let request = Request {
+        trigger: Trigger::Operator,
+        targets: vec!["hermes".into()],
+        images: vec![],
+        recreate: true,
+        force: false,
+    };
+    let config = &active.content.config;
+    let answer = active
+        .policy()
+        .refresh(&request, config, session, bounds.whole);
+    let decided = answer.await?;
+    anyhow::ensure!(decided.is_ok(), "{decided:?}");
+    Ok(journal.finish().await)
+}
+
+const HERMES: &str = "ghcr.io/molecule-ai/workspace-template-hermes:latest";
+
+#[tokio::test]
+async fn the_same_bytes_recreate_by_one_key_and_not_by_another() -> anyhow::Result<()> {
+    let (release, matchers) = (signatory("release")?, signatory("matchers")?);
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("mine.wasm");
+    let bytes = like_the_default(1);
+    fs::write(&path, &bytes)?;
+    let keys: Vec<KeyConfig> = serde_json::from_value(json!([
+        release.key(),
+        matchers.key_for(&["inspect", "pull"])
+    ]))?;
+    let by = async |who: &Signatory| {
+        fs::write(folder.path().join("mine.wasm.minisig"), who.sign(&bytes)?)?;
+        let record = recreation(&path, &keys).await?;
+        anyhow::ensure!(record.recreations.len() == 1, "{record:?}");
+        Ok(record.recreations[0].clone())
+    };
+    let limited = by(&matchers).await?;
+    assert!(limited.outcome.is_failure(), "{limited:?}");
+    let told = serde_json::to_string(&limited)?;
+    assert!(told.contains("signed with the key `matchers`"), "{told}");
+    let free = by(&release).await?;
+    assert_eq!(free.outcome, RecreationOutcome::WouldRecreate, "{free:?}");
+    Ok(())
 }
