@@ -207,7 +207,7 @@ async fn what_is_in_force_is_shown_with_where_it_came_from() -> anyhow::Result<(
     grants.verbs                = ["inspect","pull","replace","remove","overlap"]  # default
     images.keep_previous        = (unset)  # default
     images.platform             = ""  # MOLECULE_IMAGE_PLATFORM
-    limits.compile_megabytes    = 4096  # default
+    limits.compile_megabytes    = 2048  # default
     limits.compile_seconds      = 120  # default
     limits.engine_seconds       = 60  # default
     limits.inspect_concurrency  = 8  # default

@@ -1,7 +1,7 @@
 //! No single fault loses a container: every engine call of a refresh, gone wrong in every way, then `refit recover`.
 //!
 //! ```text
-//! cargo test -p refit-tests --test faults                            # a sample of 60 cases, another one each day
+//! cargo test -p refit-tests --test faults                            # a sample of 70 cases, another one each day
 //! REFIT_FAULTS=all cargo test -p refit-tests --test faults           # the whole matrix
 //! REFIT_FAULTS=all REFIT_FAULTS_SCENARIO=two-networks cargo test …   # one scenario of it
 //! REFIT_FAULTS_CASE=replace:12:cut-after cargo test …                # one case; several with commas

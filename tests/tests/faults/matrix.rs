@@ -18,7 +18,7 @@ use refit_tests::{progress, with_world_for};
 use super::refit;
 
 /// A quick look at every pull request. Some three minutes on two cores.
-const SAMPLE: usize = 56;
+const SAMPLE: usize = 70;
 /// Two for each core of the smallest machine that runs this: cases wait for the engine most of the time.
 const SLOTS: usize = 4;
 /// How often a case is tried on a machine that is too slow for Refit's time limits.
