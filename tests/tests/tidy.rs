@@ -254,7 +254,7 @@ fn the_table_of_cases_names_tests_that_are_there() -> anyhow::Result<()> {
                     .chars()
                     .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
         };
-        if parts.len() < 2 || !parts.iter().all(|part| snake(&part)) {
+        if parts.len() < 2 || !parts.iter().all(snake) {
             continue;
         }
         seen += 1;

@@ -203,19 +203,10 @@ impl Workshop {
         }
     }
 
-    fn leases(
-        &self,
-        of: &Container,
-        dependents: &[Container],
-    ) -> Result<Vec<Lease>, RecreateError> {
-        let lease = |dependent: &Container| {
-            self.leases
-                .take(&dependent.id)
-                .ok_or_else(|| RecreateError::Busy {
-                    name: of.name.clone(),
-                })
-        };
-        dependents.iter().map(lease).collect()
+    /// One on each; `None` where somebody is at work on one of them.
+    fn leases(&self, dependents: &[Container]) -> Option<Vec<Lease>> {
+        let leases = dependents.iter().map(|it| self.leases.take(&it.id));
+        leases.collect()
     }
 }
 
@@ -346,9 +337,8 @@ async fn recreate(
                 Ok(dependents) => dependents,
                 Err(error) => return (Err(error), true),
             };
-            let leases = match workshop.leases(&container, &dependents) {
-                Ok(leases) => leases,
-                Err(error) => return (Err(error), true),
+            let Some(leases) = workshop.leases(&dependents) else {
+                return (Err(RecreateError::Busy { name }), true);
             };
             let image = NewImage::pulled(&wanted.image.reference, wanted.image.id);
             let manner = workshop.manner(&step);

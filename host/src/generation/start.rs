@@ -42,7 +42,7 @@ pub struct Terms {
 /// One that may be active, in the order in which they are tried.
 enum Choice {
     Asked,
-    Recorded(Record),
+    Recorded(Box<Record>),
 }
 
 impl Generations {
@@ -206,8 +206,11 @@ fn choices(on_disk: Option<&Ledger>, configured: &Configured) -> Vec<Choice> {
     let Some(ledger) = on_disk else {
         return vec![Choice::Asked];
     };
-    let active = Choice::Recorded(ledger.active().clone());
-    let previous = ledger.previous().cloned().map(Choice::Recorded);
+    let active = Choice::Recorded(Box::new(ledger.active().clone()));
+    let previous = ledger
+        .previous()
+        .cloned()
+        .map(|record| Choice::Recorded(Box::new(record)));
     let recorded = std::iter::once(active).chain(previous);
     if configured.differs_from(&ledger.configured) {
         std::iter::once(Choice::Asked).chain(recorded).collect()

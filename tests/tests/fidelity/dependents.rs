@@ -232,7 +232,7 @@ async fn who_links_to_it_on_the_default_network_follows() -> anyhow::Result<()> 
             .await?;
         let before = bench.inspect(&user.name).await?;
         let recreated = bench.refreshed(&provider.name, &new).await?;
-        assert_eq!(recreated.followed, [user.name.clone()]);
+        assert_eq!(recreated.followed, std::slice::from_ref(&user.name));
 
         let after = bench.inspect(&user.name).await?;
         assert_eq!(crate::bench::changes(&before, &after), Vec::<String>::new());
