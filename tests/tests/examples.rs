@@ -170,8 +170,11 @@ fn decided(decisions: &Decisions) -> Vec<(&str, Verdict, &str)> {
 /// Who runs the image that everybody should run, now.
 async fn current(engine: &Replay) -> anyhow::Result<Vec<String>> {
     let mut names = Vec::new();
-    for listed in engine.containers().await? {
-        if engine.inspect(&listed).await?.image_id.as_str() == id('0') {
+    let listed = engine.containers().await;
+    for listed in listed.map_err(|error| anyhow::anyhow!("{error:?}"))? {
+        let container = engine.inspect(&listed).await;
+        let container = container.map_err(|error| anyhow::anyhow!("{error:?}"))?;
+        if container.image_id.as_str() == id('0') {
             names.push(listed.name);
         }
     }

@@ -94,7 +94,7 @@ fn bench(arguments: &[OsString]) -> Result<(), Failed> {
             .args(["bench", "--package", "refit"])
             .args(["--bench", "policy", "--bench", "memory"])
             .args(arguments)
-            .env("REFIT_GUESTS", folder),
+            .env("BENCH_GUESTS", folder),
     )
 }
 

@@ -7,12 +7,12 @@ use bytes::Bytes;
 use refit::grants::{GrantPatterns, Verb};
 use refit::policy::DEFAULT_POLICY;
 
-/// Where `cargo xtask bench` has put those that are not in Rust.
-const FOLDER: &str = "REFIT_GUESTS";
+/// Where `cargo xtask bench` has put those that are not in Rust. Not `REFIT_…`: those are keys of the configuration.
+const FOLDER: &str = "BENCH_GUESTS";
 
 pub(crate) fn all() -> Vec<(&'static str, Bytes)> {
     let folder = std::env::var_os(FOLDER);
-    let folder = folder.expect("REFIT_GUESTS is not set: run this by `cargo xtask bench`");
+    let folder = folder.expect("BENCH_GUESTS is not set: run this by `cargo xtask bench`");
     let read = |name: &str| -> Bytes {
         let path = Path::new(&folder).join(name);
         let bytes = std::fs::read(&path);
