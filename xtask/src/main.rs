@@ -1,8 +1,9 @@
 //! `cargo xtask`: the chores of this repository. Each sets up what it needs first, so that a machine with rustup is enough.
 //!
 //! Standard library only: this is the first thing that a newcomer builds, and it should be there in seconds. [`setup`] gets what
-//! is missing, [`run`] runs programs and says what takes time; the chores themselves are here.
+//! is missing, [`guests`] builds policies that are not in Rust, [`run`] runs programs and says what takes time; the chores themselves are here.
 
+mod guests;
 mod run;
 mod setup;
 
@@ -18,6 +19,8 @@ usage: cargo xtask <chore>
   demo         start a registry, publish two versions of eight images, and let `refit` refresh running containers
   test [ARGS]  run all tests; ARGS go to `cargo test --workspace`
   lint         check formatting, clippy, documentation, and what cargo-deny checks
+  guests       build the example policies in Python and JavaScript, and print where they are
+  bench [ARGS] measure what policies cost; ARGS go to `cargo bench --package refit`
   setup        get what building and testing takes: a C compiler, the wasm32-wasip2 target
 
 Build output goes to CARGO_TARGET_DIR, by default `refit/target` in your cache folder, where it outlives a checkout.
@@ -32,12 +35,14 @@ fn main() -> ExitCode {
         (Some("demo"), []) => demo(),
         (Some("test"), arguments) => test(arguments),
         (Some("lint"), []) => lint(),
+        (Some("guests"), []) => guests::build().map(|components| guests::tell(&components)),
+        (Some("bench"), arguments) => bench(arguments),
         (Some("setup"), []) => setup::all(),
         (Some("help" | "--help" | "-h"), _) => {
             run::say(USAGE.trim_end());
             return ExitCode::SUCCESS;
         }
-        (Some(chore @ ("demo" | "lint" | "setup")), _) => {
+        (Some(chore @ ("demo" | "guests" | "lint" | "setup")), _) => {
             return unusable(&format!("`{chore}` takes no arguments"));
         }
         (Some(other), _) => return unusable(&format!("there is no chore `{other}`")),
@@ -76,6 +81,20 @@ fn test(arguments: &[OsString]) -> Result<(), Failed> {
     step(
         "building and running all tests (from nothing this takes minutes)",
         cargo().args(["test", "--workspace"]).args(arguments),
+    )
+}
+
+fn bench(arguments: &[OsString]) -> Result<(), Failed> {
+    setup::all()?;
+    let components = guests::build()?;
+    let folder = components[0].parent().unwrap_or(&components[0]);
+    step(
+        "measuring (from nothing, building takes minutes)",
+        cargo()
+            .args(["bench", "--package", "refit"])
+            .args(["--bench", "policy", "--bench", "memory"])
+            .args(arguments)
+            .env("BENCH_GUESTS", folder),
     )
 }
 

@@ -73,15 +73,20 @@ pub(crate) fn cargo() -> Command {
 
 /// `CARGO_TARGET_DIR`, or a folder in the user's cache.
 pub(crate) fn target_directory() -> PathBuf {
-    let set = |name| env::var_os(name).filter(|value| !value.is_empty());
-    if let Some(directory) = set("CARGO_TARGET_DIR") {
-        return PathBuf::from(directory);
+    match set("CARGO_TARGET_DIR") {
+        Some(directory) => PathBuf::from(directory),
+        None => cache_directory().join("target"),
     }
+}
+
+/// Ours, in the user's cache.
+pub(crate) fn cache_directory() -> PathBuf {
     let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".cache")));
-    match cache {
-        Some(cache) => cache.join("refit").join("target"),
-        // No home, no cache: cargo's own place.
-        None => PathBuf::from("target"),
-    }
+    // No home, no cache: where cargo's own output would go.
+    cache.map_or_else(PathBuf::new, |cache| cache.join("refit"))
+}
+
+fn set(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
 }

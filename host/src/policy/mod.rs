@@ -4,6 +4,7 @@
 //! ([`Examined`]), has compiled (`compile`, kept by `cache`), and has said who it is. A policy is called in a fresh store each
 //! time (`instance`); what it may do is decided by the capabilities that it is handed, not here.
 
+mod allocation;
 mod bindings;
 mod cache;
 mod capabilities;
@@ -28,9 +29,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
-use wasmtime::component::{Component, HasSelf, Linker};
+use tokio::sync::Semaphore;
+use wasmtime::component::Component;
 use wasmtime::{Config, Engine, OptLevel, Store};
 
+use self::allocation::{Machine, Pool};
 use self::bindings::exports::refit::policy::policy as wit;
 use self::bindings::{RefreshPolicy, RefreshPolicyPre};
 use self::cache::Cache;
@@ -41,6 +44,7 @@ use self::limits::Times;
 use crate::grants::{GrantPatterns, Grants};
 use crate::refresh::Request;
 
+pub use self::allocation::Allocation;
 pub use self::compile::{
     CompileLimits, Compiler, SUBCOMMAND as COMPILE_SUBCOMMAND, compile_from_stdin,
 };
@@ -60,8 +64,9 @@ pub const DEFAULT_POLICY: &[u8] = include_bytes!(env!("DEFAULT_POLICY_WASM"));
 
 /// Compiles and links. One per process: its clock is a thread.
 pub struct PolicyEngine {
-    engine: Engine,
-    linker: Linker<HostState>,
+    machine: Machine,
+    /// Tried first, where it was asked for and is to be had.
+    pool: Option<Pool>,
     compiler: Compiler,
     cache: Option<Arc<Cache>>,
     times: Times,
@@ -88,6 +93,8 @@ pub struct Policy {
     /// What it can ask of the host at all.
     pub imports: Imports,
     engine: Engine,
+    /// Of the pool that it lives in.
+    turns: Option<Arc<Semaphore>>,
     times: Times,
     pre: RefreshPolicyPre<HostState>,
 }
@@ -172,15 +179,18 @@ impl PolicyEngine {
 
     /// The same with other times, for tests that cross them.
     pub fn with_times(times: Times) -> Result<Self, PolicyError> {
-        let engine = Engine::new(&configuration()).map_err(PolicyError::host)?;
-        let mut linker = Linker::new(&engine);
-        wasi::link(&mut linker).map_err(PolicyError::host)?;
-        RefreshPolicy::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut HostState| state)
-            .map_err(PolicyError::host)?;
-        tick(&engine);
+        Self::allocating(Allocation::default(), times)
+    }
+
+    pub fn allocating(allocation: Allocation, times: Times) -> Result<Self, PolicyError> {
+        let machine = Machine::new(&configuration()).map_err(PolicyError::host)?;
+        let pool = match allocation {
+            Allocation::OnDemand => None,
+            Allocation::Pooled => Pool::probe(),
+        };
         Ok(Self {
-            engine,
-            linker,
+            machine,
+            pool,
             compiler: Compiler::InProcess,
             cache: None,
             times,
@@ -233,14 +243,20 @@ impl PolicyEngine {
             None => {
                 let code = self
                     .compiler
-                    .compile(&self.engine, &examined.bytes, &examined.origin)
+                    .compile(&self.machine.engine, &examined.bytes, &examined.origin)
                     .await?;
                 self.keep(&examined, &code).await;
                 code
             }
         };
-        let engine = self.engine.clone();
-        let component = match tokio::task::spawn_blocking(move || code.adopt(&engine)).await {
+        let engine = self.machine.engine.clone();
+        let pooled = self.pool.as_ref().map(|pool| pool.machine.engine.clone());
+        let adopting = move || match pooled.map(|engine| code.adopt(&engine)) {
+            Some(Ok(component)) => Ok(component),
+            // It asks for more than a place in the pool has. Whether it may, the limits say when it is called.
+            Some(Err(_)) | None => code.adopt(&engine),
+        };
+        let component = match tokio::task::spawn_blocking(adopting).await {
             Ok(component) => component.map_err(PolicyError::host)?,
             Err(panicked) => return Err(PolicyError::Host(panicked.to_string())),
         };
@@ -256,7 +272,10 @@ impl PolicyEngine {
             examined,
             component,
         } = compiled;
-        let linked = self
+        let pool = self.pool.as_ref();
+        let pool = pool.filter(|pool| Engine::same(component.engine(), &pool.machine.engine));
+        let machine = pool.map_or(&self.machine, |pool| &pool.machine);
+        let linked = machine
             .linker
             .instantiate_pre(&component)
             .and_then(RefreshPolicyPre::new);
@@ -267,7 +286,8 @@ impl PolicyEngine {
             config_schema: String::new(),
             digest: examined.digest,
             imports: examined.imports,
-            engine: self.engine.clone(),
+            engine: machine.engine.clone(),
+            turns: pool.map(|pool| pool.turns.clone()),
             times: self.times,
             pre: linked.map_err(|cause| PolicyError::invalid(&examined.origin, &cause))?,
         }))
@@ -313,7 +333,8 @@ impl PolicyEngine {
             }
         }
         let mut compatibility = Collected(Sha256::new());
-        self.engine
+        self.machine
+            .engine
             .precompile_compatibility_hash()
             .hash(&mut compatibility);
         cache::Name {
@@ -426,14 +447,20 @@ impl Policy {
         + Send,
     ) -> Result<(T, Ended), PolicyError> {
         let state = HostState::new(session, &self.name);
+        // Before the store, so that it ends after it: what a store holds goes back to the pool only then.
+        let mut turn = None;
         let mut store = instance::store(&self.engine, state, self.times.compute);
         let work = async {
+            if let Some(turns) = &self.turns {
+                turn = turns.acquire().await.ok();
+            }
             let guest = self.pre.instantiate_async(&mut store).await;
             let guest = guest.map_err(|error| error.context(AtInstantiation))?;
             call(&guest, &mut store).await
         };
         let answer = tokio::time::timeout(limit, work).await;
         let mut state = store.into_data();
+        drop(turn);
         state.take_output();
         match answer {
             Ok(Ok(answer)) => Ok((

@@ -1,0 +1,94 @@
+//! What a process holds that has a policy loaded, and how long it took to load, once for each guest and allocation. Each is a
+//! process of its own, because what one has touched the next would have for nothing.
+
+#![allow(clippy::print_stdout, reason = "a table is what this is for")]
+
+mod guests;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use refit::policy::limits::Times;
+use refit::policy::{Allocation, PolicyEngine};
+
+/// Enough to touch all that a call touches.
+const CALLS: usize = 20;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match &arguments[..] {
+        [only, language, allocation, cache] if only == "only" => {
+            one(language, allocation, Path::new(cache));
+        }
+        // `cargo bench` passes `--bench`, and what it was given.
+        _ => all(),
+    }
+}
+
+fn all() {
+    println!(
+        "{:<12} {:<10} {:>9} {:>9} {:>9} {:>12}",
+        "guest", "memory", "cold", "cached", "resident", "addresses"
+    );
+    let program = std::env::current_exe().expect("this program");
+    for (language, _) in guests::all() {
+        for allocation in ["on-demand", "pooled"] {
+            let cache = tempfile::tempdir().expect("a folder");
+            let run = || {
+                let mut command = Command::new(&program);
+                command.args(["only", language, allocation]);
+                let output = command.arg(cache.path()).output().expect("it runs");
+                assert!(output.status.success(), "{output:?}");
+                let text = String::from_utf8(output.stdout).expect("text");
+                let words: Vec<u64> = text
+                    .split_whitespace()
+                    .map(|word| word.parse().expect("a number"))
+                    .collect();
+                words
+            };
+            let cold = run()[0];
+            let cached = run();
+            println!(
+                "{language:<12} {allocation:<10} {cold:>6} ms {:>6} ms {:>5.1} MiB {:>8.1} GiB",
+                cached[0],
+                cached[1] as f64 / 1024.0,
+                cached[2] as f64 / 1024.0 / 1024.0
+            );
+        }
+    }
+}
+
+/// Milliseconds, and kilobytes resident and of addresses.
+fn one(language: &str, allocation: &str, cache: &Path) {
+    let allocation = match allocation {
+        "pooled" => Allocation::Pooled,
+        _ => Allocation::OnDemand,
+    };
+    let runtime = tokio::runtime::Runtime::new().expect("threads are to be had");
+    let guests = guests::all();
+    let (_, bytes) = guests
+        .into_iter()
+        .find(|(name, _)| *name == language)
+        .expect("a guest of this name");
+    let engine = PolicyEngine::allocating(allocation, Times::default()).expect("an engine");
+    let engine = engine.cached_in(cache.to_owned());
+    let began = Instant::now();
+    let policy = runtime.block_on(engine.load(bytes, language));
+    let policy = policy.expect("the guest loads");
+    let took = began.elapsed().as_millis();
+    for _ in 0..CALLS {
+        runtime
+            .block_on(policy.validate_config("{}"))
+            .expect("it answers");
+    }
+    println!("{took} {} {}", of_status("VmRSS:"), of_status("VmSize:"));
+}
+
+fn of_status(name: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    let kilobytes = kilobytes.and_then(|number| number.trim().parse().ok());
+    kilobytes.expect("a number of kB")
+}

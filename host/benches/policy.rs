@@ -1,0 +1,243 @@
+//! What a policy costs: a call, a decision about a thousand containers, a swap. `cargo xtask bench` builds the guests and runs this.
+
+mod guests;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use refit::capabilities::Capabilities;
+use refit::generation::Generations;
+use refit::generation::start::Keep;
+use refit::generation::swap::{Asked, Candidate, Source};
+use refit::grants::Grants;
+use refit::policy::limits::Times;
+use refit::policy::{
+    Allocation, CompileLimits, Compiler, Concurrency, DEFAULT_POLICY, Policy, PolicyEngine,
+    PolicyState, Session,
+};
+use refit::refresh::{Request, Trigger};
+use refit::snapshot::Snapshot;
+use refit::snapshot::replay::Replay;
+use refit_policy::fake::{self, FakeDocker, FakeHost};
+use refit_policy_workspace::Workspace;
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+const CONTAINERS: usize = 1_000;
+const RUNTIMES: [&str; 4] = ["claude-code", "hermes", "crewai", "openclaw"];
+const ALLOCATIONS: [(&str, Allocation); 2] = [
+    ("on-demand", Allocation::OnDemand),
+    ("pooled", Allocation::Pooled),
+];
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(30).measurement_time(Duration::from_secs(4)).warm_up_time(Duration::from_secs(1));
+    targets = call, decide, swap
+}
+criterion_main!(benches);
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("threads are to be had")
+}
+
+/// Compiles each guest once for all that is measured: Python takes seconds.
+fn load(runtime: &Runtime, allocation: Allocation, name: &str, bytes: &Bytes) -> Policy {
+    static CACHE: OnceLock<TempDir> = OnceLock::new();
+    let cache = CACHE.get_or_init(|| tempfile::tempdir().expect("a folder"));
+    let engine = PolicyEngine::allocating(allocation, Times::default()).expect("an engine");
+    let engine = engine.cached_in(cache.path().to_owned());
+    let loaded = runtime.block_on(engine.load(bytes.clone(), name));
+    loaded.expect("the guest loads")
+}
+
+/// Store, instance, and the shortest call that there is: a check of an empty configuration.
+fn call(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let mut group = criterion.benchmark_group("call");
+    for (language, bytes) in guests::all() {
+        for (from, allocation) in ALLOCATIONS {
+            let policy = load(&runtime, allocation, language, &bytes);
+            group.bench_function(format!("{language}/{from}"), |bencher| {
+                bencher.iter(|| runtime.block_on(policy.validate_config("{}")).unwrap());
+            });
+        }
+    }
+}
+
+/// A refresh that is to recreate nothing, so that it finds the same again each time: all containers are behind.
+fn decide(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let mut group = criterion.benchmark_group(format!("decide-{CONTAINERS}"));
+    let native = FakeDocker::new();
+    let native = RUNTIMES.iter().fold(native, |docker, runtime| {
+        docker.image(&image(runtime), "old", "new")
+    });
+    let native = (0..CONTAINERS).fold(native, |docker, n| {
+        docker.container(&name(n), &image(RUNTIMES[n % RUNTIMES.len()]))
+    });
+    let asked = refit_policy::Request {
+        recreate: false,
+        ..fake::request()
+    };
+    group.bench_function("rust, natively", |bencher| {
+        bencher.iter_batched_ref(
+            || native.clone(),
+            |docker| {
+                let mut host = FakeHost::default();
+                fake::refresh::<Workspace>(docker, &mut host, "{}", &asked).unwrap()
+            },
+            BatchSize::LargeInput,
+        );
+    });
+
+    let replay = Arc::new(Replay::new(snapshot(), false));
+    group.bench_function("the snapshot alone", |bencher| {
+        bencher.iter(|| runtime.block_on(look(&replay)));
+    });
+    for (language, bytes) in guests::all() {
+        let policy = load(&runtime, Allocation::OnDemand, language, &bytes);
+        let decided = runtime.block_on(refresh(&policy, &replay));
+        assert_eq!(decided, CONTAINERS, "{language} decides about all of them");
+        group.bench_function(language, |bencher| {
+            bencher.iter(|| runtime.block_on(refresh(&policy, &replay)));
+        });
+    }
+}
+
+/// From the bytes to the generation in use, its record on the disk included.
+fn swap(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let state = tempfile::tempdir().expect("a folder");
+    let limits = CompileLimits {
+        computing: Duration::from_secs(60),
+        memory_bytes: 4 << 30,
+    };
+    let compiler = Compiler::Child {
+        program: env!("CARGO_BIN_EXE_refit").into(),
+        limits,
+    };
+    let engine = PolicyEngine::new()
+        .expect("an engine")
+        .compiled_by(compiler)
+        .cached_in(state.path().join("compiled"));
+    let asked = Asked {
+        source: Source::BuiltIn,
+        config: "{}".into(),
+    };
+    let grants = Arc::new(Grants::new(&guests::everything()).expect("grants"));
+    let started = Generations::start(engine, grants, state.path(), Keep::Generations, asked);
+    let generations = runtime.block_on(started).expect("it starts");
+    let swap_in = |number: u32| {
+        let candidate = Candidate {
+            source: Source::Bytes {
+                bytes: variant(number),
+                origin: "a variant".into(),
+            },
+            config: None,
+            expected: None,
+            by: "the bench".into(),
+        };
+        let swapped = runtime.block_on(generations.swap(candidate));
+        assert!(swapped.expect("it is swapped in").changed);
+    };
+    let mut group = criterion.benchmark_group("swap");
+    let mut number = 2;
+    group.bench_function("cold", |bencher| {
+        bencher.iter(|| {
+            number += 1;
+            swap_in(number);
+        });
+    });
+    swap_in(0);
+    swap_in(1);
+    // The other one first: what is in use already is not swapped in.
+    number = 1;
+    group.bench_function("cached", |bencher| {
+        bencher.iter(|| {
+            number += 1;
+            swap_in(number % 2);
+        });
+    });
+}
+
+/// The default policy as another component: a section that nobody reads, and another digest.
+fn variant(number: u32) -> Bytes {
+    let mut bytes = DEFAULT_POLICY.to_vec();
+    // Custom section, seven bytes: a name of two, and the number.
+    bytes.extend([0, 7, 2, b'n', b'o']);
+    bytes.extend(number.to_le_bytes());
+    bytes.into()
+}
+
+fn name(n: usize) -> String {
+    format!("ws-{n:04}")
+}
+
+fn image(runtime: &str) -> String {
+    format!("ghcr.io/molecule-ai/workspace-template-{runtime}:latest")
+}
+
+fn snapshot() -> Snapshot {
+    let id = |digit: &str| format!("sha256:{}", digit.repeat(64));
+    let container = |n: usize| {
+        let image = image(RUNTIMES[n % RUNTIMES.len()]);
+        json!({
+            "name": name(n), "id": format!("{n:064x}").chars().rev().collect::<String>(), "image": image,
+            "image_id": id("1"), "state": "running", "created": 0, "networks": ["platform"],
+            "labels": {"org.opencontainers.image.version": "1.2.3", "platform.workspace": n.to_string()},
+        })
+    };
+    let document = json!({
+        "snapshot": 1,
+        "taken": "2026-11-23T00:00:00Z",
+        "containers": (0..CONTAINERS).map(container).collect::<Vec<_>>(),
+        "images": RUNTIMES.map(|runtime| (image(runtime), json!({"id": id("2")})))
+            .into_iter().collect::<serde_json::Map<_, _>>(),
+    });
+    Snapshot::parse(document.to_string().as_bytes(), "the bench").expect("a snapshot")
+}
+
+/// What the engine that the snapshot makes takes by itself, of each refresh below.
+async fn look(replay: &Replay) -> usize {
+    let listed = replay.containers().await.expect("they are listed");
+    let mut seen = 0;
+    for container in &listed {
+        seen += usize::from(replay.inspect(container).await.is_ok());
+    }
+    seen
+}
+
+async fn refresh(policy: &Policy, replay: &Arc<Replay>) -> usize {
+    let request = Request {
+        trigger: Trigger::Operator,
+        targets: vec![],
+        images: vec![],
+        recreate: false,
+        force: false,
+    };
+    let session = Session {
+        capabilities: replay.clone(),
+        grants: Arc::new(Grants::new(&guests::everything()).expect("grants")),
+        concurrency: Concurrency {
+            inspects: 8,
+            pulls: 4,
+            recreates: 4,
+        },
+        state: PolicyState::empty(),
+    };
+    let limit = Duration::from_secs(60);
+    let decided = policy.refresh(&request, "{}", session, limit).await;
+    decided
+        .expect("no trap")
+        .expect("no failure")
+        .by_container
+        .len()
+}
