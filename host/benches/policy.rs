@@ -7,17 +7,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use refit::artifact::Carrier;
+use refit::artifact::registry::Registries;
+use refit::artifact::signature::Trust;
 use refit::capabilities::Capabilities;
 use refit::generation::Generations;
-use refit::generation::start::Keep;
+use refit::generation::start::{Keep, Terms};
 use refit::generation::swap::{Asked, Candidate, Source};
 use refit::grants::Grants;
 use refit::policy::limits::Times;
 use refit::policy::{
-    Allocation, CompileLimits, Compiler, Concurrency, DEFAULT_POLICY, Policy, PolicyEngine,
+    Allocation, Clock, CompileLimits, Compiler, Concurrency, DEFAULT_POLICY, Policy, PolicyEngine,
     PolicyState, Session,
 };
 use refit::refresh::{Request, Trigger};
+use refit::registry::credentials::Credentials;
 use refit::snapshot::Snapshot;
 use refit::snapshot::replay::Replay;
 use refit_policy::fake::{self, FakeDocker, FakeHost};
@@ -133,13 +137,22 @@ fn swap(criterion: &mut Criterion) {
         config: "{}".into(),
     };
     let grants = Arc::new(Grants::new(&guests::everything()).expect("grants"));
-    let started = Generations::start(engine, grants, state.path(), Keep::Generations, asked);
+    let terms = Terms {
+        grants,
+        trust: Trust::default(),
+        carrier: Carrier {
+            registries: Registries::default(),
+            credentials: Credentials::default(),
+        },
+    };
+    let started = Generations::start(engine, terms, state.path(), Keep::Generations, asked);
     let generations = runtime.block_on(started).expect("it starts");
     let swap_in = |number: u32| {
         let candidate = Candidate {
             source: Source::Bytes {
                 bytes: variant(number),
                 origin: "a variant".into(),
+                signature: None,
             },
             config: None,
             expected: None,
@@ -232,6 +245,7 @@ async fn refresh(policy: &Policy, replay: &Arc<Replay>) -> usize {
             recreates: 4,
         },
         state: PolicyState::empty(),
+        clock: Clock::Wall,
     };
     let limit = Duration::from_secs(60);
     let decided = policy.refresh(&request, "{}", session, limit).await;

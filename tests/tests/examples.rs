@@ -16,7 +16,7 @@ use refit::engine::{EngineError, PullError};
 use refit::grants::{GrantPatterns, Grants, Verb};
 use refit::image::ImageRef;
 use refit::policy::{
-    Concurrency, Decisions, Failure, Policy, PolicyEngine, PolicyState, Session, Verdict,
+    Clock, Concurrency, Decisions, Failure, Policy, PolicyEngine, PolicyState, Session, Verdict,
 };
 use refit::recreate::RecreateError;
 use refit::refresh::{Request, Trigger};
@@ -157,6 +157,7 @@ async fn refresh(
             recreates: 4,
         },
         state: PolicyState::empty(),
+        clock: Clock::Wall,
     };
     Ok(policy.refresh(request, "{}", session, CALL).await?)
 }
