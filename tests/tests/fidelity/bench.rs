@@ -612,6 +612,10 @@ fn host_config(container: &Container) -> Object {
             host_config.remove("Binds");
         }
     }
+    // The engine keeps links without an order.
+    if let Some(links) = host_config.get_mut("Links").and_then(Value::as_array_mut) {
+        links.sort_by_key(Value::to_string);
+    }
     host_config.retain(|_, value| !value.is_null());
     host_config
 }
