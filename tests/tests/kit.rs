@@ -176,7 +176,7 @@ async fn the_program_misbehaves_on_request() -> anyhow::Result<()> {
             .await
             .expect_err("it listened in spite of its exit");
         assert!(
-            format!("{failure:#}").contains("ended without listening"),
+            format!("{failure:#}").contains("ended without the stamp `listen`"),
             "{failure:#}"
         );
         assert_eq!(

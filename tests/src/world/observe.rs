@@ -91,7 +91,9 @@ impl World {
                     return Ok(());
                 }
             }
-            Err(anyhow!("it ended without it; its log is\n{text}"))
+            Err(anyhow!(
+                "it ended without the stamp `{event}`; its log is\n{text}"
+            ))
         };
         let what = format!("see the stamp `{event}` of container {container}");
         within(STAMP, &what, stamped).await
