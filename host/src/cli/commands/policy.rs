@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 use super::super::arguments::{PolicyArguments, PolicyCommand, ServerArguments};
 use super::super::remote::{Answer, Ask, Daemon};
 use super::super::{Status, print, tell};
-use super::{Common, compare};
+use super::{Common, author, compare};
 use crate::artifact::signature::Signer;
 use crate::artifact::{Artifact, Source, file};
 use crate::config::{Config, Flags};
 use crate::diagnostic::Diagnostic;
-use crate::policy::limits;
+use crate::policy::{CONTRACT_TEXT, limits};
 use crate::secret::SecretString;
 
 const WASM: &str = "application/wasm";
@@ -57,6 +57,13 @@ pub(in super::super) async fn policy(
                 json,
                 compare::trial,
             )
+        }
+        PolicyCommand::Test(arguments) => author::test(&config, arguments).await,
+        PolicyCommand::Check(arguments) => author::check(&config, arguments).await,
+        PolicyCommand::Bench(arguments) => author::bench(&config, arguments).await,
+        PolicyCommand::Wit => {
+            print(CONTRACT_TEXT);
+            Ok(Status::Done)
         }
         PolicyCommand::Diff(arguments) => compare::diff(&config, arguments).await,
         PolicyCommand::Record(arguments) => compare::record(common, arguments).await,

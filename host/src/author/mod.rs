@@ -1,0 +1,3 @@
+//! For those who write policies: a policy over scenarios, and what it costs. Needs no engine and no daemon.
+
+pub mod scenario;

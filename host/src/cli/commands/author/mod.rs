@@ -1,0 +1,61 @@
+//! `refit policy test | check | bench`: a policy on its author's machine.
+
+mod bench;
+mod check;
+mod junit;
+mod test;
+
+use std::path::PathBuf;
+
+use crate::artifact::Source;
+use crate::cli::commands::compiler;
+use crate::config::Config;
+use crate::diagnostic::Diagnostic;
+use crate::policy::{DEFAULT_POLICY, Metering, Policy, limits};
+use crate::setup;
+
+pub(super) use self::bench::bench;
+pub(super) use self::check::check;
+pub(super) use self::test::test;
+
+/// Instead of a component's file.
+const BUILT_IN: &str = "built-in";
+
+pub(super) fn is_built_in(source: &Source) -> bool {
+    matches!(source, Source::File(path) if path.as_os_str() == BUILT_IN)
+}
+
+/// The component that is meant, and the scenarios: as they were typed, or as the project here has them.
+fn chosen(
+    policy: Option<Source>,
+    paths: Vec<PathBuf>,
+) -> Result<(Source, Vec<PathBuf>), Diagnostic> {
+    Ok((component_of(policy)?, paths))
+}
+
+fn component_of(source: Option<Source>) -> Result<Source, Diagnostic> {
+    source.ok_or_else(|| Diagnostic::new("no component is named, and there is no project here"))
+}
+
+/// A component, whoever signed it: nobody has to be trusted to try a policy out.
+async fn component(config: &Config, source: &Source) -> Result<(Vec<u8>, String), Diagnostic> {
+    if is_built_in(source) {
+        return Ok((DEFAULT_POLICY.to_vec(), "the built-in policy".to_owned()));
+    }
+    let carrier = setup::carrier(config, setup::credentials(config)?);
+    let artifact = carrier.fetch(source, limits::COMPONENT_BYTES_MAX).await?;
+    Ok((artifact.bytes, artifact.origin))
+}
+
+async fn load(
+    config: &Config,
+    component: &(Vec<u8>, String),
+    metering: Metering,
+) -> Result<Policy, Diagnostic> {
+    let engine = match metering {
+        Metering::Off => setup::policy_engine(config, compiler(config))?,
+        Metering::Instructions => setup::metering_engine(config, compiler(config))?,
+    };
+    let (bytes, origin) = component.clone();
+    Ok(engine.load(bytes, &origin).await?)
+}
