@@ -153,23 +153,7 @@ impl Survey {
     ///
     /// Afterwards nothing is due any more: what was not reached is settled as `stale`, by the rule that held it back.
     pub fn roll_out(&mut self, docker: &mut dyn Docker, rollout: &Rollout) -> Vec<Outcome> {
-        let mut done = Vec::new();
-        let mut proven: HashMap<String, usize> = HashMap::new();
-        while let canaries = self.next_canaries(rollout.canaries, &proven)
-            && !canaries.is_empty()
-        {
-            let wave = self.recreate(docker, canaries);
-            for outcome in &wave {
-                let image = outcome.image.id();
-                match outcome.evidence() {
-                    Evidence::Works => *proven.entry(image.to_owned()).or_default() += 1,
-                    Evidence::Fails => self.hold_back_image(image, &outcome.container),
-                    Evidence::Nothing => {}
-                    Evidence::Over => self.hold_back_unreached(outcome),
-                }
-            }
-            done.extend(wave);
-        }
+        let mut done = self.canaries(docker, rollout.canaries);
         let mut failures = 0;
         while !self.due.is_empty() {
             let size = rollout.wave_size.min(self.due.len());
@@ -193,6 +177,29 @@ impl Survey {
                     rule::HALTED,
                     &format!("it is behind, and the refresh was halted after {failures} of those before it failed{of}"),
                 );
+            }
+            done.extend(wave);
+        }
+        done
+    }
+
+    /// The first part of [`roll_out`](Self::roll_out) alone: so many canaries of each image. Those of an image whose canary failed
+    /// are held back; all others are still due, for a policy that wants to wait before it goes on.
+    pub fn canaries(&mut self, docker: &mut dyn Docker, most: usize) -> Vec<Outcome> {
+        let mut done = Vec::new();
+        let mut proven: HashMap<String, usize> = HashMap::new();
+        while let canaries = self.next_canaries(most, &proven)
+            && !canaries.is_empty()
+        {
+            let wave = self.recreate(docker, canaries);
+            for outcome in &wave {
+                let image = outcome.image.id();
+                match outcome.evidence() {
+                    Evidence::Works => *proven.entry(image.to_owned()).or_default() += 1,
+                    Evidence::Fails => self.hold_back_image(image, &outcome.container),
+                    Evidence::Nothing => {}
+                    Evidence::Over => self.hold_back_unreached(outcome),
+                }
             }
             done.extend(wave);
         }
