@@ -151,7 +151,8 @@ impl Rollout {
 impl Survey {
     /// Recreate what is due, in the order in which it stands in [`Survey::due`], and say what came of each that was tried.
     ///
-    /// Afterwards nothing is due any more: what was not reached is settled as `stale`, by the rule that held it back.
+    /// Afterwards nothing is due any more: what was not reached is settled by the rule that held it back, as
+    /// `stale` (or `current`, where only force made it due).
     pub fn roll_out(&mut self, docker: &mut dyn Docker, rollout: &Rollout) -> Vec<Outcome> {
         let mut done = self.canaries(docker, rollout.canaries);
         let mut failures = 0;
@@ -175,7 +176,9 @@ impl Survey {
                     });
                 self.hold_back(
                     rule::HALTED,
-                    &format!("it is behind, and the refresh was halted after {failures} of those before it failed{of}"),
+                    &format!(
+                        "the refresh was halted after {failures} of those before it failed{of}"
+                    ),
                 );
             }
             done.extend(wave);
@@ -222,7 +225,7 @@ impl Survey {
     }
 
     fn hold_back_image(&mut self, image: &str, canary: &str) {
-        let reason = format!("it is behind, but `{canary}`, which went first, did not come up");
+        let reason = format!("`{canary}`, which went first, did not come up on the same image");
         let of_image: Vec<Due> = self
             .due
             .extract_if(.., |due| due.image.id() == image)
@@ -237,9 +240,6 @@ impl Survey {
             Err(error) => words::recreate_error(error),
             Ok(_) => return,
         };
-        self.hold_back(
-            rule::NOT_REACHED,
-            &format!("it is behind, and its turn did not come: {why}"),
-        );
+        self.hold_back(rule::NOT_REACHED, &format!("its turn did not come: {why}"));
     }
 }

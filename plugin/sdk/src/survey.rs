@@ -190,7 +190,8 @@ impl Survey {
         outcomes
     }
 
-    /// Leave whatever is still due as it is, for this reason: the end of a refresh whose canary failed.
+    /// Leave whatever is still due as it is, for this reason: the end of a refresh whose canary failed. It is settled as `stale`,
+    /// or as `current` where only force made it due, so the reason had better not say which.
     pub fn hold_back(&mut self, rule: &str, reason: &str) {
         for due in std::mem::take(&mut self.due) {
             self.settle_stale(due, rule, reason);
@@ -206,15 +207,17 @@ impl Survey {
     }
 
     pub(crate) fn settle_stale(&mut self, due: Due, rule: &str, reason: &str) {
-        self.settle(due.container.name(), Choice::stale(rule.to_owned(), reason));
+        // A forced refresh has also those that are up to date among its due.
+        let choice = match due.info.image_id == due.image.id() {
+            true => Choice::current(rule.to_owned(), reason),
+            false => Choice::stale(rule.to_owned(), reason),
+        };
+        self.settle(due.container.name(), choice);
     }
 
     /// The answer to the host. What is still due is reported as stale.
     pub fn into_report(mut self) -> Report {
-        self.hold_back(
-            rule::NOT_REACHED,
-            "it is behind, and the refresh ended before its turn",
-        );
+        self.hold_back(rule::NOT_REACHED, "the refresh ended before its turn");
         self.settled
             .sort_unstable_by(|a, b| a.container.cmp(&b.container));
         Report {

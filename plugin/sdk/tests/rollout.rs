@@ -280,3 +280,18 @@ fn the_fakes_go_on_from_what_the_last_refresh_left() {
     host.passes(10);
     assert_eq!(host.now, u64::MAX, "the clock stops at its end");
 }
+
+#[test]
+fn one_that_only_force_made_due_is_held_back_as_what_it_is() {
+    let mut docker = six().recreate_fails("a1", fake::rolled_back("unhealthy"));
+    docker.change("a3", |info| info.image_id = fake::image_id("new a"));
+    let request = Request {
+        force: true,
+        ..fake::request()
+    };
+    let config = r#"{"canaries": 1}"#;
+    let mut host = FakeHost::default();
+    let report = fake::refresh::<Rolled>(&mut docker, &mut host, config, &request).unwrap();
+    let verdicts: Vec<_> = report.decisions[1..4].iter().map(|d| d.verdict).collect();
+    assert_eq!(verdicts, [Verdict::Stale, Verdict::Current, Verdict::Stale]);
+}

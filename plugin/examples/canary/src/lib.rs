@@ -107,7 +107,7 @@ impl Policy for Canary {
                 }
                 Standing::Failed(entry) => {
                     let reason = format!(
-                        "it is behind, but `{}`, which went first, did not stay up on this image; it stays until there is a newer one, or a refresh is forced",
+                        "`{}`, which went first, did not stay up on this image: nothing follows until there is a newer one, or a refresh is forced",
                         entry.canary
                     );
                     survey
@@ -266,11 +266,9 @@ fn say_it_goes_first(survey: &mut Survey, container: &str) {
 
 fn soaking_reason(canary: &str, seconds_left: u64) -> String {
     match seconds_left.div_ceil(60) {
-        0 => format!(
-            "it is behind, and `{canary}`, which went first, has not said that it is well yet"
-        ),
-        minutes => format!(
-            "it is behind, and `{canary}`, which went first, has to run the image for another {minutes} min"
-        ),
+        0 => format!("`{canary}`, which went first, has not said that it is well yet"),
+        minutes => {
+            format!("`{canary}`, which went first, has to run the image for another {minutes} min")
+        }
     }
 }
