@@ -74,7 +74,7 @@ fn build_rust(folder: &Path) -> Result<Vec<PathBuf>, Failed> {
     }
     // Stdout is for the paths.
     step(
-        "building the Rust policies (from nothing up to a minute)",
+        "building the Rust policies (from nothing this takes minutes)",
         build.stdout(stderr()),
     )?;
     let built = target_directory().join(WASM).join("policy");
