@@ -12,6 +12,7 @@
 //! - [`policy`]: WebAssembly: loading a policy, calling it within its limits.
 //! - [`generation`]: which policy is in use, which was before it, and the way from one to the next.
 //! - [`refresh`]: one refresh, start to end, and its report; [`retention`]: what becomes of images that were replaced.
+//! - [`author`]: the kit of those who write policies.
 //! - [`selftest`]: hostile policies, and what the host must make of each.
 //! - [`config`], [`setup`]: from a file and flags to a [`refresh::Refresher`].
 //! - [`server`], [`daemon`], [`cli`]: the edges. Nobody inside names them.
@@ -42,6 +43,7 @@
 #![deny(unsafe_code)]
 
 pub mod artifact;
+pub mod author;
 pub mod capabilities;
 pub mod cli;
 pub mod config;

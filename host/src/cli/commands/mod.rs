@@ -1,5 +1,6 @@
 //! What each command does: configuration, one call of the library, an answer.
 
+mod author;
 mod compare;
 mod doctor;
 mod policy;

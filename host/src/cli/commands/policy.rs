@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::super::arguments::{PolicyArguments, PolicyCommand, ServerArguments};
 use super::super::remote::{Answer, Ask, Daemon};
 use super::super::{Status, print, tell};
-use super::{Common, compare};
+use super::{Common, author, compare};
 use crate::artifact::signature::Signer;
 use crate::artifact::{Artifact, Source, file};
 use crate::config::{Config, Flags};
@@ -27,8 +27,14 @@ pub(in super::super) async fn policy(
     common: Common,
     arguments: PolicyArguments,
 ) -> Result<Status, Diagnostic> {
-    let config = common.clone().load(Flags::default())?.config;
+    let config = match &arguments.command {
+        // Whoever writes a policy may have no platform, or one whose configuration is broken.
+        PolicyCommand::New(_) | PolicyCommand::Build(_) => Config::default(),
+        _ => common.clone().load(Flags::default())?.config,
+    };
     match arguments.command {
+        PolicyCommand::New(arguments) => author::new(arguments),
+        PolicyCommand::Build(arguments) => author::build(arguments).await,
         PolicyCommand::Swap {
             source,
             policy_config,
