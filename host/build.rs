@@ -1,5 +1,6 @@
 //! Builds the default policy (`plugin/workspace`) for `wasm32-wasip2` with the cargo that runs us, and tells the crate where
-//! it is, so that `refit` works with no policy file. Likewise the hostile guests of `refit selftest` (`selftest/build.rs`).
+//! it is, so that `refit` works with no policy file. Likewise the hostile guests of `refit selftest` (`selftest/build.rs`) and the
+//! projects of `refit policy new` (`templates/build.rs`).
 //!
 //! It has a target directory of its own, since the outer cargo holds the lock of the workspace's, and one for all flavours
 //! (debug, release, clippy), so that each does not build its own.
@@ -10,6 +11,8 @@ use std::{env, fs};
 
 #[path = "selftest/build.rs"]
 mod selftest;
+#[path = "templates/build.rs"]
+mod templates;
 
 const PACKAGE: &str = "refit-policy-workspace";
 
@@ -28,6 +31,9 @@ fn main() {
         .join("policy");
     if let Err(error) = selftest::build(&manifest, &root, &out) {
         panic!("cannot build the hostile guests: {error:#}");
+    }
+    if let Err(error) = templates::build(&manifest, &root, &out) {
+        panic!("cannot list the templates of policies: {error}");
     }
     for path in [
         "plugin/sdk/src",

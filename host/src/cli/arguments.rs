@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::artifact::{ArtifactRef, Source, reference};
+use crate::author::template;
 use crate::policy::COMPILE_SUBCOMMAND;
 
 /// Gives running containers a new image under a policy
@@ -45,7 +46,7 @@ pub(super) enum Command {
     Plan(PlanArguments),
     /// Serve the HTTP interface until told to stop
     Serve(ServeArguments),
-    /// Look at policies, swap the one that a daemon uses, go back to the one before
+    /// Write policies, look at them, swap the one that a daemon uses, go back to the one before
     Policy(PolicyArguments),
     /// Finish or undo replacements that a Refit which was killed left half done
     Recover(RecoverArguments),
@@ -136,6 +137,10 @@ pub(super) struct ServerArguments {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyCommand {
+    /// Make a project to write a policy in: one that builds, is tested, and can be swapped in
+    New(NewArguments),
+    /// Build a project's component, with the tools that its policy.toml asks for
+    Build(BuildArguments),
     /// Put this component in the place of the policy that a running daemon uses
     Swap {
         /// A file, sent with the `.minisig` beside it; or what the daemon is to fetch, with its own logins
@@ -173,6 +178,8 @@ pub(super) enum PolicyCommand {
     Check(CheckArguments),
     /// Count what a policy's decisions cost: instructions, memory, calls of the host, time; needs no engine and no daemon
     Bench(BenchArguments),
+    /// Build, check, test and try out beside a daemon's policy, each time that a source of the project changes
+    Dev(DevArguments),
     /// Print the contract between this host and its policies: `policy.wit`
     Wit,
     /// Compare what two policies decide over recorded snapshots; needs no engine and no daemon
@@ -251,6 +258,18 @@ pub(super) struct TestArguments {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct DevArguments {
+    /// A folder of the project
+    #[arg(value_name = "DIR", default_value = ".")]
+    pub(super) folder: PathBuf,
+    /// The candidate's configuration: a JSON object, or a file that holds one [default: the one in force]
+    #[arg(long, value_name = "JSON|FILE")]
+    pub(super) policy_config: Option<String>,
+    #[command(flatten)]
+    pub(super) server: ServerArguments,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct CheckArguments {
     /// A component, or `built-in` [default: what the project builds]
     #[arg(value_name = "FILE|oci://…")]
@@ -289,6 +308,43 @@ pub(super) struct BenchArguments {
     /// As JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NewArguments {
+    #[arg(long, value_name = "LANGUAGE")]
+    pub(super) lang: Language,
+    /// What the policy is called: lower case letters, digits and hyphens
+    #[arg(value_name = "NAME")]
+    pub(super) name: template::Name,
+    /// The project's folder, empty or not there yet [default: NAME]
+    #[arg(long, value_name = "DIR")]
+    pub(super) path: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Language {
+    Rust,
+    Python,
+    #[value(name = "javascript")]
+    JavaScript,
+}
+
+impl From<Language> for template::Language {
+    fn from(language: Language) -> Self {
+        match language {
+            Language::Rust => Self::Rust,
+            Language::Python => Self::Python,
+            Language::JavaScript => Self::JavaScript,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BuildArguments {
+    /// A folder of the project
+    #[arg(value_name = "DIR", default_value = ".")]
+    pub(super) folder: PathBuf,
 }
 
 #[derive(Debug, Args)]

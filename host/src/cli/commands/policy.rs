@@ -21,14 +21,20 @@ use crate::policy::{CONTRACT_TEXT, limits};
 use crate::secret::SecretString;
 
 const WASM: &str = "application/wasm";
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 
 pub(in super::super) async fn policy(
     common: Common,
     arguments: PolicyArguments,
 ) -> Result<Status, Diagnostic> {
-    let config = common.clone().load(Flags::default())?.config;
+    let config = match &arguments.command {
+        // Whoever writes a policy may have no platform, or one whose configuration is broken.
+        PolicyCommand::New(_) | PolicyCommand::Build(_) | PolicyCommand::Wit => Config::default(),
+        _ => common.clone().load(Flags::default())?.config,
+    };
     match arguments.command {
+        PolicyCommand::New(arguments) => author::new(arguments),
+        PolicyCommand::Build(arguments) => author::build(arguments).await,
         PolicyCommand::Swap {
             source,
             policy_config,
@@ -61,6 +67,7 @@ pub(in super::super) async fn policy(
         PolicyCommand::Test(arguments) => author::test(&config, arguments).await,
         PolicyCommand::Check(arguments) => author::check(&config, arguments).await,
         PolicyCommand::Bench(arguments) => author::bench(&config, arguments).await,
+        PolicyCommand::Dev(arguments) => author::dev(&config, arguments).await,
         PolicyCommand::Wit => {
             print(CONTRACT_TEXT);
             Ok(Status::Done)
@@ -119,7 +126,7 @@ pub(in super::super) async fn policy(
     }
 }
 
-fn swap(
+pub(super) fn swap(
     source: &Source,
     config: Option<&str>,
     expected: Option<u64>,
@@ -158,7 +165,7 @@ fn put(source: &Source, expected: Option<u64>, body: (&'static str, Bytes)) -> A
     }
 }
 
-fn read(path: &str) -> Ask<'static> {
+pub(super) fn read(path: &str) -> Ask<'static> {
     Ask {
         method: Method::GET,
         path: path.to_owned(),
@@ -190,7 +197,7 @@ pub(super) fn object(text: &str) -> Result<Value, Diagnostic> {
     }
 }
 
-fn daemon(config: &Config, server: &ServerArguments) -> Result<Daemon, Diagnostic> {
+pub(super) fn daemon(config: &Config, server: &ServerArguments) -> Result<Daemon, Diagnostic> {
     let token = match std::env::var("ADMIN_TOKEN")
         .ok()
         .filter(|it| !it.trim().is_empty())

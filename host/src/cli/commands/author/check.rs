@@ -15,7 +15,7 @@ use crate::cli::{Status, print};
 use crate::config::Config;
 use crate::diagnostic::Diagnostic;
 use crate::generation::Content;
-use crate::generation::load::{self, Passed, Source, Stage};
+use crate::generation::load::{self, Passed, Refusal, Source, Stage};
 use crate::generation::permissions::Permissions;
 use crate::generation::start::Terms;
 use crate::policy::{CONTRACT, CONTRACT_VERSION, Examined, limits};
@@ -68,7 +68,43 @@ pub(in super::super) async fn check(
     arguments: CheckArguments,
 ) -> Result<Status, Diagnostic> {
     let source = super::component_of(arguments.source)?;
-    let policy_config = match arguments.policy_config.as_deref().map(object).transpose()? {
+    let (seen, outcome) = look(config, &source, arguments.policy_config.as_deref()).await?;
+    let failed = outcome.is_err();
+    if arguments.json {
+        print_json(&seen.json(outcome.as_ref().ok()));
+    } else {
+        print(&seen.text());
+        print(match failed {
+            true => "a swap would refuse it\n",
+            false => "a swap would take it\n",
+        });
+    }
+    Ok(match failed {
+        true => Status::SomeFailed,
+        false => Status::Done,
+    })
+}
+
+/// For somebody who does something else at the moment: one line, or the list where something is wrong. Whether it passes.
+pub(super) async fn quietly(
+    config: &Config,
+    source: &artifact::Source,
+    policy_config: Option<&str>,
+) -> Result<bool, Diagnostic> {
+    let (seen, outcome) = look(config, source, policy_config).await?;
+    match &outcome {
+        Ok(content) => print(&format!("check       {} passes\n", content.policy.title())),
+        Err(_) => print(&seen.text()),
+    }
+    Ok(outcome.is_ok())
+}
+
+async fn look(
+    config: &Config,
+    source: &artifact::Source,
+    policy_config: Option<&str>,
+) -> Result<(Seen, Result<Content, (Stage, Refusal)>), Diagnostic> {
+    let policy_config = match policy_config.map(object).transpose()? {
         Some(object) => object.to_string(),
         None => Value::Object(config.policy.config.clone()).to_string(),
     };
@@ -84,31 +120,16 @@ pub(in super::super) async fn check(
     };
     let mut passed = |stage| seen.passed(stage);
     let source = match source {
-        source if super::is_built_in(&source) => Source::BuiltIn,
-        artifact::Source::File(path) => Source::File(path),
-        artifact::Source::Registry(reference) => Source::Registry(reference),
+        source if super::is_built_in(source) => Source::BuiltIn,
+        artifact::Source::File(path) => Source::File(path.clone()),
+        artifact::Source::Registry(reference) => Source::Registry(reference.clone()),
     };
     let outcome = load::check(engine, terms, source, &policy_config, &mut passed).await;
     match &outcome {
         Ok(content) => seen.describe(content, &policy_config),
         Err((stage, refusal)) => seen.failed(*stage, Diagnostic::of(refusal)),
     }
-    let failed = outcome.is_err();
-    if arguments.json {
-        print_json(&seen.json(outcome.as_ref().ok()));
-    } else {
-        print(&seen.text());
-        print(if failed {
-            "a swap would refuse it\n"
-        } else {
-            "a swap would take it\n"
-        });
-    }
-    Ok(if failed {
-        Status::SomeFailed
-    } else {
-        Status::Done
-    })
+    Ok((seen, outcome))
 }
 
 impl Seen {

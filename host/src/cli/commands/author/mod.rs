@@ -1,13 +1,17 @@
-//! `refit policy test | check | bench`: a policy on its author's machine.
+//! `refit policy new | build | test | check | bench | dev`: a policy on its author's machine.
 
 mod bench;
+mod build;
 mod check;
+mod dev;
 mod junit;
+mod new;
 mod test;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::artifact::Source;
+use crate::author::project::Project;
 use crate::cli::commands::compiler;
 use crate::config::Config;
 use crate::diagnostic::Diagnostic;
@@ -15,7 +19,10 @@ use crate::policy::{DEFAULT_POLICY, Metering, Policy, limits};
 use crate::setup;
 
 pub(super) use self::bench::bench;
+pub(super) use self::build::build;
 pub(super) use self::check::check;
+pub(super) use self::dev::dev;
+pub(super) use self::new::new;
 pub(super) use self::test::test;
 
 /// Instead of a component's file.
@@ -30,11 +37,27 @@ fn chosen(
     policy: Option<Source>,
     paths: Vec<PathBuf>,
 ) -> Result<(Source, Vec<PathBuf>), Diagnostic> {
+    let paths = match paths.is_empty() {
+        true => vec![Project::find(Path::new("."))?.scenarios()],
+        false => paths,
+    };
     Ok((component_of(policy)?, paths))
 }
 
 fn component_of(source: Option<Source>) -> Result<Source, Diagnostic> {
-    source.ok_or_else(|| Diagnostic::new("no component is named, and there is no project here"))
+    match source {
+        Some(source) => Ok(source),
+        None => built(&Project::find(Path::new("."))?),
+    }
+}
+
+fn built(project: &Project) -> Result<Source, Diagnostic> {
+    let component = project.component_path();
+    if component.is_file() {
+        return Ok(Source::File(component));
+    }
+    let error = format!("`{}` is not there", component.display());
+    Err(Diagnostic::new(error).hint("`refit policy build` makes it"))
 }
 
 /// A component, whoever signed it: nobody has to be trusted to try a policy out.

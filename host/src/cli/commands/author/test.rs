@@ -1,18 +1,20 @@
 //! `refit policy test`: scenarios, one line each, and for those that fail what was to be otherwise.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::junit;
+use crate::artifact::Source;
 use crate::author::scenario::{Ran, Scenario, read_all, run};
 use crate::cli::arguments::TestArguments;
 use crate::cli::commands::policy::print_json;
 use crate::cli::{Status, print};
 use crate::config::Config;
 use crate::diagnostic::Diagnostic;
-use crate::policy::Metering;
+use crate::policy::{Metering, Policy};
 
 /// A scenario that has run.
 pub(super) struct Case {
@@ -26,23 +28,9 @@ pub(in super::super) async fn test(
     arguments: TestArguments,
 ) -> Result<Status, Diagnostic> {
     let (source, paths) = super::chosen(arguments.policy, arguments.paths)?;
-    // All of them are read before one runs: a misspelt key is no failure of the policy.
-    let scenarios = read_all(&paths)?;
-    let component = super::component(config, &source).await?;
-    let policy = super::load(config, &component, Metering::Off).await?;
-    let mut cases = Vec::new();
-    for scenario in scenarios {
-        let began = Instant::now();
-        let ran = run(&policy, &scenario).await?;
-        let case = Case {
-            scenario,
-            ran,
-            took: began.elapsed(),
-        };
-        if !arguments.json {
-            print(&told(&case));
-        }
-        cases.push(case);
+    let (policy, cases) = all(config, &source, &paths).await?;
+    if !arguments.json {
+        cases.iter().for_each(|case| print(&told(case)));
     }
     let failed = cases.iter().filter(|case| !case.ran.passed()).count();
     let passed = cases.len() - failed;
@@ -74,6 +62,43 @@ pub(in super::super) async fn test(
         0 => Status::Done,
         _ => Status::SomeFailed,
     })
+}
+
+/// For somebody who does something else at the moment: a sum, and what failed.
+pub(super) async fn quietly(
+    config: &Config,
+    source: &Source,
+    paths: &[PathBuf],
+) -> Result<(), Diagnostic> {
+    let (_, cases) = all(config, source, paths).await?;
+    let (passed, failed): (Vec<&Case>, Vec<&Case>) =
+        cases.iter().partition(|case| case.ran.passed());
+    failed.iter().for_each(|case| print(&told(case)));
+    let (passed, failed) = (passed.len(), failed.len());
+    print(&format!("test        {passed} passed, {failed} failed\n"));
+    Ok(())
+}
+
+async fn all(
+    config: &Config,
+    source: &Source,
+    paths: &[PathBuf],
+) -> Result<(Policy, Vec<Case>), Diagnostic> {
+    // All of them are read before one runs: a misspelt key is no failure of the policy.
+    let scenarios = read_all(paths)?;
+    let component = super::component(config, source).await?;
+    let policy = super::load(config, &component, Metering::Off).await?;
+    let mut cases = Vec::new();
+    for scenario in scenarios {
+        let began = Instant::now();
+        let ran = run(&policy, &scenario).await?;
+        cases.push(Case {
+            scenario,
+            ran,
+            took: began.elapsed(),
+        });
+    }
+    Ok((policy, cases))
 }
 
 fn told(case: &Case) -> String {
