@@ -18,7 +18,8 @@ use crate::artifact::{self, Artifact, ArtifactError, ArtifactRef, Carrier};
 use crate::diagnostic::Hints;
 use crate::grants::Grants;
 use crate::policy::{
-    DEFAULT_POLICY, Examined, PolicyEngine, PolicyError, PolicyStates, digest, limits, printable,
+    DEFAULT_POLICY, Examined, Policy, PolicyEngine, PolicyError, PolicyStates, digest, limits,
+    printable,
 };
 
 /// What the default policy is called where a file would be named.
@@ -177,7 +178,7 @@ pub enum Passed {
     Imports,
     Compile,
     Link,
-    Describe,
+    Describe(Arc<Policy>),
     Config,
 }
 
@@ -240,7 +241,8 @@ impl Loader {
         let linked = self.engine.link(compiled).at(Stage::Link)?;
         passed(Passed::Link);
         let policy = self.engine.introduce(linked).await.at(Stage::Describe)?;
-        passed(Passed::Describe);
+        let policy = Arc::new(policy);
+        passed(Passed::Describe(policy.clone()));
         let problems = policy.validate_config(&config).await.at(Stage::Config)?;
         if !problems.is_empty() {
             let policy = policy.title();
@@ -250,7 +252,7 @@ impl Loader {
         Ok(Content {
             state: self.states.of(&policy.name),
             permissions: Permissions::of(&policy.imports),
-            policy: Arc::new(policy),
+            policy,
             grants: self.granted_to(signer.as_ref()),
             signer,
             // Nobody has looked at one that nobody asks for.

@@ -467,7 +467,7 @@ impl Changes {
 }
 
 /// A reference as the host writes it, which is how a replay looks for it.
-fn normal(reference: &str) -> String {
+pub(super) fn normal(reference: &str) -> String {
     match reference.parse::<crate::image::ImageRef>() {
         Ok(parsed) => parsed.to_string(),
         Err(_) => reference.to_owned(),

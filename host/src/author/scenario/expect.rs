@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::document::image_id;
+use super::document::{image_id, normal};
 use crate::journal::{Record, RecreationOutcome};
 use crate::policy::{Decision, Decisions, Failure, PolicyError, PolicyState, Verdict};
 use crate::refresh::Answer;
@@ -114,6 +114,7 @@ impl Expect {
             }
         }
         if let Some(expected) = &self.pulls {
+            let expected: Vec<String> = expected.iter().map(|it| normal(it)).collect();
             found.check("pulls", inline(expected), inline(pulls(&answer.record)));
         }
         for (name, expected) in &self.outcomes {

@@ -156,7 +156,10 @@ impl Seen {
                 let detail = format!("every function as `{CONTRACT}@{CONTRACT_VERSION}` has it");
                 (Stage::Link, detail)
             }
-            Passed::Describe => (Stage::Describe, String::new()),
+            Passed::Describe(policy) => (
+                Stage::Describe,
+                format!("{}: {}", policy.title(), policy.summary),
+            ),
             Passed::Config => (Stage::Config, String::new()),
         };
         self.line(stage.to_string(), Outcome::Pass, detail);
@@ -195,9 +198,7 @@ impl Seen {
     fn describe(&mut self, content: &Content, config: &str) {
         let policy = &content.policy;
         for line in &mut self.lines {
-            if line.check == Stage::Describe.to_string() {
-                line.detail = format!("{}: {}", policy.title(), policy.summary);
-            } else if line.check == Stage::Config.to_string() {
+            if line.check == Stage::Config.to_string() {
                 line.detail = format!("it accepts {}", shortened(config));
             }
         }
