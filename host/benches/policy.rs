@@ -12,8 +12,9 @@ use refit::artifact::registry::Registries;
 use refit::artifact::signature::Trust;
 use refit::capabilities::Capabilities;
 use refit::generation::Generations;
+use refit::generation::load::Source;
 use refit::generation::start::{Keep, Terms};
-use refit::generation::swap::{Asked, Candidate, Source};
+use refit::generation::swap::{Asked, Candidate};
 use refit::grants::Grants;
 use refit::policy::limits::Times;
 use refit::policy::{

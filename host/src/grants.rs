@@ -25,6 +25,16 @@ pub enum Verb {
     Overlap,
 }
 
+impl Verb {
+    pub const ALL: &[Self] = &[
+        Self::Inspect,
+        Self::Pull,
+        Self::Replace,
+        Self::Remove,
+        Self::Overlap,
+    ];
+}
+
 impl std::fmt::Display for Verb {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

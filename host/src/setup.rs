@@ -12,8 +12,9 @@ use crate::diagnostic::Diagnostic;
 use crate::engine::address::{self, EngineAddress, EngineEnvironment};
 use crate::engine::docker::DockerEngine;
 use crate::generation::Generations;
+use crate::generation::load::Source;
 use crate::generation::start::{Keep, Terms};
-use crate::generation::swap::{Asked, Source};
+use crate::generation::swap::Asked;
 use crate::grants::Grants;
 use crate::policy::{Compiler, PolicyEngine, PolicyError};
 use crate::recreate::guard;
@@ -76,6 +77,14 @@ pub fn asked(config: &Config) -> Asked {
 /// `compiler` is for code that nobody vouches for: [`Compiler::this_program`] in `refit` itself.
 pub fn policy_engine(config: &Config, compiler: Compiler) -> Result<PolicyEngine, PolicyError> {
     let engine = PolicyEngine::new()?;
+    Ok(engine
+        .compiled_by(compiler)
+        .cached_in(config.state_folder().join("compiled")))
+}
+
+/// One whose policies tell how many instructions a call took.
+pub fn metering_engine(config: &Config, compiler: Compiler) -> Result<PolicyEngine, PolicyError> {
+    let engine = PolicyEngine::metering()?;
     Ok(engine
         .compiled_by(compiler)
         .cached_in(config.state_folder().join("compiled")))

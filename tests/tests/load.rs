@@ -21,8 +21,9 @@ use refit::engine::{
     UnnamedImage,
 };
 use refit::generation::Generations;
+use refit::generation::load::Source;
 use refit::generation::start::{Keep, Terms};
-use refit::generation::swap::{Asked, Candidate, Source};
+use refit::generation::swap::{Asked, Candidate};
 use refit::grants::{GrantPatterns, Grants, Verb};
 use refit::image::{ImageId, ImageRef, Platform};
 use refit::journal::no_events;

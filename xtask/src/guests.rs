@@ -1,15 +1,19 @@
-//! The example policies that are not in Rust, as components. Their tools go to the cache, once for each version, and a component
-//! that is up to date is not built again.
+//! The example policies as components. The tools of those that are not in Rust go to the cache, once for each version, and a
+//! component that is up to date is not built again. For those in Rust cargo knows both.
 
 use std::fs::{self, File};
 use std::io::{Write as _, stderr, stdout};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::run::{Failed, cache_directory, say, step, target_directory};
-use crate::setup::{is_there, root};
+use crate::run::{Failed, cache_directory, cargo, say, step, target_directory};
+use crate::setup::{WASM, is_there, root, wasm_target};
 
 const WORLD: &str = "refresh-policy";
+
+/// Those in Rust: `refit-policy-` and one of these is the package, which makes a component of that name. The default policy is
+/// not among them, since the host's build makes and embeds it.
+const RUST: &[&str] = &["canary", "quiet-hours", "watchtower"];
 
 struct Language {
     name: &'static str,
@@ -47,9 +51,48 @@ pub(crate) fn build() -> Result<Vec<PathBuf>, Failed> {
     let lock = tools.join("lock");
     let held = File::create(&lock).map_err(|error| cannot("make", &lock, &error))?;
     held.lock().map_err(|error| cannot("lock", &lock, &error))?;
-    LANGUAGES
+    let mut components: Vec<PathBuf> = LANGUAGES
         .iter()
         .map(|language| language.component(&folder, &tools))
+        .collect::<Result<_, _>>()?;
+    components.extend(build_rust(&folder)?);
+    Ok(components)
+}
+
+/// The packages in Rust that are components.
+pub(crate) fn rust_packages() -> impl Iterator<Item = String> {
+    RUST.iter().map(|name| format!("refit-policy-{name}"))
+}
+
+/// All of them in one call, as host/build.rs builds the default policy.
+fn build_rust(folder: &Path) -> Result<Vec<PathBuf>, Failed> {
+    wasm_target()?;
+    let mut build = cargo();
+    build.args(["build", "--lib", "--profile", "policy", "--target", WASM]);
+    for package in rust_packages() {
+        build.args(["--package", &package]);
+    }
+    // Stdout is for the paths.
+    step(
+        "building the Rust policies (from nothing this takes minutes)",
+        build.stdout(stderr()),
+    )?;
+    let built = target_directory().join(WASM).join("policy");
+    RUST.iter()
+        .map(|name| {
+            let package = format!("refit_policy_{}.wasm", name.replace('-', "_"));
+            let component = built.join(package);
+            let bytes = fs::read(&component).map_err(|error| cannot("read", &component, &error))?;
+            let out = folder.join(format!("{name}.wasm"));
+            if fs::read(&out).is_ok_and(|last| last == bytes) {
+                return Ok(out);
+            }
+            // It has its name only when all of it is there: somebody may be reading the one before it.
+            let unfinished = folder.join(format!("{name}.unfinished"));
+            fs::write(&unfinished, bytes).map_err(|error| cannot("write", &unfinished, &error))?;
+            fs::rename(&unfinished, &out).map_err(|error| cannot("write", &out, &error))?;
+            Ok(out)
+        })
         .collect()
 }
 

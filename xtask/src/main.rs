@@ -1,7 +1,7 @@
 //! `cargo xtask`: the chores of this repository. Each sets up what it needs first, so that a machine with rustup is enough.
 //!
 //! Standard library only: this is the first thing that a newcomer builds, and it should be there in seconds. [`setup`] gets what
-//! is missing, [`guests`] builds policies that are not in Rust, [`run`] runs programs and says what takes time; the chores themselves are here.
+//! is missing, [`guests`] builds the example policies, [`run`] runs programs and says what takes time; the chores themselves are here.
 
 mod guests;
 mod run;
@@ -19,7 +19,7 @@ usage: cargo xtask <chore>
   demo         start a registry, publish two versions of eight images, and let `refit` refresh running containers
   test [ARGS]  run all tests; ARGS go to `cargo test --workspace`
   lint         check formatting, clippy, documentation, and what cargo-deny checks
-  guests       build the example policies in Python and JavaScript, and print where they are
+  guests       build the example policies in Python, JavaScript and Rust, and print where they are
   bench [ARGS] measure what policies cost; ARGS go to `cargo bench --package refit`
   setup        get what building and testing takes: a C compiler, the wasm32-wasip2 target
 
@@ -118,10 +118,11 @@ fn lint() -> Result<(), Failed> {
         ]),
     )?;
     step(
-        "clippy, on the policy as a component",
+        "clippy, on the policies as components",
         cargo()
-            .args(["clippy", "--package", "refit-policy-workspace", "--lib"])
-            .args(["--target", "wasm32-wasip2", "--", "-D", "warnings"]),
+            .args(["clippy", "--lib", "--package", "refit-policy-workspace"])
+            .args(guests::rust_packages().flat_map(|package| ["--package".to_owned(), package]))
+            .args(["--target", setup::WASM, "--", "-D", "warnings"]),
     )?;
     step(
         "building the documentation",

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use crate::run::{Failed, step};
 
-const WASM: &str = "wasm32-wasip2";
+pub(crate) const WASM: &str = "wasm32-wasip2";
 
 pub(crate) fn all() -> Result<(), Failed> {
     c_compiler()?;
@@ -29,7 +29,7 @@ fn c_compiler() -> Result<(), Failed> {
 }
 
 /// The default policy is a component, and is built along with the host.
-fn wasm_target() -> Result<(), Failed> {
+pub(crate) fn wasm_target() -> Result<(), Failed> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let asked = Command::new(rustc)
         .args(["--print", "target-libdir", "--target", WASM])

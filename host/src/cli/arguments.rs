@@ -67,6 +67,9 @@ pub(super) struct CompileArguments {
     pub(super) cpu_seconds: u64,
     #[arg(long)]
     pub(super) memory_bytes: u64,
+    /// For an engine that counts instructions
+    #[arg(long)]
+    pub(super) metering: bool,
 }
 
 #[derive(Debug, Args)]
@@ -169,6 +172,16 @@ pub(super) enum PolicyCommand {
         #[command(flatten)]
         server: ServerArguments,
     },
+    /// Run a policy over scenarios: an engine as it might be, and what is expected; needs no engine and no daemon
+    Test(TestArguments),
+    /// Look at a component as a swap would, and say of each thing whether it passes; swaps nothing
+    Check(CheckArguments),
+    /// Count what a policy's decisions cost: instructions, memory, calls of the host, time; needs no engine and no daemon
+    Bench(BenchArguments),
+    /// Build, check, test and try out beside a daemon's policy, each time that a source of the project changes
+    Dev(DevArguments),
+    /// Print the contract between this host and its policies: `policy.wit`
+    Wit,
     /// Compare what two policies decide over recorded snapshots; needs no engine and no daemon
     Diff(DiffArguments),
     /// Write down what the policy can see on the engine now, for `diff` and `refit plan --snapshot`
@@ -226,6 +239,75 @@ pub(super) enum PolicyCommand {
         #[command(flatten)]
         server: ServerArguments,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TestArguments {
+    /// Scenarios, or folders that hold some [default: the project's, as its policy.toml says]
+    #[arg(value_name = "FILE|FOLDER")]
+    pub(super) paths: Vec<PathBuf>,
+    /// A component, or `built-in` [default: what the project builds]
+    #[arg(long, value_name = "FILE|oci://…")]
+    pub(super) policy: Option<Source>,
+    /// Write a report for a CI that reads JUnit's XML
+    #[arg(long, value_name = "FILE")]
+    pub(super) junit: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DevArguments {
+    /// A folder of the project
+    #[arg(value_name = "DIR", default_value = ".")]
+    pub(super) folder: PathBuf,
+    /// The candidate's configuration: a JSON object, or a file that holds one [default: the one in force]
+    #[arg(long, value_name = "JSON|FILE")]
+    pub(super) policy_config: Option<String>,
+    #[command(flatten)]
+    pub(super) server: ServerArguments,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArguments {
+    /// A component, or `built-in` [default: what the project builds]
+    #[arg(value_name = "FILE|oci://…")]
+    pub(super) source: Option<Source>,
+    /// The configuration that it is to accept: a JSON object, or a file that holds one [default: `[policy.config]`]
+    #[arg(long, value_name = "JSON|FILE")]
+    pub(super) policy_config: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BenchArguments {
+    /// Scenarios, folders that hold some, or snapshots (.json) [default: the project's scenarios]
+    #[arg(value_name = "FILE|FOLDER")]
+    pub(super) paths: Vec<PathBuf>,
+    /// A component, or `built-in` [default: what the project builds]
+    #[arg(long, value_name = "FILE|oci://…")]
+    pub(super) policy: Option<Source>,
+    /// Its configuration over a snapshot: a JSON object, or a file that holds one [default: `[policy.config]`]
+    #[arg(long, value_name = "JSON|FILE")]
+    pub(super) policy_config: Option<String>,
+    /// How often each is timed
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(super) runs: u32,
+    /// Compare with what was saved here, and end with 1 where something grew beyond the threshold
+    #[arg(long, value_name = "FILE")]
+    pub(super) baseline: Option<PathBuf>,
+    /// By how much instructions, memory and calls of the host may grow. Times are not compared: they are the machine's
+    #[arg(long, value_name = "PERCENT", default_value_t = 10.0)]
+    pub(super) threshold: f64,
+    /// Write what was counted, as a baseline
+    #[arg(long, value_name = "FILE")]
+    pub(super) save: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]

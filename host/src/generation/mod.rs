@@ -1,10 +1,12 @@
 //! Which policy is in use, which were before it, and the way from one to the next.
 //!
 //! A **generation** is a policy with the configuration that it accepted, under a number that is never used twice. There is one
-//! pointer to the active one ([`Generations::active`]); a refresh takes it once and keeps it to its end. [`swap`] is how another
-//! one gets there, [`start`] which one it is at first, [`store`] what outlives the process, [`permissions`] what a component
-//! can ask for at all, [`watch`] a file that is looked at again and again. Knows of no HTTP, no command line and no engine.
+//! pointer to the active one ([`Generations::active`]); a refresh takes it once and keeps it to its end. [`load`] makes a policy
+//! of bytes, [`swap`] puts another one in place, [`start`] says which one it is at first, [`store`] what outlives the process,
+//! [`permissions`] what a component can ask for at all, [`watch`] looks at a file again and again. Knows of no HTTP, no command
+//! line and no engine.
 
+pub mod load;
 pub mod permissions;
 pub mod shadow;
 pub mod start;
@@ -19,10 +21,10 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use tokio::sync::{Mutex, MutexGuard};
 
+use self::load::Loader;
 use self::permissions::Permissions;
 use self::shadow::Shadow;
 use self::store::{Configured, How, Ledger, Record};
-use self::swap::Loader;
 use crate::artifact::signature::Signer;
 use crate::diagnostic::Diagnostic;
 use crate::grants::Grants;

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::Mutex;
 
+use super::load::{Failed, Fetched, Loader, Source};
 use super::store::{Configured, How, Ledger, Record, Store};
-use super::swap::{Asked, Failed, Fetched, Loader, Source};
+use super::swap::Asked;
 use super::{Content, Generation, Generations, Past, Previous};
 use crate::artifact::Carrier;
 use crate::artifact::signature::Trust;

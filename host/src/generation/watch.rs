@@ -11,7 +11,8 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
 use super::Generations;
-use super::swap::{Asked, Source};
+use super::load::Source;
+use super::swap::Asked;
 use crate::artifact::file;
 
 /// Between two looks. A person who has just copied a file does not wait for long; a machine does not notice.

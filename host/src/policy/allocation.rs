@@ -14,7 +14,7 @@ use super::instance::HostState;
 use super::limits::{
     INSTANCES_MAX, MEMORIES_MAX, MEMORY_BYTES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX,
 };
-use super::{bindings, configuration, tick, wasi};
+use super::{Metering, bindings, configuration, tick, wasi};
 
 /// Calls that a pool has room for at once. A further one waits for its turn, within its time.
 ///
@@ -65,7 +65,9 @@ impl Machine {
 impl Pool {
     /// `None` where it cannot be had: making the engine reserves all of its addresses, so that is the test.
     pub(super) fn probe() -> Option<Self> {
-        match Machine::new(configuration().allocation_strategy(strategy(CALLS_AT_ONCE))) {
+        match Machine::new(
+            configuration(Metering::Off).allocation_strategy(strategy(CALLS_AT_ONCE)),
+        ) {
             Ok(machine) => Some(Self {
                 machine,
                 turns: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
@@ -114,7 +116,8 @@ mod tests {
     /// A pool that the machine could not have is asked for: a petabyte.
     #[test]
     fn a_pool_that_is_not_to_be_had_is_an_error_and_no_abort() {
-        let made = Machine::new(configuration().allocation_strategy(strategy(1 << 15)));
+        let made =
+            Machine::new(configuration(Metering::Off).allocation_strategy(strategy(1 << 15)));
         assert!(made.is_err());
     }
 
@@ -127,7 +130,7 @@ mod tests {
             engine.precompile_compatibility_hash().hash(&mut hasher);
             hasher.finish()
         };
-        let pooled = hash(configuration().allocation_strategy(strategy(1)));
-        assert_eq!(hash(&configuration()), pooled);
+        let pooled = hash(configuration(Metering::Off).allocation_strategy(strategy(1)));
+        assert_eq!(hash(&configuration(Metering::Off)), pooled);
     }
 }

@@ -174,13 +174,18 @@ impl docker::Host for HostState {
         bounded(wave.len())?;
         self.spent.calls(wave.len().max(1))?;
         let mut wanted = Vec::with_capacity(wave.len());
+        let mut names = Vec::with_capacity(wave.len());
         for item in &wave {
+            let container = self.table.get(&item.container)?.0.clone();
+            self.spent.text(container.name.len())?;
+            names.push(container.name.clone());
             wanted.push(Recreation {
-                container: self.table.get(&item.container)?.0.clone(),
+                container,
                 image: self.table.get(&item.image)?.0.clone(),
                 strategy: convert::strategy(item.strategy),
             });
         }
+        self.waves.push(names);
         let capabilities = self.capabilities();
         let calls = wanted.into_iter().map(|wanted| {
             let capabilities = capabilities.clone();

@@ -16,7 +16,7 @@ use wasmtime::Engine;
 use wasmtime::component::Component;
 
 use super::limits::COMPONENT_BYTES_MAX;
-use super::{PolicyError, configuration};
+use super::{Metering, PolicyError, configuration};
 
 /// The subcommand that is the compiler process.
 pub const SUBCOMMAND: &str = "compile-policy";
@@ -68,6 +68,7 @@ impl Compiler {
     pub(super) async fn compile(
         &self,
         engine: &Engine,
+        metering: Metering,
         bytes: &Bytes,
         origin: &str,
     ) -> Result<Compiled, PolicyError> {
@@ -91,7 +92,7 @@ impl Compiler {
                     origin: origin.to_owned(),
                     cause,
                 };
-                match in_child(program, *limits, bytes).await {
+                match in_child(program, *limits, metering, bytes).await {
                     Ok(Answer::Code(code)) => Ok(Compiled(code)),
                     Ok(Answer::Invalid(cause)) => Err(PolicyError::Invalid {
                         origin: origin.to_owned(),
@@ -148,6 +149,7 @@ const INVALID: u8 = 1;
 async fn in_child(
     program: &PathBuf,
     limits: CompileLimits,
+    metering: Metering,
     bytes: &Bytes,
 ) -> std::io::Result<Answer> {
     let mut command = tokio::process::Command::new(program);
@@ -155,6 +157,7 @@ async fn in_child(
         .arg(SUBCOMMAND)
         .args(["--cpu-seconds", &limits.computing.as_secs().to_string()])
         .args(["--memory-bytes", &limits.memory_bytes.to_string()])
+        .args((metering == Metering::Instructions).then_some("--metering"))
         // It has no use for a token or a login, so it does not get any.
         .env_clear()
         .stdin(Stdio::piped())
@@ -249,7 +252,7 @@ fn end_of(status: ExitStatus, said: &[u8], limits: CompileLimits) -> String {
 /// What the compiler process does: it limits itself, reads a component from stdin, compiles it and writes the code to stdout.
 ///
 /// The component comes after its length (8 bytes, little-endian), the answer after a byte that says which kind it is.
-pub fn compile_from_stdin(limits: CompileLimits) -> std::io::Result<()> {
+pub fn compile_from_stdin(limits: CompileLimits, metering: Metering) -> std::io::Result<()> {
     restrict(limits)?;
     let mut stdin = std::io::stdin().lock();
     let mut length = [0; 8];
@@ -260,8 +263,8 @@ pub fn compile_from_stdin(limits: CompileLimits) -> std::io::Result<()> {
     }
     let mut bytes = vec![0; length];
     stdin.read_exact(&mut bytes)?;
-    let compiled =
-        Engine::new(&configuration()).and_then(|engine| engine.precompile_component(&bytes));
+    let compiled = Engine::new(&configuration(metering))
+        .and_then(|engine| engine.precompile_component(&bytes));
     let mut stdout = std::io::stdout().lock();
     match compiled {
         Ok(code) => {

@@ -36,6 +36,7 @@ pub enum PolicyErrorKind {
     NotAComponent,
     Invalid,
     WrongContract,
+    Misfit,
     UnknownImport,
     NotAPolicy,
     Unstartable,
@@ -85,6 +86,16 @@ pub enum PolicyError {
     WrongContract { origin: String, wants: String },
     #[error("`{origin}` wants `{import}`, which this host does not offer")]
     UnknownImport { origin: String, import: String },
+    #[error("`{origin}` wants `{function}` of `{interface}`, which this host does not have there")]
+    UnknownFunction {
+        origin: String,
+        interface: String,
+        function: String,
+    },
+    #[error(
+        "`{origin}` has another idea of `{CONTRACT}@{CONTRACT_VERSION}` than this host: {cause}"
+    )]
+    Misfit { origin: String, cause: String },
     #[error("`{origin}` is a component but no policy: it does not export `{CONTRACT}/policy`")]
     NotAPolicy { origin: String },
     #[error("policy `{policy}` cannot be started: {cause}")]
@@ -219,6 +230,14 @@ impl PolicyError {
         }
     }
 
+    /// It wants the right names with other types, or does not have what we call.
+    pub(super) fn misfit(origin: &str, cause: &wasmtime::Error) -> Self {
+        Self::Misfit {
+            origin: origin.to_owned(),
+            cause: printable(&format!("{cause:#}"), limits::TEXT_BYTES_MAX),
+        }
+    }
+
     /// By type, never by the words of an error.
     pub(super) fn of_trap(
         policy: String,
@@ -332,6 +351,8 @@ impl PolicyError {
             | Self::Invalid { .. }
             | Self::WrongContract { .. }
             | Self::UnknownImport { .. }
+            | Self::UnknownFunction { .. }
+            | Self::Misfit { .. }
             | Self::NotAPolicy { .. }
             | Self::BadAnswer { .. }
             | Self::Config { .. }
@@ -348,6 +369,7 @@ impl PolicyError {
             Self::Invalid { .. } => Kind::Invalid,
             Self::WrongContract { .. } => Kind::WrongContract,
             Self::UnknownImport { .. } => Kind::UnknownImport,
+            Self::UnknownFunction { .. } | Self::Misfit { .. } => Kind::Misfit,
             Self::NotAPolicy { .. } => Kind::NotAPolicy,
             Self::Unstartable { .. } => Kind::Unstartable,
             Self::Interrupted { .. } => Kind::Interrupted,
@@ -383,8 +405,14 @@ impl Hints for PolicyError {
                 "build it for `wasm32-wasip2`, which makes components: `cargo build --target wasm32-wasip2 --release`".into(),
             ],
             Self::WrongContract { .. } => {
-                vec![format!("rebuild it with an SDK for `{CONTRACT}@{CONTRACT_VERSION}`, or run a host that speaks its version")]
+                vec![
+                    format!("rebuild it against `{CONTRACT}@{CONTRACT_VERSION}` (in Rust: with `refit-policy` {CONTRACT_VERSION}), or run a host that speaks its version"),
+                    "`refit policy wit` prints the contract of this host".into(),
+                ]
             }
+            Self::UnknownFunction { .. } | Self::Misfit { .. } => vec![
+                "it was built against a `policy.wit` that somebody has changed: take the one that `refit policy wit` prints, and build again".into(),
+            ],
             Self::UnknownImport { import, .. } => {
                 let mut hints = vec![format!("a policy may import `{CONTRACT}` and what the standard library takes from WASI 0.2, nothing else")];
                 if import.starts_with("wasi:sockets/") || import.starts_with("wasi:http/") {

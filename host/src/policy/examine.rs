@@ -4,12 +4,36 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use wasmparser::component_types::ComponentEntityType;
-use wasmparser::{Parser, Payload, Validator, WasmFeatures};
+use wasmparser::{KnownCustom, Parser, Payload, Validator, WasmFeatures};
 
-use super::{CONTRACT, CONTRACT_VERSION, PolicyError, digest, error, limits, printable, wasi};
+use super::contract::{self, CONTRACT, CONTRACT_VERSION, is_ours};
+use super::{PolicyError, digest, error, limits, printable, wasi};
 
 /// The interfaces that a component imports, and what it uses of each: `refit:policy/docker@0.1.0` → `inspect`, `pull`.
 pub type Imports = BTreeMap<String, BTreeSet<String>>;
+
+/// A language, a compiler or another program that had a hand in a component.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+pub struct Tool {
+    pub name: String,
+    pub version: String,
+}
+
+/// More than this no component was seen to name.
+const TOOLS_MAX: usize = 64;
+
+fn gather(fields: wasmparser::ProducersSectionReader<'_>, tools: &mut BTreeSet<Tool>) {
+    for field in fields.into_iter().flatten() {
+        for value in field.values.into_iter().flatten() {
+            if tools.len() < TOOLS_MAX {
+                tools.insert(Tool {
+                    name: printable(value.name, limits::NAME_BYTES_MAX),
+                    version: printable(value.version, limits::NAME_BYTES_MAX),
+                });
+            }
+        }
+    }
+}
 
 /// Bytes that are a valid component, and what they say of themselves.
 #[derive(Clone, Debug)]
@@ -20,6 +44,8 @@ pub struct Examined {
     pub imports: Imports,
     /// Names of what it exports.
     pub exports: Vec<String>,
+    /// What it says that it was built with, each once.
+    pub tools: BTreeSet<Tool>,
     pub(super) bytes: Bytes,
 }
 
@@ -40,6 +66,7 @@ impl Examined {
             .map_err(invalid)?;
         let (mut imports, mut exports) = (Imports::new(), Vec::new());
         let mut depth = 0_usize;
+        let mut tools = BTreeSet::new();
         for payload in Parser::new(0).parse_all(&bytes) {
             match payload.map_err(invalid)? {
                 // Modules and components within it; what they import, it gives them.
@@ -66,6 +93,12 @@ impl Examined {
                         exports.push(export.map_err(invalid)?.name.name.to_owned());
                     }
                 }
+                Payload::CustomSection(section) => {
+                    // Nobody depends on it, so one that makes no sense says nothing.
+                    if let KnownCustom::Producers(fields) = section.as_known() {
+                        gather(fields, &mut tools);
+                    }
+                }
                 _ => {}
             }
         }
@@ -74,6 +107,7 @@ impl Examined {
             digest: digest(&bytes),
             imports,
             exports,
+            tools,
             bytes,
         })
     }
@@ -82,7 +116,7 @@ impl Examined {
     /// "matching implementation was not found".
     pub(super) fn check_contract(&self) -> Result<(), PolicyError> {
         let origin = || self.origin.clone();
-        for name in self.imports.keys() {
+        for (name, used) in &self.imports {
             let version = name.rsplit_once('@').map_or("", |(_, version)| version);
             if is_ours(name) && version != CONTRACT_VERSION {
                 return Err(PolicyError::WrongContract {
@@ -90,7 +124,19 @@ impl Examined {
                     wants: printable(name, limits::TEXT_BYTES_MAX),
                 });
             }
-            if !is_ours(name) && !wasi::is_linked(name) {
+            let unknown = match contract::functions_of(name) {
+                Some(known) => used.iter().find(|it| !known.contains(&it.as_str())),
+                None => None,
+            };
+            if let Some(function) = unknown {
+                return Err(PolicyError::UnknownFunction {
+                    origin: origin(),
+                    function: printable(function, limits::TEXT_BYTES_MAX),
+                    interface: name.clone(),
+                });
+            }
+            let is_offered = contract::functions_of(name).is_some() || wasi::is_linked(name);
+            if !is_offered {
                 return Err(PolicyError::UnknownImport {
                     origin: origin(),
                     import: printable(name, limits::TEXT_BYTES_MAX),
@@ -110,11 +156,6 @@ impl Examined {
             None => Err(PolicyError::NotAPolicy { origin: origin() }),
         }
     }
-}
-
-fn is_ours(name: &str) -> bool {
-    name.strip_prefix(CONTRACT)
-        .is_some_and(|rest| rest.starts_with('/'))
 }
 
 #[cfg(test)]

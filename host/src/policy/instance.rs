@@ -13,7 +13,7 @@ use super::bindings::refit::policy::host::Level;
 use super::log::GuestLog;
 use super::output::Printed;
 use super::state::PolicyState;
-use super::{limits, wasi};
+use super::{Cost, limits, wasi};
 use crate::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation};
 use crate::container::{Container, Listed};
 use crate::engine::{EngineError, PullError};
@@ -29,11 +29,11 @@ pub struct Concurrency {
     pub recreates: usize,
 }
 
-/// What time a policy is told.
+/// What time a policy is told, by us and by WASI.
 #[derive(Clone, Copy, Debug)]
 pub enum Clock {
     Wall,
-    /// That of a snapshot.
+    /// That of a snapshot. What is random in WASI is the same each time, too, so that a policy decides the same each time.
     Stopped(jiff::Timestamp),
 }
 
@@ -67,6 +67,8 @@ pub(super) struct HostState {
     pub(super) spent: Spent,
     /// The names of all containers that were lent. It may decide about these.
     pub(super) lent: BTreeSet<String>,
+    /// The names in each call of `recreate`.
+    pub(super) waves: Vec<Vec<String>>,
     capabilities: Arc<dyn Capabilities>,
     wasi: WasiCtx,
     stdout: Printed,
@@ -88,8 +90,9 @@ impl HostState {
             log: GuestLog::new(policy),
             spent: Spent::default(),
             lent: BTreeSet::new(),
+            waves: Vec::new(),
             capabilities: session.capabilities,
-            wasi: wasi::context(stdout.clone(), stderr.clone()),
+            wasi: wasi::context(session.clock, stdout.clone(), stderr.clone()),
             stdout,
             stderr,
             growth: Growth::default(),
@@ -98,6 +101,15 @@ impl HostState {
 
     pub(super) fn capabilities(&self) -> Arc<dyn Capabilities> {
         self.capabilities.clone()
+    }
+
+    pub(super) fn cost(&self, instructions: Option<u64>) -> Cost {
+        Cost {
+            instructions,
+            memory_bytes: self.growth.memory_bytes,
+            host_calls: self.spent.calls,
+            host_bytes: self.spent.bytes,
+        }
     }
 
     /// What the guest printed goes to its log when the call has ended, however it ended.

@@ -11,8 +11,16 @@ pub struct LeftOut {
     pub printed_bytes_dropped: u64,
 }
 
+/// A line that a policy logged or printed, as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct LogLine {
+    pub level: &'static str,
+    pub text: String,
+}
+
 pub(super) struct GuestLog {
     policy: String,
+    lines: Vec<LogLine>,
     lines_left: u32,
     bytes_left: usize,
     left_out: LeftOut,
@@ -22,6 +30,7 @@ impl GuestLog {
     pub(super) fn new(policy: &str) -> Self {
         Self {
             policy: policy.to_owned(),
+            lines: Vec::new(),
             lines_left: LOG_LINES_MAX,
             bytes_left: LOG_BYTES_MAX,
             left_out: LeftOut::default(),
@@ -33,12 +42,25 @@ impl GuestLog {
             return;
         };
         let policy = self.policy.as_str();
-        match level {
-            Level::Debug => tracing::debug!(policy, "{line}"),
-            Level::Info => tracing::info!(policy, "{line}"),
-            Level::Warn => tracing::warn!(policy, "{line}"),
-            Level::Error => tracing::error!(policy, "{line}"),
-        }
+        let level = match level {
+            Level::Debug => {
+                tracing::debug!(policy, "{line}");
+                "debug"
+            }
+            Level::Info => {
+                tracing::info!(policy, "{line}");
+                "info"
+            }
+            Level::Warn => {
+                tracing::warn!(policy, "{line}");
+                "warn"
+            }
+            Level::Error => {
+                tracing::error!(policy, "{line}");
+                "error"
+            }
+        };
+        self.lines.push(LogLine { level, text: line });
     }
 
     /// A line of standard output, or of standard error, which is where a panic says what happened.
@@ -47,10 +69,21 @@ impl GuestLog {
             return;
         };
         let policy = self.policy.as_str();
-        match level {
-            Level::Debug | Level::Info => tracing::info!(policy, printed = true, "{line}"),
-            Level::Warn | Level::Error => tracing::warn!(policy, printed = true, "{line}"),
-        }
+        let level = match level {
+            Level::Debug | Level::Info => {
+                tracing::info!(policy, printed = true, "{line}");
+                "stdout"
+            }
+            Level::Warn | Level::Error => {
+                tracing::warn!(policy, printed = true, "{line}");
+                "stderr"
+            }
+        };
+        self.lines.push(LogLine { level, text: line });
+    }
+
+    pub(super) fn take_lines(&mut self) -> Vec<LogLine> {
+        std::mem::take(&mut self.lines)
     }
 
     pub(super) fn printed_beyond(&mut self, bytes: u64) {

@@ -9,7 +9,9 @@ mod bindings;
 mod cache;
 mod capabilities;
 mod compile;
+mod contract;
 mod convert;
+mod cost;
 mod error;
 mod examine;
 mod instance;
@@ -48,16 +50,14 @@ pub use self::allocation::Allocation;
 pub use self::compile::{
     CompileLimits, Compiler, SUBCOMMAND as COMPILE_SUBCOMMAND, compile_from_stdin,
 };
+pub use self::contract::{CONTRACT, CONTRACT_TEXT, CONTRACT_VERSION};
+pub use self::cost::{Cost, Metering};
 pub use self::error::{ConfigProblem, Place, PolicyError, PolicyErrorKind, Task};
-pub use self::examine::{Examined, Imports};
+pub use self::examine::{Examined, Imports, Tool};
 pub use self::instance::{Clock, Concurrency, Session};
-pub use self::log::LeftOut;
 pub(crate) use self::log::printable;
+pub use self::log::{LeftOut, LogLine};
 pub use self::state::{PolicyState, PolicyStates, StateError};
-
-/// The contract that this host speaks.
-pub const CONTRACT: &str = "refit:policy";
-pub const CONTRACT_VERSION: &str = "0.1.0";
 
 /// The default policy, built from `plugin/workspace` along with this crate.
 pub const DEFAULT_POLICY: &[u8] = include_bytes!(env!("DEFAULT_POLICY_WASM"));
@@ -70,6 +70,7 @@ pub struct PolicyEngine {
     compiler: Compiler,
     cache: Option<Arc<Cache>>,
     times: Times,
+    metering: Metering,
 }
 
 /// A component that was compiled, and is not linked yet.
@@ -96,6 +97,7 @@ pub struct Policy {
     /// Of the pool that it lives in.
     turns: Option<Arc<Semaphore>>,
     times: Times,
+    metering: Metering,
     pre: RefreshPolicyPre<HostState>,
 }
 
@@ -105,8 +107,13 @@ pub struct Decisions {
     /// What the policy calls each image: `hermes` → `ghcr.io/…/workspace-template-hermes:latest`.
     pub targets: Vec<Target>,
     pub by_container: BTreeMap<String, Decision>,
+    /// The containers that it gave to `recreate`, by name, a list for each call.
+    pub waves: Vec<Vec<String>>,
+    /// What it logged and printed, in order.
+    pub log: Vec<LogLine>,
     /// Of its log.
     pub left_out: LeftOut,
+    pub cost: Cost,
 }
 
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -122,7 +129,7 @@ pub struct Decision {
     pub reason: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     Recreate,
@@ -148,9 +155,28 @@ pub enum Failure {
     Other(String),
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::UnknownTargets { asked, .. } => {
+                write!(f, "unknown targets: {}", asked.join(", "))
+            }
+            Self::InvalidConfig(problems) => {
+                let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                write!(f, "its configuration: {}", problems.join("; "))
+            }
+            Self::Unlisted { cause, .. } => {
+                write!(f, "the containers could not be listed: {cause}")
+            }
+            Self::Other(message) => f.write_str(message),
+        }
+    }
+}
+
 /// How policies are compiled and run. One function, because code that was compiled under other settings does not load.
-fn configuration() -> Config {
+fn configuration(metering: Metering) -> Config {
     let mut config = Config::new();
+    metering.apply(&mut config);
     config
         .epoch_interruption(true)
         .cranelift_opt_level(OptLevel::Speed)
@@ -183,7 +209,20 @@ impl PolicyEngine {
     }
 
     pub fn allocating(allocation: Allocation, times: Times) -> Result<Self, PolicyError> {
-        let machine = Machine::new(&configuration()).map_err(PolicyError::host)?;
+        Self::make(allocation, times, Metering::Off)
+    }
+
+    /// One whose policies tell [`Cost::instructions`].
+    pub fn metering() -> Result<Self, PolicyError> {
+        Self::make(
+            Allocation::default(),
+            Times::default(),
+            Metering::Instructions,
+        )
+    }
+
+    fn make(allocation: Allocation, times: Times, metering: Metering) -> Result<Self, PolicyError> {
+        let machine = Machine::new(&configuration(metering)).map_err(PolicyError::host)?;
         let pool = match allocation {
             Allocation::OnDemand => None,
             Allocation::Pooled => Pool::probe(),
@@ -194,6 +233,7 @@ impl PolicyEngine {
             compiler: Compiler::InProcess,
             cache: None,
             times,
+            metering,
         })
     }
 
@@ -243,7 +283,12 @@ impl PolicyEngine {
             None => {
                 let code = self
                     .compiler
-                    .compile(&self.machine.engine, &examined.bytes, &examined.origin)
+                    .compile(
+                        &self.machine.engine,
+                        self.metering,
+                        &examined.bytes,
+                        &examined.origin,
+                    )
                     .await?;
                 self.keep(&examined, &code).await;
                 code
@@ -289,7 +334,8 @@ impl PolicyEngine {
             engine: machine.engine.clone(),
             turns: pool.map(|pool| pool.turns.clone()),
             times: self.times,
-            pre: linked.map_err(|cause| PolicyError::invalid(&examined.origin, &cause))?,
+            metering: self.metering,
+            pre: linked.map_err(|cause| PolicyError::misfit(&examined.origin, &cause))?,
         }))
     }
 
@@ -361,7 +407,10 @@ fn tick(engine: &Engine) {
 /// What is left of a call's store.
 struct Ended {
     lent: BTreeSet<String>,
+    waves: Vec<Vec<String>>,
+    log: Vec<LogLine>,
     left_out: LeftOut,
+    cost: Cost,
 }
 
 type GuestCall<'a, T> = Pin<Box<dyn Future<Output = wasmtime::Result<T>> + Send + 'a>>;
@@ -403,9 +452,15 @@ impl Policy {
             })
             .await?;
         match answer {
-            Ok(report) => self.admissible(report, &ended).map(Ok),
+            Ok(report) => self.admissible(report, ended).map(Ok),
             Err(failure) => Ok(Err(self.failure(failure))),
         }
+    }
+
+    /// A fresh store and an instance in it, without a call: what each call takes before anything of the guest's runs.
+    pub async fn instantiate(&self) -> Result<(), PolicyError> {
+        self.probe(Task::Describe, |_, _| Box::pin(async { Ok(()) }))
+            .await
     }
 
     async fn probe<T: Send>(
@@ -450,6 +505,7 @@ impl Policy {
         // Before the store, so that it ends after it: what a store holds goes back to the pool only then.
         let mut turn = None;
         let mut store = instance::store(&self.engine, state, self.times.compute);
+        self.metering.fill(&mut store);
         let work = async {
             if let Some(turns) = &self.turns {
                 turn = turns.acquire().await.ok();
@@ -459,6 +515,7 @@ impl Policy {
             call(&guest, &mut store).await
         };
         let answer = tokio::time::timeout(limit, work).await;
+        let instructions = self.metering.spent(&store);
         let mut state = store.into_data();
         drop(turn);
         state.take_output();
@@ -466,8 +523,11 @@ impl Policy {
             Ok(Ok(answer)) => Ok((
                 answer,
                 Ended {
+                    cost: state.cost(instructions),
                     left_out: state.log.left_out(),
+                    log: state.log.take_lines(),
                     lent: state.lent,
+                    waves: state.waves,
                 },
             )),
             Ok(Err(trap)) => Err(PolicyError::of_trap(
@@ -523,7 +583,7 @@ impl Policy {
         Ok(())
     }
 
-    fn admissible(&self, report: wit::Report, ended: &Ended) -> Result<Decisions, PolicyError> {
+    fn admissible(&self, report: wit::Report, ended: Ended) -> Result<Decisions, PolicyError> {
         let bad = |problem: String| PolicyError::BadAnswer {
             policy: self.title(),
             problem,
@@ -563,7 +623,10 @@ impl Policy {
         Ok(Decisions {
             targets,
             by_container,
+            waves: ended.waves,
+            log: ended.log,
             left_out: ended.left_out,
+            cost: ended.cost,
         })
     }
 

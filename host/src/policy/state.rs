@@ -84,16 +84,17 @@ impl PolicyState {
 
     /// A copy whose changes end with it.
     pub fn scratch(&self) -> Self {
-        let entries = self.lock().entries.clone();
-        Self(Arc::new(Mutex::new(Store {
-            entries,
-            file: None,
-        })))
+        Self::holding(self.lock().entries.clone())
     }
 
     pub fn empty() -> Self {
+        Self::holding(Entries::new())
+    }
+
+    /// These, in memory only.
+    pub fn holding(entries: BTreeMap<String, String>) -> Self {
         Self(Arc::new(Mutex::new(Store {
-            entries: Entries::new(),
+            entries,
             file: None,
         })))
     }

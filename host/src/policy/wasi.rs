@@ -4,14 +4,16 @@
 //! Sockets and HTTP are not linked, so a component that wants them does not load. Rust and C take no sockets unless they are
 //! used; Python takes everything, unless it is built with `componentize-py --stub-wasi`.
 
+use std::time::Duration;
+
 use wasmtime::component::Linker;
 use wasmtime_wasi::cli::{WasiCli, WasiCliView as _};
 use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView as _};
 use wasmtime_wasi::p2::bindings::{cli, filesystem, random};
 use wasmtime_wasi::random::WasiRandom;
-use wasmtime_wasi::{WasiCtx, WasiView as _};
+use wasmtime_wasi::{Deterministic, HostMonotonicClock, HostWallClock, WasiCtx, WasiView as _};
 
-use super::instance::HostState;
+use super::instance::{Clock, HostState};
 use super::limits::RANDOM_BYTES_MAX;
 use super::output::Printed;
 
@@ -65,8 +67,17 @@ pub(super) fn link(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
 }
 
 /// No files, no environment, no arguments, no input.
-pub(super) fn context(stdout: Printed, stderr: Printed) -> WasiCtx {
-    WasiCtx::builder()
+pub(super) fn context(clock: Clock, stdout: Printed, stderr: Printed) -> WasiCtx {
+    let mut builder = WasiCtx::builder();
+    if let Clock::Stopped(_) = clock {
+        builder
+            .wall_clock(Stopped(clock))
+            .monotonic_clock(Stopped(clock))
+            .secure_random(Deterministic::new(NOT_RANDOM.to_vec()))
+            .insecure_random(Deterministic::new(NOT_RANDOM.to_vec()))
+            .insecure_random_seed(u128::from_le_bytes(NOT_RANDOM));
+    }
+    builder
         .stdout(stdout)
         .stderr(stderr)
         .max_random_size(RANDOM_BYTES_MAX)
@@ -74,4 +85,30 @@ pub(super) fn context(stdout: Printed, stderr: Printed) -> WasiCtx {
         .allow_udp(false)
         .allow_ip_name_lookup(false)
         .build()
+}
+
+/// What is random where a policy must decide the same each time: these, over and over. Any sixteen would do that are no two alike.
+const NOT_RANDOM: [u8; 16] = *b"it is not random";
+
+/// A clock of WASI's that shows what `host.now` does.
+struct Stopped(Clock);
+
+impl HostWallClock for Stopped {
+    fn resolution(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_secs(self.0.now())
+    }
+}
+
+impl HostMonotonicClock for Stopped {
+    fn resolution(&self) -> u64 {
+        1
+    }
+
+    fn now(&self) -> u64 {
+        0
+    }
 }

@@ -29,10 +29,10 @@ use crate::snapshot::replay::Replay;
 use self::trial::Trial;
 
 pub use self::report::{ContainerReport, PolicyReport, Report, Summary};
-pub use self::trial::{Question, ask};
+pub use self::trial::{Answer, Asked, Question, ask, sayings_of};
 
 /// Who or what asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Trigger {
     Operator,
@@ -271,7 +271,7 @@ impl Refresher {
             bounds: self.bounds,
             clock: Clock::Wall,
         };
-        ask(&active.content, active.content.state.scratch(), question).await?;
+        sayings_of(&active.content, active.content.state.scratch(), question).await?;
         let cannot = "cannot look at every container";
         let looked = recorder.look_at_all().await;
         looked.map_err(|error| journal::diagnose(&error, cannot))?;

@@ -10,8 +10,9 @@ use crate::capabilities::guard::Guard;
 use crate::diagnostic::Diagnostic;
 use crate::generation::shadow::{Sayings, Shadow, differences, sayings};
 use crate::generation::{Content, Generations};
-use crate::journal::{Journal, no_events};
-use crate::policy::{Clock, ConfigProblem, Failure, PolicyState, Session};
+use crate::grants::Grants;
+use crate::journal::{Journal, Record, no_events};
+use crate::policy::{Clock, Decisions, Failure, Policy, PolicyError, PolicyState, Session};
 
 /// What a policy is asked, and what it finds when it looks.
 pub struct Question {
@@ -22,56 +23,67 @@ pub struct Question {
     pub clock: Clock,
 }
 
-/// What a policy would do. What it keeps is forgotten afterwards.
-pub async fn ask(
+/// Who is asked, and what it is given besides.
+pub struct Asked<'a> {
+    pub policy: &'a Policy,
+    /// JSON.
+    pub config: &'a str,
+    pub grants: Arc<Grants>,
+    pub state: PolicyState,
+}
+
+/// All that came of a question: what the policy said, and what it had its hands do.
+pub struct Answer {
+    pub said: Result<Result<Decisions, Failure>, PolicyError>,
+    pub record: Record,
+}
+
+pub async fn ask(asked: Asked<'_>, question: Question) -> Answer {
+    let guard = Guard::new(
+        question.hands,
+        asked.grants.clone(),
+        question.bounds.counts,
+        CancellationToken::new(),
+    );
+    let journal = Arc::new(Journal::new(Arc::new(guard), false, no_events()));
+    let session = Session {
+        capabilities: journal.clone(),
+        grants: asked.grants,
+        concurrency: question.bounds.concurrency,
+        state: asked.state,
+        clock: question.clock,
+    };
+    let whole = question.bounds.whole;
+    let said = asked
+        .policy
+        .refresh(&question.request, asked.config, session, whole);
+    Answer {
+        said: said.await,
+        record: journal.finish().await,
+    }
+}
+
+/// What this content would do. What it keeps is forgotten afterwards.
+pub async fn sayings_of(
     content: &Content,
     state: PolicyState,
     question: Question,
 ) -> Result<Sayings, Diagnostic> {
-    let guard = Guard::new(
-        question.hands,
-        content.grants.clone(),
-        question.bounds.counts,
-        CancellationToken::new(),
-    );
-    let journal = Arc::new(Journal::new(Arc::new(guard), true, no_events()));
-    let session = Session {
-        capabilities: journal.clone(),
+    let asked = Asked {
+        policy: &content.policy,
+        config: &content.config,
         grants: content.grants.clone(),
-        concurrency: question.bounds.concurrency,
         state,
-        clock: question.clock,
     };
-    let answer = content
-        .policy
-        .refresh(
-            &question.request,
-            &content.config,
-            session,
-            question.bounds.whole,
-        )
-        .await;
-    let record = journal.finish().await;
-    match answer {
+    let Answer { said, record } = ask(asked, question).await;
+    match said {
         Ok(Ok(decisions)) => Ok(sayings(&decisions, &record)),
         Ok(Err(failure)) => Err(Diagnostic::new(format!(
             "policy `{}` made no refresh of it",
             content.policy.title()
         ))
-        .because(told(failure))),
+        .because(failure.to_string())),
         Err(error) => Err(Diagnostic::of(&error)),
-    }
-}
-
-fn told(failure: Failure) -> String {
-    match failure {
-        Failure::UnknownTargets { asked, .. } => format!("unknown targets: {}", asked.join(", ")),
-        Failure::InvalidConfig(problems) => {
-            let problems: Vec<String> = problems.iter().map(ConfigProblem::to_string).collect();
-            problems.join("; ")
-        }
-        Failure::Unlisted { cause, .. } => format!("the containers could not be listed: {cause}"),
-        Failure::Other(message) => message,
     }
 }
 
@@ -97,7 +109,7 @@ impl Trial {
         let Some(_deciding) = self.shadow.begin() else {
             return;
         };
-        let answer = ask(self.shadow.content(), self.state, question).await;
+        let answer = sayings_of(self.shadow.content(), self.state, question).await;
         let takes_over = self
             .shadow
             .compared(answer.map(|new| differences(&said, &new)));

@@ -217,7 +217,7 @@ const EXPECTED: &[(&str, &[Limit], Ending)] = &[
     ("speaks-http", &[], Refused(Kind::UnknownImport)),
     ("wants-wasi-0-3", &[], Refused(Kind::UnknownImport)),
     ("wants-secrets", &[], Refused(Kind::UnknownImport)),
-    ("wants-one-function-more", &[], Refused(Kind::Invalid)),
+    ("wants-one-function-more", &[], Refused(Kind::Misfit)),
     ("speaks-another-version", &[], Refused(Kind::WrongContract)),
     ("shares-its-memory", &[], Refused(Kind::Invalid)),
     ("has-a-wide-memory", &[], Refused(Kind::Invalid)),

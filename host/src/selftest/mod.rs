@@ -86,6 +86,7 @@ fn words(kind: PolicyErrorKind) -> &'static str {
         Kind::NotAComponent => "not a component",
         Kind::Invalid => "invalid",
         Kind::WrongContract => "another version of the contract",
+        Kind::Misfit => "another idea of the contract",
         Kind::UnknownImport => "an import that is not offered",
         Kind::NotAPolicy => "no policy",
         Kind::Unstartable => "cannot be started",

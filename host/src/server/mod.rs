@@ -1,6 +1,7 @@
 //! The HTTP interface. Handlers are: extract, call one function of the domain, answer. The only place that names axum.
 
 mod auth;
+mod plan;
 mod policy;
 mod problem;
 mod shadow;
@@ -53,6 +54,7 @@ pub fn router(served: Served) -> Router {
             "/admin/workspace-images/refresh",
             post(workspace_images::refresh),
         )
+        .route("/v1/plan", post(plan::plan))
         .route("/v1/policy", get(policy::show).put(policy::swap))
         .route("/v1/policy/history", get(policy::history))
         .route("/v1/policy/shadow", get(shadow::show).delete(shadow::end))

@@ -18,9 +18,10 @@ use super::problem::Problem;
 use crate::artifact::signature::{SIGNATURE_BYTES_MAX, Signer};
 use crate::artifact::{self, ArtifactError};
 use crate::diagnostic::Diagnostic;
+use crate::generation::load::{Refusal, Source, Stage};
 use crate::generation::permissions::{Difference, Permissions};
 use crate::generation::store::{CONFIG_BYTES_MAX, How, Record};
-use crate::generation::swap::{Candidate, Refusal, Source, Stage, SwapError, Swapped};
+use crate::generation::swap::{Candidate, SwapError, Swapped};
 use crate::generation::{Generation, Generations, Refused};
 use crate::policy::{PolicyError, limits};
 

@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::diagnostic::Diagnostic;
-use crate::generation::swap::Stage;
+use crate::generation::load::Stage;
 
 #[derive(Debug)]
 pub(super) struct Problem {

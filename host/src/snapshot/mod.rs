@@ -42,6 +42,12 @@ pub struct Snapshot {
     /// What giving a container its image came to, by name; whoever is not here succeeds.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub recreations: BTreeMap<String, RecreationFault>,
+    /// Why the containers cannot be listed. Nobody records that; it is written by hand, to see what a policy makes of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listing_fails: Option<String>,
+    /// Why these containers cannot be inspected, by name. Written by hand, too.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub inspections_fail: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -140,6 +146,8 @@ impl Snapshot {
             containers: vec![],
             images: BTreeMap::new(),
             recreations: BTreeMap::new(),
+            listing_fails: None,
+            inspections_fail: BTreeMap::new(),
         }
     }
 

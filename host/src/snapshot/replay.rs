@@ -52,8 +52,20 @@ impl Replay {
         }
     }
 
+    /// The engine as it has become.
+    pub fn snapshot(&self) -> Snapshot {
+        self.lock().clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Snapshot> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn fails(action: String, why: &str) -> EngineError {
+    EngineError::Broken {
+        action,
+        source: why.to_owned().into(),
     }
 }
 
@@ -70,12 +82,11 @@ impl Capabilities for Replay {
         if let Some(beyond) = &self.beyond {
             return Ok(beyond.listed.clone());
         }
-        let mut listed: Vec<Listed> = self
-            .lock()
-            .containers
-            .iter()
-            .map(ContainerFacts::listed)
-            .collect();
+        let now = self.lock();
+        if let Some(why) = &now.listing_fails {
+            return Err(fails("list the containers".to_owned(), why).into());
+        }
+        let mut listed: Vec<Listed> = now.containers.iter().map(ContainerFacts::listed).collect();
         listed.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(listed)
     }
@@ -83,6 +94,10 @@ impl Capabilities for Replay {
     async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
         let known = {
             let now = self.lock();
+            if let Some(why) = now.inspections_fail.get(&container.name) {
+                let action = format!("inspect container `{}`", container.name);
+                return Err(fails(action, why).into());
+            }
             let found = now.containers.iter().find(|facts| facts.id == container.id);
             found.map(ContainerFacts::container)
         };

@@ -38,7 +38,8 @@ fn value<'a>(pairs: &'a [(String, String)], key: &str) -> Option<&'a str> {
 }
 
 impl RecreateError {
-    /// Whether a replacement was tried and failed, which is what a canary is for. The others only say that it was not tried.
+    /// Whether a replacement was tried and failed, which is what a canary is for. The others only say that it was not tried:
+    /// see [`Evidence`](crate::Evidence).
     pub fn is_failed_replacement(&self) -> bool {
         matches!(
             self,

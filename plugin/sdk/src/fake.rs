@@ -35,7 +35,7 @@ use crate::reference::Reference;
 
 pub use host::FakeHost;
 use samples::hex;
-pub use samples::{container_info, image_id, request};
+pub use samples::{container_info, image_id, request, rolled_back};
 
 /// What a policy asked of the engine.
 #[derive(Debug, Clone, PartialEq)]
@@ -115,7 +115,7 @@ impl FakeDocker {
         self
     }
 
-    /// An image that was never announced with [`image`](Self::image) fails with `not-found` by itself.
+    /// Until [`heal`](Self::heal). An image that was never announced with [`image`](Self::image) fails with `not-found` by itself.
     pub fn pull_fails(mut self, reference: &str, error: PullError) -> Self {
         self.pull_errors.insert(reference.to_owned(), error);
         self
@@ -124,6 +124,43 @@ impl FakeDocker {
     pub fn recreate_fails(mut self, name: &str, error: RecreateError) -> Self {
         self.recreate_errors.insert(name.to_owned(), error);
         self
+    }
+
+    /// Between two refreshes: the registry has another image under this reference now.
+    pub fn publish(&mut self, reference: &str, remote: &str) {
+        let at = self
+            .images
+            .iter()
+            .position(|image| is_same_image(&image.reference, reference));
+        match at {
+            Some(at) => self.images[at].remote_id = image_id(remote),
+            None => self.images.push(Image {
+                reference: reference.to_owned(),
+                local_id: image_id("unknown"),
+                remote_id: image_id(remote),
+            }),
+        }
+    }
+
+    /// Between two refreshes: something about a container is different now. Nothing happens where there is none of this name.
+    pub fn change(&mut self, name: &str, change: impl FnOnce(&mut ContainerInfo)) {
+        if let Some(info) = self.containers.get_mut(name) {
+            change(info);
+        }
+    }
+
+    /// Between two refreshes: somebody removed it.
+    pub fn remove(&mut self, name: &str) {
+        self.containers.remove(name);
+    }
+
+    /// Between two refreshes: no listing, inspection, pull or recreation fails any more, and the calls so far are forgotten.
+    pub fn heal(&mut self) {
+        self.listing_error = None;
+        self.inspect_errors.clear();
+        self.pull_errors.clear();
+        self.recreate_errors.clear();
+        self.calls.clear();
     }
 
     /// Everything that was asked, in order.

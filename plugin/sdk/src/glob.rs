@@ -43,6 +43,24 @@ pub fn matches(pattern: &str, name: &str) -> bool {
     pattern[p..].iter().all(|&c| c == '*')
 }
 
+/// Why no container's name can fit this pattern, for the person who wrote it. Such a pattern would pass silently, and refresh
+/// nothing for ever.
+pub fn problem(pattern: &str) -> Option<String> {
+    let is_possible =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '*' | '?');
+    if pattern.is_empty() {
+        return Some("must not be empty: `*` stands for all names".to_owned());
+    }
+    if pattern.starts_with('/') {
+        return Some(format!(
+            "`{pattern}` matches no container: names have no leading slash"
+        ));
+    }
+    pattern.chars().find(|&c| !is_possible(c)).map(|c| {
+        format!("`{pattern}` matches no container: a name cannot hold `{c}`, and only `*` and `?` stand for other characters")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::matches;

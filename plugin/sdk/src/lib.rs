@@ -62,13 +62,83 @@
 //! ```
 //!
 //! The layers of the trait, from the one most policies need to the one that few do: [`Policy::matches`], [`Policy::decide`],
-//! [`Policy::refresh`]. The last is written with [`survey()`], whose waves make a canary a few lines of ordinary code.
+//! [`Policy::refresh`]. The last is written with [`survey()`] and a [`Rollout`]: canaries first, then waves, until something fails.
+//! Containers get their image in the order of [`Survey::due`], so a policy that wants another one sorts that.
+//!
+//! What must outlast a refresh, the policy keeps with [`Host::state_set`]. Here the rest follows a day after its canary:
+//!
+//! ```
+//! use refit_policy::fake::{self, FakeDocker, FakeHost};
+//! use refit_policy::*;
+//!
+//! const DAY: u64 = 24 * 60 * 60;
+//!
+//! struct NextDay;
+//!
+//! impl Policy for NextDay {
+//!     type Config = NoConfig;
+//!
+//!     fn describe() -> Description {
+//!         Description {
+//!             name: "next-day".into(),
+//!             version: "0.1.0".into(),
+//!             summary: "one container today, and the rest tomorrow".into(),
+//!             config_schema: String::new(),
+//!         }
+//!     }
+//!
+//!     fn targets(_: &NoConfig) -> Vec<Target> {
+//!         vec![Target::new("app", "acme/app")]
+//!     }
+//!
+//!     fn refresh(config: &NoConfig, request: &Request, context: &mut Context<'_>) -> Result<Report, Failure> {
+//!         let mut survey = survey::<Self>(config, request, context)?;
+//!         let Some(first) = survey.due.first() else {
+//!             return Ok(survey.into_report());
+//!         };
+//!         // Which image it was is part of the key: a newer one begins anew.
+//!         let image = first.image.id().to_owned();
+//!         let begun = context.host.state_get(&image).and_then(|at| at.parse::<u64>().ok());
+//!         match begun {
+//!             Some(at) if context.host.now() >= at.saturating_add(DAY) => {
+//!                 survey.roll_out(context.docker, &Rollout::at_once());
+//!             }
+//!             Some(_) => survey.hold_back("too-early", "the first one has it since less than a day"),
+//!             None => {
+//!                 let canary = survey.wave(context.docker, 1);
+//!                 if canary.iter().all(|outcome| Evidence::of(outcome) == Evidence::Works) {
+//!                     let now = context.host.now().to_string();
+//!                     let _ = context.host.state_set(&image, Some(&now));
+//!                 }
+//!             }
+//!         }
+//!         Ok(survey.into_report())
+//!     }
+//! }
+//!
+//! refit_policy::export_policy!(NextDay);
+//!
+//! let mut docker = FakeDocker::new()
+//!     .image("acme/app", "monday", "tuesday")
+//!     .container("a", "acme/app")
+//!     .container("b", "acme/app");
+//! // The fakes keep what a refresh did to them, so the next one goes on from there.
+//! let mut host = FakeHost::at(1_700_000_000);
+//! let mut refresh = |host: &mut FakeHost| fake::refresh::<NextDay>(&mut docker, host, "{}", &fake::request()).unwrap();
+//! refresh(&mut host);
+//! let report = refresh(&mut host);
+//! assert_eq!(report.decisions[1].rule, "too-early");
+//! host.passes(DAY);
+//! refresh(&mut host);
+//! assert_eq!(docker.waves(), [["a"], ["b"]]);
+//! ```
 //!
 //! The contract itself is `wit/policy.wit`; its comments say what every field and every error means.
 
 mod docker;
 mod facts;
 mod policy;
+mod rollout;
 mod survey;
 
 pub mod glob;
@@ -93,7 +163,8 @@ pub use facts::{
     UnknownTargets, Unlisted, Verdict,
 };
 pub use policy::{Action, Candidate, Choice, NoConfig, Policy, rule};
-pub use survey::{Due, Survey, survey};
+pub use rollout::{Evidence, Outcome, Rollout};
+pub use survey::{Due, Other, Survey, survey};
 
 pub use entry::configuration;
 

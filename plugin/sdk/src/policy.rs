@@ -2,7 +2,7 @@
 //!
 //! The trait has layers. Most policies name their targets and override [`matches`](Policy::matches); some add reasons of their
 //! own in [`decide`](Policy::decide); a few take [`refresh`](Policy::refresh) into their own hands and build it from
-//! [`survey`](fn@crate::survey). No layer knows the engine's API or a credential: the host keeps those.
+//! [`survey`](fn@crate::survey) and a [`Rollout`](crate::Rollout). No layer knows the engine's API or a credential: the host keeps those.
 
 use std::borrow::Cow;
 
@@ -36,6 +36,10 @@ pub mod rule {
     pub const INSPECT_FAILED: &str = "inspect-failed";
     /// It is behind, and the refresh ended before its turn came.
     pub const NOT_REACHED: &str = "not-reached";
+    /// It is behind, and a container that got the same image before it did not come up.
+    pub const CANARY_FAILED: &str = "canary-failed";
+    /// It is behind, and too many of those that came before it failed.
+    pub const HALTED: &str = "halted";
 }
 
 /// Which containers are refreshed, whether, how, and in what order.

@@ -63,6 +63,13 @@ pub fn same_repository(a: &str, b: &str) -> bool {
     }
 }
 
+/// Why a text is no image reference, for the person who wrote it.
+pub fn problem(text: &str) -> Option<String> {
+    text.parse::<Reference>()
+        .err()
+        .map(|error| error.to_string())
+}
+
 impl Reference {
     /// For example `ghcr.io` or `localhost:5000`; `docker.io` where none was written.
     pub fn registry(&self) -> &str {

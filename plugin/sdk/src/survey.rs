@@ -1,7 +1,7 @@
-//! The first half of every refresh: select, pull, list, inspect, match, decide. And waves for the second half.
+//! The first half of every refresh: select, pull, list, inspect, match, decide. And single waves for the second half.
 //!
-//! A policy that wants more than one wave takes a [`Survey`] and spends it as it likes: a wave of one, a look at the outcome, a
-//! wave of the rest. Nothing here changes a container before [`Survey::wave`].
+//! A policy that wants more than one wave takes a [`Survey`] and spends it as it likes: with a [`Rollout`](crate::Rollout), or
+//! wave by wave. Nothing here changes a container before [`Survey::wave`].
 
 use std::rc::Rc;
 
@@ -12,6 +12,7 @@ use crate::facts::{
 };
 use crate::policy::{Action, Candidate, Choice, Policy, rule};
 use crate::reference::same_repository;
+use crate::rollout::Outcome;
 use crate::words;
 
 /// What a refresh found: the containers that are due, and the decisions about all others.
@@ -23,6 +24,17 @@ pub struct Survey {
     pub due: Vec<Due>,
     /// What needs no more work.
     pub settled: Vec<Decision>,
+    /// What was seen of those containers that follow a target and were settled at once: up to date, for example.
+    pub others: Vec<Other>,
+}
+
+/// A container that follows a target and is not to be recreated.
+#[derive(Debug)]
+pub struct Other {
+    pub info: ContainerInfo,
+    /// Name of the target that it follows.
+    pub target: String,
+    pub image: Rc<PulledImage>,
 }
 
 /// A container that is to be recreated, with all that takes.
@@ -30,6 +42,8 @@ pub struct Survey {
 pub struct Due {
     pub container: Container,
     pub info: ContainerInfo,
+    /// Name of the target that it follows.
+    pub target: String,
     /// Shared by all containers that follow it.
     pub image: Rc<PulledImage>,
     pub strategy: Strategy,
@@ -111,13 +125,20 @@ pub fn survey<P: Policy>(
             Action::Recreate(strategy) => survey.due.push(Due {
                 container,
                 info,
+                target: target.name.clone(),
                 image: Rc::clone(image),
                 strategy,
                 rule: choice.rule.into_owned(),
                 reason: choice.reason,
             }),
             Action::Current | Action::Stale | Action::Unknown | Action::Leave => {
+                let other = Other {
+                    target: target.name.clone(),
+                    info,
+                    image: Rc::clone(image),
+                };
                 survey.settle(container.name(), choice);
+                survey.others.push(other);
             }
         }
     }
@@ -133,6 +154,12 @@ impl Survey {
         most: usize,
     ) -> Vec<Result<Recreated, RecreateError>> {
         let wave: Vec<Due> = self.due.drain(..most.min(self.due.len())).collect();
+        let outcomes = self.recreate(docker, wave);
+        outcomes.into_iter().map(|outcome| outcome.result).collect()
+    }
+
+    /// One wave of these.
+    pub(crate) fn recreate(&mut self, docker: &mut dyn Docker, wave: Vec<Due>) -> Vec<Outcome> {
         if wave.is_empty() {
             return Vec::new();
         }
@@ -144,27 +171,53 @@ impl Survey {
                 strategy: due.strategy,
             })
             .collect();
-        let outcomes = docker.recreate(&recreations);
-        for due in wave {
+        // Each was given to the host, and is told so, even if a host gave fewer answers than it was asked for.
+        let no_answer = || Err(RecreateError::Other("the host gave no answer".to_owned()));
+        let results = docker.recreate(&recreations).into_iter();
+        let results = results.chain(std::iter::repeat_with(no_answer));
+        let mut outcomes = Vec::new();
+        for (due, result) in wave.into_iter().zip(results) {
+            let container = due.container.name().to_owned();
             let choice = Choice::recreate(due.strategy, due.rule, due.reason);
-            self.settle(due.container.name(), choice);
+            self.settle(&container, choice);
+            outcomes.push(Outcome {
+                container,
+                target: due.target,
+                image: due.image,
+                result,
+            });
         }
         outcomes
     }
 
-    /// Leave whatever is still due as it is, for this reason: the end of a refresh whose canary failed.
+    /// Leave whatever is still due as it is, for this reason: the end of a refresh whose canary failed. It is settled as `stale`,
+    /// or as `current` where only force made it due, so the reason had better not say which.
     pub fn hold_back(&mut self, rule: &str, reason: &str) {
         for due in std::mem::take(&mut self.due) {
-            self.settle(due.container.name(), Choice::stale(rule.to_owned(), reason));
+            self.settle_stale(due, rule, reason);
         }
+    }
+
+    /// Leave those that are due and for which this holds as they are; the others stay due.
+    pub fn hold_back_if(&mut self, rule: &str, reason: &str, is_held: impl Fn(&Due) -> bool) {
+        let held: Vec<Due> = self.due.extract_if(.., |due| is_held(due)).collect();
+        for due in held {
+            self.settle_stale(due, rule, reason);
+        }
+    }
+
+    pub(crate) fn settle_stale(&mut self, due: Due, rule: &str, reason: &str) {
+        // A forced refresh has also those that are up to date among its due.
+        let choice = match due.info.image_id == due.image.id() {
+            true => Choice::current(rule.to_owned(), reason),
+            false => Choice::stale(rule.to_owned(), reason),
+        };
+        self.settle(due.container.name(), choice);
     }
 
     /// The answer to the host. What is still due is reported as stale.
     pub fn into_report(mut self) -> Report {
-        self.hold_back(
-            rule::NOT_REACHED,
-            "it is behind, and the refresh ended before its turn",
-        );
+        self.hold_back(rule::NOT_REACHED, "the refresh ended before its turn");
         self.settled
             .sort_unstable_by(|a, b| a.container.cmp(&b.container));
         Report {
@@ -173,7 +226,8 @@ impl Survey {
         }
     }
 
-    fn settle(&mut self, container: &str, choice: Choice) {
+    /// Note what was decided about a container. For policies that fill a survey themselves.
+    pub fn settle(&mut self, container: &str, choice: Choice) {
         self.settled.push(Decision {
             container: container.to_owned(),
             verdict: choice.action.verdict(),

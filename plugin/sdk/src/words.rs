@@ -3,7 +3,7 @@
 //! Made for [`Decision::reason`](crate::Decision). What a policy *does* about an error it takes from the variant, never from
 //! these words.
 
-use crate::facts::{EngineError, PullError};
+use crate::facts::{EngineError, PullError, RecreateError};
 
 /// Why this image is not here.
 pub fn pull_error(image: &str, error: &PullError) -> String {
@@ -41,5 +41,38 @@ pub fn engine_error(error: &EngineError) -> String {
         EngineError::Unavailable(why) => format!("the engine did not answer: {why}"),
         EngineError::QuotaExceeded(why) => format!("one question too many: {why}"),
         EngineError::Cancelled => "the refresh is being ended".to_owned(),
+    }
+}
+
+/// Why a container was not recreated.
+pub fn recreate_error(error: &RecreateError) -> String {
+    match error {
+        RecreateError::Denied(why)
+        | RecreateError::Unsupported(why)
+        | RecreateError::Other(why) => why.clone(),
+        RecreateError::Current => "it already runs this image".to_owned(),
+        RecreateError::Gone => "it is gone".to_owned(),
+        RecreateError::ReplacedByOther(_) => "somebody else replaced it".to_owned(),
+        RecreateError::Busy => "another refresh is at work on it".to_owned(),
+        RecreateError::Aborted(failed) => {
+            format!(
+                "its replacement could not be made: {}: {}",
+                failed.step, failed.cause
+            )
+        }
+        RecreateError::RolledBack(failed) => {
+            format!(
+                "its replacement did not come up: {}: {}",
+                failed.step, failed.cause
+            )
+        }
+        RecreateError::Stranded(failed) => {
+            format!(
+                "neither it nor its replacement is as it should be: {}: {}",
+                failed.step, failed.cause
+            )
+        }
+        RecreateError::QuotaExceeded(why) => format!("one recreation too many: {why}"),
+        RecreateError::Cancelled => "the refresh is being ended".to_owned(),
     }
 }

@@ -4,7 +4,7 @@
 //! that passes [`Config::problems`] gives each runtime a repository of its own; the policy relies on that and checks no more.
 
 use refit_policy::reference::{Reference, same_repository};
-use refit_policy::{ConfigProblem, Strategy};
+use refit_policy::{ConfigProblem, Strategy, glob};
 use serde::Deserialize;
 
 /// Where the name of a runtime goes in the template.
@@ -97,9 +97,8 @@ impl Config {
             .into_iter()
             .collect();
         problems.extend(self.runtime_problems(is_template_good));
-        problems.extend(
-            containers_problem(&self.containers).map(|p| ConfigProblem::new("containers", p)),
-        );
+        problems
+            .extend(glob::problem(&self.containers).map(|p| ConfigProblem::new("containers", p)));
         problems
     }
 
@@ -165,23 +164,6 @@ impl Config {
 
 fn is_repository_char(c: char) -> bool {
     c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-')
-}
-
-/// A pattern that no container's name can fit would pass silently, and refresh nothing for ever.
-fn containers_problem(glob: &str) -> Option<String> {
-    let is_possible =
-        |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '*' | '?');
-    if glob.is_empty() {
-        return Some("must not be empty: `*` stands for all names".to_owned());
-    }
-    if glob.starts_with('/') {
-        return Some(format!(
-            "`{glob}` matches no container: names have no leading slash"
-        ));
-    }
-    glob.chars().find(|&c| !is_possible(c)).map(|c| {
-        format!("`{glob}` matches no container: a name cannot hold `{c}`, and only `*` and `?` stand for other characters")
-    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What is: containers as the engine sees them, and what their programs left behind.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -22,6 +22,8 @@ use crate::image::{ImageSpec, PORT};
 const STAMP: Duration = Duration::from_secs(30);
 /// The program answers as soon as it is connected.
 const ANSWER: Duration = Duration::from_secs(5);
+/// Between two attempts to reach a program that does not listen yet.
+const LISTENS_SOON: Duration = Duration::from_millis(10);
 /// The most a program may say in one answer: a version.
 const ANSWER_BYTES: u64 = 1024;
 /// Where a volume is mounted to be read.
@@ -207,12 +209,17 @@ impl World {
     /// The same at any address, for instance a published port.
     pub async fn read_line_at(&self, address: SocketAddr) -> anyhow::Result<String> {
         let asking = async {
+            // An engine has started a program some milliseconds before it listens.
+            let stream = loop {
+                match TcpStream::connect(address).await {
+                    Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                        tokio::time::sleep(LISTENS_SOON).await;
+                    }
+                    connected => break connected?,
+                }
+            };
             let mut line = String::new();
-            TcpStream::connect(address)
-                .await?
-                .take(ANSWER_BYTES)
-                .read_to_string(&mut line)
-                .await?;
+            stream.take(ANSWER_BYTES).read_to_string(&mut line).await?;
             match line.strip_suffix('\n') {
                 Some(line) => Ok(line.to_owned()),
                 None => bail!("it hung up after {line:?}"),

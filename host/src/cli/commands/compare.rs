@@ -9,7 +9,7 @@ use super::super::arguments::{DiffArguments, RecordArguments};
 use super::super::remote::Answer;
 use super::super::{Status, print, tell};
 use super::policy::{answered, object, print_json, text};
-use super::{Common, compiler};
+use super::{Common, author, compiler};
 use crate::artifact::Source as PolicySource;
 use crate::config::{Config, Flags, PolicyFlags};
 use crate::diagnostic::Diagnostic;
@@ -17,13 +17,10 @@ use crate::generation::Generations;
 use crate::generation::shadow::{Difference, Said, differences};
 use crate::generation::start::Keep;
 use crate::policy::Clock;
-use crate::refresh::{Question, Request, Trigger, ask};
+use crate::refresh::{Question, Request, Trigger, sayings_of};
 use crate::setup;
 use crate::snapshot::Snapshot;
 use crate::snapshot::replay::Replay;
-
-/// Instead of a component's file.
-const BUILT_IN: &str = "built-in";
 
 /// A trial began, or the candidate was refused.
 pub(super) fn begun(answer: Answer, json: bool) -> Result<Status, Diagnostic> {
@@ -49,27 +46,34 @@ pub(super) fn trial(body: &Value) -> String {
         body["compared"], body["agreed"], body["agreed_in_a_row"], body["skipped"]
     );
     for comparison in body["differing"].as_array().into_iter().flatten() {
-        let at = text(&comparison["at"])
-            .split('.')
-            .next()
-            .unwrap_or_default();
-        if let Some(error) = comparison["error"].as_str() {
-            let causes = comparison["causes"].as_array().into_iter().flatten();
-            let causes: String = causes.map(|cause| format!(": {}", text(cause))).collect();
-            lines += &format!("{at}  {error}{causes}\n");
+        lines += &comparison_lines(comparison);
+    }
+    lines
+}
+
+/// One comparison in which the two did not come to the same.
+pub(super) fn comparison_lines(comparison: &Value) -> String {
+    let mut lines = String::new();
+    let at = text(&comparison["at"])
+        .split('.')
+        .next()
+        .unwrap_or_default();
+    if let Some(error) = comparison["error"].as_str() {
+        let causes = comparison["causes"].as_array().into_iter().flatten();
+        let causes: String = causes.map(|cause| format!(": {}", text(cause))).collect();
+        lines += &format!("{at}  {error}{causes}\n");
+    }
+    for difference in comparison["differences"].as_array().into_iter().flatten() {
+        lines += &format!("{at}  {}\n", text(&difference["container"]));
+        for (side, said) in [
+            ("active", &difference["old"]),
+            ("candidate", &difference["new"]),
+        ] {
+            lines += &format!("    {side:<10} {}\n", said_line(said));
         }
-        for difference in comparison["differences"].as_array().into_iter().flatten() {
-            lines += &format!("{at}  {}\n", text(&difference["container"]));
-            for (side, said) in [
-                ("active", &difference["old"]),
-                ("candidate", &difference["new"]),
-            ] {
-                lines += &format!("    {side:<10} {}\n", said_line(said));
-            }
-        }
-        if let Some(more) = comparison["more"].as_u64() {
-            lines += &format!("{at}  and {more} more\n");
-        }
+    }
+    if let Some(more) = comparison["more"].as_u64() {
+        lines += &format!("{at}  and {more} more\n");
     }
     lines
 }
@@ -100,10 +104,7 @@ async fn loaded(
     text: serde_json::Map<String, Value>,
 ) -> Result<Generations, Diagnostic> {
     let mut config = config.clone();
-    config.policy.component = match source {
-        PolicySource::File(path) if path.as_os_str() == BUILT_IN => None,
-        source => Some(source.clone()),
-    };
+    config.policy.component = (!author::is_built_in(source)).then(|| source.clone());
     config.policy.config = text;
     let credentials = setup::credentials(&config)?;
     setup::generations(&config, credentials, compiler(&config), Keep::Nothing).await
@@ -163,7 +164,7 @@ async fn compared<'a>(
             bounds: config.bounds(),
             clock: Clock::Stopped(snapshot.taken),
         };
-        answers.push(ask(content, content.state.scratch(), question).await?);
+        answers.push(sayings_of(content, content.state.scratch(), question).await?);
     }
     let found = differences(&answers[0], &answers[1]);
     Ok((path, snapshot.containers.len(), found))

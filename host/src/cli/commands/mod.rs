@@ -21,7 +21,7 @@ use super::{Status, display, print, table};
 use crate::config::{self, Config, Flags, LimitsFlags, Loaded, PolicyFlags};
 use crate::diagnostic::Diagnostic;
 use crate::generation::start::Keep;
-use crate::policy::{CompileLimits, Compiler, compile_from_stdin};
+use crate::policy::{CompileLimits, Compiler, Metering, compile_from_stdin};
 use crate::recreate::recover::Outcome;
 use crate::refresh::{Mode, Report, Request, Trigger};
 use crate::setup;
@@ -196,7 +196,11 @@ pub(super) fn compile_policy(arguments: &CompileArguments) -> Result<Status, Dia
         computing: Duration::from_secs(arguments.cpu_seconds),
         memory_bytes: arguments.memory_bytes,
     };
-    match compile_from_stdin(limits) {
+    let metering = match arguments.metering {
+        true => Metering::Instructions,
+        false => Metering::Off,
+    };
+    match compile_from_stdin(limits, metering) {
         Ok(()) => Ok(Status::Done),
         Err(error) => Err(Diagnostic::new("cannot compile").because(error.to_string())),
     }

@@ -17,11 +17,11 @@ use crate::artifact::signature::Signer;
 use crate::artifact::{Artifact, Source, file};
 use crate::config::{Config, Flags};
 use crate::diagnostic::Diagnostic;
-use crate::policy::limits;
+use crate::policy::{CONTRACT_TEXT, limits};
 use crate::secret::SecretString;
 
 const WASM: &str = "application/wasm";
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 
 pub(in super::super) async fn policy(
     common: Common,
@@ -29,7 +29,7 @@ pub(in super::super) async fn policy(
 ) -> Result<Status, Diagnostic> {
     let config = match &arguments.command {
         // Whoever writes a policy may have no platform, or one whose configuration is broken.
-        PolicyCommand::New(_) | PolicyCommand::Build(_) => Config::default(),
+        PolicyCommand::New(_) | PolicyCommand::Build(_) | PolicyCommand::Wit => Config::default(),
         _ => common.clone().load(Flags::default())?.config,
     };
     match arguments.command {
@@ -63,6 +63,14 @@ pub(in super::super) async fn policy(
                 json,
                 compare::trial,
             )
+        }
+        PolicyCommand::Test(arguments) => author::test(&config, arguments).await,
+        PolicyCommand::Check(arguments) => author::check(&config, arguments).await,
+        PolicyCommand::Bench(arguments) => author::bench(&config, arguments).await,
+        PolicyCommand::Dev(arguments) => author::dev(&config, arguments).await,
+        PolicyCommand::Wit => {
+            print(CONTRACT_TEXT);
+            Ok(Status::Done)
         }
         PolicyCommand::Diff(arguments) => compare::diff(&config, arguments).await,
         PolicyCommand::Record(arguments) => compare::record(common, arguments).await,
@@ -118,7 +126,7 @@ pub(in super::super) async fn policy(
     }
 }
 
-fn swap(
+pub(super) fn swap(
     source: &Source,
     config: Option<&str>,
     expected: Option<u64>,
@@ -157,7 +165,7 @@ fn put(source: &Source, expected: Option<u64>, body: (&'static str, Bytes)) -> A
     }
 }
 
-fn read(path: &str) -> Ask<'static> {
+pub(super) fn read(path: &str) -> Ask<'static> {
     Ask {
         method: Method::GET,
         path: path.to_owned(),
@@ -189,7 +197,7 @@ pub(super) fn object(text: &str) -> Result<Value, Diagnostic> {
     }
 }
 
-fn daemon(config: &Config, server: &ServerArguments) -> Result<Daemon, Diagnostic> {
+pub(super) fn daemon(config: &Config, server: &ServerArguments) -> Result<Daemon, Diagnostic> {
     let token = match std::env::var("ADMIN_TOKEN")
         .ok()
         .filter(|it| !it.trim().is_empty())

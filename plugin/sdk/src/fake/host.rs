@@ -5,12 +5,36 @@ use std::collections::BTreeMap;
 use crate::docker::Host;
 use crate::facts::{Level, StateError};
 
-/// A log, a clock that stands still, and state in memory.
+/// A log, a clock that stands still until somebody moves it, and state in memory. Use the same one for several refreshes, and
+/// each finds what the one before it stored.
 #[derive(Debug, Clone, Default)]
 pub struct FakeHost {
     pub log: Vec<(Level, String)>,
+    /// Seconds since the Unix epoch.
     pub now: u64,
     pub state: BTreeMap<String, String>,
+    /// What storing a value comes to, where it shall fail.
+    pub state_error: Option<StateError>,
+}
+
+impl FakeHost {
+    /// Seconds since the Unix epoch.
+    pub fn at(now: u64) -> Self {
+        Self {
+            now,
+            ..Self::default()
+        }
+    }
+
+    /// So many seconds later.
+    pub fn passes(&mut self, seconds: u64) {
+        self.now = self.now.saturating_add(seconds);
+    }
+
+    /// Whether a line of the log holds this.
+    pub fn logged(&self, part: &str) -> bool {
+        self.log.iter().any(|(_, line)| line.contains(part))
+    }
 }
 
 impl Host for FakeHost {
@@ -27,6 +51,9 @@ impl Host for FakeHost {
     }
 
     fn state_set(&mut self, key: &str, value: Option<&str>) -> Result<(), StateError> {
+        if let Some(error) = &self.state_error {
+            return Err(error.clone());
+        }
         match value {
             Some(value) => self.state.insert(key.to_owned(), value.to_owned()),
             None => self.state.remove(key),

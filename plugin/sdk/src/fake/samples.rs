@@ -1,6 +1,9 @@
 //! Requests, containers and ids with nothing remarkable about them, for tests to change what they are about.
 
-use crate::facts::{ContainerInfo, ContainerState, Health, Request, RestartPolicy, Trigger};
+use crate::facts::{
+    ContainerInfo, ContainerState, FailedStep, Health, RecreateError, Request, RestartPolicy,
+    Trigger,
+};
 
 /// What an operator asks for with no flags: everything, containers included.
 pub fn request() -> Request {
@@ -11,6 +14,14 @@ pub fn request() -> Request {
         recreate: true,
         force: false,
     }
+}
+
+/// A replacement that did not prove itself, for this cause.
+pub fn rolled_back(cause: &str) -> RecreateError {
+    RecreateError::RolledBack(FailedStep {
+        step: "prove".to_owned(),
+        cause: cause.to_owned(),
+    })
 }
 
 /// A running container with nothing remarkable about it.

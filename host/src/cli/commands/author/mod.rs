@@ -1,7 +1,84 @@
-//! `refit policy new | build`: the author's kit. Needs no configuration, so that none can be in its way.
+//! `refit policy new | build | test | check | bench | dev`: a policy on its author's machine.
 
+mod bench;
 mod build;
+mod check;
+mod dev;
+mod junit;
 mod new;
+mod test;
 
+use std::path::{Path, PathBuf};
+
+use crate::artifact::Source;
+use crate::author::project::Project;
+use crate::cli::commands::compiler;
+use crate::config::Config;
+use crate::diagnostic::Diagnostic;
+use crate::policy::{DEFAULT_POLICY, Metering, Policy, limits};
+use crate::setup;
+
+pub(super) use self::bench::bench;
 pub(super) use self::build::build;
+pub(super) use self::check::check;
+pub(super) use self::dev::dev;
 pub(super) use self::new::new;
+pub(super) use self::test::test;
+
+/// Instead of a component's file.
+const BUILT_IN: &str = "built-in";
+
+pub(super) fn is_built_in(source: &Source) -> bool {
+    matches!(source, Source::File(path) if path.as_os_str() == BUILT_IN)
+}
+
+/// The component that is meant, and the scenarios: as they were typed, or as the project here has them.
+fn chosen(
+    policy: Option<Source>,
+    paths: Vec<PathBuf>,
+) -> Result<(Source, Vec<PathBuf>), Diagnostic> {
+    let paths = match paths.is_empty() {
+        true => vec![Project::find(Path::new("."))?.scenarios()],
+        false => paths,
+    };
+    Ok((component_of(policy)?, paths))
+}
+
+fn component_of(source: Option<Source>) -> Result<Source, Diagnostic> {
+    match source {
+        Some(source) => Ok(source),
+        None => built(&Project::find(Path::new("."))?),
+    }
+}
+
+fn built(project: &Project) -> Result<Source, Diagnostic> {
+    let component = project.component_path();
+    if component.is_file() {
+        return Ok(Source::File(component));
+    }
+    let error = format!("`{}` is not there", component.display());
+    Err(Diagnostic::new(error).hint("`refit policy build` makes it"))
+}
+
+/// A component, whoever signed it: nobody has to be trusted to try a policy out.
+async fn component(config: &Config, source: &Source) -> Result<(Vec<u8>, String), Diagnostic> {
+    if is_built_in(source) {
+        return Ok((DEFAULT_POLICY.to_vec(), "the built-in policy".to_owned()));
+    }
+    let carrier = setup::carrier(config, setup::credentials(config)?);
+    let artifact = carrier.fetch(source, limits::COMPONENT_BYTES_MAX).await?;
+    Ok((artifact.bytes, artifact.origin))
+}
+
+async fn load(
+    config: &Config,
+    component: &(Vec<u8>, String),
+    metering: Metering,
+) -> Result<Policy, Diagnostic> {
+    let engine = match metering {
+        Metering::Off => setup::policy_engine(config, compiler(config))?,
+        Metering::Instructions => setup::metering_engine(config, compiler(config))?,
+    };
+    let (bytes, origin) = component.clone();
+    Ok(engine.load(bytes, &origin).await?)
+}

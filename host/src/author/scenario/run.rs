@@ -1,0 +1,123 @@
+//! Asks a policy, step by step. The same bytes each time: the clock stands, what is random is not, nothing is concurrent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::document::{Scenario, When};
+use super::expect::{Mismatch, as_expectation};
+use crate::capabilities::guard::Counts;
+use crate::policy::{Clock, Concurrency, Cost, LogLine, Policy, PolicyError, PolicyState};
+use crate::refresh::{Answer, Asked, Bounds, Question, ask};
+use crate::snapshot::replay::Replay;
+
+/// For the whole of a refresh. Nothing is waited for, so it is what a policy may compute, and the machine's other work.
+const WHOLE: Duration = Duration::from_secs(60);
+
+/// What came of a scenario.
+#[derive(Debug, serde::Serialize)]
+pub struct Ran {
+    /// What is wrong with its configuration, as the policy says: nothing was asked then.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub config_problems: Vec<String>,
+    pub steps: Vec<RanStep>,
+}
+
+/// What came of one refresh of it.
+#[derive(Debug, serde::Serialize)]
+pub struct RanStep {
+    pub at: Timestamp,
+    pub mismatches: Vec<Mismatch>,
+    /// What it came to, as an expectation in TOML.
+    pub came_to: String,
+    pub log: Vec<LogLine>,
+    pub decisions: usize,
+    pub cost: Cost,
+}
+
+impl Ran {
+    pub fn passed(&self) -> bool {
+        self.config_problems.is_empty() && self.steps.iter().all(|step| step.mismatches.is_empty())
+    }
+}
+
+/// Fails where the policy cannot even be asked about its configuration; a trap in a refresh is a mismatch.
+pub async fn run(policy: &Policy, scenario: &Scenario) -> Result<Ran, PolicyError> {
+    let problems = policy.validate_config(&scenario.config).await?;
+    let expects_that = scenario.expects_invalid_config();
+    if !problems.is_empty() && !expects_that {
+        return Ok(Ran {
+            config_problems: problems.iter().map(ToString::to_string).collect(),
+            steps: vec![],
+        });
+    }
+    let state = PolicyState::holding(scenario.state.clone());
+    let grants = Arc::new(scenario.grants.clone());
+    let mut engine = scenario.engine.clone();
+    let mut steps = Vec::new();
+    for step in &scenario.steps {
+        engine.taken = match step.when {
+            When::At(now) => now,
+            When::After(after) => engine.taken.saturating_add(after).unwrap_or(engine.taken),
+        };
+        // Looked at when the scenario was read.
+        let _ = step.changes.apply(&mut engine);
+        let replay = Arc::new(Replay::new(engine.clone(), step.request.force));
+        let asked = Asked {
+            policy,
+            config: &scenario.config,
+            grants: grants.clone(),
+            state: state.clone(),
+        };
+        let question = Question {
+            request: step.request.clone(),
+            hands: replay.clone(),
+            bounds: bounds(),
+            clock: Clock::Stopped(engine.taken),
+        };
+        let answer = ask(asked, question).await;
+        engine = replay.snapshot();
+        // Faults are a step's own.
+        engine.recreations.clear();
+        engine.listing_fails = None;
+        let (log, decisions, cost) = match &answer.said {
+            Ok(Ok(said)) => (said.log.clone(), said.by_container.len(), said.cost),
+            Ok(Err(_)) | Err(_) => Default::default(),
+        };
+        steps.push(RanStep {
+            at: engine.taken,
+            mismatches: step.expect.compare(&answer, &state, &engine),
+            came_to: as_expectation(&answer),
+            log,
+            decisions,
+            cost,
+        });
+        if matches!(answer, Answer { said: Err(_), .. }) {
+            break;
+        }
+    }
+    Ok(Ran {
+        config_problems: vec![],
+        steps,
+    })
+}
+
+fn bounds() -> Bounds {
+    let most = u32::MAX;
+    Bounds {
+        counts: Counts {
+            inspects: most,
+            pulls: most,
+            recreates: most,
+        },
+        // One after the other, so that what was asked is asked in the same order each time.
+        concurrency: Concurrency {
+            inspects: 1,
+            pulls: 1,
+            recreates: 1,
+        },
+        whole: WHOLE,
+        keep_previous_images: None,
+    }
+}

@@ -1,0 +1,77 @@
+//! `POST /v1/plan`: what a refresh would do, and why. Changes nothing and pulls nothing.
+
+use axum::Json;
+use axum::extract::{State, rejection::JsonRejection};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+
+use super::Served;
+use super::problem::Problem;
+use crate::diagnostic::Diagnostic;
+use crate::journal::no_events;
+use crate::refresh::{Mode, RefreshError, Request, Trigger};
+
+/// What is asked for; `{}` is everything that the policy knows.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Asked {
+    /// In the policy's vocabulary. Empty means all.
+    targets: Vec<String>,
+    /// By registry and repository. Empty means all.
+    images: Vec<String>,
+    recreate: bool,
+    force: bool,
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self {
+            targets: vec![],
+            images: vec![],
+            recreate: true,
+            force: false,
+        }
+    }
+}
+
+/// A plan has no effects, so it ends when its client hangs up.
+pub(super) async fn plan(
+    State(served): State<Served>,
+    asked: Result<Json<Asked>, JsonRejection>,
+) -> Result<Response, Problem> {
+    let Json(asked) = asked.map_err(|rejection| {
+        let problem = Problem::new(rejection.status(), "bad-body", "the request cannot be read");
+        problem.hint(rejection.body_text())
+    })?;
+    if served.stopping.is_cancelled() {
+        return Err(Problem::stopping());
+    }
+    let request = Request {
+        trigger: Trigger::Api,
+        targets: asked.targets,
+        images: asked.images,
+        recreate: asked.recreate,
+        force: asked.force,
+    };
+    let stopping = served.stopping.clone();
+    let plan = served
+        .refresher
+        .run(&request, Mode::Plan, no_events(), stopping);
+    match plan.await {
+        Ok(report) => Ok(Json(report).into_response()),
+        Err(error) => Err(refused(&error)),
+    }
+}
+
+fn refused(error: &RefreshError) -> Problem {
+    let (status, code) = match error {
+        RefreshError::UnknownTargets { .. } => (StatusCode::BAD_REQUEST, "unknown-targets"),
+        RefreshError::Unlisted { .. } => (StatusCode::BAD_GATEWAY, "engine-unavailable"),
+        RefreshError::Refused { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "policy-refused"),
+        RefreshError::Config { .. } | RefreshError::Policy { .. } => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "policy-failed")
+        }
+    };
+    Problem::of(status, code, Diagnostic::of(error))
+}
