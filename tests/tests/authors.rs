@@ -311,6 +311,9 @@ async fn first_hour(language: &str, own_tests: &[&str]) -> anyhow::Result<()> {
     );
     project.run(own_tests[0], &own_tests[1..]).await?;
     let component = project.build(&name).await?;
+    let tested = project.run(PROGRAM, &["policy", "test"]).await?;
+    let came_to = format!("{name} 0.1.0: 4 passed, 0 failed");
+    assert_eq!(tested.lines().last(), Some(came_to.as_str()), "{tested}");
     decides_as_its_readme_says(&component).await?;
     is_swapped_in(&name, &component).await
 }
