@@ -1,5 +1,5 @@
-//! The example policies in Python and JavaScript: whether they load, say who they are, check a configuration, and decide rightly
-//! over a snapshot. `cargo xtask guests` builds them, with tools that it gets; where it cannot, these tests fail with its reason.
+//! The policies of this repository: those in Python and JavaScript, whether they load, say who they are, check a configuration, and
+//! decide rightly over a snapshot; all of them, whether they pass the scenarios beside them. `cargo xtask guests` builds them, with tools that it gets; where it cannot, these tests fail with its reason.
 //! No engine.
 
 use std::collections::BTreeMap;
@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use async_trait::async_trait;
+use refit::author::scenario::{read_all, run};
 use refit::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation};
 use refit::container::{Container, Listed};
 use refit::engine::{EngineError, PullError};
 use refit::grants::{GrantPatterns, Grants, Verb};
 use refit::image::ImageRef;
 use refit::policy::{
-    Clock, Concurrency, Decisions, Failure, Policy, PolicyEngine, PolicyState, Session, Verdict,
+    Clock, Concurrency, DEFAULT_POLICY, Decisions, Failure, Policy, PolicyEngine, PolicyState,
+    Session, Verdict,
 };
 use refit::recreate::RecreateError;
 use refit::refresh::{Request, Trigger};
@@ -350,4 +352,39 @@ async fn the_javascript_policy_does_what_its_page_says() -> anyhow::Result<()> {
     decides_rightly(&policy, (Verdict::Stale, "on-hold")).await?;
     obeys_the_request(&policy).await?;
     says_what_cannot_be_listed(&policy).await
+}
+
+/// The scenarios that lie beside each policy of this repository, over its component. `refit policy test` does the same.
+async fn passes_its_scenarios(policy: &Policy, folder: &str) -> anyhow::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../plugin")
+        .join(folder);
+    for scenario in read_all(&[folder.join("scenarios")])? {
+        let ran = run(policy, &scenario).await?;
+        ensure!(ran.passed(), "{}: {ran:#?}", scenario.path.display());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn policies_in_rust_pass_their_scenarios() -> anyhow::Result<()> {
+    let engine = PolicyEngine::new()?;
+    let workspace = engine.load(DEFAULT_POLICY, "workspace").await?;
+    passes_its_scenarios(&workspace, "workspace").await?;
+    for (name, folder) in [
+        ("watchtower", "watchtower"),
+        ("canary", "examples/canary"),
+        ("quiet-hours", "examples/quiet-hours"),
+    ] {
+        passes_its_scenarios(&load(name).await?, folder).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn policies_in_other_languages_pass_their_scenarios() -> anyhow::Result<()> {
+    for name in ["python", "javascript"] {
+        passes_its_scenarios(&load(name).await?, &format!("examples/{name}")).await?;
+    }
+    Ok(())
 }
