@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, SamplingMode, criterion_group, criterion_main};
 use refit::artifact::Carrier;
 use refit::artifact::registry::Registries;
 use refit::artifact::signature::Trust;
@@ -18,8 +18,8 @@ use refit::generation::swap::{Asked, Candidate};
 use refit::grants::Grants;
 use refit::policy::limits::Times;
 use refit::policy::{
-    Allocation, Clock, CompileLimits, Compiler, Concurrency, DEFAULT_POLICY, Policy, PolicyEngine,
-    PolicyState, Session,
+    Allocation, Clock, CompileLimits, Compiler, Concurrency, Policy, PolicyEngine, PolicyState,
+    Session,
 };
 use refit::refresh::{Request, Trigger};
 use refit::registry::credentials::Credentials;
@@ -41,7 +41,7 @@ const ALLOCATIONS: [(&str, Allocation); 2] = [
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(30).measurement_time(Duration::from_secs(4)).warm_up_time(Duration::from_secs(1));
-    targets = call, decide, swap
+    targets = instantiate, call, decide, swap
 }
 criterion_main!(benches);
 
@@ -61,6 +61,20 @@ fn load(runtime: &Runtime, allocation: Allocation, name: &str, bytes: &Bytes) ->
     let engine = engine.cached_in(cache.path().to_owned());
     let loaded = runtime.block_on(engine.load(bytes.clone(), name));
     loaded.expect("the guest loads")
+}
+
+/// Store and instance, and no call: what each call takes before any code of the guest's runs.
+fn instantiate(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let mut group = criterion.benchmark_group("instantiate");
+    for (language, bytes) in guests::all() {
+        for (from, allocation) in ALLOCATIONS {
+            let policy = load(&runtime, allocation, language, &bytes);
+            group.bench_function(format!("{language}/{from}"), |bencher| {
+                bencher.iter(|| runtime.block_on(policy.instantiate()).unwrap());
+            });
+        }
+    }
 }
 
 /// Store, instance, and the shortest call that there is: a check of an empty configuration.
@@ -148,10 +162,10 @@ fn swap(criterion: &mut Criterion) {
     };
     let started = Generations::start(engine, terms, state.path(), Keep::Generations, asked);
     let generations = runtime.block_on(started).expect("it starts");
-    let swap_in = |number: u32| {
+    let swap_in = |bytes: Bytes| {
         let candidate = Candidate {
             source: Source::Bytes {
-                bytes: variant(number),
+                bytes,
                 origin: "a variant".into(),
                 signature: None,
             },
@@ -163,28 +177,32 @@ fn swap(criterion: &mut Criterion) {
         assert!(swapped.expect("it is swapped in").changed);
     };
     let mut group = criterion.benchmark_group("swap");
-    let mut number = 2;
-    group.bench_function("cold", |bencher| {
-        bencher.iter(|| {
-            number += 1;
-            swap_in(number);
+    // Ten of the slowest are minutes.
+    group.sample_size(10).sampling_mode(SamplingMode::Flat);
+    for (language, bytes) in guests::all() {
+        let mut number = 2;
+        group.bench_function(format!("{language}/cold"), |bencher| {
+            bencher.iter(|| {
+                number += 1;
+                swap_in(variant(&bytes, number));
+            });
         });
-    });
-    swap_in(0);
-    swap_in(1);
-    // The other one first: what is in use already is not swapped in.
-    number = 1;
-    group.bench_function("cached", |bencher| {
-        bencher.iter(|| {
-            number += 1;
-            swap_in(number % 2);
+        swap_in(variant(&bytes, 0));
+        swap_in(variant(&bytes, 1));
+        // The other one first: what is in use already is not swapped in.
+        let mut number = 1;
+        group.bench_function(format!("{language}/cached"), |bencher| {
+            bencher.iter(|| {
+                number += 1;
+                swap_in(variant(&bytes, number % 2));
+            });
         });
-    });
+    }
 }
 
-/// The default policy as another component: a section that nobody reads, and another digest.
-fn variant(number: u32) -> Bytes {
-    let mut bytes = DEFAULT_POLICY.to_vec();
+/// The same policy as another component: a section that nobody reads, and another digest.
+fn variant(component: &Bytes, number: u32) -> Bytes {
+    let mut bytes = component.to_vec();
     // Custom section, seven bytes: a name of two, and the number.
     bytes.extend([0, 7, 2, b'n', b'o']);
     bytes.extend(number.to_le_bytes());
