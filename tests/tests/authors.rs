@@ -299,7 +299,7 @@ async fn is_swapped_in(name: &str, component: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn first_hour(language: &str, own_tests: &[&str]) -> anyhow::Result<()> {
+async fn first_hour(language: &str, own_tests: &[&str]) -> anyhow::Result<Project> {
     let name = format!("first-{language}");
     let project = Project::new(language, &name).await?;
     assert!(
@@ -315,23 +315,75 @@ async fn first_hour(language: &str, own_tests: &[&str]) -> anyhow::Result<()> {
     let came_to = format!("{name} 0.1.0: 4 passed, 0 failed");
     assert_eq!(tested.lines().last(), Some(came_to.as_str()), "{tested}");
     decides_as_its_readme_says(&component).await?;
-    is_swapped_in(&name, &component).await
+    is_swapped_in(&name, &component).await?;
+    let checked = project.run(PROGRAM, &["policy", "check"]).await?;
+    assert_eq!(
+        checked.lines().last(),
+        Some("a swap would take it"),
+        "{checked}"
+    );
+    let benched = project
+        .run(PROGRAM, &["policy", "bench", "--runs", "1"])
+        .await?;
+    assert_eq!(benched.lines().count(), 5, "{benched}");
+    Ok(project)
 }
 
 #[tokio::test]
 async fn in_rust() -> anyhow::Result<()> {
-    first_hour("rust", &["cargo", "test", "--target-dir", "target"]).await
+    let project = first_hour("rust", &["cargo", "test", "--target-dir", "target"]).await?;
+    decides_the_same_each_time(&project).await
+}
+
+/// A policy may ask the clock and the dice of its standard library. In a scenario both are the same each time. In Rust, since
+/// the other two languages have neither.
+async fn decides_the_same_each_time(project: &Project) -> anyhow::Result<()> {
+    let source = project.folder.join("src/lib.rs");
+    let text = fs::read_to_string(&source)?;
+    let choice = "        let choice = candidate.by_default(Strategy::Replace);\n";
+    ensure!(text.contains(choice), "the template has another `decide`");
+    let by_chance = r#"        let mut choice = candidate.by_default(Strategy::Replace);
+        use std::hash::{BuildHasher as _, RandomState};
+        let dice = RandomState::new().hash_one(1);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        choice.reason = format!("at {}, by {dice:016x}", now.unwrap_or_default().as_secs());
+"#;
+    fs::write(&source, text.replace(choice, by_chance))?;
+    project.build("first-rust").await?;
+    let test = ["policy", "test", "--json", "scenarios/settled.toml"];
+    let first = project.run(PROGRAM, &test).await?;
+    assert_eq!(first, project.run(PROGRAM, &test).await?);
+    // A plan over a snapshot, likewise.
+    let planned = decided(
+        &project.folder.join("build/first-rust.wasm"),
+        json!("0"),
+        &[],
+    )
+    .await?;
+    // 2026-11-23T12:00:00Z, when the snapshot was taken.
+    let reason = &planned[0][3];
+    assert!(reason.starts_with("at 1795435200, by "), "{reason}");
+    assert_eq!(
+        planned,
+        decided(
+            &project.folder.join("build/first-rust.wasm"),
+            json!("0"),
+            &[]
+        )
+        .await?
+    );
+    Ok(())
 }
 
 #[tokio::test]
 async fn in_python() -> anyhow::Result<()> {
     let tests = ["python3", "-m", "unittest", "discover", "tests"];
-    first_hour("python", &tests).await
+    first_hour("python", &tests).await.map(drop)
 }
 
 #[tokio::test]
 async fn in_javascript() -> anyhow::Result<()> {
-    first_hour("javascript", &["npm", "test"]).await
+    first_hour("javascript", &["npm", "test"]).await.map(drop)
 }
 
 /// Whoever writes a policy need not have a platform that is in order.

@@ -6,6 +6,7 @@
 mod artifact;
 mod command_line;
 mod credentials;
+mod dev;
 mod endpoint;
 mod engine;
 mod guests;

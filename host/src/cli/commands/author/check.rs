@@ -141,7 +141,10 @@ impl Seen {
             Passed::Size(bytes) => {
                 self.bytes = bytes;
                 let most = limits::COMPONENT_BYTES_MAX;
-                (Stage::Size, format!("{bytes} bytes, of {most} at most"))
+                (
+                    Stage::Size,
+                    format!("{bytes} bytes, of {most} bytes at most"),
+                )
             }
             Passed::Signature(Some(signer)) => (Stage::Signature, format!("by {signer}")),
             Passed::Signature(None) => (Stage::Signature, "nobody has to sign it here".to_owned()),

@@ -54,7 +54,10 @@ fn component_of(source: Option<Source>) -> Result<Source, Diagnostic> {
 fn built(project: &Project) -> Result<Source, Diagnostic> {
     let component = project.component_path();
     if component.is_file() {
-        return Ok(Source::File(component));
+        // As short as it can be said from here.
+        let here = std::env::current_dir().unwrap_or_default();
+        let short = component.strip_prefix(here).unwrap_or(&component);
+        return Ok(Source::File(short.to_owned()));
     }
     let error = format!("`{}` is not there", component.display());
     Err(Diagnostic::new(error).hint("`refit policy build` makes it"))
