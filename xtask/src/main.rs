@@ -80,8 +80,20 @@ fn test(arguments: &[OsString]) -> Result<(), Failed> {
     setup::all()?;
     step(
         "building and running all tests (from nothing this takes minutes)",
-        cargo().args(["test", "--workspace"]).args(arguments),
+        cargo()
+            .args(["test", "--workspace"])
+            .args(arguments)
+            .env("RUST_TEST_THREADS", test_threads()),
     )
+}
+
+/// Most tests wait for an engine, a grace time or a proof, so there are more of them at once than cores. Twice as many halved
+/// the longest suite on two cores.
+fn test_threads() -> OsString {
+    env::var_os("RUST_TEST_THREADS").unwrap_or_else(|| {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        (2 * cores).to_string().into()
+    })
 }
 
 fn bench(arguments: &[OsString]) -> Result<(), Failed> {

@@ -74,7 +74,8 @@ async fn a_policy_of_another_version_of_the_contract() -> anyhow::Result<()> {
     snapshot!(is_refused(wat::parse_str(component)?).await?, @r#"
     error: `policy.wasm` speaks `refit:policy/docker@0.2.0`, this host speaks `refit:policy@0.1.0`
 
-    hint: rebuild it with an SDK for `refit:policy@0.1.0`, or run a host that speaks its version
+    hint: rebuild it against `refit:policy@0.1.0` (in Rust: with `refit-policy` 0.1.0), or run a host that speaks its version
+    hint: `refit policy wit` prints the contract of this host
     "#);
     Ok(())
 }

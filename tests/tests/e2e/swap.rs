@@ -217,11 +217,18 @@ async fn a_newcomer_that_fails_at_any_stage_leaves_the_old_one_in_use() -> anyho
             "imports",
             wat::parse_str(r#"(component (import "acme:vault/vault@1.0.0" (instance)))"#)?,
         ),
+        (
+            "imports",
+            wat::parse_str(
+                r#"(component (import "refit:policy/host@0.1.0" (instance (export "open" (func)))))"#,
+            )?,
+        ),
         ("compile", guests::slow_to_compile()?),
         (
             "link",
+            // The right name, and another type.
             wat::parse_str(
-                r#"(component (import "refit:policy/vault@0.1.0" (instance (export "open" (func)))) (instance $i) (export "refit:policy/policy@0.1.0" (instance $i)))"#,
+                r#"(component (import "refit:policy/host@0.1.0" (instance (export "now" (func (result string))))) (instance $i) (export "refit:policy/policy@0.1.0" (instance $i)))"#,
             )?,
         ),
         ("describe", described("unreachable")?),
