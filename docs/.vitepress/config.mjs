@@ -59,7 +59,11 @@ export default defineConfig({
   // What is no longer true is kept for those who look back, and is no part of the site.
   srcExclude: ['archive/**'],
   ignoreDeadLinks: false,
-  markdown: { config: links },
+  markdown: {
+    config: links,
+    // As GitHub names headings, so that a link to one works on both.
+    anchor: { slugify: (text) => text.trim().toLowerCase().replace(/[^\p{L}\p{N}\s_-]/gu, '').replace(/\s/g, '-') },
+  },
   themeConfig: {
     nav: [
       { text: 'Operate', link: '/operating', activeMatch: '^/(operating|configuration|commands|http|security)' },
