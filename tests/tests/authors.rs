@@ -346,7 +346,9 @@ async fn decides_the_same_each_time(project: &Project) -> anyhow::Result<()> {
         use std::hash::{BuildHasher as _, RandomState};
         let dice = RandomState::new().hash_one(1);
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        choice.reason = format!("at {}, by {dice:016x}", now.unwrap_or_default().as_secs());
+        if choice.rule == rule::IMAGE_MOVED {
+            choice.reason = format!("at {}, by {dice:016x}", now.unwrap_or_default().as_secs());
+        }
 "#;
     fs::write(&source, text.replace(choice, by_chance))?;
     project.build("first-rust").await?;

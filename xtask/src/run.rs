@@ -68,6 +68,21 @@ pub(crate) fn step(what: &str, command: &mut Command) -> Result<(), Failed> {
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
     cargo.env("CARGO_TARGET_DIR", target_directory());
+    // What the outer cargo tells `xtask` about `xtask`. A crate whose build looks at these (ring) would be built anew, with all
+    // that depends on it, each time that somebody changes between `cargo test` and `cargo xtask test`.
+    for (name, _) in env::vars_os() {
+        let about_us = [
+            "CARGO_PKG_",
+            "CARGO_MANIFEST_",
+            "CARGO_BIN_",
+            "CARGO_CRATE_",
+            "CARGO_PRIMARY_",
+        ];
+        let text = name.to_string_lossy();
+        if about_us.iter().any(|prefix| text.starts_with(prefix)) {
+            cargo.env_remove(&name);
+        }
+    }
     cargo
 }
 

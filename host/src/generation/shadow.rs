@@ -13,8 +13,7 @@ use super::Content;
 use crate::capabilities::Strategy;
 use crate::diagnostic::Diagnostic;
 use crate::image::ImageId;
-use crate::journal::Record;
-use crate::policy::{Decisions, Verdict};
+use crate::policy::Verdict;
 
 /// Comparisons with differences that are kept, the last ones.
 const KEPT: usize = 20;
@@ -51,35 +50,6 @@ pub struct Difference {
 
 /// All that a policy said and had done in one refresh, by container.
 pub type Sayings = BTreeMap<String, Said>;
-
-pub fn sayings(decisions: &Decisions, record: &Record) -> Sayings {
-    let mut sayings: Sayings = decisions
-        .by_container
-        .iter()
-        .map(|(container, decision)| {
-            let said = Said {
-                verdict: Some(decision.verdict),
-                rule: decision.rule.clone(),
-                reason: decision.reason.clone(),
-                recreation: None,
-            };
-            (container.clone(), said)
-        })
-        .collect();
-    for recreation in &record.recreations {
-        let said = sayings.entry(recreation.container.clone()).or_insert(Said {
-            verdict: None,
-            rule: String::new(),
-            reason: String::new(),
-            recreation: None,
-        });
-        said.recreation = Some(Recreation {
-            strategy: recreation.strategy,
-            to_image_id: recreation.to_image_id.clone(),
-        });
-    }
-    sayings
-}
 
 /// Where two policies differ in what becomes of a container. Other words for the same are no difference; to leave a container
 /// alone and to say nothing of it is the same.

@@ -11,8 +11,8 @@ use super::dependents::{Ties, in_order};
 use super::lease::{Leases, Trace};
 use super::names::{self, Meaning};
 use super::proof::{Proof, prove};
-use super::replace::{Back, mark_stopped, restore, stop_timeout};
-use super::steady::{again, ensure_removed, ensure_stopped, look};
+use super::replace::{Back, mark_stopped, restore, stop_and_remove, stop_timeout};
+use super::steady::{again, ensure_removed, look};
 use crate::container::{Container, Listed, State};
 use crate::engine::{Engine, EngineError, Removal};
 
@@ -351,11 +351,7 @@ async fn finish(
     }
     for old in group.iter().rev().filter_map(|(_, one)| one.old.as_ref()) {
         // An engine that was restarted starts a stopped container whose policy is `always`.
-        let gone = async {
-            ensure_stopped(engine, &old.id, stop_timeout(old)).await?;
-            ensure_removed(engine, &old.id, Removal::IfStopped).await
-        };
-        match gone.await {
+        match stop_and_remove(engine, old).await {
             Ok(()) | Err(EngineError::NotFound { .. }) => {}
             Err(error) => tracing::warn!(
                 container = old.name,

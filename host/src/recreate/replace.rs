@@ -350,12 +350,18 @@ pub(super) async fn put_back(
 /// Remove an old container that was replaced. Somebody may have started it meanwhile, under the name that we gave it.
 pub(super) async fn remove_old(engine: &dyn Engine, old: &Container) -> Result<(), EngineError> {
     match ensure_removed(engine, &old.id, Removal::IfStopped).await {
-        Err(EngineError::Conflict { .. }) => {
-            ensure_stopped(engine, &old.id, stop_timeout(old)).await?;
-            ensure_removed(engine, &old.id, Removal::IfStopped).await
-        }
+        Err(EngineError::Conflict { .. }) => stop_and_remove(engine, old).await,
         answer => answer,
     }
+}
+
+/// The same of one that may run.
+pub(super) async fn stop_and_remove(
+    engine: &dyn Engine,
+    old: &Container,
+) -> Result<(), EngineError> {
+    ensure_stopped(engine, &old.id, stop_timeout(old)).await?;
+    ensure_removed(engine, &old.id, Removal::IfStopped).await
 }
 
 /// How an old container came back.
@@ -431,8 +437,7 @@ async fn taken(engine: &dyn Engine, old: &Container) -> Result<bool, EngineError
 }
 
 async fn give_way(engine: &dyn Engine, old: &Container) -> Result<Back, EngineError> {
-    ensure_stopped(engine, &old.id, stop_timeout(old)).await?;
-    ensure_removed(engine, &old.id, Removal::IfStopped).await?;
+    stop_and_remove(engine, old).await?;
     Ok(Back::Superseded)
 }
 

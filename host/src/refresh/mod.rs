@@ -16,7 +16,7 @@ use crate::capabilities::guard::{Counts, Guard};
 use crate::capabilities::live::{Live, Workshop};
 use crate::capabilities::plan::Plan;
 use crate::diagnostic::{Cause, Diagnostic, Hints};
-use crate::generation::shadow::{Sayings, sayings};
+use crate::generation::shadow::Sayings;
 use crate::generation::{Generation, Generations};
 use crate::grants::Grants;
 use crate::journal::{self, Events, ImageOutcome, Journal, Record};
@@ -26,7 +26,7 @@ use crate::snapshot::Snapshot;
 use crate::snapshot::record::Recorder;
 use crate::snapshot::replay::Replay;
 
-use self::trial::Trial;
+use self::trial::{Trial, sayings};
 
 pub use self::report::{ContainerReport, PolicyReport, Report, Summary};
 pub use self::trial::{Answer, Asked, Question, ask, sayings_of};

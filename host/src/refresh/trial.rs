@@ -8,7 +8,7 @@ use super::{Bounds, Request};
 use crate::capabilities::Capabilities;
 use crate::capabilities::guard::Guard;
 use crate::diagnostic::Diagnostic;
-use crate::generation::shadow::{Sayings, Shadow, differences, sayings};
+use crate::generation::shadow::{Recreation, Said, Sayings, Shadow, differences};
 use crate::generation::{Content, Generations};
 use crate::grants::Grants;
 use crate::journal::{Journal, Record, no_events};
@@ -85,6 +85,36 @@ pub async fn sayings_of(
         .because(failure.to_string())),
         Err(error) => Err(Diagnostic::of(&error)),
     }
+}
+
+/// What a policy said laid beside what it had done.
+pub(super) fn sayings(decisions: &Decisions, record: &Record) -> Sayings {
+    let mut sayings: Sayings = decisions
+        .by_container
+        .iter()
+        .map(|(container, decision)| {
+            let said = Said {
+                verdict: Some(decision.verdict),
+                rule: decision.rule.clone(),
+                reason: decision.reason.clone(),
+                recreation: None,
+            };
+            (container.clone(), said)
+        })
+        .collect();
+    for recreation in &record.recreations {
+        let said = sayings.entry(recreation.container.clone()).or_insert(Said {
+            verdict: None,
+            rule: String::new(),
+            reason: String::new(),
+            recreation: None,
+        });
+        said.recreation = Some(Recreation {
+            strategy: recreation.strategy,
+            to_image_id: recreation.to_image_id.clone(),
+        });
+    }
+    sayings
 }
 
 /// A candidate in one refresh of the generation that it stands beside.

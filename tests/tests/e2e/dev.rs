@@ -204,7 +204,7 @@ async fn a_plan_without_an_engine_is_refused_in_words() -> anyhow::Result<()> {
     let problem = answer.json()?;
     assert_eq!(problem["code"], "engine-unavailable");
     assert!(
-        problem["causes"].to_string().contains("docker.sock"),
+        problem["title"].to_string().contains("docker.sock"),
         "{problem}"
     );
     // It goes on.
