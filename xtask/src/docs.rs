@@ -11,7 +11,7 @@ use crate::setup::root;
 pub(crate) fn build() -> Result<(), Failed> {
     wanted("npm", "Node.js 20 or newer, with npm")?;
     step(
-        "getting VitePress (70 MB)",
+        "getting VitePress (100 MB on the disk)",
         npm(&["ci", "--prefer-offline", "--loglevel", "error"]),
     )
     .map_err(|failed| failed.hint("npm fetches it from the network: can this machine reach it?"))?;
