@@ -215,7 +215,7 @@ fn build_javascript(example: &Path, tools: &Path, out: &Path) -> Command {
     command
 }
 
-fn wanted(program: &str, what: &str) -> Result<(), Failed> {
+pub(crate) fn wanted(program: &str, what: &str) -> Result<(), Failed> {
     if is_there(program) {
         return Ok(());
     }

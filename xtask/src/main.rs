@@ -1,8 +1,10 @@
 //! `cargo xtask`: the chores of this repository. Each sets up what it needs first, so that a machine with rustup is enough.
 //!
 //! Standard library only: this is the first thing that a newcomer builds, and it should be there in seconds. [`setup`] gets what
-//! is missing, [`guests`] builds the example policies, [`run`] runs programs and says what takes time; the chores themselves are here.
+//! is missing, [`guests`] builds the example policies and [`docs`] the site, [`run`] runs programs and says what takes time; the
+//! other chores are here.
 
+mod docs;
 mod guests;
 mod run;
 mod setup;
@@ -21,6 +23,7 @@ usage: cargo xtask <chore>
   lint         check formatting, clippy, documentation, and what cargo-deny checks
   guests       build the example policies in Python, JavaScript and Rust, and print where they are
   bench [ARGS] measure what policies cost; ARGS go to `cargo bench --package refit`
+  docs         build the site of docs/, where a dead link is an error
   setup        get what building and testing takes: a C compiler, the wasm32-wasip2 target
 
 Build output goes to CARGO_TARGET_DIR, by default `refit/target` in your cache folder, where it outlives a checkout.
@@ -37,12 +40,13 @@ fn main() -> ExitCode {
         (Some("lint"), []) => lint(),
         (Some("guests"), []) => guests::build().map(|components| guests::tell(&components)),
         (Some("bench"), arguments) => bench(arguments),
+        (Some("docs"), []) => docs::build(),
         (Some("setup"), []) => setup::all(),
         (Some("help" | "--help" | "-h"), _) => {
             run::say(USAGE.trim_end());
             return ExitCode::SUCCESS;
         }
-        (Some(chore @ ("demo" | "guests" | "lint" | "setup")), _) => {
+        (Some(chore @ ("demo" | "docs" | "guests" | "lint" | "setup")), _) => {
             return unusable(&format!("`{chore}` takes no arguments"));
         }
         (Some(other), _) => return unusable(&format!("there is no chore `{other}`")),
