@@ -12,16 +12,16 @@ pub(crate) fn build() -> Result<(), Failed> {
     wanted("npm", "Node.js 20 or newer, with npm")?;
     step(
         "getting VitePress (100 MB on the disk)",
-        npm(&["ci", "--prefer-offline", "--loglevel", "error"]),
+        &mut npm(&["ci", "--prefer-offline", "--loglevel", "error"]),
     )
     .map_err(|failed| failed.hint("npm fetches it from the network: can this machine reach it?"))?;
     step(
         "holding the policy reference against wit/policy.wit",
-        npm(&["run", "--silent", "check"]),
+        &mut npm(&["run", "--silent", "check"]),
     )?;
     step(
         "building the site (half a minute)",
-        npm(&["run", "--silent", "build"]),
+        &mut npm(&["run", "--silent", "build"]),
     )
     .map_err(|failed| failed.hint("a page that is linked and not there is named above"))?;
     let site = root().join("docs/.vitepress/dist");

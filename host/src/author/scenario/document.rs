@@ -12,7 +12,7 @@ use super::expect::Expect;
 use crate::container::{ContainerId, Health, State};
 use crate::diagnostic::Hints;
 use crate::grants::{GrantPatterns, Grants, PatternError, Verb};
-use crate::image::ImageId;
+use crate::image::{ImageId, ImageRef, ImageRefError};
 use crate::refresh::{Request, Trigger};
 use crate::snapshot::{
     ContainerFacts, ImageFacts, PullFault, RecreationFault, Snapshot, SnapshotError,
@@ -88,6 +88,8 @@ pub enum Problem {
     Snapshot(#[from] SnapshotError),
     #[error(transparent)]
     Grants(#[from] PatternError),
+    #[error(transparent)]
+    Reference(#[from] ImageRefError),
     #[error("container `{0}` is not in the snapshot, so it needs an `image`")]
     NoImage(String),
     #[error("`{step}` expects nothing, so it would pass whatever the policy does")]
@@ -452,7 +454,8 @@ impl Changes {
                     message: message.clone(),
                 },
             };
-            engine.images.insert(normal(reference), facts);
+            let parsed: ImageRef = reference.parse()?;
+            engine.images.insert(parsed.to_string(), facts);
         }
         for (name, text) in &self.containers {
             text.apply(name, engine)?;
@@ -466,9 +469,9 @@ impl Changes {
     }
 }
 
-/// A reference as the host writes it, which is how a replay looks for it.
+/// A reference as the host writes it; what is none stays as it is.
 pub(super) fn normal(reference: &str) -> String {
-    match reference.parse::<crate::image::ImageRef>() {
+    match reference.parse::<ImageRef>() {
         Ok(parsed) => parsed.to_string(),
         Err(_) => reference.to_owned(),
     }

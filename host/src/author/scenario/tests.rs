@@ -191,3 +191,9 @@ fn what_is_misspelt_or_missing_is_told() {
     );
     assert!(problem("snapshot = \"none.json\"\n[expect]\nwaves = []\n").contains("none.json"));
 }
+
+#[test]
+fn what_is_no_image_is_told() {
+    let text = "[images]\n\"a b\" = \"new\"\n[expect]\nwaves = []\n";
+    assert!(problem(text).contains("a b"), "{}", problem(text));
+}
