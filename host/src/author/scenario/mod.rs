@@ -1,6 +1,6 @@
 //! A scenario: an engine as it might be, a question, and what a policy is expected to make of it. One file, for a review.
 //!
-//! [`document`] is the file, [`run`] asks a policy, [`expect`] compares.
+//! `document` is the file, `run` asks a policy, `expect` compares.
 
 mod document;
 mod expect;
