@@ -36,7 +36,8 @@ pub(in super::super) async fn dev(
         policy_config: arguments.policy_config,
         component: String::new(),
         on_trial: false,
-        told: String::new(),
+        told_until: None,
+        compared: 0,
     };
     let ended = shutdown_signal();
     tokio::select! {
@@ -91,8 +92,10 @@ struct Beside {
     /// Digest of the one that was tried out last.
     component: String,
     on_trial: bool,
-    /// When the last comparison was that has been told.
-    told: String,
+    /// When the last comparison was that has been told, of those that differed.
+    told_until: Option<jiff::Timestamp>,
+    /// How many there were by then, in all.
+    compared: u64,
 }
 
 impl Beside {
@@ -119,7 +122,8 @@ impl Beside {
         };
         self.component = digest;
         self.on_trial = true;
-        self.told.clear();
+        self.told_until = None;
+        self.compared = 0;
         note(&format!(
             "beside      generation {}, on trial\n",
             body["beside"]
@@ -154,23 +158,21 @@ impl Beside {
     }
 
     fn tell_new(&mut self, body: &Value) {
-        let compared = format!(
-            "compared    {}, agreed {}\n",
-            body["compared"], body["agreed"]
-        );
-        let differing = body["differing"].as_array().into_iter().flatten();
-        let at = |comparison: &Value| comparison["at"].as_str().unwrap_or_default().to_owned();
-        let last = self.told.rsplit('|').next().unwrap_or_default().to_owned();
-        let mut newest = last.clone();
-        for comparison in differing.filter(|comparison| at(comparison) > last) {
-            print(&compare::comparison_lines(comparison));
-            newest = at(comparison);
+        for comparison in body["differing"].as_array().into_iter().flatten() {
+            let at = comparison["at"].as_str().and_then(|at| at.parse().ok());
+            if at > self.told_until {
+                print(&compare::comparison_lines(comparison));
+                self.told_until = at;
+            }
         }
-        let told = format!("{compared}|{newest}");
-        if told != self.told && body["compared"] != 0 {
-            note(&compared);
+        let compared = body["compared"].as_u64().unwrap_or_default();
+        if compared != self.compared {
+            self.compared = compared;
+            note(&format!(
+                "compared    {compared}, agreed {}\n",
+                body["agreed"]
+            ));
         }
-        self.told = told;
     }
 
     /// A candidate that nobody works on any more has no business beside a policy.
