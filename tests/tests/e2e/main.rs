@@ -9,6 +9,7 @@ mod credentials;
 mod endpoint;
 mod engine;
 mod guests;
+mod history;
 mod matching;
 mod plan;
 mod policy;
