@@ -16,6 +16,7 @@ const sidebar = [
       { text: 'Command line', link: '/commands' },
       { text: 'HTTP interface', link: '/http' },
       { text: 'The report', link: '/report' },
+      { text: 'The history', link: '/history' },
     ],
   },
   {

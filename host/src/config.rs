@@ -45,6 +45,7 @@ pub struct Config {
     pub grants: GrantsConfig,
     pub limits: LimitsConfig,
     pub proof: ProofConfig,
+    pub history: HistoryConfig,
     pub serve: ServeConfig,
 }
 
@@ -127,6 +128,14 @@ pub struct ProofConfig {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub struct HistoryConfig {
+    /// How many refreshes are kept; 0: none is written down.
+    pub keep: u32,
+    pub keep_days: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct ServeConfig {
     pub listen: SocketAddr,
     /// A file with the admin token. `ADMIN_TOKEN` sets it too, and goes first.
@@ -198,6 +207,17 @@ impl Default for ProofConfig {
         Self {
             grace_seconds: 5,
             health_seconds: 120,
+        }
+    }
+}
+
+impl Default for HistoryConfig {
+    fn default() -> Self {
+        Self {
+            // A month of them, where thirty a day are published; of 40 containers each, 30 MB.
+            keep: 1000,
+            // Who asks what a container ran last quarter finds it.
+            keep_days: 100,
         }
     }
 }
@@ -426,6 +446,22 @@ impl Config {
                 return Err(ConfigError::Value {
                     key,
                     problem: format!("{value}, and may be {SECONDS_MAX} at most"),
+                });
+            }
+        }
+        /// Some thirty times the default: every query and every end of a refresh walks through them.
+        const KEEP_MAX: u32 = 30_000;
+        /// Ten years.
+        const DAYS_MAX: u32 = 3650;
+        let kept: [(&'static str, u32, u32, u32); 2] = [
+            ("history.keep", self.history.keep, 0, KEEP_MAX),
+            ("history.keep_days", self.history.keep_days, 1, DAYS_MAX),
+        ];
+        for (key, value, least, most) in kept {
+            if !(least..=most).contains(&value) {
+                return Err(ConfigError::Value {
+                    key,
+                    problem: format!("{value}, and may be {least} to {most}"),
                 });
             }
         }

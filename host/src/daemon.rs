@@ -17,6 +17,9 @@ use crate::server::{AdminToken, Served, serve};
 /// proof; what is cut off after that is found by its labels later.
 const DRAIN: Duration = Duration::from_secs(5 * 60);
 
+/// And then for what is still to be written down of it: twice as long as SQLite waits for another process.
+const WRITTEN: Duration = Duration::from_secs(5);
+
 /// Without a token nobody beyond this machine may ask.
 pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(), Diagnostic> {
     if token.is_some() || address.ip().is_loopback() {
@@ -37,6 +40,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let stopping = CancellationToken::new();
+    let history = refresher.history().cloned();
     let work = TaskTracker::new();
     let served = Served {
         refresher: Arc::new(refresher),
@@ -64,6 +68,9 @@ pub async fn run(
     work.close();
     if tokio::time::timeout(DRAIN, work.wait()).await.is_err() {
         tracing::warn!("gave up waiting for refreshes under way");
+    }
+    if let Some(history) = history {
+        history.close(WRITTEN).await;
     }
     Ok(())
 }

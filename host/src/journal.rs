@@ -46,7 +46,7 @@ pub fn no_events() -> Events {
 }
 
 /// What became of an image.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct ImageRecord {
     pub image: ImageRef,
     pub outcome: ImageOutcome,
@@ -56,11 +56,11 @@ pub struct ImageRecord {
     pub digest: Option<String>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Diagnostic>,
-    #[serde(rename = "duration_ms", serialize_with = "milliseconds")]
+    #[serde(rename = "duration_ms", with = "milliseconds")]
     pub duration: Duration,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImageOutcome {
     Pulled,
@@ -70,7 +70,7 @@ pub enum ImageOutcome {
 }
 
 /// What became of a container that a policy gave to `recreate`.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct RecreationRecord {
     pub container: String,
     pub strategy: Strategy,
@@ -83,19 +83,20 @@ pub struct RecreationRecord {
     pub to_image_id: ImageId,
     /// How long nothing ran under the name.
     #[serde(
+        default,
         rename = "gap_ms",
-        serialize_with = "optional_milliseconds",
+        with = "optional_milliseconds",
         skip_serializing_if = "Option::is_none"
     )]
     pub gap: Option<Duration>,
     /// Containers that depend on it and were, or would be, replaced with it, by name.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub followed: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left_over: Option<String>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Diagnostic>,
-    #[serde(rename = "duration_ms", serialize_with = "milliseconds")]
+    #[serde(rename = "duration_ms", with = "milliseconds")]
     pub duration: Duration,
 }
 
@@ -137,20 +138,43 @@ impl RecreationOutcome {
     }
 }
 
-fn milliseconds<S: serde::Serializer>(
-    duration: &Duration,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+mod milliseconds {
+    use serde::Deserialize as _;
+    use std::time::Duration;
+
+    pub(super) fn serialize<S: serde::Serializer>(
+        duration: &Duration,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_millis)
+    }
 }
 
-fn optional_milliseconds<S: serde::Serializer>(
-    duration: &Option<Duration>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    match duration {
-        Some(duration) => milliseconds(duration, serializer),
-        None => serializer.serialize_none(),
+mod optional_milliseconds {
+    use serde::Deserialize as _;
+    use std::time::Duration;
+
+    pub(super) fn serialize<S: serde::Serializer>(
+        duration: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => super::milliseconds::serialize(duration, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        let milliseconds = Option::<u64>::deserialize(deserializer)?;
+        Ok(milliseconds.map(Duration::from_millis))
     }
 }
 

@@ -11,7 +11,8 @@
 //! - [`snapshot`]: what a policy saw at one moment, to decide over it again.
 //! - [`policy`]: WebAssembly: loading a policy, calling it within its limits.
 //! - [`generation`]: which policy is in use, which was before it, and the way from one to the next.
-//! - [`refresh`]: one refresh, start to end, and its report; [`retention`]: what becomes of images that were replaced.
+//! - [`refresh`]: one refresh, start to end, and its report; [`retention`]: what becomes of images that were replaced;
+//!   [`history`]: what became of each refresh.
 //! - [`author`]: the kit of those who write policies.
 //! - [`selftest`]: hostile policies, and what the host must make of each.
 //! - [`config`], [`setup`]: from a file and flags to a [`refresh::Refresher`].
@@ -53,6 +54,7 @@ pub mod diagnostic;
 pub mod engine;
 pub mod generation;
 pub mod grants;
+pub mod history;
 pub mod image;
 pub mod journal;
 pub mod policy;

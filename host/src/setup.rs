@@ -16,6 +16,7 @@ use crate::generation::load::Source;
 use crate::generation::start::{Keep, Terms};
 use crate::generation::swap::Asked;
 use crate::grants::Grants;
+use crate::history::{self, History};
 use crate::policy::{Compiler, PolicyEngine, PolicyError};
 use crate::recreate::guard;
 use crate::recreate::lease::Leases;
@@ -123,6 +124,16 @@ pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
         ties: KnownTies::default(),
         own_id: guard::own_container_id(),
     })
+}
+
+/// Where refreshes are written down, for [`Refresher::written_down_in`]. `None` where none is kept. `by` is who asks for all that
+/// this process refreshes.
+pub fn history(config: &Config, by: Option<String>) -> Option<Arc<History>> {
+    let keep = history::Keep {
+        refreshes: config.history.keep,
+        days: config.history.keep_days,
+    };
+    (keep.refreshes > 0).then(|| Arc::new(History::open(&config.state_folder(), keep).by(by)))
 }
 
 /// Nothing is contacted yet: an engine that is down is found out by the first call.

@@ -369,7 +369,7 @@ fn toml(value: &Value) -> String {
 }
 
 /// One for all that run on this machine, as it would be: there they see who is at work on which container. It holds files
-/// without content, named after containers.
+/// without content, named after containers, and the history of all their refreshes.
 fn state_folder() -> PathBuf {
     let user = rustix::process::getuid().as_raw();
     std::env::temp_dir().join(format!("refit-tests-state-{user}"))

@@ -104,6 +104,11 @@ fn only_the_command_line_names_clap() {
 }
 
 #[test]
+fn only_the_history_names_sqlite() {
+    only("rusqlite", "host/src/history");
+}
+
+#[test]
 fn only_one_function_is_unsafe() -> anyhow::Result<()> {
     let mut found = Vec::new();
     for (path, text) in sources("host/src")? {

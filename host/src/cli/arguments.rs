@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::artifact::{ArtifactRef, Source, reference};
 use crate::author::template;
+use crate::history;
+use crate::image::ImageRef;
 use crate::policy::COMPILE_SUBCOMMAND;
 
 /// Gives running containers a new image under a policy
@@ -48,6 +50,8 @@ pub(super) enum Command {
     Serve(ServeArguments),
     /// Write policies, look at them, swap the one that a daemon uses, go back to the one before
     Policy(PolicyArguments),
+    /// What became of the refreshes on this machine, the newest first; needs no daemon
+    History(HistoryArguments),
     /// Finish or undo replacements that a Refit which was killed left half done
     Recover(RecoverArguments),
     /// Show the configuration
@@ -380,6 +384,42 @@ pub(super) struct RecordArguments {
     /// A policy component, over the configured one
     #[arg(long, value_name = "FILE")]
     pub(super) policy: Option<Source>,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct HistoryArguments {
+    #[command(subcommand)]
+    pub(super) command: Option<HistoryCommand>,
+    /// How many
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=i64::from(history::LIMIT_MAX)))]
+    pub(super) limit: u32,
+    /// Only older ones than this
+    #[arg(long, value_name = "ID")]
+    pub(super) before: Option<history::Id>,
+    /// Only those that decided about this container, and what became of it
+    #[arg(long, value_name = "NAME")]
+    pub(super) container: Option<String>,
+    /// Only those that pulled this image, or tried to
+    #[arg(long, value_name = "REF")]
+    pub(super) image: Option<ImageRef>,
+    /// Only those with this outcome: running, done, some-failed, cancelled, failed or interrupted
+    #[arg(long, value_name = "OUTCOME")]
+    pub(super) outcome: Option<history::Outcome>,
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum HistoryCommand {
+    /// One refresh: who asked, under which policy, what was decided and done, and why
+    Show {
+        id: history::Id,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]

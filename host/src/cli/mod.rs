@@ -84,6 +84,7 @@ async fn run(arguments: Arguments) -> Result<Status, Diagnostic> {
         Command::Plan(arguments) => commands::plan(common, arguments, bars).await,
         Command::Serve(arguments) => commands::serve(common, arguments).await,
         Command::Policy(arguments) => commands::policy(common, arguments).await,
+        Command::History(arguments) => commands::history(common, arguments),
         Command::Recover(arguments) => commands::recover(common, arguments).await,
         Command::Config(arguments) => commands::config(common, arguments),
         Command::Doctor(arguments) => commands::doctor(common, arguments).await,

@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 
 use crate::diagnostic::Diagnostic;
+use crate::history::{self, Entry};
 use crate::journal::{ImageOutcome, ImageRecord, RecreationOutcome, RecreationRecord};
 use crate::policy::Verdict;
 use crate::recreate::recover::{Outcome, Recovered};
-use crate::refresh::{ContainerReport, Mode, Report};
+use crate::refresh::{ContainerReport, Mode, Report, Trigger};
 
 /// `pulled       ghcr.io/…/workspace-template-hermes:latest`
 pub(super) fn image_line(record: &ImageRecord) -> String {
@@ -25,6 +26,89 @@ pub(super) fn recreation_line(record: &RecreationRecord) -> String {
         None => String::new(),
     };
     line(word(record.outcome), &record.container, &detail)
+}
+
+/// One line: which, when, how long, what came of it, who asked, under which policy, and in numbers.
+pub(super) fn entry(entry: &Entry) -> String {
+    let took = match entry.duration_ms {
+        Some(milliseconds) => format!("{:.1} s", milliseconds as f64 / 1000.0),
+        None => "-".to_owned(),
+    };
+    let policy = &entry.policy;
+    let policy = format!("{} {} #{}", policy.name, policy.version, policy.generation);
+    let line = format!(
+        "{:<6} {} {took:>9}  {:<11} {:<16} {policy:<24} {}",
+        entry.id,
+        when(entry.started),
+        ended(entry.outcome),
+        asked_by(entry),
+        came_to(entry)
+    );
+    line.trim_end().to_owned()
+}
+
+pub(super) fn when(time: jiff::Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
+}
+
+/// Those that somebody should look at stand out.
+pub(super) fn ended(outcome: history::Outcome) -> &'static str {
+    match outcome {
+        history::Outcome::Running => "running",
+        history::Outcome::Done => "done",
+        history::Outcome::SomeFailed => "SOME FAILED",
+        history::Outcome::Cancelled => "cancelled",
+        history::Outcome::Failed => "FAILED",
+        history::Outcome::Interrupted => "INTERRUPTED",
+    }
+}
+
+pub(super) fn asked_by(entry: &Entry) -> String {
+    let trigger = match entry.request.trigger {
+        Trigger::Operator => "operator",
+        Trigger::Api => "api",
+        Trigger::Schedule => "schedule",
+        Trigger::Webhook => "webhook",
+    };
+    match &entry.by {
+        Some(by) => format!("{trigger} {by}"),
+        None => trigger.to_owned(),
+    }
+}
+
+fn came_to(entry: &Entry) -> String {
+    if let Some(container) = &entry.container {
+        let gap = container.gap_ms.map(|gap| format!(", {gap} ms down"));
+        return format!(
+            "{} {}{}",
+            container.name,
+            container.outcome,
+            gap.unwrap_or_default()
+        );
+    }
+    let summary = entry.summary.unwrap_or_default();
+    let told = (entry.rolled_back + entry.stranded) as usize;
+    let counted = [
+        (summary.recreated, "recreated"),
+        (summary.removed, "removed"),
+        (entry.rolled_back as usize, "rolled back"),
+        (entry.stranded as usize, "STRANDED"),
+        (
+            summary.recreate_failed.saturating_sub(told),
+            "not recreated",
+        ),
+        (summary.unknown, "unknown"),
+        (summary.stale, "stale"),
+        (summary.current, "current"),
+        (summary.pulled, "pulled"),
+        (summary.pull_failed, "not pulled"),
+    ];
+    let counted = counts(&counted);
+    match (&entry.failure, counted) {
+        (Some(failure), None) => failure.error.clone(),
+        (Some(failure), Some(counted)) => format!("{counted}; {}", failure.error),
+        (None, counted) => counted.unwrap_or_default(),
+    }
 }
 
 /// A line for each replacement that was found half done.

@@ -116,7 +116,7 @@ pub struct Decisions {
     pub cost: Cost,
 }
 
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Target {
     pub name: String,
     pub image: String,

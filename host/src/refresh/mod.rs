@@ -19,6 +19,7 @@ use crate::diagnostic::{Cause, Diagnostic, Hints};
 use crate::generation::shadow::Sayings;
 use crate::generation::{Generation, Generations};
 use crate::grants::Grants;
+use crate::history::{Begun, Ended, History, Outcome};
 use crate::journal::{self, Events, ImageOutcome, Journal, Record};
 use crate::policy::{Clock, Concurrency, ConfigProblem, Decisions, Failure, PolicyError, Session};
 use crate::retention;
@@ -42,7 +43,7 @@ pub enum Trigger {
 }
 
 /// What is asked for.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Request {
     pub trigger: Trigger,
     /// In the policy's vocabulary (the default policy: runtimes). Empty means all.
@@ -53,7 +54,7 @@ pub struct Request {
     pub force: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Do it.
@@ -80,6 +81,7 @@ pub struct Refresher {
     bounds: Bounds,
     /// What plans look at instead of the engine.
     snapshot: Option<Snapshot>,
+    history: Option<Arc<History>>,
 }
 
 /// A refresh could not be made at all.
@@ -143,7 +145,15 @@ impl Refresher {
             generations,
             bounds,
             snapshot: None,
+            history: None,
         }
+    }
+
+    /// What is refreshed is written down there. Plans are not.
+    #[must_use]
+    pub fn written_down_in(mut self, history: Option<Arc<History>>) -> Self {
+        self.history = history;
+        self
     }
 
     /// Plans are made over this snapshot, at its time, and no engine is asked.
@@ -163,6 +173,10 @@ impl Refresher {
         self.generations.active()
     }
 
+    pub fn history(&self) -> Option<&Arc<History>> {
+        self.history.as_ref()
+    }
+
     pub fn workshop(&self) -> &Arc<Workshop> {
         &self.workshop
     }
@@ -176,6 +190,30 @@ impl Refresher {
         cancel: CancellationToken,
     ) -> Result<Report, RefreshError> {
         let active = self.active();
+        let Some(history) = self.history.as_ref().filter(|_| mode == Mode::Refresh) else {
+            return self.run_on(active, request, mode, events, cancel).await;
+        };
+        let begun = Begun {
+            request: request.clone(),
+            policy: PolicyReport::of(&active),
+        };
+        let under_way = history.begin(begun).await;
+        let answer = self
+            .run_on(active, request, mode, events, cancel.clone())
+            .await;
+        let ended = ended(&answer, cancel.is_cancelled());
+        history.end(under_way, ended).await;
+        answer
+    }
+
+    async fn run_on(
+        &self,
+        active: Arc<Generation>,
+        request: &Request,
+        mode: Mode,
+        events: Events,
+        cancel: CancellationToken,
+    ) -> Result<Report, RefreshError> {
         let trial = self.generations.shadow_beside(&active).map(Trial::new);
         let began = (jiff::Timestamp::now(), Instant::now());
         let grants = active.content.grants.clone();
@@ -342,5 +380,27 @@ impl Refresher {
         };
         let guard = Guard::new(hands, grants, self.bounds.counts, cancel);
         Journal::new(Arc::new(guard), mode == Mode::Plan, events)
+    }
+}
+
+/// What is written down of the end. One that was told to end and had done all by then is done.
+fn ended(answer: &Result<Report, RefreshError>, cancelled: bool) -> Ended {
+    let (outcome, failure, report) = match answer {
+        Ok(report) if !report.has_failures() => (Outcome::Done, None, Some(report)),
+        Ok(report) if cancelled => (Outcome::Cancelled, None, Some(report)),
+        Ok(report) => (Outcome::SomeFailed, None, Some(report)),
+        Err(error) => {
+            let outcome = if cancelled {
+                Outcome::Cancelled
+            } else {
+                Outcome::Failed
+            };
+            (outcome, Some(Diagnostic::of(error)), error.partial())
+        }
+    };
+    Ended {
+        outcome,
+        failure,
+        report: report.cloned(),
     }
 }

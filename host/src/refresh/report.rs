@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Mode, Request};
 use crate::generation::Generation;
@@ -14,7 +14,7 @@ use crate::policy::{Decisions, Target, Verdict};
 /// Raised when a field changes its meaning or goes.
 const FORMAT: u32 = 1;
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     pub format: u32,
     pub mode: Mode,
@@ -31,7 +31,7 @@ pub struct Report {
     pub containers: Vec<ContainerReport>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PolicyReport {
     pub name: String,
     pub version: String,
@@ -41,7 +41,7 @@ pub struct PolicyReport {
 }
 
 /// A container that the policy decided about, or gave to the host.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ContainerReport {
     pub name: String,
     /// `None` where the policy ended before it said.
@@ -56,7 +56,7 @@ pub struct ContainerReport {
     pub recreation: Option<RecreationRecord>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     pub pulled: usize,
     pub up_to_date: usize,
@@ -93,6 +93,18 @@ impl Report {
     }
 }
 
+impl PolicyReport {
+    pub(super) fn of(generation: &Generation) -> Self {
+        let policy = generation.policy();
+        Self {
+            name: policy.name.clone(),
+            version: policy.version.clone(),
+            digest: policy.digest.clone(),
+            generation: generation.number,
+        }
+    }
+}
+
 pub(super) fn build(
     generation: &Generation,
     request: &Request,
@@ -101,7 +113,6 @@ pub(super) fn build(
     decisions: Decisions,
     mut record: Record,
 ) -> Report {
-    let policy = generation.policy();
     record.images.sort_by_key(|record| record.image.to_string());
     let mut containers: Vec<ContainerReport> = Vec::new();
     for (name, decision) in decisions.by_container {
@@ -137,12 +148,7 @@ pub(super) fn build(
         mode,
         started,
         duration_ms: u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
-        policy: PolicyReport {
-            name: policy.name.clone(),
-            version: policy.version.clone(),
-            digest: policy.digest.clone(),
-            generation: generation.number,
-        },
+        policy: PolicyReport::of(generation),
         request: request.clone(),
         summary: summarise(&record.images, &containers),
         targets: decisions.targets,

@@ -1,6 +1,7 @@
 //! The HTTP interface. Handlers are: extract, call one function of the domain, answer. The only place that names axum.
 
 mod auth;
+mod history;
 mod plan;
 mod policy;
 mod problem;
@@ -55,6 +56,8 @@ pub fn router(served: Served) -> Router {
             post(workspace_images::refresh),
         )
         .route("/v1/plan", post(plan::plan))
+        .route("/v1/refreshes", get(history::list))
+        .route("/v1/refreshes/{id}", get(history::show))
         .route("/v1/policy", get(policy::show).put(policy::swap))
         .route("/v1/policy/history", get(policy::history))
         .route("/v1/policy/shadow", get(shadow::show).delete(shadow::end))

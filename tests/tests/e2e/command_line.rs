@@ -205,6 +205,8 @@ async fn what_is_in_force_is_shown_with_where_it_came_from() -> anyhow::Result<(
     grants.images               = ["ghcr.io/molecule-ai/workspace-template-*"]  # default
     grants.labels               = {}  # default
     grants.verbs                = ["inspect","pull","replace","remove","overlap"]  # default
+    history.keep                = 1000  # default
+    history.keep_days           = 100  # default
     images.keep_previous        = (unset)  # default
     images.platform             = ""  # MOLECULE_IMAGE_PLATFORM
     limits.compile_megabytes    = 2048  # default

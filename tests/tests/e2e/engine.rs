@@ -172,7 +172,7 @@ async fn the_doctor_says_what_a_refresh_would_find() -> anyhow::Result<()> {
         let registry = registry::open().await?;
         let v1 = w.publish(registry, "hermes", ImageSpec::new("v1")).await?;
         w.run(ContainerSpec::new("hermes", &v1.reference)).await?;
-        let refit = refit(&w, registry, &["hermes"])?;
+        let refit = refit(&w, registry, &["hermes"])?.set("state_dir", "state");
         let output = refit.run(&["doctor"]).await?.expect(0);
         let told = output
             .stdout
@@ -186,6 +186,7 @@ async fn the_doctor_says_what_a_refresh_would_find() -> anyhow::Result<()> {
         ok    engine   the grants cover 1 of N containers
         ok    policy   workspace 0.1.0 (sha256:…) from the built-in policy, and it accepts its configuration
         ok    grants   images REGISTRY/PREFIX/workspace-template-*; containers ws-PREFIX-*; verbs inspect, pull, replace, remove, overlap
+        ok    history  nothing yet
         ok    login    `REGISTRY`: none found, images are pulled anonymously
         "#);
 
@@ -196,7 +197,7 @@ async fn the_doctor_says_what_a_refresh_would_find() -> anyhow::Result<()> {
         assert!(output.stdout.starts_with("FAIL  engine"), "{output}");
         assert!(output.stdout.contains("the socket does not exist"), "{output}");
         let output = refit.run(&["doctor", "--json"]).await?.expect(0);
-        assert!(output.json().as_array().is_some_and(|checks| checks.len() == 5), "{output}");
+        assert!(output.json().as_array().is_some_and(|checks| checks.len() == 6), "{output}");
         fs::write(refit.home().join("docker/config.json"), "{")?;
         let output = refit.run(&["doctor"]).await?.expect(1);
         assert!(output.stdout.contains("FAIL  login"), "{output}");

@@ -10,6 +10,7 @@ mod dev;
 mod endpoint;
 mod engine;
 mod guests;
+mod history;
 mod matching;
 mod plan;
 mod policy;

@@ -12,6 +12,7 @@ use crate::engine::Engine as _;
 use crate::engine::docker::DockerEngine;
 use crate::generation::start::Keep;
 use crate::generation::store::Store;
+use crate::history::Archive;
 use crate::image::ImageRef;
 use crate::registry::credentials::{CredentialError, Credentials};
 use crate::setup;
@@ -69,6 +70,7 @@ pub(in super::super) async fn doctor(
     checks.extend(policy(&config, at_hand).await);
     checks.extend(keys(&config));
     checks.extend(grants(&config));
+    checks.extend(history(&config));
     checks.extend(logins(&config, credentials).await);
 
     if arguments.json {
@@ -239,6 +241,30 @@ fn grants(config: &Config) -> Vec<Check> {
         found.push(format!("environment {}", list(&grants.environment)));
     }
     vec![Check::passed("grants", found.join("; "))]
+}
+
+/// Whether refreshes can be written down. One that cannot be goes on all the same.
+fn history(config: &Config) -> Option<Check> {
+    if config.history.keep == 0 {
+        return None;
+    }
+    let found = Archive::below(&config.state_folder()).check();
+    let found = found.map(|health| match health {
+        None => "nothing yet".to_owned(),
+        Some(health) => {
+            let aside = match health.damaged.as_slice() {
+                [] => String::new(),
+                [.., newest] => format!("; a damaged one was kept as `{}`", newest.display()),
+            };
+            format!(
+                "{} refreshes in `{}`, {} KiB{aside}",
+                health.refreshes,
+                health.path.display(),
+                health.bytes.div_ceil(1024)
+            )
+        }
+    });
+    Some(Check::of("history", found))
 }
 
 /// One line for each registry that the policy or a granted image can come from.

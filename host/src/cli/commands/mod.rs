@@ -3,6 +3,7 @@
 mod author;
 mod compare;
 mod doctor;
+mod history;
 mod policy;
 mod selftest;
 mod serve;
@@ -28,9 +29,13 @@ use crate::setup;
 use crate::snapshot::Snapshot;
 
 pub(super) use self::doctor::doctor;
+pub(super) use self::history::history;
 pub(super) use self::policy::policy;
 pub(super) use self::selftest::selftest;
 pub(super) use self::serve::serve;
+
+/// How long a refresh that has ended waits for its row in the history, where the disk hangs.
+const WRITTEN: Duration = Duration::from_secs(5);
 
 /// What every command takes.
 #[derive(Clone)]
@@ -103,6 +108,11 @@ async fn run(
     if let Some(snapshot) = snapshot {
         refresher = refresher.over(snapshot);
     }
+    let history = match mode {
+        Mode::Refresh => setup::history(&loaded.config, Some(policy::caller())),
+        Mode::Plan => None,
+    };
+    refresher = refresher.written_down_in(history.clone());
     let request = Request {
         trigger: Trigger::Operator,
         targets: selection.runtimes,
@@ -121,9 +131,13 @@ async fn run(
         shutdown_signal().await;
         std::process::exit(130);
     });
-    Ok(refresher
+    let answer = refresher
         .run(&request, mode, display::events(bars), cancel)
-        .await?)
+        .await;
+    if let Some(history) = history {
+        history.close(WRITTEN).await;
+    }
+    Ok(answer?)
 }
 
 fn show(report: &Report, json: bool) -> Result<(), Diagnostic> {

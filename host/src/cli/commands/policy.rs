@@ -227,7 +227,7 @@ fn token_file(config: &Config) -> Result<Option<SecretString>, Diagnostic> {
 }
 
 /// Who is at the keyboard, for the record; nothing depends on it.
-fn caller() -> String {
+pub(super) fn caller() -> String {
     let name = ["USER", "LOGNAME"]
         .iter()
         .find_map(|name| std::env::var(name).ok());

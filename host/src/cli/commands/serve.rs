@@ -33,6 +33,7 @@ pub(in super::super) async fn serve(
     let token = AdminToken::find(variable, config.serve.token_file.as_deref())?;
     daemon::may_listen(config.serve.listen, token.as_ref())?;
     let refresher = setup::refresher(&config, compiler(&config), Keep::Generations).await?;
+    let refresher = refresher.written_down_in(setup::history(&config, None));
     refresher.generations().write_down().await;
     if let Err(error) = refresher.workshop().recover().await {
         // The engine may come later than we do; each refresh looks again.

@@ -1,0 +1,428 @@
+//! Over real files: what is written is found, and what goes wrong with a file stops nothing.
+
+use std::fs;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::*;
+
+const KEEP: Keep = Keep {
+    refreshes: 1000,
+    days: 100,
+};
+const SOON: Duration = Duration::from_secs(30);
+
+fn begun() -> Begun {
+    let report: Report = serde_json::from_value(report()).unwrap();
+    Begun {
+        request: report.request,
+        policy: report.policy,
+    }
+}
+
+/// With every field that there can be.
+fn report() -> Value {
+    let id = |digit: &str| digit.repeat(64);
+    json!({
+        "format": 1, "mode": "refresh", "started": "2026-11-23T17:37:15.299741651Z", "duration_ms": 13_207,
+        "policy": {"name": "workspace", "version": "0.1.0", "digest": format!("sha256:{}", id("8")), "generation": 3},
+        "request": {"trigger": "api", "targets": ["hermes"], "images": [], "recreate": true, "force": false},
+        "summary": {
+            "pulled": 1, "up_to_date": 0, "would_pull": 0, "pull_failed": 1, "recreated": 1, "removed": 0, "would_recreate": 0,
+            "current": 1, "stale": 0, "unknown": 0, "recreate_failed": 1,
+        },
+        "targets": [{"name": "hermes", "image": "ghcr.io/a/hermes:latest"}],
+        "images": [
+            {"image": "ghcr.io/a/crewai:latest", "outcome": "failed", "error": "no", "causes": ["x"], "hints": ["y"], "duration_ms": 5},
+            {"image": "ghcr.io/a/hermes:latest", "outcome": "pulled", "id": format!("sha256:{}", id("1")), "digest": "sha256:2", "duration_ms": 45},
+        ],
+        "containers": [
+            {"name": "ws-ana", "verdict": "recreate", "rule": "image-moved", "reason": "it moved", "recreation": {
+                "container": "ws-ana", "strategy": "replace", "outcome": "recreated", "old_id": id("a"), "new_id": id("b"),
+                "from_image_id": "sha256:1", "to_image_id": "sha256:2", "gap_ms": 856, "followed": ["ws-sidecar"],
+                "left_over": "a volume", "duration_ms": 900,
+            }},
+            {"name": "ws-ben", "verdict": "recreate", "rule": "image-moved", "reason": "it moved", "recreation": {
+                "container": "ws-ben", "strategy": "overlap", "outcome": "rolled-back", "old_id": id("c"),
+                "to_image_id": "sha256:2", "error": "it did not come up", "duration_ms": 900,
+            }},
+            {"name": "ws-cem", "verdict": "current", "rule": "up-to-date", "reason": "it runs it"},
+        ],
+    })
+}
+
+fn ended(outcome: Outcome) -> Ended {
+    Ended {
+        outcome,
+        failure: None,
+        report: Some(serde_json::from_value(report()).unwrap()),
+    }
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn all() -> Query {
+    Query {
+        limit: LIMIT_MAX,
+        ..Query::default()
+    }
+}
+
+async fn write(history: &History, outcome: Outcome) {
+    let under_way = history.begin(begun()).await;
+    history.end(under_way, ended(outcome)).await;
+}
+
+fn outcomes(archive: &Archive) -> Vec<(Id, Outcome)> {
+    let page = archive.list(&all()).unwrap();
+    let entries = page.refreshes.iter();
+    entries.map(|entry| (entry.id, entry.outcome)).collect()
+}
+
+fn file(state: &TempDir) -> std::path::PathBuf {
+    state.path().join("history/refreshes.db")
+}
+
+#[test]
+fn a_report_is_read_as_it_was_written() {
+    let read: Report = serde_json::from_value(report()).unwrap();
+    assert_eq!(serde_json::to_value(read).unwrap(), report());
+}
+
+#[tokio::test]
+async fn what_was_written_is_found() {
+    let state = folder();
+    let history = History::open(state.path(), KEEP).by(Some("ana".into()));
+    let under_way = history.begin(begun()).await;
+    assert_eq!(outcomes(history.archive()), [(1, Outcome::Running)]);
+    assert_eq!(history.archive().show(1).unwrap().unwrap().report, None);
+    history.end(under_way, ended(Outcome::SomeFailed)).await;
+    let failed = Ended {
+        outcome: Outcome::Failed,
+        failure: Some(Diagnostic::new("no engine").because("no socket")),
+        report: None,
+    };
+    let under_way = history.begin(begun()).await;
+    history.end(under_way, failed).await;
+    assert_eq!(history.trouble(), None);
+
+    let shown = history.archive().show(1).unwrap().unwrap();
+    assert_eq!(shown.report, Some(report()));
+    assert_eq!((shown.entry.rolled_back, shown.entry.stranded), (1, 0));
+    assert_eq!(shown.entry.by.as_deref(), Some("ana"));
+    assert_eq!(shown.entry.policy.generation, 3);
+    assert!(shown.entry.duration_ms.is_some());
+    let shown = history.archive().show(2).unwrap().unwrap();
+    assert_eq!(shown.report, None);
+    assert_eq!(shown.entry.failure.unwrap().causes, ["no socket"]);
+    assert!(history.archive().show(3).unwrap().is_none());
+    history.close(SOON).await;
+    assert_eq!(
+        fs::read_dir(state.path().join("history/writers"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
+
+#[tokio::test]
+async fn a_query_finds_what_it_names_and_goes_on_where_it_ended() {
+    let state = folder();
+    let history = History::open(state.path(), KEEP);
+    for outcome in [Outcome::Done, Outcome::SomeFailed, Outcome::Done] {
+        write(&history, outcome).await;
+    }
+    let found = |query: Query| {
+        let page = history.archive().list(&query).unwrap();
+        let ids: Vec<Id> = page.refreshes.iter().map(|entry| entry.id).collect();
+        (ids, page.next)
+    };
+    let two = |before| Query {
+        limit: 2,
+        before,
+        ..Query::default()
+    };
+    assert_eq!(found(two(None)), (vec![3, 2], Some(2)));
+    assert_eq!(found(two(Some(2))), (vec![1], None));
+    assert_eq!(
+        found(Query {
+            outcome: Some(Outcome::SomeFailed),
+            ..all()
+        })
+        .0,
+        [2]
+    );
+    assert_eq!(
+        found(Query {
+            outcome: Some(Outcome::Interrupted),
+            ..all()
+        })
+        .0,
+        [0; 0]
+    );
+    let image = |image: &str| Query {
+        image: Some(image.parse().unwrap()),
+        ..all()
+    };
+    assert_eq!(
+        found(image("ghcr.io/a/hermes")).0,
+        [3, 2, 1],
+        "`latest` is meant"
+    );
+    assert_eq!(found(image("ghcr.io/a/hermes:v1")).0, [0; 0]);
+    let container = |name: &str| Query {
+        container: Some(name.into()),
+        ..all()
+    };
+    assert_eq!(found(container("ws-an")).0, [0; 0]);
+    let page = history.archive().list(&container("ws-ana")).unwrap();
+    let told = page.refreshes[0].container.clone().unwrap();
+    assert_eq!(
+        (told.outcome.as_str(), told.gap_ms),
+        ("recreated", Some(856))
+    );
+    let page = history.archive().list(&container("ws-cem")).unwrap();
+    assert_eq!(
+        page.refreshes[0].container.clone().unwrap().outcome,
+        "current"
+    );
+}
+
+#[tokio::test]
+async fn only_the_newest_are_kept_and_no_number_is_used_twice() {
+    let state = folder();
+    let history = History::open(
+        state.path(),
+        Keep {
+            refreshes: 2,
+            days: 1,
+        },
+    );
+    for _ in 0..5 {
+        write(&history, Outcome::Done).await;
+    }
+    let ids = |archive: &Archive| {
+        outcomes(archive)
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(ids(history.archive()), [5, 4]);
+    history.close(SOON).await;
+
+    let db = rusqlite::Connection::open(file(&state)).unwrap();
+    let yesterday = jiff::Timestamp::now().as_millisecond() - 25 * 60 * 60 * 1000;
+    db.execute("UPDATE refreshes SET started_ms = ?1", [yesterday])
+        .unwrap();
+    drop(db);
+    let history = History::open(
+        state.path(),
+        Keep {
+            refreshes: 2,
+            days: 1,
+        },
+    );
+    write(&history, Outcome::Done).await;
+    assert_eq!(ids(history.archive()), [6]);
+    history.close(SOON).await;
+    let db = rusqlite::Connection::open(file(&state)).unwrap();
+    for table in ["reports", "images", "containers"] {
+        let sql = format!("SELECT count(*) FROM {table} WHERE refresh <> 6");
+        let left: i64 = db.query_row(&sql, [], |row| row.get(0)).unwrap();
+        assert_eq!(
+            left, 0,
+            "{table} keeps what belongs to a refresh that is gone"
+        );
+    }
+}
+
+#[tokio::test]
+async fn one_that_was_killed_is_seen_as_such_and_one_that_runs_is_not() {
+    let state = folder();
+    let killed = History::open(state.path(), KEEP);
+    let living = History::open(state.path(), KEEP);
+    std::mem::forget(killed.begin(begun()).await);
+    let under_way = living.begin(begun()).await;
+    assert_eq!(
+        outcomes(living.archive()),
+        [(2, Outcome::Running), (1, Outcome::Running)]
+    );
+    // Its lock goes, as it does with its process; it writes nothing.
+    killed.close(SOON).await;
+    let seen = [(2, Outcome::Running), (1, Outcome::Interrupted)];
+    assert_eq!(outcomes(living.archive()), seen, "whoever looks sees it");
+    let third = History::open(state.path(), KEEP);
+    write(&third, Outcome::Done).await;
+    assert_eq!(
+        outcomes(living.archive())[1..],
+        seen,
+        "and so it is written down by the next one"
+    );
+    living.end(under_way, ended(Outcome::Done)).await;
+    assert_eq!(outcomes(living.archive())[1], (2, Outcome::Done));
+    let interrupted = Query {
+        outcome: Some(Outcome::Interrupted),
+        ..all()
+    };
+    assert_eq!(
+        living.archive().list(&interrupted).unwrap().refreshes.len(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn one_that_is_dropped_was_interrupted() {
+    let state = folder();
+    let history = History::open(state.path(), KEEP);
+    drop(history.begin(begun()).await);
+    write(&history, Outcome::Done).await;
+    assert_eq!(
+        outcomes(history.archive()),
+        [(2, Outcome::Done), (1, Outcome::Interrupted)]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn several_write_at_once() {
+    let state = folder();
+    let writers: Vec<_> = (0..4)
+        .map(|_| {
+            let path = state.path().to_owned();
+            tokio::spawn(async move {
+                let history = History::open(&path, KEEP);
+                for _ in 0..10 {
+                    write(&history, Outcome::Done).await;
+                }
+                assert_eq!(history.trouble(), None);
+                history.close(SOON).await;
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let mut seen = outcomes(&Archive::below(state.path()));
+    seen.reverse();
+    let expected: Vec<_> = (1..=40).map(|id| (id, Outcome::Done)).collect();
+    assert_eq!(seen, expected);
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_moved_aside_and_a_new_one_begun() {
+    let header_alone = [b"SQLite format 3\0".as_slice(), &[0xa5; 5000]].concat();
+    for damage in [b"no database at all".repeat(1000), header_alone] {
+        let state = folder();
+        fs::create_dir_all(state.path().join("history")).unwrap();
+        fs::write(file(&state), &damage).unwrap();
+        let archive = Archive::below(state.path());
+        let error = archive.list(&all()).unwrap_err();
+        assert!(matches!(error, HistoryError::Damaged { .. }), "{error:?}");
+        assert!(archive.check().is_err());
+        let history = History::open(state.path(), KEEP);
+        write(&history, Outcome::Done).await;
+        assert_eq!(outcomes(&archive), [(1, Outcome::Done)]);
+        assert_eq!(history.trouble(), None);
+        let health = archive.check().unwrap().unwrap();
+        assert_eq!(health.refreshes, 1);
+        let [aside] = health.damaged.as_slice() else {
+            panic!("it is kept: {health:?}");
+        };
+        assert_eq!(fs::read(aside).unwrap(), damage);
+    }
+}
+
+#[tokio::test]
+async fn damage_while_it_is_open_loses_no_refresh_that_ends_later() {
+    let state = folder();
+    let history = History::open(state.path(), KEEP);
+    write(&history, Outcome::Done).await;
+    let under_way = history.begin(begun()).await;
+    // What a disk that fails might leave.
+    for name in ["refreshes.db", "refreshes.db-wal"] {
+        let path = state.path().join("history").join(name);
+        let bytes = usize::try_from(fs::metadata(&path).unwrap().len()).unwrap();
+        fs::write(&path, vec![0xa5; bytes]).unwrap();
+    }
+    // SQLite has pages in memory, and comes upon it sooner or later.
+    history.end(under_way, ended(Outcome::Done)).await;
+    history.close(SOON).await;
+    let history = History::open(state.path(), KEEP);
+    write(&history, Outcome::SomeFailed).await;
+    let seen = outcomes(history.archive());
+    assert_eq!(seen[0].1, Outcome::SomeFailed, "{seen:?}");
+    assert_eq!(history.trouble(), None);
+    assert_eq!(history.archive().check().unwrap().unwrap().damaged.len(), 1);
+}
+
+#[tokio::test]
+async fn a_file_that_was_taken_away_is_made_anew() {
+    let state = folder();
+    let history = History::open(state.path(), KEEP);
+    write(&history, Outcome::Done).await;
+    let under_way = history.begin(begun()).await;
+    for name in ["refreshes.db", "refreshes.db-wal", "refreshes.db-shm"] {
+        fs::remove_file(state.path().join("history").join(name)).unwrap();
+    }
+    history.end(under_way, ended(Outcome::SomeFailed)).await;
+    let whole = outcomes(history.archive());
+    assert_eq!(
+        whole,
+        [(1, Outcome::SomeFailed)],
+        "the one that was under way is there, whole"
+    );
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_left_alone_and_told_of() {
+    let state = folder();
+    fs::create_dir_all(state.path().join("history")).unwrap();
+    let db = rusqlite::Connection::open(file(&state)).unwrap();
+    db.execute_batch("CREATE TABLE from_the_future (id); PRAGMA user_version = 99")
+        .unwrap();
+    drop(db);
+    let before = fs::read(file(&state)).unwrap();
+    let history = History::open(state.path(), KEEP);
+    write(&history, Outcome::Done).await;
+    let told = history.trouble().unwrap();
+    assert!(told.error.contains("its schema is 99"), "{told}");
+    let error = history.archive().list(&all()).unwrap_err();
+    assert!(
+        matches!(error, HistoryError::Newer { found: 99, .. }),
+        "{error:?}"
+    );
+    history.close(SOON).await;
+    assert_eq!(fs::read(file(&state)).unwrap(), before);
+}
+
+#[tokio::test]
+async fn where_nothing_can_be_written_a_refresh_goes_on_and_is_written_down_later() {
+    let state = folder();
+    // A file where the folder should be: root may write everywhere else.
+    fs::write(state.path().join("history"), "").unwrap();
+    let history = History::open(state.path(), KEEP);
+    write(&history, Outcome::SomeFailed).await;
+    assert!(history.trouble().unwrap().error.contains("history"));
+    fs::remove_file(state.path().join("history")).unwrap();
+    write(&history, Outcome::Done).await;
+    assert_eq!(history.trouble(), None);
+    let seen = outcomes(history.archive());
+    assert_eq!(seen, [(2, Outcome::Done), (1, Outcome::SomeFailed)]);
+}
+
+#[tokio::test]
+async fn there_is_nothing_before_the_first_refresh() {
+    let state = folder();
+    let archive = Archive::below(state.path());
+    assert!(archive.list(&all()).unwrap().refreshes.is_empty());
+    assert!(archive.show(1).unwrap().is_none());
+    assert!(archive.check().unwrap().is_none());
+    assert_eq!(
+        fs::read_dir(state.path()).unwrap().count(),
+        0,
+        "who looks makes nothing"
+    );
+}
