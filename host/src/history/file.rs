@@ -6,6 +6,7 @@
 //! people reads them.
 
 use std::fs::{self, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -93,6 +94,19 @@ impl Place {
             path: folder.join("refreshes.db"),
             writers: folder.join("writers"),
             folder,
+        }
+    }
+
+    /// One that cannot be looked for is not one that was never written.
+    fn has_file(&self) -> Result<bool, HistoryError> {
+        match fs::metadata(&self.path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(HistoryError::Folder {
+                act: "look for the history",
+                path: self.path.clone(),
+                source,
+            }),
         }
     }
 
@@ -523,7 +537,7 @@ pub(super) struct Reading {
 
 /// `None` where nothing has been written yet.
 pub(super) fn look(place: &Place) -> Result<Option<Reading>, HistoryError> {
-    if !place.path.exists() {
+    if !place.has_file()? {
         return Ok(None);
     }
     let db = connect(place)?;
@@ -674,7 +688,7 @@ fn word(outcome: &impl serde::Serialize) -> String {
 
 /// As [`super::Archive::check`] says.
 pub(super) fn check(place: &Place) -> Result<Option<Health>, HistoryError> {
-    if !place.path.exists() {
+    if !place.has_file()? {
         return Ok(None);
     }
     let db = connect(place)?;
