@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::diagnostic::Diagnostic;
 use crate::refresh::Refresher;
+use crate::runs::Runs;
 use crate::server::{AdminToken, Served, serve};
 
 /// How long a daemon that was told to stop waits for what was begun. A replacement takes its stop timeout, its start and its
@@ -19,6 +20,10 @@ const DRAIN: Duration = Duration::from_secs(5 * 60);
 
 /// And then for what is still to be written down of it: twice as long as SQLite waits for another process.
 const WRITTEN: Duration = Duration::from_secs(5);
+
+/// Pauses between looks for half-done replacements, where the engine does not answer. They double.
+const RECOVER_FIRST: Duration = Duration::from_secs(2);
+const RECOVER_MOST: Duration = Duration::from_secs(5 * 60);
 
 /// Without a token nobody beyond this machine may ask.
 pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(), Diagnostic> {
@@ -42,10 +47,20 @@ pub async fn run(
     let stopping = CancellationToken::new();
     let history = refresher.history().cloned();
     let work = TaskTracker::new();
+    let refresher = Arc::new(refresher);
+    let recovered = CancellationToken::new();
+    work.spawn(recover(
+        refresher.clone(),
+        stopping.clone(),
+        recovered.clone(),
+    ));
+    let runs = Runs::new(refresher.clone(), vec![], work.clone(), stopping.clone());
     let served = Served {
-        refresher: Arc::new(refresher),
+        refresher,
+        runs,
         token: token.map(Arc::new),
         work: work.clone(),
+        recovered,
         stopping: stopping.clone(),
     };
     let told = stopping.clone();
@@ -73,4 +88,28 @@ pub async fn run(
         history.close(WRITTEN).await;
     }
     Ok(())
+}
+
+/// Ends what a Refit that was killed left half done. The engine may come later than we do, and each refresh looks again; but
+/// nothing should stay half done until somebody asks for one.
+async fn recover(
+    refresher: Arc<Refresher>,
+    stopping: CancellationToken,
+    recovered: CancellationToken,
+) {
+    let mut pause = RECOVER_FIRST;
+    loop {
+        let looked = refresher.workshop().recover().await;
+        recovered.cancel();
+        let Err(error) = looked else { return };
+        tracing::warn!(
+            "cannot look for half-done replacements, and tries again in {} s: {}",
+            pause.as_secs(),
+            Diagnostic::of(&error).sentence()
+        );
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(RECOVER_MOST),
+        }
+    }
 }

@@ -12,7 +12,7 @@
 //! - [`policy`]: WebAssembly: loading a policy, calling it within its limits.
 //! - [`generation`]: which policy is in use, which was before it, and the way from one to the next.
 //! - [`refresh`]: one refresh, start to end, and its report; [`retention`]: what becomes of images that were replaced;
-//!   [`history`]: what became of each refresh.
+//!   [`history`]: what became of each refresh; [`runs`]: those of a daemon, while they run.
 //! - [`author`]: the kit of those who write policies.
 //! - [`selftest`]: hostile policies, and what the host must make of each.
 //! - [`config`], [`setup`]: from a file and flags to a [`refresh::Refresher`].
@@ -58,10 +58,12 @@ pub mod history;
 pub mod image;
 pub mod journal;
 pub mod policy;
+pub mod progress;
 pub mod recreate;
 pub mod refresh;
 pub mod registry;
 pub mod retention;
+pub mod runs;
 pub mod secret;
 pub mod selftest;
 pub mod server;

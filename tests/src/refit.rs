@@ -318,6 +318,21 @@ impl Daemon {
         self.log.borrow().clone()
     }
 
+    /// Awaits that it calls itself ready: it has looked for what was left half done.
+    pub async fn until_ready(&self) -> anyhow::Result<()> {
+        let asked = async {
+            loop {
+                if let Ok(answer) = http::request(self.address, "GET", "/readyz", None).await
+                    && answer.status == 200
+                {
+                    return anyhow::Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        within(START, "see the daemon become ready", asked).await
+    }
+
     /// Awaits a line in its log that contains this.
     pub async fn until_logged(&self, words: &str) -> anyhow::Result<()> {
         let mut log = self.log.clone();

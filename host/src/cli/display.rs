@@ -10,6 +10,7 @@ use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use super::table::{image_line, recreation_line};
 use crate::image::ImageRef;
 use crate::journal::{Event, Events};
+use crate::progress::Transferred;
 
 /// How often a spinner turns.
 const TURN: Duration = Duration::from_millis(120);
@@ -55,8 +56,7 @@ struct Shown {
 
 struct Pull {
     bar: ProgressBar,
-    /// Bytes so far and in all, by layer.
-    layers: HashMap<String, (u64, u64)>,
+    transferred: Transferred,
 }
 
 impl Shown {
@@ -68,7 +68,7 @@ impl Shown {
                     image,
                     Pull {
                         bar,
-                        layers: HashMap::new(),
+                        transferred: Transferred::default(),
                     },
                 );
             }
@@ -76,17 +76,8 @@ impl Shown {
                 let Some(pull) = self.pulls.get_mut(&image) else {
                     return;
                 };
-                if let (Some(current), Some(total)) = (layer.current_bytes, layer.total_bytes)
-                    && layer.status == "Downloading"
-                {
-                    pull.layers.insert(layer.layer, (current, total));
-                } else if let Some((current, total)) = pull.layers.get_mut(&layer.layer) {
-                    *current = *total;
-                }
-                let (current, total) = pull
-                    .layers
-                    .values()
-                    .fold((0, 0), |sum, layer| (sum.0 + layer.0, sum.1 + layer.1));
+                pull.transferred.on(&layer);
+                let (current, total) = pull.transferred.bytes();
                 pull.bar.set_message(format!(
                     "pulling {image}  {} of {}",
                     HumanBytes(current),

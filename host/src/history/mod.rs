@@ -108,6 +108,8 @@ impl FromStr for Outcome {
 #[derive(Clone, Debug)]
 pub struct Begun {
     pub request: Request,
+    /// Who asked, as they say of themselves.
+    pub by: Option<String>,
     pub policy: PolicyReport,
 }
 
@@ -176,10 +178,10 @@ impl History {
         }
     }
 
-    /// Who asks for all refreshes of this process, as they say of themselves.
+    /// Who asks for refreshes of this process of which nobody says more, as they say of themselves.
     #[must_use]
     pub fn by(mut self, who: Option<String>) -> Self {
-        self.by = who.map(|who| who.chars().take(BY_CHARACTERS_MAX).collect());
+        self.by = who;
         self
     }
 
@@ -197,14 +199,19 @@ impl History {
     pub async fn begin(&self, begun: Begun) -> UnderWay {
         let key = self.keys.fetch_add(1, Ordering::Relaxed);
         let (written, told) = oneshot::channel();
-        let row = writer::Row::new(begun, self.by.clone());
+        let by = begun.by.or_else(|| self.by.clone());
+        let row = writer::Row::new(Begun {
+            by: by.map(|who| who.chars().take(BY_CHARACTERS_MAX).collect()),
+            ..begun
+        });
         let begin = Message::Begin {
             key,
             row: Box::new(row),
             written,
         };
-        self.send(begin, told).await;
+        let id = self.send(begin, told).await.flatten();
         UnderWay {
+            id,
             key,
             began: Instant::now(),
             queue: Some(self.queue.clone()),
@@ -224,18 +231,19 @@ impl History {
         self.send(end, told).await;
     }
 
-    async fn send(&self, message: Message, told: oneshot::Receiver<()>) {
+    async fn send<T>(&self, message: Message, told: oneshot::Receiver<T>) -> Option<T> {
         let sending = async {
             // Refused only after the end of the thread, which has told of it.
-            if self.queue.send(message).await.is_ok() {
-                let _ = told.await;
-            }
+            self.queue.send(message).await.ok()?;
+            told.await.ok()
         };
-        if tokio::time::timeout(WRITTEN, sending).await.is_err() {
+        let sent = tokio::time::timeout(WRITTEN, sending).await;
+        sent.unwrap_or_else(|_| {
             tracing::warn!(
                 "the history is slow: a refresh goes on, and is perhaps not written down"
             );
-        }
+            None
+        })
     }
 
     /// Ends the thread when all that it was given is written, or after this time. What is begun later is not written down.
@@ -256,9 +264,17 @@ impl History {
 /// written down as interrupted.
 #[must_use]
 pub struct UnderWay {
+    /// `None` where it could not be written.
+    id: Option<Id>,
     key: u64,
     began: Instant,
     queue: Option<mpsc::Sender<Message>>,
+}
+
+impl UnderWay {
+    pub fn id(&self) -> Option<Id> {
+        self.id
+    }
 }
 
 impl Drop for UnderWay {

@@ -17,6 +17,7 @@ const SOON: Duration = Duration::from_secs(30);
 fn begun() -> Begun {
     let report: Report = serde_json::from_value(report()).unwrap();
     Begun {
+        by: None,
         request: report.request,
         policy: report.policy,
     }

@@ -19,7 +19,8 @@ pub(super) enum Message {
     Begin {
         key: u64,
         row: Box<Row>,
-        written: oneshot::Sender<()>,
+        /// Told its place in the file, where it has one.
+        written: oneshot::Sender<Option<Id>>,
     },
     End {
         key: u64,
@@ -43,11 +44,11 @@ pub(super) struct Row {
 }
 
 impl Row {
-    pub(super) fn new(begun: Begun, by: Option<String>) -> Self {
+    pub(super) fn new(begun: Begun) -> Self {
         Self {
             id: None,
             started: jiff::Timestamp::now(),
-            by,
+            by: begun.by.clone(),
             begun,
             ended: None,
         }
@@ -114,8 +115,8 @@ impl Writer {
                     return;
                 }
                 self.put(&mut row);
+                let _ = written.send(row.id);
                 self.under_way.insert(key, *row);
-                let _ = written.send(());
             }
             Message::End {
                 key,

@@ -19,7 +19,7 @@ use crate::diagnostic::{Cause, Diagnostic, Hints};
 use crate::generation::shadow::Sayings;
 use crate::generation::{Generation, Generations};
 use crate::grants::Grants;
-use crate::history::{Begun, Ended, History, Outcome};
+use crate::history::{self, Begun, Ended, History, Outcome, UnderWay};
 use crate::journal::{self, Events, ImageOutcome, Journal, Record};
 use crate::policy::{Clock, Concurrency, ConfigProblem, Decisions, Failure, PolicyError, Session};
 use crate::retention;
@@ -82,6 +82,21 @@ pub struct Refresher {
     /// What plans look at instead of the engine.
     snapshot: Option<Snapshot>,
     history: Option<Arc<History>>,
+}
+
+/// A refresh that is written down as begun, and has done nothing yet.
+#[must_use = "it is to be finished, or is written down as interrupted"]
+pub struct Started {
+    request: Request,
+    active: Arc<Generation>,
+    under_way: Option<UnderWay>,
+}
+
+impl Started {
+    /// Where it is in the history. `None` where none is kept, or it could not be written.
+    pub fn id(&self) -> Option<history::Id> {
+        self.under_way.as_ref().and_then(UnderWay::id)
+    }
 }
 
 /// A refresh could not be made at all.
@@ -189,20 +204,58 @@ impl Refresher {
         events: Events,
         cancel: CancellationToken,
     ) -> Result<Report, RefreshError> {
+        match mode {
+            Mode::Plan => {
+                self.run_on(self.active(), request, mode, events, cancel)
+                    .await
+            }
+            Mode::Refresh => {
+                let started = self.start(request.clone(), None).await;
+                self.finish(started, events, cancel).await
+            }
+        }
+    }
+
+    /// Writes down that a refresh begins, on the policy that is active now. `by` is who asks, as they say of themselves.
+    pub async fn start(&self, request: Request, by: Option<String>) -> Started {
         let active = self.active();
-        let Some(history) = self.history.as_ref().filter(|_| mode == Mode::Refresh) else {
-            return self.run_on(active, request, mode, events, cancel).await;
+        let under_way = match &self.history {
+            Some(history) => {
+                let begun = Begun {
+                    request: request.clone(),
+                    by,
+                    policy: PolicyReport::of(&active),
+                };
+                Some(history.begin(begun).await)
+            }
+            None => None,
         };
-        let begun = Begun {
-            request: request.clone(),
-            policy: PolicyReport::of(&active),
-        };
-        let under_way = history.begin(begun).await;
+        Started {
+            request,
+            active,
+            under_way,
+        }
+    }
+
+    /// Does what was begun, and writes down what came of it.
+    pub async fn finish(
+        &self,
+        started: Started,
+        events: Events,
+        cancel: CancellationToken,
+    ) -> Result<Report, RefreshError> {
+        let Started {
+            request,
+            active,
+            under_way,
+        } = started;
         let answer = self
-            .run_on(active, request, mode, events, cancel.clone())
+            .run_on(active, &request, Mode::Refresh, events, cancel.clone())
             .await;
-        let ended = ended(&answer, cancel.is_cancelled());
-        history.end(under_way, ended).await;
+        if let (Some(history), Some(under_way)) = (&self.history, under_way) {
+            let ended = ended(&answer, cancel.is_cancelled());
+            history.end(under_way, ended).await;
+        }
         answer
     }
 
@@ -383,23 +436,24 @@ impl Refresher {
     }
 }
 
-/// What is written down of the end. One that was told to end and had done all by then is done.
+/// What it came to. One that was told to end and had done all by then is done.
+pub fn outcome(answer: &Result<Report, RefreshError>, cancelled: bool) -> Outcome {
+    match answer {
+        Ok(report) if !report.has_failures() => Outcome::Done,
+        Ok(_) | Err(_) if cancelled => Outcome::Cancelled,
+        Ok(_) => Outcome::SomeFailed,
+        Err(_) => Outcome::Failed,
+    }
+}
+
+/// What is written down of the end.
 fn ended(answer: &Result<Report, RefreshError>, cancelled: bool) -> Ended {
-    let (outcome, failure, report) = match answer {
-        Ok(report) if !report.has_failures() => (Outcome::Done, None, Some(report)),
-        Ok(report) if cancelled => (Outcome::Cancelled, None, Some(report)),
-        Ok(report) => (Outcome::SomeFailed, None, Some(report)),
-        Err(error) => {
-            let outcome = if cancelled {
-                Outcome::Cancelled
-            } else {
-                Outcome::Failed
-            };
-            (outcome, Some(Diagnostic::of(error)), error.partial())
-        }
+    let (failure, report) = match answer {
+        Ok(report) => (None, Some(report)),
+        Err(error) => (Some(Diagnostic::of(error)), error.partial()),
     };
     Ended {
-        outcome,
+        outcome: outcome(answer, cancelled),
         failure,
         report: report.cloned(),
     }

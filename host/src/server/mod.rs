@@ -22,15 +22,20 @@ use tokio_util::task::TaskTracker;
 pub use self::auth::AdminToken;
 use self::problem::Problem;
 use crate::refresh::Refresher;
+use crate::runs::Runs;
 
 /// What handlers share.
 #[derive(Clone)]
 pub struct Served {
     pub refresher: Arc<Refresher>,
+    /// The way to a refresh, and to those that are under way.
+    pub runs: Arc<Runs>,
     /// `None` only where the daemon listens on loopback alone.
     pub token: Option<Arc<AdminToken>>,
-    /// Work that was asked for and goes on when its client has hung up.
+    /// Other work that was asked for and goes on when its client has hung up.
     pub work: TaskTracker,
+    /// Set when it was looked for what a killed Refit left half done, whatever came of that.
+    pub recovered: CancellationToken,
     /// Set when the daemon is told to stop.
     pub stopping: CancellationToken,
 }
@@ -81,12 +86,17 @@ pub fn router(served: Served) -> Router {
         .with_state(served)
 }
 
-/// Whether a refresh would find what it needs: an engine that answers, and time to end.
+/// Whether a refresh would find what it needs: an engine that answers, nothing half done from before, and time to end.
 async fn ready(State(served): State<Served>) -> Result<&'static str, Problem> {
     if served.stopping.is_cancelled() {
         return Err(Problem::stopping());
     }
     match served.refresher.workshop().engine.version().await {
+        Ok(_) if !served.recovered.is_cancelled() => Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "recovering",
+            "half-done replacements are being looked for",
+        )),
         Ok(_) => Ok("ready\n"),
         Err(error) => {
             // The address of the engine and the like are for the log; whoever may ask without a token is told that much.

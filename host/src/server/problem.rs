@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::diagnostic::Diagnostic;
 use crate::generation::load::Stage;
+use crate::runs::NotBegun;
 
 #[derive(Debug)]
 pub(super) struct Problem {
@@ -50,6 +51,17 @@ impl Problem {
             "stopping",
             "the daemon is stopping",
         )
+    }
+
+    pub(super) fn not_begun(why: &NotBegun) -> Self {
+        match why {
+            NotBegun::Stopping => Self::stopping(),
+            NotBegun::TooMany => Self::of(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too-many-refreshes",
+                Diagnostic::of(why),
+            ),
+        }
     }
 
     pub(super) fn internal() -> Self {

@@ -12,8 +12,9 @@ use serde_json::json;
 use super::Served;
 use super::problem::Problem;
 use crate::diagnostic::{Diagnostic, Hints as _};
-use crate::journal::{ImageOutcome, RecreationOutcome, no_events};
-use crate::refresh::{Mode, RefreshError, Report, Request, Trigger};
+use crate::journal::{ImageOutcome, RecreationOutcome};
+use crate::refresh::{RefreshError, Report, Request, Trigger};
+use crate::runs::Panicked;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Parameters {
@@ -71,9 +72,6 @@ pub(super) async fn refresh(
         );
         problem.hint(rejection.body_text()).into_response()
     })?;
-    if served.stopping.is_cancelled() {
-        return Err(Problem::stopping().into_response());
-    }
     let request = Request {
         trigger: Trigger::Api,
         targets: parameters
@@ -87,20 +85,15 @@ pub(super) async fn refresh(
             .is_none_or(|recreate| recreate == "true"),
         force: false,
     };
-    // A task of its own: a client that hangs up has asked all the same.
-    let (refresher, stopping) = (served.refresher.clone(), served.stopping.clone());
-    let work = served.work.spawn(async move {
-        refresher
-            .run(&request, Mode::Refresh, no_events(), stopping)
-            .await
-    });
-    match work.await {
+    // It runs in a task of its own: a client that hangs up has asked all the same.
+    let begun = match served.runs.begin(request, None).await {
+        Ok(begun) => begun,
+        Err(not_begun) => return Err(Problem::not_begun(&not_begun).into_response()),
+    };
+    match begun.ended().await {
         Ok(Ok(report)) => Ok(answer(&report)),
         Ok(Err(error)) => Err(refused(&error)),
-        Err(panicked) => {
-            tracing::error!("a refresh panicked, please report it: {panicked}");
-            Err(Problem::internal().into_response())
-        }
+        Err(Panicked) => Err(Problem::internal().into_response()),
     }
 }
 
@@ -120,7 +113,6 @@ fn refused(error: &RefreshError) -> Response {
         return (StatusCode::BAD_REQUEST, Json(body)).into_response();
     }
     let told = Diagnostic::of(error);
-    tracing::error!(hints = ?told.hints, "a refresh failed: {}", told.sentence());
     let partial = error.partial().map(Outcome::of).unwrap_or_default();
     let body =
         json!({ "error": told.sentence(), "partial_result": partial, "hints": error.hints() });

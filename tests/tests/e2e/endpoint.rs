@@ -144,6 +144,7 @@ async fn only_who_has_the_token_may_ask() -> anyhow::Result<()> {
         }
         untouched(&w, &hermes).await?;
         // Who watches needs none.
+        daemon.until_ready().await?;
         for path in ["/healthz", "/readyz"] {
             let answer = http::request(daemon.address, "GET", path, None).await?;
             assert_eq!(answer.status, 200, "{path}");

@@ -35,13 +35,6 @@ pub(in super::super) async fn serve(
     let refresher = setup::refresher(&config, compiler(&config), Keep::Generations).await?;
     let refresher = refresher.written_down_in(setup::history(&config, None));
     refresher.generations().write_down().await;
-    if let Err(error) = refresher.workshop().recover().await {
-        // The engine may come later than we do; each refresh looks again.
-        tracing::warn!(
-            "cannot look for half-done replacements: {}",
-            Diagnostic::of(&error).sentence()
-        );
-    }
     let cannot = |error: std::io::Error| {
         Diagnostic::new(format!("cannot listen on {}", config.serve.listen))
             .because(error.to_string())

@@ -1,0 +1,330 @@
+//! What one refresh told so far, for those who watch it: from the beginning, from where they left off, and on to its end.
+//!
+//! Bounded: of a pull's progress only the latest word is kept, and of a very long refresh only the end. A watcher that is slow
+//! misses progress, and holds nobody up.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::{Id, Run};
+use crate::diagnostic::Diagnostic;
+use crate::history::Outcome;
+use crate::image::ImageRef;
+use crate::journal::{Event, ImageRecord, RecreationRecord};
+use crate::progress::Transferred;
+use crate::recreate::Step;
+use crate::refresh::{RefreshError, Report, Request, Summary};
+
+/// A container is a dozen lines, so this is a refresh of three hundred in whole.
+const KEPT_MAX: usize = 4096;
+
+/// One thing that happened. The JSON is documented in `docs/http.md` and stable.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Told {
+    Began {
+        id: Id,
+        started: jiff::Timestamp,
+        request: Request,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
+    },
+    PullStarted {
+        image: ImageRef,
+    },
+    /// Bytes of all layers that have begun.
+    PullProgress {
+        image: ImageRef,
+        current_bytes: u64,
+        total_bytes: u64,
+    },
+    PullEnded(Box<ImageRecord>),
+    RecreateStarted {
+        container: String,
+    },
+    Step {
+        container: String,
+        step: Step,
+    },
+    RecreateEnded(Box<RecreationRecord>),
+    /// The last one.
+    Ended {
+        outcome: Outcome,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        summary: Option<Summary>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        failure: Option<Diagnostic>,
+    },
+}
+
+impl Told {
+    pub(super) fn began(run: &Run) -> Self {
+        Self::Began {
+            id: run.id,
+            started: run.started,
+            request: run.request.clone(),
+            by: run.by.clone(),
+        }
+    }
+
+    pub(super) fn ended(outcome: Outcome, answer: &Result<Report, RefreshError>) -> Self {
+        let (summary, failure) = match answer {
+            Ok(report) => (Some(report.summary), None),
+            Err(error) => (
+                error.partial().map(|report| report.summary),
+                Some(Diagnostic::of(error)),
+            ),
+        };
+        Self::Ended {
+            outcome,
+            summary,
+            failure,
+        }
+    }
+
+    /// The name under which it is told: `pull-started`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Began { .. } => "began",
+            Self::PullStarted { .. } => "pull-started",
+            Self::PullProgress { .. } => "pull-progress",
+            Self::PullEnded(_) => "pull-ended",
+            Self::RecreateStarted { .. } => "recreate-started",
+            Self::Step { .. } => "step",
+            Self::RecreateEnded(_) => "recreate-ended",
+            Self::Ended { .. } => "ended",
+        }
+    }
+}
+
+/// Where somebody is who watches: the number of the last thing that they were told. 0 is before the first.
+pub type Position = u64;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Feed {
+    kept: Mutex<Kept>,
+    /// The number of the newest.
+    newest: watch::Sender<Position>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    told: VecDeque<(Position, Told)>,
+    last: Position,
+    ended: bool,
+    pulls: HashMap<ImageRef, Transferred>,
+}
+
+/// What came since a position.
+#[derive(Debug)]
+pub struct Since {
+    pub told: Vec<(Position, Told)>,
+    /// Nothing comes after these.
+    pub ended: bool,
+}
+
+impl Default for Feed {
+    fn default() -> Self {
+        Self {
+            kept: Mutex::default(),
+            newest: watch::channel(0).0,
+        }
+    }
+}
+
+impl Feed {
+    pub(super) fn on(&self, event: Event) {
+        let told = match event {
+            Event::PullStarted { image } => Told::PullStarted { image },
+            Event::Layer { image, layer } => {
+                let (current_bytes, total_bytes) = {
+                    let mut kept = self.kept();
+                    let pull = kept.pulls.entry(image.clone()).or_default();
+                    let before = pull.bytes();
+                    pull.on(&layer);
+                    // Most words of an engine about a layer move no byte.
+                    if pull.bytes() == before {
+                        return;
+                    }
+                    pull.bytes()
+                };
+                Told::PullProgress {
+                    image,
+                    current_bytes,
+                    total_bytes,
+                }
+            }
+            Event::PullEnded(record) => {
+                self.kept().pulls.remove(&record.image);
+                Told::PullEnded(Box::new(record))
+            }
+            Event::RecreateStarted { container } => Told::RecreateStarted { container },
+            Event::Step { container, step } => Told::Step { container, step },
+            Event::RecreateEnded(record) => Told::RecreateEnded(Box::new(record)),
+        };
+        self.tell(told);
+    }
+
+    pub(super) fn tell(&self, told: Told) {
+        let newest = {
+            let mut kept = self.kept();
+            if kept.ended {
+                return;
+            }
+            kept.last += 1;
+            let position = kept.last;
+            // Only the latest word about a pull under way is worth keeping.
+            let about = match &told {
+                Told::PullProgress { image, .. } => Some(image.clone()),
+                Told::PullEnded(record) => Some(record.image.clone()),
+                _ => None,
+            };
+            if let Some(about) = about {
+                kept.told.retain(
+                    |(_, told)| !matches!(told, Told::PullProgress { image, .. } if *image == about),
+                );
+            }
+            kept.ended = matches!(told, Told::Ended { .. });
+            kept.told.push_back((position, told));
+            if kept.told.len() > KEPT_MAX {
+                kept.told.pop_front();
+            }
+            position
+        };
+        self.newest.send_replace(newest);
+    }
+
+    /// Nothing comes any more. Only where it did not come to its end.
+    pub(super) fn close(&self) {
+        self.kept().ended = true;
+        self.newest.send_modify(|_| {});
+    }
+
+    /// All that came after this position and is still kept.
+    pub fn since(&self, position: Position) -> Since {
+        let kept = self.kept();
+        let newer = kept.told.iter().filter(|(number, _)| *number > position);
+        Since {
+            told: newer.cloned().collect(),
+            ended: kept.ended,
+        }
+    }
+
+    /// To await that something comes: take it before [`Self::since`], and nothing is missed.
+    pub fn changes(&self) -> watch::Receiver<Position> {
+        self.newest.subscribe()
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::LayerProgress;
+
+    fn image() -> ImageRef {
+        "ghcr.io/acme/app:1".parse().unwrap()
+    }
+
+    fn layer(current: u64) -> Event {
+        let layer = LayerProgress {
+            layer: "a".into(),
+            status: "Downloading".into(),
+            current_bytes: Some(current),
+            total_bytes: Some(100),
+        };
+        Event::Layer {
+            image: image(),
+            layer,
+        }
+    }
+
+    fn step(container: &str) -> Event {
+        Event::Step {
+            container: container.into(),
+            step: Step::Stop,
+        }
+    }
+
+    fn end() -> Told {
+        Told::Ended {
+            outcome: Outcome::Done,
+            summary: None,
+            failure: None,
+        }
+    }
+
+    fn numbers(since: &Since) -> Vec<Position> {
+        since.told.iter().map(|(number, _)| *number).collect()
+    }
+
+    #[test]
+    fn progress_is_told_by_its_latest_word_and_a_word_that_moves_nothing_is_none() {
+        let feed = Feed::default();
+        feed.on(Event::PullStarted { image: image() });
+        feed.on(layer(1));
+        feed.on(layer(50));
+        feed.on(layer(50));
+        let since = feed.since(0);
+        assert_eq!(numbers(&since), [1, 3]);
+        let (_, latest) = &since.told[1];
+        assert!(
+            matches!(
+                latest,
+                Told::PullProgress {
+                    current_bytes: 50,
+                    total_bytes: 100,
+                    ..
+                }
+            ),
+            "{latest:?}"
+        );
+        assert!(!since.ended);
+    }
+
+    #[test]
+    fn who_comes_back_is_told_the_rest_and_nothing_comes_after_the_end() {
+        let feed = Feed::default();
+        let mut changes = feed.changes();
+        feed.on(step("a"));
+        feed.on(step("b"));
+        assert!(changes.has_changed().unwrap());
+        changes.mark_unchanged();
+        feed.tell(end());
+        feed.on(step("c"));
+        assert_eq!(numbers(&feed.since(1)), [2, 3]);
+        assert!(feed.since(3).ended);
+        assert!(feed.since(3).told.is_empty());
+        assert!(changes.has_changed().unwrap());
+    }
+
+    #[test]
+    fn a_refresh_without_end_does_not_fill_the_memory() {
+        let feed = Feed::default();
+        for _ in 0..KEPT_MAX + 10 {
+            feed.on(step("a"));
+        }
+        let since = feed.since(0);
+        assert_eq!(since.told.len(), KEPT_MAX);
+        assert_eq!(since.told[0].0, 11);
+    }
+
+    #[test]
+    fn the_json_is_flat_and_names_what_it_is() {
+        let feed = Feed::default();
+        feed.on(step("ws-ana"));
+        let (_, told) = &feed.since(0).told[0];
+        let json = serde_json::to_value(told).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({ "event": told.name(), "container": "ws-ana", "step": "stop" })
+        );
+    }
+}
