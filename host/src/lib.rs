@@ -13,6 +13,7 @@
 //! - [`generation`]: which policy is in use, which was before it, and the way from one to the next.
 //! - [`refresh`]: one refresh, start to end, and its report; [`retention`]: what becomes of images that were replaced;
 //!   [`history`]: what became of each refresh; [`runs`]: those of a daemon, while they run.
+//! - [`watch`]: what finds out that there is something to refresh.
 //! - [`author`]: the kit of those who write policies.
 //! - [`selftest`]: hostile policies, and what the host must make of each.
 //! - [`config`], [`setup`]: from a file and flags to a [`refresh::Refresher`].
@@ -69,3 +70,4 @@ pub mod selftest;
 pub mod server;
 pub mod setup;
 pub mod snapshot;
+pub mod watch;

@@ -1,0 +1,57 @@
+//! What becomes of an update that was found: a refresh at once, or one that is held until a person approves it.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::image::ImageRef;
+use crate::refresh::{Report, Request};
+use crate::runs::{Begun, NotBegun, Runs};
+
+/// An image behind which something is: what its registry has is not here, or containers do not run it yet.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Finding {
+    pub image: ImageRef,
+    /// What the registry has.
+    pub digest: String,
+}
+
+/// A refresh that no person asked for, and why it is proposed.
+#[derive(Clone, Debug)]
+pub struct Proposal {
+    /// Names the repositories of the findings in its `images`.
+    pub request: Request,
+    /// Sorted by image.
+    pub findings: Vec<Finding>,
+    /// What it would do.
+    pub plan: Report,
+}
+
+/// What became of a proposal.
+#[derive(Debug)]
+pub enum Adopted {
+    /// It runs.
+    Begun(Begun),
+    /// It waits for a person, under this number. Proposing the same findings again changes nothing.
+    Held(u64),
+    /// A person has rejected these findings. They are not adopted until one of them changes.
+    Rejected,
+    /// It could not be begun. The findings stay due.
+    NotBegun(NotBegun),
+}
+
+#[async_trait]
+pub trait Adopt: Send + Sync {
+    async fn adopt(&self, proposal: Proposal) -> Adopted;
+}
+
+/// Nobody needs to approve anything.
+#[async_trait]
+impl Adopt for Arc<Runs> {
+    async fn adopt(&self, proposal: Proposal) -> Adopted {
+        match self.begin(proposal.request, None).await {
+            Ok(begun) => Adopted::Begun(begun),
+            Err(not_begun) => Adopted::NotBegun(not_begun),
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! "This image may have changed": rung by webhooks and operators, heard by the watcher.
+//!
+//! Ringing never waits, and however often it rings there is one entry a repository. What is heard is a reason to look, never
+//! a reason to do: what a webhook claims is asked of the registry.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use crate::refresh::Trigger;
+
+/// Repositories that wait to be looked at. A platform has dozens; one that rings for more is answered by a look at all.
+const REPOSITORIES_MAX: usize = 256;
+
+/// What somebody rang for, since it was last heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rung {
+    /// These repositories, `registry/path` without tag, and who rang for each last.
+    For(BTreeMap<String, Trigger>),
+    /// More than can be told apart, or all of them.
+    ForAll(Trigger),
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Bell {
+    pending: Mutex<Pending>,
+    rung: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    what: Option<Rung>,
+    first: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl Bell {
+    /// No repository means all.
+    pub fn ring(&self, trigger: Trigger, repositories: impl IntoIterator<Item = String>) {
+        let now = Instant::now();
+        {
+            let mut pending = self.pending();
+            let mut repositories = repositories.into_iter().peekable();
+            let what = match (pending.what.take(), repositories.peek().is_some()) {
+                (Some(Rung::ForAll(_)), _) | (_, false) => Rung::ForAll(trigger),
+                (before, true) => {
+                    let mut all = match before {
+                        Some(Rung::For(all)) => all,
+                        Some(Rung::ForAll(_)) | None => BTreeMap::new(),
+                    };
+                    all.extend(repositories.map(|repository| (repository, trigger)));
+                    if all.len() > REPOSITORIES_MAX {
+                        Rung::ForAll(trigger)
+                    } else {
+                        Rung::For(all)
+                    }
+                }
+            };
+            pending.what = Some(what);
+            pending.first.get_or_insert(now);
+            pending.last = Some(now);
+        }
+        self.rung.notify_one();
+    }
+
+    /// When it rang first and last since it was last heard.
+    pub fn since(&self) -> Option<(Instant, Instant)> {
+        let pending = self.pending();
+        pending.first.zip(pending.last)
+    }
+
+    /// Hears it: all that was rung for, which is forgotten.
+    pub fn take(&self) -> Option<Rung> {
+        let mut pending = self.pending();
+        let pending = std::mem::take(&mut *pending);
+        pending.what
+    }
+
+    /// Awaits that it rings, or has since this was last awaited.
+    pub async fn rings(&self) {
+        self.rung.notified().await;
+    }
+
+    fn pending(&self) -> std::sync::MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn many_rings_are_one_and_name_each_repository_once() {
+        let bell = Bell::default();
+        for _ in 0..3 {
+            bell.ring(
+                Trigger::Webhook,
+                ["ghcr.io/acme/a".into(), "ghcr.io/acme/b".into()],
+            );
+        }
+        bell.rings().await;
+        let Some(Rung::For(all)) = bell.take() else {
+            panic!("it was rung for two")
+        };
+        assert_eq!(
+            all.keys().collect::<Vec<_>>(),
+            ["ghcr.io/acme/a", "ghcr.io/acme/b"]
+        );
+        assert_eq!(bell.take(), None);
+        assert_eq!(bell.since(), None);
+    }
+
+    #[test]
+    fn a_flood_of_names_is_a_look_at_all_and_so_is_no_name() {
+        let bell = Bell::default();
+        bell.ring(
+            Trigger::Webhook,
+            (0..=REPOSITORIES_MAX).map(|n| format!("ghcr.io/acme/{n}")),
+        );
+        assert_eq!(bell.take(), Some(Rung::ForAll(Trigger::Webhook)));
+        bell.ring(Trigger::Webhook, ["ghcr.io/acme/a".into()]);
+        bell.ring(Trigger::Operator, []);
+        bell.ring(Trigger::Webhook, ["ghcr.io/acme/a".into()]);
+        assert_eq!(bell.take(), Some(Rung::ForAll(Trigger::Webhook)));
+    }
+}
