@@ -425,6 +425,7 @@ impl Refresher {
                 workshop,
                 force,
                 events: events.clone(),
+                ending: cancel.clone(),
             }),
             Mode::Plan => match &self.snapshot {
                 Some(snapshot) => Arc::new(Replay::new(snapshot.clone(), force)),
