@@ -1,10 +1,13 @@
 //! The HTTP interface. Handlers are: extract, call one function of the domain, answer. The only place that names axum.
 
 mod auth;
+mod bounds;
 mod history;
+mod hooks;
 mod plan;
 mod policy;
 mod problem;
+mod repeated;
 mod shadow;
 mod workspace_images;
 
@@ -21,8 +24,10 @@ use tokio_util::task::TaskTracker;
 
 pub use self::auth::AdminToken;
 use self::problem::Problem;
+use crate::hooks::Hooks;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
+use crate::watch::bell::Bell;
 
 /// What handlers share.
 #[derive(Clone)]
@@ -30,6 +35,9 @@ pub struct Served {
     pub refresher: Arc<Refresher>,
     /// The way to a refresh, and to those that are under way.
     pub runs: Arc<Runs>,
+    /// How webhooks say that something may have been published.
+    pub bell: Arc<Bell>,
+    pub hooks: Arc<Hooks>,
     /// `None` only where the daemon listens on loopback alone.
     pub token: Option<Arc<AdminToken>>,
     /// Other work that was asked for and goes on when its client has hung up.
@@ -71,6 +79,7 @@ pub fn router(served: Served) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
+        .merge(hooks::routes())
         .merge(guarded)
         .fallback(async || {
             Problem::new(StatusCode::NOT_FOUND, "not-found", "there is nothing here")
