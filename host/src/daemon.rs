@@ -10,9 +10,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::diagnostic::Diagnostic;
+use crate::hooks::Hooks;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
 use crate::server::{AdminToken, Served, serve};
+use crate::watch::bell::Bell;
 
 /// How long a daemon that was told to stop waits for what was begun. A replacement takes its stop timeout, its start and its
 /// proof; what is cut off after that is found by its labels later.
@@ -41,6 +43,7 @@ pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(),
 pub async fn run(
     refresher: Refresher,
     token: Option<AdminToken>,
+    hooks: Hooks,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
@@ -55,9 +58,12 @@ pub async fn run(
         recovered.clone(),
     ));
     let runs = Runs::new(refresher.clone(), vec![], work.clone(), stopping.clone());
+    let bell = Arc::new(Bell::default());
     let served = Served {
         refresher,
         runs,
+        bell,
+        hooks: Arc::new(hooks),
         token: token.map(Arc::new),
         work: work.clone(),
         recovered,

@@ -1,9 +1,12 @@
 //! How a request is refused: `application/problem+json` (RFC 9457), in the words of the command line.
 
+use std::time::Duration;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use super::bounds;
 use crate::diagnostic::Diagnostic;
 use crate::generation::load::Stage;
 use crate::runs::NotBegun;
@@ -14,6 +17,10 @@ pub(super) struct Problem {
     code: &'static str,
     /// How far a swap came.
     stage: Option<Stage>,
+    /// When it is worth to ask again.
+    again: Option<Duration>,
+    /// Nothing more is read from whoever asked.
+    closing: bool,
     told: Box<Diagnostic>,
 }
 
@@ -41,6 +48,8 @@ impl Problem {
             status,
             code,
             stage: None,
+            again: None,
+            closing: false,
             told: Box::new(told),
         }
     }
@@ -77,6 +86,16 @@ impl Problem {
         self
     }
 
+    pub(super) fn again_in(mut self, wait: Duration) -> Self {
+        self.again = Some(wait);
+        self
+    }
+
+    pub(super) fn closing(mut self) -> Self {
+        self.closing = true;
+        self
+    }
+
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.told.hints.push(hint.into());
         self
@@ -102,6 +121,13 @@ impl IntoResponse for Problem {
             response
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(wait) = self.again {
+            let seconds = bounds::seconds(wait);
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
+        if self.closing {
+            bounds::close(&mut response);
         }
         response
     }
