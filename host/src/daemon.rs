@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::approvals::{Approvals, Terms};
 use crate::diagnostic::Diagnostic;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
@@ -40,6 +41,7 @@ pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(),
 
 pub async fn run(
     refresher: Refresher,
+    approval: Terms,
     token: Option<AdminToken>,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
@@ -55,9 +57,16 @@ pub async fn run(
         recovered.clone(),
     ));
     let runs = Runs::new(refresher.clone(), vec![], work.clone(), stopping.clone());
+    let approvals = Approvals::open(approval, Arc::new(runs.clone()), None).await;
+    work.spawn(begin_the_approved(
+        approvals.clone(),
+        recovered.clone(),
+        stopping.clone(),
+    ));
     let served = Served {
         refresher,
         runs,
+        approvals,
         token: token.map(Arc::new),
         work: work.clone(),
         recovered,
@@ -88,6 +97,19 @@ pub async fn run(
         history.close(WRITTEN).await;
     }
     Ok(())
+}
+
+/// What a daemon that died had approved and not begun, once it was looked for what it left half done.
+async fn begin_the_approved(
+    approvals: Arc<Approvals>,
+    recovered: CancellationToken,
+    stopping: CancellationToken,
+) {
+    tokio::select! {
+        () = stopping.cancelled() => return,
+        () = recovered.cancelled() => {}
+    }
+    approvals.begin_the_approved(stopping).await;
 }
 
 /// Ends what a Refit that was killed left half done. The engine may come later than we do, and each refresh looks again; but

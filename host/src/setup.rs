@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::approvals::Terms as ApprovalTerms;
 use crate::artifact::registry::Registries;
 use crate::artifact::signature::{SignatureError, Trust};
 use crate::artifact::{self, Carrier};
@@ -134,6 +135,14 @@ pub fn history(config: &Config, by: Option<String>) -> Option<Arc<History>> {
         days: config.history.keep_days,
     };
     (keep.refreshes > 0).then(|| Arc::new(History::open(&config.state_folder(), keep).by(by)))
+}
+
+/// How refreshes are held for approval.
+pub fn approval(config: &Config) -> ApprovalTerms {
+    ApprovalTerms {
+        state: config.state_folder(),
+        life: config.approval.life(),
+    }
 }
 
 /// Nothing is contacted yet: an engine that is down is found out by the first call.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::approval::ApprovalConfig;
 use crate::artifact;
 use crate::artifact::signature::KeyConfig;
 use crate::grants::Verb;
@@ -26,6 +27,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub proof: ProofConfig,
     pub history: HistoryConfig,
+    pub approval: ApprovalConfig,
     pub serve: ServeConfig,
 }
 

@@ -4,6 +4,7 @@
 //! defaults. Knows where each value came from, for `refit config show`, and which keys there are, so that a misspelt one is an
 //! error and not a surprise.
 
+pub mod approval;
 pub mod keys;
 
 use std::net::SocketAddr;
@@ -274,6 +275,7 @@ impl Config {
                 problem: "true, and `policy.component` is no file that could be watched".into(),
             });
         }
+        self.approval.check()?;
         self.platform().map(drop)
     }
 

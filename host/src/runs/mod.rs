@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::feed::{Feed, Told};
+use crate::capabilities::warrant::Warrant;
 use crate::diagnostic::{Diagnostic, Hints};
 use crate::history;
 use crate::journal::{Event, Events};
@@ -59,6 +60,8 @@ pub enum NotBegun {
     Stopping,
     #[error("{UNDER_WAY_MAX} refreshes are under way, and no more are begun")]
     TooMany,
+    #[error("it could not be held for approval: {}", .0.sentence())]
+    NotHeld(Diagnostic),
 }
 
 impl Hints for NotBegun {
@@ -66,6 +69,7 @@ impl Hints for NotBegun {
         match self {
             Self::Stopping => vec![],
             Self::TooMany => vec!["ask again when one of them has ended".into()],
+            Self::NotHeld(told) => told.hints.clone(),
         }
     }
 }
@@ -135,11 +139,35 @@ impl Runs {
         &self.refresher
     }
 
+    /// Set when none is begun any more.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stopping
+    }
+
     /// Returns when it has a number. It has begun then, and also when whoever asked does not wait for that.
     pub async fn begin(
         self: &Arc<Self>,
         request: Request,
         by: Option<String>,
+    ) -> Result<Begun, NotBegun> {
+        self.begin_as(request, by, None).await
+    }
+
+    /// The same, of one that does no more than this.
+    pub async fn begin_within(
+        self: &Arc<Self>,
+        request: Request,
+        by: Option<String>,
+        warrant: Arc<Warrant>,
+    ) -> Result<Begun, NotBegun> {
+        self.begin_as(request, by, Some(warrant)).await
+    }
+
+    async fn begin_as(
+        self: &Arc<Self>,
+        request: Request,
+        by: Option<String>,
+        warrant: Option<Arc<Warrant>>,
     ) -> Result<Begun, NotBegun> {
         if self.stopping.is_cancelled() {
             return Err(NotBegun::Stopping);
@@ -157,7 +185,8 @@ impl Runs {
         };
         let (numbered, number) = oneshot::channel();
         let (end, ended) = oneshot::channel();
-        self.work.spawn(run(place, request, by, numbered, end));
+        let asked = (request, by, warrant);
+        self.work.spawn(run(place, asked, numbered, end));
         // The sender is dropped by a panic alone.
         let run = number.await.map_err(|_| NotBegun::Stopping)?;
         Ok(Begun { run, ended })
@@ -226,13 +255,13 @@ impl Drop for Place {
 
 async fn run(
     mut place: Place,
-    request: Request,
-    by: Option<String>,
+    (request, by, warrant): (Request, Option<String>, Option<Arc<Warrant>>),
     numbered: oneshot::Sender<Arc<Run>>,
     end: oneshot::Sender<Result<Report, RefreshError>>,
 ) {
     let runs = place.runs.clone();
     let started = runs.refresher.start(request.clone(), by.clone()).await;
+    let started = started.within(warrant);
     let run = place.number(started.id(), request, by);
     let observe = |happening: &Happening<'_>| {
         for observer in &runs.observers {

@@ -1,6 +1,8 @@
 //! The HTTP interface. Handlers are: extract, call one function of the domain, answer. The only place that names axum.
 
+mod approvals;
 mod auth;
+mod by;
 mod history;
 mod plan;
 mod policy;
@@ -21,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::auth::AdminToken;
 use self::problem::Problem;
+use crate::approvals::Approvals;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
 
@@ -30,6 +33,8 @@ pub struct Served {
     pub refresher: Arc<Refresher>,
     /// The way to a refresh, and to those that are under way.
     pub runs: Arc<Runs>,
+    /// Refreshes that wait for a person.
+    pub approvals: Arc<Approvals>,
     /// `None` only where the daemon listens on loopback alone.
     pub token: Option<Arc<AdminToken>>,
     /// Other work that was asked for and goes on when its client has hung up.
@@ -61,6 +66,13 @@ pub fn router(served: Served) -> Router {
             post(workspace_images::refresh),
         )
         .route("/v1/plan", post(plan::plan))
+        .route(
+            "/v1/approvals",
+            get(approvals::list).post(approvals::request),
+        )
+        .route("/v1/approvals/{id}", get(approvals::show))
+        .route("/v1/approvals/{id}/approve", post(approvals::approve))
+        .route("/v1/approvals/{id}/reject", post(approvals::reject))
         .route("/v1/refreshes", get(history::list))
         .route("/v1/refreshes/{id}", get(history::show))
         .route("/v1/policy", get(policy::show).put(policy::swap))

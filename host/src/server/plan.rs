@@ -35,25 +35,30 @@ impl Default for Asked {
     }
 }
 
-/// A plan has no effects, so it ends when its client hangs up.
-pub(super) async fn plan(
-    State(served): State<Served>,
-    asked: Result<Json<Asked>, JsonRejection>,
-) -> Result<Response, Problem> {
+/// What a body asks for.
+pub(super) fn request(asked: Result<Json<Asked>, JsonRejection>) -> Result<Request, Problem> {
     let Json(asked) = asked.map_err(|rejection| {
         let problem = Problem::new(rejection.status(), "bad-body", "the request cannot be read");
         problem.hint(rejection.body_text())
     })?;
-    if served.stopping.is_cancelled() {
-        return Err(Problem::stopping());
-    }
-    let request = Request {
+    Ok(Request {
         trigger: Trigger::Api,
         targets: asked.targets,
         images: asked.images,
         recreate: asked.recreate,
         force: asked.force,
-    };
+    })
+}
+
+/// A plan has no effects, so it ends when its client hangs up.
+pub(super) async fn plan(
+    State(served): State<Served>,
+    asked: Result<Json<Asked>, JsonRejection>,
+) -> Result<Response, Problem> {
+    let request = request(asked)?;
+    if served.stopping.is_cancelled() {
+        return Err(Problem::stopping());
+    }
     let stopping = served.stopping.clone();
     let plan = served
         .refresher
@@ -64,7 +69,7 @@ pub(super) async fn plan(
     }
 }
 
-fn refused(error: &RefreshError) -> Problem {
+pub(super) fn refused(error: &RefreshError) -> Problem {
     let (status, code) = match error {
         RefreshError::UnknownTargets { .. } => (StatusCode::BAD_REQUEST, "unknown-targets"),
         RefreshError::Unlisted { .. } => (StatusCode::BAD_GATEWAY, "engine-unavailable"),

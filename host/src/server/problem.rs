@@ -4,6 +4,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::approvals;
 use crate::diagnostic::Diagnostic;
 use crate::generation::load::Stage;
 use crate::runs::NotBegun;
@@ -14,6 +15,8 @@ pub(super) struct Problem {
     code: &'static str,
     /// How far a swap came.
     stage: Option<Stage>,
+    /// The approval that is held in the place of another.
+    superseded_by: Option<approvals::Id>,
     told: Box<Diagnostic>,
 }
 
@@ -25,6 +28,8 @@ struct Document<'a> {
     code: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     stage: Option<Stage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    superseded_by: Option<approvals::Id>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     causes: &'a [String],
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -41,6 +46,7 @@ impl Problem {
             status,
             code,
             stage: None,
+            superseded_by: None,
             told: Box::new(told),
         }
     }
@@ -61,6 +67,11 @@ impl Problem {
                 "too-many-refreshes",
                 Diagnostic::of(why),
             ),
+            NotBegun::NotHeld(told) => Self::of(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "approvals-unavailable",
+                told.clone(),
+            ),
         }
     }
 
@@ -77,6 +88,11 @@ impl Problem {
         self
     }
 
+    pub(super) fn superseded_by(mut self, id: Option<approvals::Id>) -> Self {
+        self.superseded_by = id;
+        self
+    }
+
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.told.hints.push(hint.into());
         self
@@ -90,6 +106,7 @@ impl IntoResponse for Problem {
             error: &self.told.error,
             code: self.code,
             stage: self.stage,
+            superseded_by: self.superseded_by,
             causes: &self.told.causes,
             hints: &self.told.hints,
         };
