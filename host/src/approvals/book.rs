@@ -68,6 +68,11 @@ impl Book {
         store::folder(&self.state).exists()
     }
 
+    /// There is something to read, and it could not be read: another process held it perhaps.
+    pub(super) async fn is_unread(&self) -> bool {
+        self.store.lock().await.is_none() && self.is_there()
+    }
+
     /// The newest first.
     pub(super) fn list(&self, state: Option<State>) -> Vec<Arc<Held>> {
         let now = Timestamp::now();

@@ -216,11 +216,16 @@ impl Approvals {
     pub async fn begin_the_approved(&self, stopping: CancellationToken) {
         let mut pause = AGAIN_FIRST;
         loop {
+            if self.book.is_unread().await {
+                // What is wrong with it has been told.
+                let _ = self.book.turn().await;
+            }
             for id in self.book.unbegun() {
                 self.take_up(id).await;
             }
+            let is_done = self.book.unbegun().is_empty() && !self.book.is_unread().await;
             let again = async {
-                match self.book.unbegun().is_empty() {
+                match is_done {
                     true => std::future::pending().await,
                     false => tokio::time::sleep(pause).await,
                 }
