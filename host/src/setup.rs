@@ -20,6 +20,7 @@ use crate::grants::Grants;
 use crate::history::{self, History};
 use crate::policy::{Compiler, PolicyEngine, PolicyError};
 use crate::recreate::guard;
+use crate::recreate::lanes::Lanes;
 use crate::recreate::lease::Leases;
 use crate::recreate::recover::Patience;
 use crate::refresh::Refresher;
@@ -122,6 +123,7 @@ pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
             call: config.call_limits().call,
         },
         leases: Leases::in_folder(config.state_folder()),
+        lanes: Lanes::new(config.limits.recreate_concurrency),
         ties: KnownTies::default(),
         own_id: guard::own_container_id(),
     })

@@ -7,7 +7,7 @@ use crate::history::{self, Entry};
 use crate::journal::{ImageOutcome, ImageRecord, RecreationOutcome, RecreationRecord};
 use crate::policy::Verdict;
 use crate::recreate::recover::{Outcome, Recovered};
-use crate::refresh::{ContainerReport, Mode, Report, Trigger};
+use crate::refresh::{ContainerReport, Mode, Report};
 
 /// `pulled       ghcr.io/…/workspace-template-hermes:latest`
 pub(super) fn image_line(record: &ImageRecord) -> String {
@@ -69,12 +69,7 @@ pub(super) fn asked_by(entry: &Entry) -> String {
 
 /// What asked, and who.
 pub(super) fn asked(trigger: Trigger, by: Option<&str>) -> String {
-    let trigger = match trigger {
-        Trigger::Operator => "operator",
-        Trigger::Api => "api",
-        Trigger::Schedule => "schedule",
-        Trigger::Webhook => "webhook",
-    };
+    let trigger = trigger.as_str();
     match by {
         Some(by) => format!("{trigger} {by}"),
         None => trigger.to_owned(),

@@ -42,8 +42,21 @@ pub enum Trigger {
     Webhook,
 }
 
+impl Trigger {
+    pub const ALL: [Self; 4] = [Self::Operator, Self::Api, Self::Schedule, Self::Webhook];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+            Self::Api => "api",
+            Self::Schedule => "schedule",
+            Self::Webhook => "webhook",
+        }
+    }
+}
+
 /// What is asked for.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Request {
     pub trigger: Trigger,
     /// In the policy's vocabulary (the default policy: runtimes). Empty means all.
@@ -102,6 +115,11 @@ impl Started {
     /// Where it is in the history. `None` where none is kept, or it could not be written.
     pub fn id(&self) -> Option<history::Id> {
         self.under_way.as_ref().and_then(UnderWay::id)
+    }
+
+    /// The policy that it uses to its end.
+    pub fn policy(&self) -> PolicyReport {
+        PolicyReport::of(&self.active)
     }
 }
 
@@ -279,7 +297,7 @@ impl Refresher {
         let trial = self.generations.shadow_beside(&active).map(Trial::new);
         let began = (jiff::Timestamp::now(), Instant::now());
         let grants = active.content.grants.clone();
-        let hands = self.hands(request, mode, warrant, &events);
+        let hands = self.hands(request, mode, warrant, (&events, &cancel));
         let guard = Guard::new(hands, grants.clone(), self.bounds.counts, cancel);
         let journal = Arc::new(Journal::new(Arc::new(guard), mode == Mode::Plan, events));
         let recorder = trial
@@ -427,7 +445,7 @@ impl Refresher {
         request: &Request,
         mode: Mode,
         warrant: Option<Arc<Warrant>>,
-        events: &Events,
+        (events, cancel): (&Events, &CancellationToken),
     ) -> Arc<dyn Capabilities> {
         let (workshop, force) = (self.workshop.clone(), request.force);
         let plan = Plan {
@@ -442,6 +460,7 @@ impl Refresher {
                     workshop,
                     force,
                     events: events.clone(),
+                    ending: cancel.clone(),
                 });
                 match warrant {
                     Some(warrant) => Arc::new(Warranted::new(live, Arc::new(plan), warrant)),

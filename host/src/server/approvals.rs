@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Served;
+use super::asked::Asked;
 use super::by::By;
-use super::plan::{self, Asked};
+use super::plan;
 use super::problem::Problem;
 use crate::approvals::{self, ApprovalError, Entry, Held, Id, Requested};
 use crate::diagnostic::Diagnostic;
@@ -68,7 +69,7 @@ pub(super) async fn request(
     By(by): By,
     asked: Result<Json<Asked>, JsonRejection>,
 ) -> Result<Response, Problem> {
-    let request = plan::request(asked)?;
+    let request = Asked::request(asked)?;
     let approvals = served.approvals.clone();
     let requested = spawned(&served, async move { approvals.request(request, by).await }).await?;
     Ok(match requested {

@@ -1,12 +1,15 @@
 //! The HTTP interface. Handlers are: extract, call one function of the domain, answer. The only place that names axum.
 
 mod approvals;
+mod asked;
 mod auth;
 mod by;
+mod events;
 mod history;
 mod plan;
 mod policy;
 mod problem;
+mod refreshes;
 mod shadow;
 mod workspace_images;
 
@@ -73,8 +76,12 @@ pub fn router(served: Served) -> Router {
         .route("/v1/approvals/{id}", get(approvals::show))
         .route("/v1/approvals/{id}/approve", post(approvals::approve))
         .route("/v1/approvals/{id}/reject", post(approvals::reject))
-        .route("/v1/refreshes", get(history::list))
-        .route("/v1/refreshes/{id}", get(history::show))
+        .route("/v1/refreshes", get(history::list).post(refreshes::begin))
+        .route(
+            "/v1/refreshes/{id}",
+            get(history::show).delete(refreshes::cancel),
+        )
+        .route("/v1/refreshes/{id}/events", get(events::watch))
         .route("/v1/policy", get(policy::show).put(policy::swap))
         .route("/v1/policy/history", get(policy::history))
         .route("/v1/policy/shadow", get(shadow::show).delete(shadow::end))

@@ -146,7 +146,11 @@ async fn what_cannot_be_is_refused_and_changes_nothing() -> anyhow::Result<()> {
             ("GET", "/v1/approvals?colour=red", (400, "bad-query")),
             ("GET", "/v1/approvals/2", (404, "no-approval")),
             ("GET", "/v1/approvals/-1", (404, "no-approval")),
-            ("GET", "/v1/approvals/99999999999999999999", (404, "no-approval")),
+            (
+                "GET",
+                "/v1/approvals/99999999999999999999",
+                (404, "no-approval"),
+            ),
             ("POST", "/v1/approvals/2/approve", (404, "no-approval")),
             ("POST", "/v1/approvals/x/reject", (404, "no-approval")),
             ("DELETE", "/v1/approvals/1", (405, "method-not-allowed")),
@@ -154,47 +158,99 @@ async fn what_cannot_be_is_refused_and_changes_nothing() -> anyhow::Result<()> {
         ] {
             let answer = daemon.request(method, path).await?;
             let (status, code) = code(&answer)?;
-            assert_eq!((status, code.as_str()), expected, "{method} {path}: {}", answer.text);
+            assert_eq!(
+                (status, code.as_str()),
+                expected,
+                "{method} {path}: {}",
+                answer.text
+            );
         }
         let long = format!("{{\"targets\":[\"{}\"]}}", "x".repeat(70_000));
         for (path, body, expected) in [
             ("/v1/approvals", "{", (400, "bad-body")),
             ("/v1/approvals", "{\"colour\":1}", (422, "bad-body")),
-            ("/v1/approvals", "{\"targets\":[\"nope\"]}", (400, "unknown-targets")),
+            (
+                "/v1/approvals",
+                "{\"targets\":[\"nope\"]}",
+                (400, "unknown-targets"),
+            ),
             ("/v1/approvals", &long, (413, "bad-body")),
             ("/v1/approvals/1/reject", "{", (400, "bad-body")),
-            ("/v1/approvals/1/reject", "{\"colour\":1}", (400, "bad-body")),
+            (
+                "/v1/approvals/1/reject",
+                "{\"colour\":1}",
+                (400, "bad-body"),
+            ),
             ("/v1/approvals/1/reject", &long, (413, "bad-body")),
         ] {
-            let answer = daemon.send("POST", path, &[AS_JSON], body.to_owned()).await?;
+            let answer = daemon
+                .send("POST", path, &[AS_JSON], body.to_owned())
+                .await?;
             let (status, code) = code(&answer)?;
-            assert_eq!((status, code.as_str()), expected, "{path} {body:.20}: {}", answer.text);
+            assert_eq!(
+                (status, code.as_str()),
+                expected,
+                "{path} {body:.20}: {}",
+                answer.text
+            );
         }
         assert_eq!(show(&daemon, 1).await?["state"], "waiting");
-        typed(&refit, &daemon, &["show", "2"]).await?.expect(2).says("there is no approval 2");
+        typed(&refit, &daemon, &["show", "2"])
+            .await?
+            .expect(2)
+            .says("there is no approval 2");
         typed(&refit, &daemon, &["approve", "2"]).await?.expect(1);
         typed(&refit, &daemon, &["approve"]).await?.expect(2);
-        typed(&refit, &daemon, &["list", "--state", "good"]).await?.expect(2);
-        typed(&refit, &daemon, &["request", "--runtime", "nope"]).await?.expect(1).says("unknown target: nope");
-        refit.run(&["approvals", "list", "--server", "http://127.0.0.1:1"]).await?.expect(2);
+        typed(&refit, &daemon, &["list", "--state", "good"])
+            .await?
+            .expect(2);
+        typed(&refit, &daemon, &["request", "--runtime", "nope"])
+            .await?
+            .expect(1)
+            .says("unknown target: nope");
+        refit
+            .run(&["approvals", "list", "--server", "http://127.0.0.1:1"])
+            .await?
+            .expect(2);
 
         // Who says who they are may say anything.
-        let headers = [("X-Refit-By", "  eve\u{202e} the   first ")];
+        let headers = [("X-Refit-By", "  eve\u{202e} the first ")];
         let body = json!({ "reason": "not on a\nFriday" }).to_string();
-        let answer = daemon.send("POST", "/v1/approvals/1/reject", &headers, body).await?;
+        let answer = daemon
+            .send("POST", "/v1/approvals/1/reject", &headers, body)
+            .await?;
         assert_eq!(answer.status, 200, "{}", answer.text);
         let rejected = show(&daemon, 1).await?;
         assert_eq!(
-            (&rejected["state"], &rejected["decided_by"], &rejected["reason"]),
-            (&json!("rejected"), &json!("eve the first"), &json!("not on a Friday"))
+            (
+                &rejected["state"],
+                &rejected["decided_by"],
+                &rejected["reason"]
+            ),
+            (
+                &json!("rejected"),
+                &json!("eve the first"),
+                &json!("not on a Friday")
+            )
         );
-        assert_eq!(code(&decide(&daemon, 1, "approve").await?)?, (409, "already-rejected".into()));
+        assert_eq!(
+            code(&decide(&daemon, 1, "approve").await?)?,
+            (409, "already-rejected".into())
+        );
         // A person may ask again for what was rejected.
         assert_eq!(ask(&daemon, json!({})).await?.json()?["id"], 2);
         untouched(&w, &hermes).await?;
 
-        let guarded = refit.env("ADMIN_TOKEN", "s3cret").set("state_dir", "other").serve().await?;
-        for (method, path) in [("GET", "/v1/approvals"), ("POST", "/v1/approvals"), ("POST", "/v1/approvals/1/approve")] {
+        let guarded = refit
+            .env("ADMIN_TOKEN", "s3cret")
+            .set("state_dir", "other")
+            .serve()
+            .await?;
+        for (method, path) in [
+            ("GET", "/v1/approvals"),
+            ("POST", "/v1/approvals"),
+            ("POST", "/v1/approvals/1/approve"),
+        ] {
             let answer = refit_tests::http::request(guarded.address, method, path, None).await?;
             assert_eq!(answer.status, 401, "{method} {path}");
         }
@@ -218,9 +274,15 @@ async fn who_comes_too_late_is_told_so() -> anyhow::Result<()> {
         })
         .await?;
         for what in ["approve", "reject"] {
-            assert_eq!(code(&decide(&daemon, 1, what).await?)?, (409, "expired".into()));
+            assert_eq!(
+                code(&decide(&daemon, 1, what).await?)?,
+                (409, "expired".into())
+            );
         }
-        typed(&refit, &daemon, &["approve", "1"]).await?.expect(1).says("has expired at");
+        typed(&refit, &daemon, &["approve", "1"])
+            .await?
+            .expect(1)
+            .says("has expired at");
         assert_eq!(ask(&daemon, json!({})).await?.json()?["id"], 2);
         untouched(&w, &hermes).await
     })
@@ -239,13 +301,25 @@ async fn where_a_digest_has_moved_another_approval_takes_its_place() -> anyhow::
         let problem = answer.json()?;
         assert_eq!(problem["superseded_by"], 2);
         let moved = problem["causes"][0].as_str().unwrap_or_default();
-        assert!(moved.contains(&v2.digest) && moved.contains(&v3.digest), "{problem}");
+        assert!(
+            moved.contains(&v2.digest) && moved.contains(&v3.digest),
+            "{problem}"
+        );
         untouched(&w, &hermes).await?;
         let superseded = show(&daemon, 1).await?;
-        assert_eq!((&superseded["state"], &superseded["superseded_by"]), (&json!("superseded"), &json!(2)));
+        assert_eq!(
+            (&superseded["state"], &superseded["superseded_by"]),
+            (&json!("superseded"), &json!(2))
+        );
         let new = show(&daemon, 2).await?;
-        assert_eq!((&new["by"], &new["findings"][0]["digest"]), (&json!("ana"), &json!(v3.digest)));
-        typed(&refit, &daemon, &["approve", "1"]).await?.expect(1).says("approval 2 is held in its place");
+        assert_eq!(
+            (&new["by"], &new["findings"][0]["digest"]),
+            (&json!("ana"), &json!(v3.digest))
+        );
+        typed(&refit, &daemon, &["approve", "1"])
+            .await?
+            .expect(1)
+            .says("approval 2 is held in its place");
         typed(&refit, &daemon, &["approve", "2"]).await?.expect(0);
         assert_eq!(ended(&daemon, 1).await?["outcome"], "done");
         replaced(&w, &hermes, &v3).await
@@ -284,7 +358,9 @@ async fn a_container_that_came_since_is_left_alone() -> anyhow::Result<()> {
         let registry = registry::open().await?;
         let (_, daemon, hermes, v2) = set_up(&w, registry).await?;
         ask(&daemon, json!({})).await?;
-        let new = w.run(ContainerSpec::new("hermes-new", &v2.reference)).await?;
+        let new = w
+            .run(ContainerSpec::new("hermes-new", &v2.reference))
+            .await?;
         assert_eq!(new.image_id, hermes.image_id, "it is behind, too");
         assert_eq!(decide(&daemon, 1, "approve").await?.status, 202);
         assert_eq!(ended(&daemon, 1).await?["outcome"], "done");
@@ -315,10 +391,20 @@ async fn what_waits_outlives_the_daemon_however_it_ends() -> anyhow::Result<()> 
         let daemon = refit.serve().await?;
         assert_eq!(show(&daemon, 1).await?, before);
         let list = daemon.request("GET", "/v1/approvals").await?.json()?;
-        assert_eq!(list["approvals"].as_array().map(Vec::len), Some(1), "{list}");
-        assert_eq!(list["problem"]["error"], "an approval was damaged, and is not known any more");
+        assert_eq!(
+            list["approvals"].as_array().map(Vec::len),
+            Some(1),
+            "{list}"
+        );
+        assert_eq!(
+            list["problem"]["error"],
+            "an approval was damaged, and is not known any more"
+        );
         let output = refit.run(&["doctor"]).await?.expect(0);
-        assert!(output.stdout.contains("a damaged one was kept as"), "{output}");
+        assert!(
+            output.stdout.contains("a damaged one was kept as"),
+            "{output}"
+        );
         assert_eq!(decide(&daemon, 1, "approve").await?.status, 202);
         assert_eq!(ended(&daemon, 1).await?["outcome"], "done");
         replaced(&w, &hermes, &v2).await
@@ -327,7 +413,8 @@ async fn what_waits_outlives_the_daemon_however_it_ends() -> anyhow::Result<()> 
 }
 
 #[tokio::test]
-async fn a_daemon_killed_between_approval_and_refresh_has_its_successor_begin_it() -> anyhow::Result<()> {
+async fn a_daemon_killed_between_approval_and_refresh_has_its_successor_begin_it()
+-> anyhow::Result<()> {
     with_world("killed after approval", |w| async move {
         let registry = registry::open().await?;
         let (refit, daemon, hermes, v2) = set_up(&w, registry).await?;
@@ -343,7 +430,8 @@ async fn a_daemon_killed_between_approval_and_refresh_has_its_successor_begin_it
             panic!("it was not to be answered yet: {answer:?}");
         };
         let seen = until("that it is approved and not begun", || async {
-            let kept: Value = serde_json::from_slice(&fs::read(file(&refit, 1))?).unwrap_or_default();
+            let kept: Value =
+                serde_json::from_slice(&fs::read(file(&refit, 1))?).unwrap_or_default();
             assert_eq!(kept["refresh"], Value::Null);
             Ok(kept["state"] == "approved")
         });
@@ -359,9 +447,14 @@ async fn a_daemon_killed_between_approval_and_refresh_has_its_successor_begin_it
             Ok(show(&daemon, 1).await?["refresh"].is_number())
         })
         .await?;
-        let id = show(&daemon, 1).await?["refresh"].as_u64().unwrap_or_default();
+        let id = show(&daemon, 1).await?["refresh"]
+            .as_u64()
+            .unwrap_or_default();
         let row = ended(&daemon, id).await?;
-        assert_eq!((&row["outcome"], &row["by"]), (&json!("done"), &json!("somebody (approval 1)")));
+        assert_eq!(
+            (&row["outcome"], &row["by"]),
+            (&json!("done"), &json!("somebody (approval 1)"))
+        );
         replaced(&w, &hermes, &v2).await
     })
     .await
@@ -382,7 +475,10 @@ async fn of_many_who_approve_at_once_one_wins() -> anyhow::Result<()> {
             if answer.status != 202 {
                 let (status, code) = code(&answer)?;
                 assert_eq!(status, 409);
-                assert!(["being-decided", "already-approved"].contains(&code.as_str()), "{code}");
+                assert!(
+                    ["being-decided", "already-approved"].contains(&code.as_str()),
+                    "{code}"
+                );
             }
         }
         statuses.sort_unstable();

@@ -51,7 +51,15 @@ async fn its_flags_become_those_of_refit_refresh_and_others_are_refused() -> any
             "refresh\n--runtime=hermes\n--no-recreate\n--runtime=crewai\n",
         ),
         (
-            &["--runtime", "a b", "--", "--json", "--config", "a $HOME.toml", "--"],
+            &[
+                "--runtime",
+                "a b",
+                "--",
+                "--json",
+                "--config",
+                "a $HOME.toml",
+                "--",
+            ],
             "refresh\n--runtime=a b\n--json\n--config\na $HOME.toml\n--\n",
         ),
     ] {
@@ -70,19 +78,32 @@ async fn its_flags_become_those_of_refit_refresh_and_others_are_refused() -> any
         let output = handed_on(arguments).await?;
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
         assert_eq!(text(&output.stdout), "", "nothing may run: {arguments:?}");
-        assert!(text(&output.stderr).contains(told), "{arguments:?}: {output:?}");
+        assert!(
+            text(&output.stderr).contains(told),
+            "{arguments:?}: {output:?}"
+        );
     }
     let output = handed_on(&["--help", "--force"]).await?;
     assert_eq!(output.status.code(), Some(0));
     assert!(text(&output.stdout).contains("--no-recreate"), "{output:?}");
-    let output = script(&[]).env("REFIT", "/nonexistent/refit").output().await?;
+    let output = script(&[])
+        .env("REFIT", "/nonexistent/refit")
+        .output()
+        .await?;
     assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).contains("there is no program `/nonexistent/refit`"), "{output:?}");
+    assert!(
+        text(&output.stderr).contains("there is no program `/nonexistent/refit`"),
+        "{output:?}"
+    );
     Ok(())
 }
 
 /// The script, where and as this program would run.
-async fn run(refit: &Refit, docker_host: &str, arguments: &[&str]) -> anyhow::Result<(i32, Value, String)> {
+async fn run(
+    refit: &Refit,
+    docker_host: &str,
+    arguments: &[&str],
+) -> anyhow::Result<(i32, Value, String)> {
     refit.write_config()?;
     let output = script(arguments)
         .current_dir(refit.home())
@@ -93,7 +114,10 @@ async fn run(refit: &Refit, docker_host: &str, arguments: &[&str]) -> anyhow::Re
         .output()
         .await?;
     let told = text(&output.stderr);
-    assert!(!told.contains(PASSWORD) && !text(&output.stdout).contains(PASSWORD), "{output:?}");
+    assert!(
+        !told.contains(PASSWORD) && !text(&output.stdout).contains(PASSWORD),
+        "{output:?}"
+    );
     let report = serde_json::from_slice(&output.stdout).unwrap_or_default();
     Ok((output.status.code().unwrap_or(-1), report, told))
 }
@@ -120,15 +144,24 @@ async fn it_refreshes_with_the_login_that_docker_has() -> anyhow::Result<()> {
 
         use base64::Engine as _;
         let login = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{PASSWORD}"));
-        let refit = refit.docker_config(&json!({ "auths": { registry.host(): { "auth": login } } }))?;
-        let (status, _, told) = run(&refit, host, &["--no-recreate", "--runtime", "hermes"]).await?;
+        let refit =
+            refit.docker_config(&json!({ "auths": { registry.host(): { "auth": login } } }))?;
+        let (status, _, told) =
+            run(&refit, host, &["--no-recreate", "--runtime", "hermes"]).await?;
         assert_eq!(status, 0, "{told}");
-        assert_eq!(w.image_id(&hermes_v2.reference).await?.as_ref(), Some(&hermes_v2.id));
+        assert_eq!(
+            w.image_id(&hermes_v2.reference).await?.as_ref(),
+            Some(&hermes_v2.id)
+        );
         untouched(&w, hermes).await?;
 
-        let (status, report, told) = run(&refit, host, &["--runtime", "hermes", "--", "--json"]).await?;
+        let (status, report, told) =
+            run(&refit, host, &["--runtime", "hermes", "--", "--json"]).await?;
         assert_eq!(status, 0, "{told}");
-        assert_eq!(container(&report, &hermes.name)["recreation"]["outcome"], "recreated");
+        assert_eq!(
+            container(&report, &hermes.name)["recreation"]["outcome"],
+            "recreated"
+        );
         replaced(&w, hermes, hermes_v2).await?;
         untouched(&w, crewai).await?;
 
