@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::approvals::{Approvals, Terms};
 use crate::diagnostic::Diagnostic;
 use crate::hooks::Hooks;
 use crate::refresh::Refresher;
@@ -40,13 +41,25 @@ pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(),
         .hint("or listen on loopback: `--listen 127.0.0.1:8787`"))
 }
 
+/// What a daemon is made of.
+pub struct Parts {
+    pub refresher: Refresher,
+    pub approval: Terms,
+    pub hooks: Hooks,
+    pub token: Option<AdminToken>,
+}
+
 pub async fn run(
-    refresher: Refresher,
-    token: Option<AdminToken>,
-    hooks: Hooks,
+    parts: Parts,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
+    let Parts {
+        refresher,
+        approval,
+        hooks,
+        token,
+    } = parts;
     let stopping = CancellationToken::new();
     let history = refresher.history().cloned();
     let work = TaskTracker::new();
@@ -59,9 +72,16 @@ pub async fn run(
     ));
     let runs = Runs::new(refresher.clone(), vec![], work.clone(), stopping.clone());
     let bell = Arc::new(Bell::default());
+    let approvals = Approvals::open(approval, Arc::new(runs.clone()), None).await;
+    work.spawn(begin_the_approved(
+        approvals.clone(),
+        recovered.clone(),
+        stopping.clone(),
+    ));
     let served = Served {
         refresher,
         runs,
+        approvals,
         bell,
         hooks: Arc::new(hooks),
         token: token.map(Arc::new),
@@ -94,6 +114,19 @@ pub async fn run(
         history.close(WRITTEN).await;
     }
     Ok(())
+}
+
+/// What a daemon that died had approved and not begun, once it was looked for what it left half done.
+async fn begin_the_approved(
+    approvals: Arc<Approvals>,
+    recovered: CancellationToken,
+    stopping: CancellationToken,
+) {
+    tokio::select! {
+        () = stopping.cancelled() => return,
+        () = recovered.cancelled() => {}
+    }
+    approvals.begin_the_approved(stopping).await;
 }
 
 /// Ends what a Refit that was killed left half done. The engine may come later than we do, and each refresh looks again; but

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::approvals::Terms as ApprovalTerms;
 use crate::artifact::registry::Registries;
 use crate::artifact::signature::{SignatureError, Trust};
 use crate::artifact::{self, Carrier};
@@ -202,6 +203,12 @@ pub fn hooks(config: &Config) -> Result<Hooks, Diagnostic> {
         });
     }
     Ok(Hooks { github, registries })
+/// How refreshes are held for approval.
+pub fn approval(config: &Config) -> ApprovalTerms {
+    ApprovalTerms {
+        state: config.state_folder(),
+        life: config.approval.life(),
+    }
 }
 
 /// Nothing is contacted yet: an engine that is down is found out by the first call.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::approval::ApprovalConfig;
 use crate::artifact;
 use crate::artifact::signature::KeyConfig;
 use crate::grants::Verb;
@@ -29,6 +30,7 @@ pub struct Config {
     pub proof: ProofConfig,
     pub history: HistoryConfig,
     pub hooks: HooksConfig,
+    pub approval: ApprovalConfig,
     pub serve: ServeConfig,
 }
 

@@ -5,6 +5,7 @@
 //! error and not a surprise.
 
 pub mod hooks;
+pub mod approval;
 pub mod keys;
 
 use std::net::SocketAddr;
@@ -280,6 +281,7 @@ impl Config {
             });
         }
         self.hooks.check()?;
+        self.approval.check()?;
         self.platform().map(drop)
     }
 

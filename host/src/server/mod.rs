@@ -1,5 +1,6 @@
 //! The HTTP interface. Handlers are: extract, call one function of the domain, answer. The only place that names axum.
 
+mod approvals;
 mod asked;
 mod auth;
 mod bounds;
@@ -29,6 +30,7 @@ use tokio_util::task::TaskTracker;
 pub use self::auth::AdminToken;
 use self::problem::Problem;
 use crate::hooks::Hooks;
+use crate::approvals::Approvals;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
 use crate::watch::bell::Bell;
@@ -42,6 +44,8 @@ pub struct Served {
     /// How webhooks say that something may have been published.
     pub bell: Arc<Bell>,
     pub hooks: Arc<Hooks>,
+    /// Refreshes that wait for a person.
+    pub approvals: Arc<Approvals>,
     /// `None` only where the daemon listens on loopback alone.
     pub token: Option<Arc<AdminToken>>,
     /// Other work that was asked for and goes on when its client has hung up.
@@ -73,6 +77,13 @@ pub fn router(served: Served) -> Router {
             post(workspace_images::refresh),
         )
         .route("/v1/plan", post(plan::plan))
+        .route(
+            "/v1/approvals",
+            get(approvals::list).post(approvals::request),
+        )
+        .route("/v1/approvals/{id}", get(approvals::show))
+        .route("/v1/approvals/{id}/approve", post(approvals::approve))
+        .route("/v1/approvals/{id}/reject", post(approvals::reject))
         .route("/v1/refreshes", get(history::list).post(refreshes::begin))
         .route(
             "/v1/refreshes/{id}",

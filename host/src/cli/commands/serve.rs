@@ -59,7 +59,13 @@ pub(in super::super) async fn serve(
     let active = refresher.active();
     tracing::info!(%address, generation = active.number, policy = active.policy().title(), digest = active.policy().digest, token = token.is_some(), "serving");
     drop(active);
-    daemon::run(refresher, token, hooks, listener, shutdown)
+    let parts = daemon::Parts {
+        refresher,
+        approval: setup::approval(&config),
+        hooks,
+        token,
+    };
+    daemon::run(parts, listener, shutdown)
         .await
         .map_err(|error| Diagnostic::new("cannot serve").because(error.to_string()))?;
     Ok(Status::Done)
