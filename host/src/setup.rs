@@ -203,6 +203,8 @@ pub fn hooks(config: &Config) -> Result<Hooks, Diagnostic> {
         });
     }
     Ok(Hooks { github, registries })
+}
+
 /// How refreshes are held for approval.
 pub fn approval(config: &Config) -> ApprovalTerms {
     ApprovalTerms {

@@ -4,8 +4,8 @@
 //! defaults. Knows where each value came from, for `refit config show`, and which keys there are, so that a misspelt one is an
 //! error and not a surprise.
 
-pub mod hooks;
 pub mod approval;
+pub mod hooks;
 pub mod keys;
 
 use std::net::SocketAddr;

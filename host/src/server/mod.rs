@@ -29,8 +29,8 @@ use tokio_util::task::TaskTracker;
 
 pub use self::auth::AdminToken;
 use self::problem::Problem;
-use crate::hooks::Hooks;
 use crate::approvals::Approvals;
+use crate::hooks::Hooks;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
 use crate::watch::bell::Bell;
