@@ -13,6 +13,8 @@ use crate::diagnostic::Diagnostic;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
 use crate::server::{AdminToken, Served, serve};
+use crate::watch::Watcher;
+use crate::watch::watcher::Watching;
 
 /// How long a daemon that was told to stop waits for what was begun. A replacement takes its stop timeout, its start and its
 /// proof; what is cut off after that is found by its labels later.
@@ -41,6 +43,7 @@ pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(),
 pub async fn run(
     refresher: Refresher,
     token: Option<AdminToken>,
+    watching: Option<Watching>,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
@@ -55,9 +58,17 @@ pub async fn run(
         recovered.clone(),
     ));
     let runs = Runs::new(refresher.clone(), vec![], work.clone(), stopping.clone());
+    let watcher = watching.map(|watching| {
+        let (ready, stopping) = (recovered.clone(), stopping.clone());
+        let adopt = Arc::new(runs.clone());
+        let (watcher, watch) = Watcher::new(watching, refresher.clone(), adopt, ready, stopping);
+        work.spawn(watch);
+        watcher
+    });
     let served = Served {
         refresher,
         runs,
+        watcher,
         token: token.map(Arc::new),
         work: work.clone(),
         recovered,

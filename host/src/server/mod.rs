@@ -6,6 +6,7 @@ mod plan;
 mod policy;
 mod problem;
 mod shadow;
+mod watch;
 mod workspace_images;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub use self::auth::AdminToken;
 use self::problem::Problem;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
+use crate::watch::Watcher;
 
 /// What handlers share.
 #[derive(Clone)]
@@ -30,6 +32,8 @@ pub struct Served {
     pub refresher: Arc<Refresher>,
     /// The way to a refresh, and to those that are under way.
     pub runs: Arc<Runs>,
+    /// `None` where nothing is watched.
+    pub watcher: Option<Arc<Watcher>>,
     /// `None` only where the daemon listens on loopback alone.
     pub token: Option<Arc<AdminToken>>,
     /// Other work that was asked for and goes on when its client has hung up.
@@ -67,6 +71,10 @@ pub fn router(served: Served) -> Router {
         .route("/v1/policy/history", get(policy::history))
         .route("/v1/policy/shadow", get(shadow::show).delete(shadow::end))
         .route("/v1/policy/rollback", post(policy::roll_back))
+        .route("/v1/watch", get(watch::show))
+        .route("/v1/watch/pause", post(watch::pause))
+        .route("/v1/watch/resume", post(watch::resume))
+        .route("/v1/watch/check", post(watch::check))
         .layer(from_fn_with_state(served.clone(), auth::require_token));
     Router::new()
         .route("/healthz", get(async || "ok\n"))

@@ -34,6 +34,8 @@ pub(in super::super) async fn serve(
     daemon::may_listen(config.serve.listen, token.as_ref())?;
     let refresher = setup::refresher(&config, compiler(&config), Keep::Generations).await?;
     let refresher = refresher.written_down_in(setup::history(&config, None));
+    let credentials = refresher.workshop().credentials.clone();
+    let watching = setup::watching(&config, credentials, false)?;
     refresher.generations().write_down().await;
     let cannot = |error: std::io::Error| {
         Diagnostic::new(format!("cannot listen on {}", config.serve.listen))
@@ -58,7 +60,7 @@ pub(in super::super) async fn serve(
     let active = refresher.active();
     tracing::info!(%address, generation = active.number, policy = active.policy().title(), digest = active.policy().digest, token = token.is_some(), "serving");
     drop(active);
-    daemon::run(refresher, token, listener, shutdown)
+    daemon::run(refresher, token, watching, listener, shutdown)
         .await
         .map_err(|error| Diagnostic::new("cannot serve").because(error.to_string()))?;
     Ok(Status::Done)
