@@ -16,6 +16,8 @@ use crate::refresh::Refresher;
 use crate::runs::Runs;
 use crate::server::{AdminToken, Served, serve};
 use crate::watch::bell::Bell;
+use crate::watch::Watcher;
+use crate::watch::watcher::Watching;
 
 /// How long a daemon that was told to stop waits for what was begun. A replacement takes its stop timeout, its start and its
 /// proof; what is cut off after that is found by its labels later.
@@ -45,6 +47,7 @@ pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(),
 pub struct Parts {
     pub refresher: Refresher,
     pub approval: Terms,
+    pub watching: Option<Watching>,
     pub hooks: Hooks,
     pub token: Option<AdminToken>,
 }
@@ -57,6 +60,7 @@ pub async fn run(
     let Parts {
         refresher,
         approval,
+        watching,
         hooks,
         token,
     } = parts;
@@ -71,18 +75,27 @@ pub async fn run(
         recovered.clone(),
     ));
     let runs = Runs::new(refresher.clone(), vec![], work.clone(), stopping.clone());
-    let bell = Arc::new(Bell::default());
     let approvals = Approvals::open(approval, Arc::new(runs.clone()), None).await;
     work.spawn(begin_the_approved(
         approvals.clone(),
         recovered.clone(),
         stopping.clone(),
     ));
+    let watcher = watching.map(|watching| {
+        let (ready, stopping) = (recovered.clone(), stopping.clone());
+        let adopt = Arc::new(approvals.gate(Arc::new(runs.clone())));
+        let (watcher, watch) = Watcher::new(watching, refresher.clone(), adopt, ready, stopping);
+        work.spawn(watch);
+        watcher
+    });
+    // Nobody hears it where nothing is watched; then no webhook is taken either.
+    let bell = watcher.as_ref().map(|watcher| watcher.bell().clone());
     let served = Served {
         refresher,
         runs,
         approvals,
-        bell,
+        watcher,
+        bell: bell.unwrap_or_default(),
         hooks: Arc::new(hooks),
         token: token.map(Arc::new),
         work: work.clone(),

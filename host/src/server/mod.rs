@@ -14,6 +14,7 @@ mod problem;
 mod refreshes;
 mod repeated;
 mod shadow;
+mod watch;
 mod workspace_images;
 
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use crate::hooks::Hooks;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
 use crate::watch::bell::Bell;
+use crate::watch::Watcher;
 
 /// What handlers share.
 #[derive(Clone)]
@@ -46,6 +48,8 @@ pub struct Served {
     pub hooks: Arc<Hooks>,
     /// Refreshes that wait for a person.
     pub approvals: Arc<Approvals>,
+    /// `None` where nothing is watched.
+    pub watcher: Option<Arc<Watcher>>,
     /// `None` only where the daemon listens on loopback alone.
     pub token: Option<Arc<AdminToken>>,
     /// Other work that was asked for and goes on when its client has hung up.
@@ -94,6 +98,10 @@ pub fn router(served: Served) -> Router {
         .route("/v1/policy/history", get(policy::history))
         .route("/v1/policy/shadow", get(shadow::show).delete(shadow::end))
         .route("/v1/policy/rollback", post(policy::roll_back))
+        .route("/v1/watch", get(watch::show))
+        .route("/v1/watch/pause", post(watch::pause))
+        .route("/v1/watch/resume", post(watch::resume))
+        .route("/v1/watch/check", post(watch::check))
         .layer(from_fn_with_state(served.clone(), auth::require_token));
     Router::new()
         .route("/healthz", get(async || "ok\n"))

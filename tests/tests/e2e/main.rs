@@ -23,6 +23,7 @@ mod snapshot;
 mod swap;
 mod swap_start;
 mod trust;
+mod watch;
 
 use std::time::Duration;
 
