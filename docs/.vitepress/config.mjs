@@ -17,6 +17,8 @@ const sidebar = [
       { text: 'HTTP interface', link: '/http' },
       { text: 'The report', link: '/report' },
       { text: 'The history', link: '/history' },
+      { text: 'Approvals', link: '/approvals' },
+      { text: 'On a laptop', link: '/local-development' },
     ],
   },
   {
