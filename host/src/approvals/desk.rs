@@ -369,6 +369,7 @@ impl Approvals {
             return Err(ApprovalError::TooMany { most: WAITING_MAX });
         }
         let new = turn.keep(self.new(turn, wanted)).await?;
+        self.tell(&new);
         for held in earlier {
             let superseded = Fate::Superseded {
                 decided_at: new.created,
@@ -377,7 +378,6 @@ impl Approvals {
             };
             turn.keep(held.with(superseded)).await?;
         }
-        self.tell(&new);
         Ok(new)
     }
 
@@ -414,7 +414,12 @@ impl Approvals {
     }
 
     async fn plan(&self, request: &Request) -> Result<Plan, ApprovalError> {
-        match self.refreshes.plan(request).await {
+        let planned = self.refreshes.plan(request).await;
+        // One that was cut short says less than is so.
+        if self.refreshes.is_stopping() {
+            return Err(ApprovalError::Stopping);
+        }
+        match planned {
             Ok(report) => Ok(Plan::of(&report)),
             Err(source) => Err(ApprovalError::Unplanned { source }),
         }
