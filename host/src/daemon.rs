@@ -11,9 +11,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::approvals::{Approvals, Terms};
 use crate::diagnostic::Diagnostic;
+use crate::hooks::Hooks;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
 use crate::server::{AdminToken, Served, serve};
+use crate::watch::bell::Bell;
 
 /// How long a daemon that was told to stop waits for what was begun. A replacement takes its stop timeout, its start and its
 /// proof; what is cut off after that is found by its labels later.
@@ -39,13 +41,25 @@ pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(),
         .hint("or listen on loopback: `--listen 127.0.0.1:8787`"))
 }
 
+/// What a daemon is made of.
+pub struct Parts {
+    pub refresher: Refresher,
+    pub approval: Terms,
+    pub hooks: Hooks,
+    pub token: Option<AdminToken>,
+}
+
 pub async fn run(
-    refresher: Refresher,
-    approval: Terms,
-    token: Option<AdminToken>,
+    parts: Parts,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
+    let Parts {
+        refresher,
+        approval,
+        hooks,
+        token,
+    } = parts;
     let stopping = CancellationToken::new();
     let history = refresher.history().cloned();
     let work = TaskTracker::new();
@@ -57,6 +71,7 @@ pub async fn run(
         recovered.clone(),
     ));
     let runs = Runs::new(refresher.clone(), vec![], work.clone(), stopping.clone());
+    let bell = Arc::new(Bell::default());
     let approvals = Approvals::open(approval, Arc::new(runs.clone()), None).await;
     work.spawn(begin_the_approved(
         approvals.clone(),
@@ -67,6 +82,8 @@ pub async fn run(
         refresher,
         runs,
         approvals,
+        bell,
+        hooks: Arc::new(hooks),
         token: token.map(Arc::new),
         work: work.clone(),
         recovered,

@@ -11,6 +11,8 @@ use crate::artifact;
 use crate::artifact::signature::KeyConfig;
 use crate::grants::Verb;
 
+pub use super::hooks::HooksConfig;
+
 /// A key may be left out anywhere; [`Config::default`] says what then holds.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -27,6 +29,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub proof: ProofConfig,
     pub history: HistoryConfig,
+    pub hooks: HooksConfig,
     pub approval: ApprovalConfig,
     pub serve: ServeConfig,
 }

@@ -4,6 +4,7 @@
 //! defaults. Knows where each value came from, for `refit config show`, and which keys there are, so that a misspelt one is an
 //! error and not a surprise.
 
+pub mod hooks;
 pub mod approval;
 pub mod keys;
 
@@ -279,6 +280,7 @@ impl Config {
                 problem: "true, and `policy.component` is no file that could be watched".into(),
             });
         }
+        self.hooks.check()?;
         self.approval.check()?;
         self.platform().map(drop)
     }

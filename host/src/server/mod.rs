@@ -3,13 +3,16 @@
 mod approvals;
 mod asked;
 mod auth;
+mod bounds;
 mod by;
 mod events;
 mod history;
+mod hooks;
 mod plan;
 mod policy;
 mod problem;
 mod refreshes;
+mod repeated;
 mod shadow;
 mod workspace_images;
 
@@ -26,9 +29,11 @@ use tokio_util::task::TaskTracker;
 
 pub use self::auth::AdminToken;
 use self::problem::Problem;
+use crate::hooks::Hooks;
 use crate::approvals::Approvals;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
+use crate::watch::bell::Bell;
 
 /// What handlers share.
 #[derive(Clone)]
@@ -36,6 +41,9 @@ pub struct Served {
     pub refresher: Arc<Refresher>,
     /// The way to a refresh, and to those that are under way.
     pub runs: Arc<Runs>,
+    /// How webhooks say that something may have been published.
+    pub bell: Arc<Bell>,
+    pub hooks: Arc<Hooks>,
     /// Refreshes that wait for a person.
     pub approvals: Arc<Approvals>,
     /// `None` only where the daemon listens on loopback alone.
@@ -90,6 +98,7 @@ pub fn router(served: Served) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
+        .merge(hooks::routes())
         .merge(guarded)
         .fallback(async || {
             Problem::new(StatusCode::NOT_FOUND, "not-found", "there is nothing here")

@@ -1,9 +1,12 @@
 //! How a request is refused: `application/problem+json` (RFC 9457), in the words of the command line.
 
+use std::time::Duration;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use super::bounds;
 use crate::approvals;
 use crate::diagnostic::Diagnostic;
 use crate::generation::load::Stage;
@@ -15,6 +18,10 @@ pub(super) struct Problem {
     code: &'static str,
     /// How far a swap came.
     stage: Option<Stage>,
+    /// When it is worth to ask again.
+    again: Option<Duration>,
+    /// Nothing more is read from whoever asked.
+    closing: bool,
     /// The approval that is held in the place of another.
     superseded_by: Option<approvals::Id>,
     told: Box<Diagnostic>,
@@ -46,6 +53,8 @@ impl Problem {
             status,
             code,
             stage: None,
+            again: None,
+            closing: false,
             superseded_by: None,
             told: Box::new(told),
         }
@@ -88,6 +97,16 @@ impl Problem {
         self
     }
 
+    pub(super) fn again_in(mut self, wait: Duration) -> Self {
+        self.again = Some(wait);
+        self
+    }
+
+    pub(super) fn closing(mut self) -> Self {
+        self.closing = true;
+        self
+    }
+
     pub(super) fn superseded_by(mut self, id: Option<approvals::Id>) -> Self {
         self.superseded_by = id;
         self
@@ -119,6 +138,13 @@ impl IntoResponse for Problem {
             response
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(wait) = self.again {
+            let seconds = bounds::seconds(wait);
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
+        if self.closing {
+            bounds::close(&mut response);
         }
         response
     }
