@@ -208,6 +208,7 @@ pub fn approval(config: &Config) -> ApprovalTerms {
     ApprovalTerms {
         state: config.state_folder(),
         life: config.approval.life(),
+        required_for: config.approval.required_for(),
     }
 }
 

@@ -9,11 +9,12 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::book::{Book, Turn, WAITING_MAX, refusal};
+use super::gate::Gate;
 use super::plan::Plan;
 use super::{ApprovalError, Fate, Held, Id, Refreshes, State};
 use crate::diagnostic::Diagnostic;
 use crate::refresh::{Request, Trigger};
-use crate::watch::adopt::{Finding, Proposal};
+use crate::watch::adopt::{Adopt, Finding, Proposal};
 
 /// The longest reason of a rejection.
 const REASON_CHARACTERS_MAX: usize = 500;
@@ -32,6 +33,8 @@ pub struct Terms {
     pub state: PathBuf,
     /// How long one waits, and how long one that was approved may wait to be begun.
     pub life: Duration,
+    /// What the watcher proposes because of these is held.
+    pub required_for: Vec<Trigger>,
 }
 
 /// What became of a proposal.
@@ -55,6 +58,7 @@ pub enum Requested {
 /// See the [module above](super).
 pub struct Approvals {
     life: Duration,
+    required_for: Vec<Trigger>,
     refreshes: Arc<dyn Refreshes>,
     observer: Option<Observer>,
     book: Book,
@@ -79,6 +83,7 @@ impl Approvals {
     ) -> Arc<Self> {
         let approvals = Self {
             life: terms.life,
+            required_for: terms.required_for,
             refreshes,
             observer,
             book: Book::new(terms.state),
@@ -89,6 +94,11 @@ impl Approvals {
             let _ = approvals.book.turn().await;
         }
         Arc::new(approvals)
+    }
+
+    /// For the watcher: holds what needs approval, and passes on the rest.
+    pub fn gate(self: &Arc<Self>, open: Arc<dyn Adopt>) -> Gate {
+        Gate::new(open, self.clone(), self.required_for.clone())
     }
 
     /// The newest first.

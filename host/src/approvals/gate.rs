@@ -18,7 +18,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    pub fn new(
+    pub(super) fn new(
         open: Arc<dyn Adopt>,
         approvals: Arc<Approvals>,
         required_for: Vec<Trigger>,

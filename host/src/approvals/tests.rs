@@ -14,7 +14,6 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::book::forgettable;
-use super::gate::Gate;
 use super::plan::Plan;
 use super::*;
 use crate::capabilities::Strategy;
@@ -155,6 +154,7 @@ async fn open_for(folder: &TempDir, life: Duration, refreshes: &Arc<Pretended>) 
     let terms = Terms {
         state: folder.path().to_owned(),
         life,
+        required_for: vec![Trigger::Schedule],
     };
     Approvals::open(terms, Arc::new(refreshes.clone()), None).await
 }
@@ -377,6 +377,7 @@ async fn a_finding_is_held_once_until_it_moves() {
     let terms = Terms {
         state: folder.path().to_owned(),
         life: DAY,
+        required_for: vec![],
     };
     let count = told.clone();
     let observer: Observer = Arc::new(move |_| {
@@ -725,7 +726,7 @@ async fn the_gate_holds_what_it_is_for_and_lets_pass_the_rest() {
     let now = [(APP, "sha256:1")];
     let (folder, refreshes) = (folder(), Pretended::of(&now, &["ws-ana"]));
     let approvals = open(&folder, &refreshes).await;
-    let gate = Gate::new(Arc::new(Open), approvals.clone(), vec![Trigger::Schedule]);
+    let gate = approvals.gate(Arc::new(Open));
     for _ in 0..2 {
         assert!(matches!(gate.adopt(proposal(&now)).await, Adopted::Held(1)));
     }
