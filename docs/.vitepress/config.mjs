@@ -18,6 +18,8 @@ const sidebar = [
       { text: 'The report', link: '/report' },
       { text: 'The history', link: '/history' },
       { text: 'Watching for new images', link: '/watching' },
+      { text: 'Approvals', link: '/approvals' },
+      { text: 'On a laptop', link: '/local-development' },
     ],
   },
   {

@@ -214,6 +214,7 @@ pub fn approval(config: &Config) -> ApprovalTerms {
     ApprovalTerms {
         state: config.state_folder(),
         life: config.approval.life(),
+        required_for: config.approval.required_for(),
     }
 
 /// What asks registries for digests. `credentials` are those that images are pulled with.

@@ -163,6 +163,7 @@ fn refused(error: &ApprovalError) -> Problem {
     let (status, code) = match error {
         ApprovalError::Unplanned { source } => return plan::refused(source),
         ApprovalError::Panicked => return Problem::internal(),
+        ApprovalError::Stopping => return Problem::stopping(),
         ApprovalError::NoSuch(_) => (StatusCode::NOT_FOUND, "no-approval"),
         ApprovalError::Decided {
             state: approvals::State::Rejected,

@@ -8,6 +8,7 @@ mod artifact;
 mod command_line;
 mod credentials;
 mod dev;
+mod disk;
 mod endpoint;
 mod engine;
 mod guests;
