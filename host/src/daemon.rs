@@ -10,8 +10,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::diagnostic::Diagnostic;
-use crate::refresh::Refresher;
-use crate::runs::Runs;
+use crate::engine::probe::Probe;
+use crate::metrics::{Metrics, Sources};
+use crate::refresh::{PolicyReport, Refresher};
+use crate::runs::{Observer, Runs};
 use crate::server::{AdminToken, Served, serve};
 
 /// How long a daemon that was told to stop waits for what was begun. A replacement takes its stop timeout, its start and its
@@ -41,6 +43,7 @@ pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(),
 pub async fn run(
     refresher: Refresher,
     token: Option<AdminToken>,
+    metrics_token: Option<AdminToken>,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
@@ -54,11 +57,18 @@ pub async fn run(
         stopping.clone(),
         recovered.clone(),
     ));
-    let runs = Runs::new(refresher.clone(), vec![], work.clone(), stopping.clone());
+    let metrics = Arc::new(Metrics::default());
+    let observers: Vec<Arc<dyn Observer>> = vec![metrics.clone()];
+    let runs = Runs::new(refresher.clone(), observers, work.clone(), stopping.clone());
+    let probe = Arc::new(Probe::new(refresher.workshop().engine.clone()));
+    metrics.ask(sources(&runs, &probe));
     let served = Served {
         refresher,
         runs,
         token: token.map(Arc::new),
+        metrics_token: metrics_token.map(Arc::new),
+        metrics,
+        probe,
         work: work.clone(),
         recovered,
         stopping: stopping.clone(),
@@ -88,6 +98,25 @@ pub async fn run(
         history.close(WRITTEN).await;
     }
     Ok(())
+}
+
+/// What the metrics ask at each look.
+fn sources(runs: &Arc<Runs>, probe: &Arc<Probe>) -> Sources {
+    let refresher = runs.refresher();
+    let (generations, history) = (
+        refresher.generations().clone(),
+        refresher.history().cloned(),
+    );
+    let (runs, probe) = (runs.clone(), probe.clone());
+    Sources {
+        under_way: Box::new(move || runs.under_way().len()),
+        policy: Box::new(move || PolicyReport::of(&generations.active())),
+        history_writable: Box::new(move || {
+            let history = history.as_ref();
+            history.map(|history| history.trouble().is_none())
+        }),
+        engine_up: Box::new(move || probe.last_known()),
+    }
 }
 
 /// Ends what a Refit that was killed left half done. The engine may come later than we do, and each refresh looks again; but

@@ -12,7 +12,7 @@
 //! - [`policy`]: WebAssembly: loading a policy, calling it within its limits.
 //! - [`generation`]: which policy is in use, which was before it, and the way from one to the next.
 //! - [`refresh`]: one refresh, start to end, and its report; [`retention`]: what becomes of images that were replaced;
-//!   [`history`]: what became of each refresh; [`runs`]: those of a daemon, while they run.
+//!   [`history`]: what became of each refresh; [`runs`]: those of a daemon, while they run; [`metrics`]: all of it in numbers.
 //! - [`watch`]: what finds out that there is something to refresh.
 //! - [`author`]: the kit of those who write policies.
 //! - [`selftest`]: hostile policies, and what the host must make of each.
@@ -58,6 +58,7 @@ pub mod grants;
 pub mod history;
 pub mod image;
 pub mod journal;
+pub mod metrics;
 pub mod policy;
 pub mod progress;
 pub mod recreate;

@@ -11,6 +11,7 @@
 
 pub mod container;
 pub mod engine;
+pub mod events;
 pub mod faulty;
 pub mod http;
 pub mod image;

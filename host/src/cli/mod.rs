@@ -87,6 +87,7 @@ async fn run(arguments: Arguments) -> Result<Status, Diagnostic> {
         Command::History(arguments) => commands::history(common, arguments),
         Command::Recover(arguments) => commands::recover(common, arguments).await,
         Command::Config(arguments) => commands::config(common, arguments),
+        Command::Openapi => commands::openapi(),
         Command::Doctor(arguments) => commands::doctor(common, arguments).await,
         Command::CompilePolicy(limits) => commands::compile_policy(&limits),
         Command::Selftest(arguments) => commands::selftest(arguments).await,

@@ -10,6 +10,8 @@ use crate::artifact;
 use crate::artifact::signature::KeyConfig;
 use crate::grants::Verb;
 
+pub use super::metrics::MetricsConfig;
+
 /// A key may be left out anywhere; [`Config::default`] says what then holds.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -26,6 +28,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub proof: ProofConfig,
     pub history: HistoryConfig,
+    pub metrics: MetricsConfig,
     pub serve: ServeConfig,
 }
 

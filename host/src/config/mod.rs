@@ -5,6 +5,7 @@
 //! error and not a surprise.
 
 pub mod keys;
+pub mod metrics;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
