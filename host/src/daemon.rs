@@ -9,12 +9,15 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::approvals::{Approvals, Terms};
 use crate::diagnostic::Diagnostic;
 use crate::engine::probe::Probe;
+use crate::hooks::Hooks;
 use crate::metrics::{Metrics, Sources};
 use crate::refresh::{PolicyReport, Refresher};
 use crate::runs::{Observer, Runs};
 use crate::server::{AdminToken, Served, serve};
+use crate::watch::bell::Bell;
 
 /// How long a daemon that was told to stop waits for what was begun. A replacement takes its stop timeout, its start and its
 /// proof; what is cut off after that is found by its labels later.
@@ -40,13 +43,28 @@ pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(),
         .hint("or listen on loopback: `--listen 127.0.0.1:8787`"))
 }
 
+/// What a daemon is made of.
+pub struct Parts {
+    pub refresher: Refresher,
+    pub approval: Terms,
+    pub hooks: Hooks,
+    pub token: Option<AdminToken>,
+    /// For `/metrics` alone.
+    pub metrics_token: Option<AdminToken>,
+}
+
 pub async fn run(
-    refresher: Refresher,
-    token: Option<AdminToken>,
-    metrics_token: Option<AdminToken>,
+    parts: Parts,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
+    let Parts {
+        refresher,
+        approval,
+        hooks,
+        token,
+        metrics_token,
+    } = parts;
     let stopping = CancellationToken::new();
     let history = refresher.history().cloned();
     let work = TaskTracker::new();
@@ -62,9 +80,19 @@ pub async fn run(
     let runs = Runs::new(refresher.clone(), observers, work.clone(), stopping.clone());
     let probe = Arc::new(Probe::new(refresher.workshop().engine.clone()));
     metrics.ask(sources(&runs, &probe));
+    let bell = Arc::new(Bell::default());
+    let approvals = Approvals::open(approval, Arc::new(runs.clone()), None).await;
+    work.spawn(begin_the_approved(
+        approvals.clone(),
+        recovered.clone(),
+        stopping.clone(),
+    ));
     let served = Served {
         refresher,
         runs,
+        approvals,
+        bell,
+        hooks: Arc::new(hooks),
         token: token.map(Arc::new),
         metrics_token: metrics_token.map(Arc::new),
         metrics,
@@ -117,6 +145,19 @@ fn sources(runs: &Arc<Runs>, probe: &Arc<Probe>) -> Sources {
         }),
         engine_up: Box::new(move || probe.last_known()),
     }
+}
+
+/// What a daemon that died had approved and not begun, once it was looked for what it left half done.
+async fn begin_the_approved(
+    approvals: Arc<Approvals>,
+    recovered: CancellationToken,
+    stopping: CancellationToken,
+) {
+    tokio::select! {
+        () = stopping.cancelled() => return,
+        () = recovered.cancelled() => {}
+    }
+    approvals.begin_the_approved(stopping).await;
 }
 
 /// Ends what a Refit that was killed left half done. The engine may come later than we do, and each refresh looks again; but

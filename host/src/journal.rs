@@ -421,7 +421,9 @@ fn outcome_of(error: &RecreateError) -> RecreationOutcome {
             RecreationOutcome::ReplacedByOther
         }
         RecreateError::Busy { .. } => RecreationOutcome::Busy,
-        RecreateError::Unsupported { .. } => RecreationOutcome::Refused,
+        RecreateError::Unsupported { .. } | RecreateError::Withdrawn { .. } => {
+            RecreationOutcome::Refused
+        }
         RecreateError::Aborted { .. } => RecreationOutcome::Aborted,
         RecreateError::RolledBack { .. } => RecreationOutcome::RolledBack,
         RecreateError::Stranded { .. } => RecreationOutcome::Stranded,

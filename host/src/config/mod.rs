@@ -4,6 +4,8 @@
 //! defaults. Knows where each value came from, for `refit config show`, and which keys there are, so that a misspelt one is an
 //! error and not a surprise.
 
+pub mod approval;
+pub mod hooks;
 pub mod keys;
 pub mod metrics;
 
@@ -206,7 +208,7 @@ fn table_of<'a>(path: &'a str, field: &str) -> &'a str {
 
 impl Config {
     fn check(&self) -> Result<(), ConfigError> {
-        let positive: [(&'static str, u64); 8] = [
+        let positive: [(&'static str, u64); 9] = [
             ("limits.compile_seconds", self.limits.compile_seconds),
             ("limits.compile_megabytes", self.limits.compile_megabytes),
             ("limits.engine_seconds", self.limits.engine_seconds),
@@ -219,6 +221,10 @@ impl Config {
             (
                 "limits.inspect_concurrency",
                 self.limits.inspect_concurrency as u64,
+            ),
+            (
+                "limits.recreate_pipeline",
+                self.limits.recreate_pipeline as u64,
             ),
             (
                 "limits.recreate_concurrency",
@@ -275,6 +281,8 @@ impl Config {
                 problem: "true, and `policy.component` is no file that could be watched".into(),
             });
         }
+        self.hooks.check()?;
+        self.approval.check()?;
         self.platform().map(drop)
     }
 
@@ -318,7 +326,7 @@ impl Config {
             concurrency: Concurrency {
                 inspects: limits.inspect_concurrency,
                 pulls: limits.pull_concurrency,
-                recreates: limits.recreate_concurrency,
+                recreates: limits.recreate_pipeline,
             },
             whole: Duration::from_secs(limits.refresh_seconds),
             keep_previous_images: self.images.keep_previous,

@@ -15,10 +15,10 @@ use crate::capabilities::Capabilities;
 use crate::capabilities::guard::{Counts, Guard};
 use crate::capabilities::live::{Live, Workshop};
 use crate::capabilities::plan::Plan;
+use crate::capabilities::warrant::{Warrant, Warranted};
 use crate::diagnostic::{Cause, Diagnostic, Hints};
 use crate::generation::shadow::Sayings;
 use crate::generation::{Generation, Generations};
-use crate::grants::Grants;
 use crate::history::{self, Begun, Ended, History, Outcome, UnderWay};
 use crate::journal::{self, Events, ImageOutcome, Journal, Record};
 use crate::policy::{Clock, Concurrency, ConfigProblem, Decisions, Failure, PolicyError, Session};
@@ -105,9 +105,15 @@ pub struct Started {
     request: Request,
     active: Arc<Generation>,
     under_way: Option<UnderWay>,
+    warrant: Option<Arc<Warrant>>,
 }
 
 impl Started {
+    /// It does no more than this.
+    pub fn within(self, warrant: Option<Arc<Warrant>>) -> Self {
+        Self { warrant, ..self }
+    }
+
     /// Where it is in the history. `None` where none is kept, or it could not be written.
     pub fn id(&self) -> Option<history::Id> {
         self.under_way.as_ref().and_then(UnderWay::id)
@@ -226,7 +232,7 @@ impl Refresher {
     ) -> Result<Report, RefreshError> {
         match mode {
             Mode::Plan => {
-                self.run_on(self.active(), request, mode, events, cancel)
+                self.run_on(self.active(), request, (mode, None), events, cancel)
                     .await
             }
             Mode::Refresh => {
@@ -254,6 +260,7 @@ impl Refresher {
             request,
             active,
             under_way,
+            warrant: None,
         }
     }
 
@@ -268,9 +275,11 @@ impl Refresher {
             request,
             active,
             under_way,
+            warrant,
         } = started;
+        let mode = (Mode::Refresh, warrant);
         let answer = self
-            .run_on(active, &request, Mode::Refresh, events, cancel.clone())
+            .run_on(active, &request, mode, events, cancel.clone())
             .await;
         if let (Some(history), Some(under_way)) = (&self.history, under_way) {
             let ended = ended(&answer, cancel.is_cancelled());
@@ -283,14 +292,16 @@ impl Refresher {
         &self,
         active: Arc<Generation>,
         request: &Request,
-        mode: Mode,
+        (mode, warrant): (Mode, Option<Arc<Warrant>>),
         events: Events,
         cancel: CancellationToken,
     ) -> Result<Report, RefreshError> {
         let trial = self.generations.shadow_beside(&active).map(Trial::new);
         let began = (jiff::Timestamp::now(), Instant::now());
         let grants = active.content.grants.clone();
-        let journal = Arc::new(self.journal(request, mode, grants.clone(), events, cancel));
+        let hands = self.hands(request, mode, warrant, (&events, &cancel));
+        let guard = Guard::new(hands, grants.clone(), self.bounds.counts, cancel);
+        let journal = Arc::new(Journal::new(Arc::new(guard), mode == Mode::Plan, events));
         let recorder = trial
             .is_some()
             .then(|| Arc::new(Recorder::new(journal.clone(), grants.clone())));
@@ -430,29 +441,35 @@ impl Refresher {
         }
     }
 
-    /// The policy's hands: the journal around the guard around the work.
-    fn journal(
+    /// The policy's hands, which journal and guard stand around.
+    fn hands(
         &self,
         request: &Request,
         mode: Mode,
-        grants: Arc<Grants>,
-        events: Events,
-        cancel: CancellationToken,
-    ) -> Journal {
+        warrant: Option<Arc<Warrant>>,
+        (events, cancel): (&Events, &CancellationToken),
+    ) -> Arc<dyn Capabilities> {
         let (workshop, force) = (self.workshop.clone(), request.force);
-        let hands: Arc<dyn Capabilities> = match mode {
-            Mode::Refresh => Arc::new(Live {
-                workshop,
-                force,
-                events: events.clone(),
-            }),
-            Mode::Plan => match &self.snapshot {
-                Some(snapshot) => Arc::new(Replay::new(snapshot.clone(), force)),
-                None => Arc::new(Plan { workshop, force }),
-            },
+        let plan = Plan {
+            workshop: workshop.clone(),
+            force,
         };
-        let guard = Guard::new(hands, grants, self.bounds.counts, cancel);
-        Journal::new(Arc::new(guard), mode == Mode::Plan, events)
+        match (mode, &self.snapshot) {
+            (Mode::Plan, Some(snapshot)) => Arc::new(Replay::new(snapshot.clone(), force)),
+            (Mode::Plan, None) => Arc::new(plan),
+            (Mode::Refresh, _) => {
+                let live = Arc::new(Live {
+                    workshop,
+                    force,
+                    events: events.clone(),
+                    ending: cancel.clone(),
+                });
+                match warrant {
+                    Some(warrant) => Arc::new(Warranted::new(live, Arc::new(plan), warrant)),
+                    None => live,
+                }
+            }
+        }
     }
 }
 

@@ -1,17 +1,21 @@
 //! The HTTP interface. Handlers are: extract, call one function of the domain, answer. The only place that names axum.
 
+mod approvals;
 mod asked;
 mod auth;
+mod bounds;
 mod by;
 mod events;
 mod health;
 mod history;
+mod hooks;
 mod metrics;
 mod openapi;
 mod plan;
 mod policy;
 mod problem;
 mod refreshes;
+mod repeated;
 mod routes;
 mod shadow;
 mod workspace_images;
@@ -29,10 +33,13 @@ use tokio_util::task::TaskTracker;
 pub use self::auth::AdminToken;
 pub use self::openapi::document;
 use self::problem::Problem;
+use crate::approvals::Approvals;
 use crate::engine::probe::Probe;
+use crate::hooks::Hooks;
 use crate::metrics::Metrics;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
+use crate::watch::bell::Bell;
 
 /// What handlers share.
 #[derive(Clone)]
@@ -40,6 +47,11 @@ pub struct Served {
     pub refresher: Arc<Refresher>,
     /// The way to a refresh, and to those that are under way.
     pub runs: Arc<Runs>,
+    /// How webhooks say that something may have been published.
+    pub bell: Arc<Bell>,
+    pub hooks: Arc<Hooks>,
+    /// Refreshes that wait for a person.
+    pub approvals: Arc<Approvals>,
     /// `None` only where the daemon listens on loopback alone.
     pub token: Option<Arc<AdminToken>>,
     /// For `/metrics` alone, beside the other one.
@@ -81,6 +93,7 @@ pub fn router(served: Served) -> Router {
     routes::open()
         .router
         .merge(metrics)
+        .merge(routes::for_senders().router)
         .merge(guarded)
         .fallback(async || {
             Problem::new(StatusCode::NOT_FOUND, "not-found", "there is nothing here")

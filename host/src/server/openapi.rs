@@ -3,7 +3,7 @@
 //! Made from the table of `routes`; docs/http.md is made from this.
 
 use axum::Json;
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{Components, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, Paths};
 
@@ -14,10 +14,18 @@ use super::routes::{self, Routes};
 const ABOUT: &str = include_str!("openapi.md");
 
 /// In the order of the page.
-const TAGS: [(&str, &str); 5] = [
+const TAGS: [(&str, &str); 7] = [
     (
         "refreshes",
         "Giving containers a new image: at once, watched, ended early, and looked back at.",
+    ),
+    (
+        "approvals",
+        "Refreshes that are held until a person says yes.",
+    ),
+    (
+        "hooks",
+        "Others say that something was published. What they say is a reason to look, and never one to do.",
     ),
     (
         "policy",
@@ -39,8 +47,12 @@ pub fn document() -> OpenApi {
         paths: some,
         schemas,
         ..
-    } in [routes::for_admin(), routes::for_metrics(), routes::open()]
-    {
+    } in [
+        routes::for_admin(),
+        routes::for_senders(),
+        routes::for_metrics(),
+        routes::open(),
+    ] {
         paths.merge(some);
         components.schemas.extend(schemas);
     }
@@ -56,11 +68,20 @@ pub fn document() -> OpenApi {
             "metrics",
             "The token of `[metrics] token_file`, or the admin's.",
         ),
+        (
+            "registry",
+            "The secret of one of `[[hooks.registry]]`. In `X-Refit-Secret` too.",
+        ),
     ] {
         let mut scheme = Http::new(HttpAuthScheme::Bearer);
         scheme.description = Some(description.to_owned());
         components.add_security_scheme(name, SecurityScheme::Http(scheme));
     }
+    let signature = ApiKeyValue::with_description(
+        "X-Hub-Signature-256",
+        "The HMAC of the body, made with the secret of `[hooks.github]`.",
+    );
+    components.add_security_scheme("github", SecurityScheme::ApiKey(ApiKey::Header(signature)));
     let tags = TAGS.map(|(name, about)| {
         TagBuilder::new()
             .name(name)

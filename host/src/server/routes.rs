@@ -6,7 +6,7 @@
 use axum::Router;
 use axum::handler::Handler;
 use axum::routing::{MethodFilter, MethodRouter, on};
-use utoipa::__dev::SchemaReferences;
+use utoipa::__dev::{SchemaReferences, Tags};
 use utoipa::Path;
 use utoipa::openapi::path::{HttpMethod, Operation, Paths};
 use utoipa::openapi::schema::Schema;
@@ -14,8 +14,8 @@ use utoipa::openapi::security::SecurityRequirement;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 
 use super::{
-    Served, events, health, history, metrics, openapi, plan, policy, refreshes, shadow,
-    workspace_images,
+    Served, approvals, events, health, history, hooks, metrics, openapi, plan, policy, refreshes,
+    shadow, workspace_images,
 };
 
 /// Routes that take the same token.
@@ -29,9 +29,14 @@ pub(super) struct Routes {
 
 /// Whoever looks after processes has no token.
 pub(super) fn open() -> Routes {
-    Routes::new(None)
+    Routes::open()
         .with(health::__path_alive, health::alive)
         .with(health::__path_ready, health::ready)
+}
+
+/// Those who send have secrets of their own.
+pub(super) fn for_senders() -> Routes {
+    hooks::routes()
 }
 
 pub(super) fn for_metrics() -> Routes {
@@ -48,6 +53,11 @@ pub(super) fn for_admin() -> Routes {
         .with(history::__path_show, history::show)
         .with(refreshes::__path_cancel, refreshes::cancel)
         .with(events::__path_watch, events::watch)
+        .with(approvals::__path_list, approvals::list)
+        .with(approvals::__path_request, approvals::request)
+        .with(approvals::__path_show, approvals::show)
+        .with(approvals::__path_approve, approvals::approve)
+        .with(approvals::__path_reject, approvals::reject)
         .with(policy::__path_show, policy::show)
         .with(policy::__path_swap, policy::swap)
         .with(policy::__path_history, policy::history)
@@ -67,16 +77,35 @@ impl Routes {
         }
     }
 
+    /// Those that take no token, or one of which they say themselves.
+    pub(super) fn open() -> Self {
+        Self::new(None)
+    }
+
+    pub(super) fn merge(mut self, other: Self) -> Self {
+        self.router = self.router.merge(other.router);
+        self.paths.merge(other.paths);
+        self.schemas.extend(other.schemas);
+        self
+    }
+
+    /// What stands before those that are there.
+    pub(super) fn layered(mut self, layer: impl FnOnce(Router<Served>) -> Router<Served>) -> Self {
+        self.router = layer(self.router);
+        self
+    }
+
     /// `path` is what `#[utoipa::path]` has made beside the handler.
-    fn with<P, H, T>(mut self, path: P, handler: H) -> Self
+    pub(super) fn with<P, H, T>(mut self, path: P, handler: H) -> Self
     where
-        P: Path + SchemaReferences,
+        P: Path + SchemaReferences + Tags<'static>,
         H: Handler<T, Served>,
         T: 'static,
     {
         drop(path);
         P::schemas(&mut self.schemas);
         let mut operation = P::operation();
+        operation.tags = Some(P::tags().into_iter().map(Into::into).collect());
         if let Some(security) = self.security {
             needs_token(&mut operation, security);
         }

@@ -3,6 +3,7 @@
 //! Each module is a subject. What all of them need is here: a `refit.toml` for a world, a workspace that is behind, and the
 //! places of a report that tests look at.
 
+mod approvals;
 mod artifact;
 mod command_line;
 mod credentials;
@@ -17,6 +18,7 @@ mod plan;
 mod policy;
 mod refresh;
 mod rollback;
+mod script;
 mod seen;
 mod shadow;
 mod snapshot;

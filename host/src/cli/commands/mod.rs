@@ -1,5 +1,6 @@
 //! What each command does: configuration, one call of the library, an answer.
 
+mod approvals;
 mod author;
 mod compare;
 mod doctor;
@@ -29,6 +30,7 @@ use crate::server;
 use crate::setup;
 use crate::snapshot::Snapshot;
 
+pub(super) use self::approvals::approvals;
 pub(super) use self::doctor::doctor;
 pub(super) use self::history::history;
 pub(super) use self::policy::policy;

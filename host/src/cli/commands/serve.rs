@@ -33,6 +33,7 @@ pub(in super::super) async fn serve(
     let token = AdminToken::find(variable, config.serve.token_file.as_deref())?;
     let metrics_token = AdminToken::of_metrics(config.metrics.token_file.as_deref())?;
     daemon::may_listen(config.serve.listen, token.as_ref())?;
+    let hooks = setup::hooks(&config)?;
     let refresher = setup::refresher(&config, compiler(&config), Keep::Generations).await?;
     let refresher = refresher.written_down_in(setup::history(&config, None));
     refresher.generations().write_down().await;
@@ -59,7 +60,14 @@ pub(in super::super) async fn serve(
     let active = refresher.active();
     tracing::info!(%address, generation = active.number, policy = active.policy().title(), digest = active.policy().digest, token = token.is_some(), "serving");
     drop(active);
-    daemon::run(refresher, token, metrics_token, listener, shutdown)
+    let parts = daemon::Parts {
+        refresher,
+        approval: setup::approval(&config),
+        hooks,
+        token,
+        metrics_token,
+    };
+    daemon::run(parts, listener, shutdown)
         .await
         .map_err(|error| Diagnostic::new("cannot serve").because(error.to_string()))?;
     Ok(Status::Done)
