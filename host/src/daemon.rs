@@ -13,11 +13,12 @@ use crate::approvals::{Approvals, Terms};
 use crate::diagnostic::Diagnostic;
 use crate::engine::probe::Probe;
 use crate::hooks::Hooks;
-use crate::metrics::{Metrics, Sources};
+use crate::metrics::{ImageCounts, Metrics, Sources, Watched};
 use crate::refresh::{PolicyReport, Refresher};
 use crate::runs::{Observer, Runs};
 use crate::server::{AdminToken, Served, serve};
-use crate::watch::bell::Bell;
+use crate::watch::Watcher;
+use crate::watch::watcher::Watching;
 
 /// How long a daemon that was told to stop waits for what was begun. A replacement takes its stop timeout, its start and its
 /// proof; what is cut off after that is found by its labels later.
@@ -47,6 +48,7 @@ pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(),
 pub struct Parts {
     pub refresher: Refresher,
     pub approval: Terms,
+    pub watching: Option<Watching>,
     pub hooks: Hooks,
     pub token: Option<AdminToken>,
     /// For `/metrics` alone.
@@ -61,6 +63,7 @@ pub async fn run(
     let Parts {
         refresher,
         approval,
+        watching,
         hooks,
         token,
         metrics_token,
@@ -80,18 +83,30 @@ pub async fn run(
     let runs = Runs::new(refresher.clone(), observers, work.clone(), stopping.clone());
     let probe = Arc::new(Probe::new(refresher.workshop().engine.clone()));
     metrics.ask(sources(&runs, &probe));
-    let bell = Arc::new(Bell::default());
     let approvals = Approvals::open(approval, Arc::new(runs.clone()), None).await;
     work.spawn(begin_the_approved(
         approvals.clone(),
         recovered.clone(),
         stopping.clone(),
     ));
+    let watcher = watching.map(|watching| {
+        let (ready, stopping) = (recovered.clone(), stopping.clone());
+        let adopt = Arc::new(approvals.gate(Arc::new(runs.clone())));
+        let (watcher, watch) = Watcher::new(watching, refresher.clone(), adopt, ready, stopping);
+        work.spawn(watch);
+        watcher
+    });
+    if let Some(watcher) = &watcher {
+        metrics.ask_watcher(watched(watcher));
+    }
+    // Nobody hears it where nothing is watched; then no webhook is taken either.
+    let bell = watcher.as_ref().map(|watcher| watcher.bell().clone());
     let served = Served {
         refresher,
         runs,
         approvals,
-        bell,
+        watcher,
+        bell: bell.unwrap_or_default(),
         hooks: Arc::new(hooks),
         token: token.map(Arc::new),
         metrics_token: metrics_token.map(Arc::new),
@@ -144,6 +159,23 @@ fn sources(runs: &Arc<Runs>, probe: &Arc<Probe>) -> Sources {
             history.map(|history| history.trouble().is_none())
         }),
         engine_up: Box::new(move || probe.last_known()),
+    }
+}
+
+/// The same of its watcher.
+fn watched(watcher: &Arc<Watcher>) -> Watched {
+    let (images, requests) = (watcher.clone(), watcher.clone());
+    Watched {
+        images: Box::new(move || {
+            let snapshot = images.snapshot();
+            let counted = snapshot.last_look.as_ref().map(|_| snapshot.summary);
+            counted.map(|it| ImageCounts {
+                behind: it.behind,
+                current: it.current,
+                unknown: it.unknown,
+            })
+        }),
+        registry_requests: Box::new(move || requests.requests()),
     }
 }
 

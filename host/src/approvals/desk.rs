@@ -9,11 +9,12 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::book::{Book, Turn, WAITING_MAX, refusal};
+use super::gate::Gate;
 use super::plan::Plan;
 use super::{ApprovalError, Fate, Held, Id, Refreshes, State};
 use crate::diagnostic::Diagnostic;
 use crate::refresh::{Request, Trigger};
-use crate::watch::adopt::{Finding, Proposal};
+use crate::watch::adopt::{Adopt, Finding, Proposal};
 
 /// The longest reason of a rejection.
 const REASON_CHARACTERS_MAX: usize = 500;
@@ -32,6 +33,8 @@ pub struct Terms {
     pub state: PathBuf,
     /// How long one waits, and how long one that was approved may wait to be begun.
     pub life: Duration,
+    /// What the watcher proposes because of these is held.
+    pub required_for: Vec<Trigger>,
 }
 
 /// What became of a proposal.
@@ -55,6 +58,7 @@ pub enum Requested {
 /// See the [module above](super).
 pub struct Approvals {
     life: Duration,
+    required_for: Vec<Trigger>,
     refreshes: Arc<dyn Refreshes>,
     observer: Option<Observer>,
     book: Book,
@@ -79,6 +83,7 @@ impl Approvals {
     ) -> Arc<Self> {
         let approvals = Self {
             life: terms.life,
+            required_for: terms.required_for,
             refreshes,
             observer,
             book: Book::new(terms.state),
@@ -89,6 +94,11 @@ impl Approvals {
             let _ = approvals.book.turn().await;
         }
         Arc::new(approvals)
+    }
+
+    /// For the watcher: holds what needs approval, and passes on the rest.
+    pub fn gate(self: &Arc<Self>, open: Arc<dyn Adopt>) -> Gate {
+        Gate::new(open, self.clone(), self.required_for.clone())
     }
 
     /// The newest first.
@@ -369,6 +379,7 @@ impl Approvals {
             return Err(ApprovalError::TooMany { most: WAITING_MAX });
         }
         let new = turn.keep(self.new(turn, wanted)).await?;
+        self.tell(&new);
         for held in earlier {
             let superseded = Fate::Superseded {
                 decided_at: new.created,
@@ -377,7 +388,6 @@ impl Approvals {
             };
             turn.keep(held.with(superseded)).await?;
         }
-        self.tell(&new);
         Ok(new)
     }
 
@@ -414,7 +424,12 @@ impl Approvals {
     }
 
     async fn plan(&self, request: &Request) -> Result<Plan, ApprovalError> {
-        match self.refreshes.plan(request).await {
+        let planned = self.refreshes.plan(request).await;
+        // One that was cut short says less than is so.
+        if self.refreshes.is_stopping() {
+            return Err(ApprovalError::Stopping);
+        }
+        match planned {
             Ok(report) => Ok(Plan::of(&report)),
             Err(source) => Err(ApprovalError::Unplanned { source }),
         }

@@ -6,20 +6,25 @@ use async_trait::async_trait;
 
 use super::{ApprovalError, Approvals, Hold};
 use crate::refresh::Trigger;
-use crate::runs::{NotBegun, Runs};
+use crate::runs::NotBegun;
 use crate::watch::adopt::{Adopt, Adopted, Proposal};
 
 /// See the module.
 pub struct Gate {
-    runs: Arc<Runs>,
+    /// For what needs nobody's approval.
+    open: Arc<dyn Adopt>,
     approvals: Arc<Approvals>,
     required_for: Vec<Trigger>,
 }
 
 impl Gate {
-    pub fn new(runs: Arc<Runs>, approvals: Arc<Approvals>, required_for: Vec<Trigger>) -> Self {
+    pub(super) fn new(
+        open: Arc<dyn Adopt>,
+        approvals: Arc<Approvals>,
+        required_for: Vec<Trigger>,
+    ) -> Self {
         Self {
-            runs,
+            open,
             approvals,
             required_for,
         }
@@ -30,7 +35,7 @@ impl Gate {
 impl Adopt for Gate {
     async fn adopt(&self, proposal: Proposal) -> Adopted {
         if !self.required_for.contains(&proposal.request.trigger) {
-            return self.runs.adopt(proposal).await;
+            return self.open.adopt(proposal).await;
         }
         match self.approvals.propose(proposal).await {
             Ok(Hold::Waits(held)) => Adopted::Held(held.id),

@@ -231,6 +231,8 @@ pub enum ApprovalError {
     Unseen { id: Id, problems: Vec<String> },
     #[error("cannot see what would be done")]
     Unplanned { source: RefreshError },
+    #[error("the daemon is stopping")]
+    Stopping,
     #[error("{most} refreshes wait for approval, and no more are held")]
     TooMany { most: usize },
     #[error("approvals cannot be kept")]
@@ -276,7 +278,9 @@ impl Hints for ApprovalError {
             Self::Unplanned { source } => return source.hints(),
             Self::Store { source } => return source.hints(),
             Self::Panicked => "this is a fault of Refit: its log has the place".to_owned(),
-            Self::Decided { refresh: None, .. } | Self::BeingDecided(_) => return vec![],
+            Self::Decided { refresh: None, .. } | Self::BeingDecided(_) | Self::Stopping => {
+                return vec![];
+            }
         };
         vec![hint]
     }
@@ -296,6 +300,9 @@ pub trait Refreshes: Send + Sync {
     ) -> Result<history::Id, NotBegun>;
 
     fn is_under_way(&self, refresh: history::Id) -> bool;
+
+    /// Nothing is begun any more, and plans are cut short.
+    fn is_stopping(&self) -> bool;
 }
 
 #[async_trait]
@@ -320,6 +327,10 @@ impl Refreshes for Arc<Runs> {
 
     fn is_under_way(&self, refresh: history::Id) -> bool {
         self.under_way().iter().any(|run| run.id == refresh)
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping().is_cancelled()
     }
 }
 

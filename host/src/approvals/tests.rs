@@ -18,7 +18,7 @@ use super::plan::Plan;
 use super::*;
 use crate::capabilities::Strategy;
 use crate::refresh::Trigger;
-use crate::watch::adopt::Proposal;
+use crate::watch::adopt::{Adopt, Adopted, Proposal};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -30,6 +30,7 @@ struct Pretended {
     begun: Mutex<Vec<(Option<String>, Warrant)>>,
     under_way: Mutex<Vec<history::Id>>,
     full: Mutex<bool>,
+    stopping: Mutex<bool>,
     /// Plans wait for this, where it is set.
     held_up: Mutex<Option<Arc<Notify>>>,
     plans: AtomicUsize,
@@ -84,6 +85,10 @@ impl Refreshes for Arc<Pretended> {
 
     fn is_under_way(&self, refresh: history::Id) -> bool {
         self.under_way.lock().unwrap().contains(&refresh)
+    }
+
+    fn is_stopping(&self) -> bool {
+        *self.stopping.lock().unwrap()
     }
 }
 
@@ -149,6 +154,7 @@ async fn open_for(folder: &TempDir, life: Duration, refreshes: &Arc<Pretended>) 
     let terms = Terms {
         state: folder.path().to_owned(),
         life,
+        required_for: vec![Trigger::Schedule],
     };
     Approvals::open(terms, Arc::new(refreshes.clone()), None).await
 }
@@ -371,6 +377,7 @@ async fn a_finding_is_held_once_until_it_moves() {
     let terms = Terms {
         state: folder.path().to_owned(),
         life: DAY,
+        required_for: vec![],
     };
     let count = told.clone();
     let observer: Observer = Arc::new(move |_| {
@@ -679,4 +686,74 @@ fn what_was_decided_is_forgotten_in_time_but_for_rejections_and_the_newest() {
     let forgotten = forgettable(&all, now);
     assert_eq!(forgotten.len(), 3 + 294 - 200, "{forgotten:?}");
     assert!(!forgotten.contains(&2) && !forgotten.contains(&3));
+}
+
+#[tokio::test]
+async fn a_plan_that_was_cut_short_decides_nothing() {
+    let now = [(APP, "sha256:1")];
+    let (folder, refreshes) = (folder(), Pretended::of(&now, &["ws-ana"]));
+    let approvals = open(&folder, &refreshes).await;
+    held(approvals.request(request(Trigger::Api), None).await);
+    *refreshes.stopping.lock().unwrap() = true;
+    refreshes.are(&[(APP, "sha256:2")], &[]);
+    for stopped in [
+        approvals.approve(1, None).await.map(drop),
+        approvals
+            .request(request(Trigger::Api), None)
+            .await
+            .map(drop),
+    ] {
+        assert!(
+            matches!(stopped, Err(ApprovalError::Stopping)),
+            "{stopped:?}"
+        );
+    }
+    assert_eq!(states(&approvals), [(1, State::Waiting)]);
+}
+
+/// Begins nothing, and says so.
+struct Open;
+
+#[async_trait]
+impl Adopt for Open {
+    async fn adopt(&self, _: Proposal) -> Adopted {
+        Adopted::NotBegun(NotBegun::TooMany)
+    }
+}
+
+#[tokio::test]
+async fn the_gate_holds_what_it_is_for_and_lets_pass_the_rest() {
+    let now = [(APP, "sha256:1")];
+    let (folder, refreshes) = (folder(), Pretended::of(&now, &["ws-ana"]));
+    let approvals = open(&folder, &refreshes).await;
+    let gate = approvals.gate(Arc::new(Open));
+    for _ in 0..2 {
+        assert!(matches!(gate.adopt(proposal(&now)).await, Adopted::Held(1)));
+    }
+    for trigger in [Trigger::Webhook, Trigger::Operator] {
+        let passes = Proposal {
+            request: request(trigger),
+            ..proposal(&now)
+        };
+        let passed = gate.adopt(passes).await;
+        assert!(
+            matches!(passed, Adopted::NotBegun(NotBegun::TooMany)),
+            "{passed:?}"
+        );
+    }
+    approvals.reject(1, None, None).await.unwrap();
+    assert!(matches!(
+        gate.adopt(proposal(&now)).await,
+        Adopted::Rejected
+    ));
+    // Where nothing can be kept, nothing begins either.
+    let beside = path(&folder, 2).with_extension("new");
+    fs::create_dir(&beside).unwrap();
+    let moved = [(APP, "sha256:2")];
+    let refused = gate.adopt(proposal(&moved)).await;
+    assert!(
+        matches!(refused, Adopted::NotBegun(NotBegun::NotHeld(_))),
+        "{refused:?}"
+    );
+    assert!(refreshes.begun().is_empty());
 }

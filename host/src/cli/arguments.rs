@@ -55,6 +55,8 @@ pub(super) enum Command {
     History(HistoryArguments),
     /// Refreshes that a daemon holds until somebody approves them
     Approvals(ApprovalsArguments),
+    /// What a daemon's watcher knows of new images; pause it, resume it, have it look now
+    Watch(WatchArguments),
     /// Finish or undo replacements that a Refit which was killed left half done
     Recover(RecoverArguments),
     /// Show the configuration
@@ -557,4 +559,49 @@ mod tests {
         use clap::CommandFactory as _;
         Arguments::command().debug_assert();
     }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WatchArguments {
+    #[command(subcommand)]
+    pub(super) command: WatchCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum WatchCommand {
+    /// Each image that is watched: current, behind or unknown, and what it waits for
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Adopt nothing until it is resumed, over restarts too; looks go on
+    Pause {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Adopt what is found again
+    Resume {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Look now, also at what failed a moment ago, and say what was found
+    Check {
+        /// Only these images, by registry and repository [default: all]
+        #[arg(value_name = "REF")]
+        images: Vec<ImageRef>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
 }

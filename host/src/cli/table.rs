@@ -7,7 +7,7 @@ use crate::history::{self, Entry};
 use crate::journal::{ImageOutcome, ImageRecord, RecreationOutcome, RecreationRecord};
 use crate::policy::Verdict;
 use crate::recreate::recover::{Outcome, Recovered};
-use crate::refresh::{ContainerReport, Mode, Report};
+use crate::refresh::{ContainerReport, Mode, Report, Trigger};
 
 /// `pulled       ghcr.io/…/workspace-template-hermes:latest`
 pub(super) fn image_line(record: &ImageRecord) -> String {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::capabilities::Capabilities;
 use crate::capabilities::guard::{Counts, Guard};
 use crate::capabilities::live::{Live, Workshop};
-use crate::capabilities::plan::Plan;
+use crate::capabilities::plan::{Plan, RemoteDigests};
 use crate::capabilities::warrant::{Warrant, Warranted};
 use crate::diagnostic::{Cause, Diagnostic, Hints};
 use crate::generation::shadow::Sayings;
@@ -125,6 +125,13 @@ impl Started {
     }
 }
 
+/// One call of a policy.
+struct Pass {
+    hands: Arc<dyn Capabilities>,
+    mode: Mode,
+    trial: Option<Trial>,
+}
+
 /// A refresh could not be made at all.
 #[derive(Debug, thiserror::Error)]
 pub enum RefreshError {
@@ -232,7 +239,8 @@ impl Refresher {
     ) -> Result<Report, RefreshError> {
         match mode {
             Mode::Plan => {
-                self.run_on(self.active(), request, (mode, None), events, cancel)
+                let hands = self.hands(request, mode, None, (&events, &cancel));
+                self.run_on(self.active(), request, mode, hands, events, cancel)
                     .await
             }
             Mode::Refresh => {
@@ -240,6 +248,28 @@ impl Refresher {
                 self.finish(started, events, cancel).await
             }
         }
+    }
+
+    /// A plan of the active policy over what `digests` says of the registries. Nobody is told of it, and a candidate on trial is
+    /// not asked: it may be a look at what is known already.
+    pub async fn look(
+        &self,
+        request: &Request,
+        digests: Arc<dyn RemoteDigests>,
+        cancel: CancellationToken,
+    ) -> Result<Report, RefreshError> {
+        let plan = Plan {
+            workshop: self.workshop.clone(),
+            digests,
+            force: request.force,
+        };
+        let pass = Pass {
+            hands: Arc::new(plan),
+            mode: Mode::Plan,
+            trial: None,
+        };
+        self.pass(self.active(), request, pass, journal::no_events(), cancel)
+            .await
     }
 
     /// Writes down that a refresh begins, on the policy that is active now. `by` is who asks, as they say of themselves.
@@ -277,9 +307,10 @@ impl Refresher {
             under_way,
             warrant,
         } = started;
-        let mode = (Mode::Refresh, warrant);
+        let mode = Mode::Refresh;
+        let hands = self.hands(&request, mode, warrant, (&events, &cancel));
         let answer = self
-            .run_on(active, &request, mode, events, cancel.clone())
+            .run_on(active, &request, mode, hands, events, cancel.clone())
             .await;
         if let (Some(history), Some(under_way)) = (&self.history, under_way) {
             let ended = ended(&answer, cancel.is_cancelled());
@@ -292,14 +323,28 @@ impl Refresher {
         &self,
         active: Arc<Generation>,
         request: &Request,
-        (mode, warrant): (Mode, Option<Arc<Warrant>>),
+        mode: Mode,
+        hands: Arc<dyn Capabilities>,
         events: Events,
         cancel: CancellationToken,
     ) -> Result<Report, RefreshError> {
         let trial = self.generations.shadow_beside(&active).map(Trial::new);
+        let pass = Pass { hands, mode, trial };
+        self.pass(active, request, pass, events, cancel).await
+    }
+
+    async fn pass(
+        &self,
+        active: Arc<Generation>,
+        request: &Request,
+        pass: Pass,
+        events: Events,
+        cancel: CancellationToken,
+    ) -> Result<Report, RefreshError> {
+        let Pass { hands, mode, trial } = pass;
         let began = (jiff::Timestamp::now(), Instant::now());
         let grants = active.content.grants.clone();
-        let hands = self.hands(request, mode, warrant, (&events, &cancel));
+        // The policy's hands: the journal around the guard around the work.
         let guard = Guard::new(hands, grants.clone(), self.bounds.counts, cancel);
         let journal = Arc::new(Journal::new(Arc::new(guard), mode == Mode::Plan, events));
         let recorder = trial
@@ -376,10 +421,7 @@ impl Refresher {
     pub async fn record(&self, request: &Request) -> Result<Snapshot, Diagnostic> {
         let active = self.active();
         let grants = active.content.grants.clone();
-        let plan = Plan {
-            workshop: self.workshop.clone(),
-            force: request.force,
-        };
+        let plan = Plan::asking_the_engine(self.workshop.clone(), request.force);
         let guard = Guard::new(
             Arc::new(plan),
             grants.clone(),
@@ -402,10 +444,8 @@ impl Refresher {
 
     /// The candidate's turn, in a task of its own: it must not keep those who asked.
     fn try_beside(&self, trial: Trial, request: &Request, recorder: &Recorder, said: Sayings) {
-        let plan = Arc::new(Plan {
-            workshop: self.workshop.clone(),
-            force: request.force,
-        });
+        let plan = Plan::asking_the_engine(self.workshop.clone(), request.force);
+        let plan = Arc::new(plan);
         let replay = Replay::with_plan(recorder.seen(), request.force, recorder.listed(), plan);
         let question = Question {
             request: request.clone(),
@@ -450,10 +490,7 @@ impl Refresher {
         (events, cancel): (&Events, &CancellationToken),
     ) -> Arc<dyn Capabilities> {
         let (workshop, force) = (self.workshop.clone(), request.force);
-        let plan = Plan {
-            workshop: workshop.clone(),
-            force,
-        };
+        let plan = Plan::asking_the_engine(workshop.clone(), force);
         match (mode, &self.snapshot) {
             (Mode::Plan, Some(snapshot)) => Arc::new(Replay::new(snapshot.clone(), force)),
             (Mode::Plan, None) => Arc::new(plan),

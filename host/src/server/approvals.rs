@@ -13,9 +13,9 @@ use super::asked::Asked;
 use super::by::By;
 use super::plan;
 use super::problem::{Document, Problem};
+use crate::approvals::plan::Plan;
 use crate::approvals::{self, ApprovalError, Entry, Held, Id, Requested};
 use crate::diagnostic::Diagnostic;
-use crate::refresh::Report;
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -214,7 +214,7 @@ pub(super) async fn reject(
 #[derive(Serialize, utoipa::ToSchema)]
 pub(super) struct NothingToDo<'a> {
     state: NothingState,
-    plan: &'a Report,
+    plan: &'a Plan,
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -274,6 +274,7 @@ fn refused(error: &ApprovalError) -> Problem {
     let (status, code) = match error {
         ApprovalError::Unplanned { source } => return plan::refused(source),
         ApprovalError::Panicked => return Problem::internal(),
+        ApprovalError::Stopping => return Problem::stopping(),
         ApprovalError::NoSuch(_) => (StatusCode::NOT_FOUND, "no-approval"),
         ApprovalError::Decided {
             state: approvals::State::Rejected,

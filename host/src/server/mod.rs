@@ -18,6 +18,7 @@ mod refreshes;
 mod repeated;
 mod routes;
 mod shadow;
+mod watch;
 mod workspace_images;
 
 use std::sync::Arc;
@@ -39,6 +40,7 @@ use crate::hooks::Hooks;
 use crate::metrics::Metrics;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
+use crate::watch::Watcher;
 use crate::watch::bell::Bell;
 
 /// What handlers share.
@@ -52,6 +54,8 @@ pub struct Served {
     pub hooks: Arc<Hooks>,
     /// Refreshes that wait for a person.
     pub approvals: Arc<Approvals>,
+    /// `None` where nothing is watched.
+    pub watcher: Option<Arc<Watcher>>,
     /// `None` only where the daemon listens on loopback alone.
     pub token: Option<Arc<AdminToken>>,
     /// For `/metrics` alone, beside the other one.

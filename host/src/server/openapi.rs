@@ -14,11 +14,12 @@ use super::routes::{self, Routes};
 const ABOUT: &str = include_str!("openapi.md");
 
 /// In the order of the page.
-const TAGS: [(&str, &str); 7] = [
+const TAGS: [(&str, &str); 8] = [
     (
         "refreshes",
         "Giving containers a new image: at once, watched, ended early, and looked back at.",
     ),
+    ("watch", "Looking for new images by itself."),
     (
         "approvals",
         "Refreshes that are held until a person says yes.",

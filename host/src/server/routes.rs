@@ -15,7 +15,7 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 
 use super::{
     Served, approvals, events, health, history, hooks, metrics, openapi, plan, policy, refreshes,
-    shadow, workspace_images,
+    shadow, watch, workspace_images,
 };
 
 /// Routes that take the same token.
@@ -53,6 +53,10 @@ pub(super) fn for_admin() -> Routes {
         .with(history::__path_show, history::show)
         .with(refreshes::__path_cancel, refreshes::cancel)
         .with(events::__path_watch, events::watch)
+        .with(watch::__path_show, watch::show)
+        .with(watch::__path_pause, watch::pause)
+        .with(watch::__path_resume, watch::resume)
+        .with(watch::__path_check, watch::check)
         .with(approvals::__path_list, approvals::list)
         .with(approvals::__path_request, approvals::request)
         .with(approvals::__path_show, approvals::show)

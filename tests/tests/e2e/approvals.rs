@@ -356,7 +356,7 @@ async fn a_tag_that_moves_after_it_was_looked_at_brings_in_nothing() -> anyhow::
 async fn a_container_that_came_since_is_left_alone() -> anyhow::Result<()> {
     with_world("one more container", |w| async move {
         let registry = registry::open().await?;
-        let (_, daemon, hermes, v2) = set_up(&w, registry).await?;
+        let (_refit, daemon, hermes, v2) = set_up(&w, registry).await?;
         ask(&daemon, json!({})).await?;
         let new = w
             .run(ContainerSpec::new("hermes-new", &v2.reference))
@@ -464,7 +464,7 @@ async fn a_daemon_killed_between_approval_and_refresh_has_its_successor_begin_it
 async fn of_many_who_approve_at_once_one_wins() -> anyhow::Result<()> {
     with_world("approved at once", |w| async move {
         let registry = registry::open().await?;
-        let (_, daemon, hermes, v2) = set_up(&w, registry).await?;
+        let (_refit, daemon, hermes, v2) = set_up(&w, registry).await?;
         ask(&daemon, json!({})).await?;
         let asking = (0..8).map(|_| decide(&daemon, 1, "approve"));
         let answers = futures_util::future::join_all(asking).await;

@@ -8,6 +8,7 @@ mod artifact;
 mod command_line;
 mod credentials;
 mod dev;
+mod disk;
 mod endpoint;
 mod engine;
 mod guests;
@@ -25,6 +26,7 @@ mod snapshot;
 mod swap;
 mod swap_start;
 mod trust;
+mod watch;
 
 use std::time::Duration;
 

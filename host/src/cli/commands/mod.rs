@@ -8,6 +8,7 @@ mod history;
 mod policy;
 mod selftest;
 mod serve;
+mod watch;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,6 +37,7 @@ pub(super) use self::history::history;
 pub(super) use self::policy::policy;
 pub(super) use self::selftest::selftest;
 pub(super) use self::serve::serve;
+pub(super) use self::watch::watch;
 
 /// How long a refresh that has ended waits for its row in the history, where the disk hangs.
 const WRITTEN: Duration = Duration::from_secs(5);
