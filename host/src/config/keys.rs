@@ -14,6 +14,7 @@ use crate::artifact::signature::KeyConfig;
 use crate::grants::Verb;
 
 pub use super::hooks::HooksConfig;
+pub use super::metrics::MetricsConfig;
 
 /// A key may be left out anywhere; [`Config::default`] says what then holds.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -31,6 +32,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub proof: ProofConfig,
     pub history: HistoryConfig,
+    pub metrics: MetricsConfig,
     pub hooks: HooksConfig,
     pub approval: ApprovalConfig,
     pub serve: ServeConfig,

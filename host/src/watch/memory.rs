@@ -24,7 +24,8 @@ const SEEN_AGAIN: SignedDuration = SignedDuration::from_hours(24);
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Nothing is adopted until it is over.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = WatchPause)]
 pub struct Pause {
     pub since: Timestamp,
     /// Who paused, as they say of themselves.
