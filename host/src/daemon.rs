@@ -15,7 +15,6 @@ use crate::hooks::Hooks;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
 use crate::server::{AdminToken, Served, serve};
-use crate::watch::bell::Bell;
 use crate::watch::Watcher;
 use crate::watch::watcher::Watching;
 

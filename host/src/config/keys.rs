@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::approval::ApprovalConfig;
 use super::ConfigError;
+use super::approval::ApprovalConfig;
 use super::watch::WatchConfig;
 use crate::artifact;
 use crate::artifact::signature::KeyConfig;

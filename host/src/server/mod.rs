@@ -34,8 +34,8 @@ use crate::approvals::Approvals;
 use crate::hooks::Hooks;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
-use crate::watch::bell::Bell;
 use crate::watch::Watcher;
+use crate::watch::bell::Bell;
 
 /// What handlers share.
 #[derive(Clone)]
