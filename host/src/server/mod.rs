@@ -2,6 +2,7 @@
 
 mod auth;
 mod bounds;
+mod connections;
 mod history;
 mod hooks;
 mod plan;
@@ -9,20 +10,23 @@ mod policy;
 mod problem;
 mod repeated;
 mod shadow;
+mod stalling;
 mod workspace_images;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::auth::AdminToken;
+use self::bounds::Gate;
 use self::problem::Problem;
 use crate::hooks::Hooks;
 use crate::refresh::Refresher;
@@ -51,15 +55,31 @@ pub struct Served {
 /// No request of ours has a body to speak of, but one that brings a policy, which counts for itself.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
+/// And for the same reason no body takes long to come.
+const BODY_TIME: Duration = Duration::from_secs(20);
+
+/// Looks at the history at once: each has a thread and the file. Who finds no place waits, and is sent away after that.
+const READS: usize = 32;
+const READ_PATIENCE: Duration = Duration::from_secs(5);
+/// A look takes milliseconds; this one waits for a disk that hangs.
+const READ_TIME: Duration = Duration::from_secs(30);
+
+/// Plans at once: each asks the engine of every container, and runs the policy.
+const PLANS: usize = 8;
+const PLAN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Questions to the engine whether it is there, at once, and how long it may take to say so. Nobody needs a token to ask.
+const PROBES: usize = 8;
+const PROBE_TIME: Duration = Duration::from_secs(10);
+
 /// Answers on `listener` until `until`, and then until the last answer is out.
 pub async fn serve(
     listener: TcpListener,
     served: Served,
     until: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    axum::serve(listener, router(served))
-        .with_graceful_shutdown(until)
-        .await
+    connections::serve(listener, router(served), until).await;
+    Ok(())
 }
 
 pub fn router(served: Served) -> Router {
@@ -68,17 +88,19 @@ pub fn router(served: Served) -> Router {
             "/admin/workspace-images/refresh",
             post(workspace_images::refresh),
         )
-        .route("/v1/plan", post(plan::plan))
-        .route("/v1/refreshes", get(history::list))
-        .route("/v1/refreshes/{id}", get(history::show))
-        .route("/v1/policy", get(policy::show).put(policy::swap))
+        .merge(plans())
+        .merge(reads())
+        .route("/v1/policy", get(policy::show))
         .route("/v1/policy/history", get(policy::history))
         .route("/v1/policy/shadow", get(shadow::show).delete(shadow::end))
         .route("/v1/policy/rollback", post(policy::roll_back))
+        .layer(from_fn_with_state(BODY_TIME, bounds::sent_within))
+        // A component is larger, and bounds its way in itself.
+        .route("/v1/policy", put(policy::swap))
         .layer(from_fn_with_state(served.clone(), auth::require_token));
     Router::new()
         .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(ready))
+        .merge(probes())
         .merge(hooks::routes())
         .merge(guarded)
         .fallback(async || {
@@ -93,6 +115,31 @@ pub fn router(served: Served) -> Router {
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(served)
+}
+
+/// What is answered from the history, soon. What takes long, or streams, is not for here.
+fn reads() -> Router<Served> {
+    let gate = Gate::new(READS, READ_PATIENCE, "looks at the history were sent away");
+    Router::new()
+        .route("/v1/refreshes", get(history::list))
+        .route("/v1/refreshes/{id}", get(history::show))
+        .layer(from_fn_with_state(READ_TIME, bounds::answered_within))
+        .layer(from_fn_with_state(gate, bounds::through))
+}
+
+fn plans() -> Router<Served> {
+    let gate = Gate::new(PLANS, PLAN_PATIENCE, "plans were sent away");
+    Router::new()
+        .route("/v1/plan", post(plan::plan))
+        .layer(from_fn_with_state(gate, bounds::through))
+}
+
+fn probes() -> Router<Served> {
+    let gate = Gate::new(PROBES, PROBE_TIME, "questions for `/readyz` were sent away");
+    Router::new()
+        .route("/readyz", get(ready))
+        .layer(from_fn_with_state(PROBE_TIME, bounds::answered_within))
+        .layer(from_fn_with_state(gate, bounds::through))
 }
 
 /// Whether a refresh would find what it needs: an engine that answers, nothing half done from before, and time to end.
