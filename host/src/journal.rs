@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::capabilities::{
     CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy, Transfer,
@@ -123,7 +124,35 @@ pub enum RecreationOutcome {
     Stranded,
 }
 
+impl ImageOutcome {
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pulled => "pulled",
+            Self::UpToDate => "up-to-date",
+            Self::WouldPull => "would-pull",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 impl RecreationOutcome {
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Recreated => "recreated",
+            Self::Removed => "removed",
+            Self::WouldRecreate => "would-recreate",
+            Self::Current => "current",
+            Self::ReplacedByOther => "replaced-by-other",
+            Self::Busy => "busy",
+            Self::Refused => "refused",
+            Self::Aborted => "aborted",
+            Self::RolledBack => "rolled-back",
+            Self::Stranded => "stranded",
+        }
+    }
+
     /// Whether somebody who asked for this refresh did not get what they asked for.
     pub fn is_failure(self) -> bool {
         match self {
@@ -259,7 +288,7 @@ impl Capabilities for Journal {
         let name = recreation.container.name.clone();
         // A task of its own: a policy that traps or runs out of time drops our future, and a container that was begun must be
         // finished or put back all the same, and written down.
-        let work = self.under_way.spawn(async move {
+        let recreating = async move {
             events(Event::RecreateStarted {
                 container: recreation.container.name.clone(),
             });
@@ -273,7 +302,9 @@ impl Capabilities for Journal {
                 .push(record.clone());
             events(Event::RecreateEnded(record));
             answer
-        });
+        };
+        // And what it logs belongs to this refresh.
+        let work = self.under_way.spawn(recreating.in_current_span());
         match work.await {
             Ok(answer) => answer,
             Err(panicked) => {
@@ -370,7 +401,9 @@ fn outcome_of(error: &RecreateError) -> RecreationOutcome {
             RecreationOutcome::ReplacedByOther
         }
         RecreateError::Busy { .. } => RecreationOutcome::Busy,
-        RecreateError::Unsupported { .. } => RecreationOutcome::Refused,
+        RecreateError::Unsupported { .. } | RecreateError::Withdrawn { .. } => {
+            RecreationOutcome::Refused
+        }
         RecreateError::Aborted { .. } => RecreationOutcome::Aborted,
         RecreateError::RolledBack { .. } => RecreationOutcome::RolledBack,
         RecreateError::Stranded { .. } => RecreationOutcome::Stranded,

@@ -24,6 +24,7 @@ use crate::hooks::registry::RegistryHook;
 use crate::hooks::secret::{self, SharedSecrets, SigningKeys};
 use crate::policy::{Compiler, PolicyEngine, PolicyError};
 use crate::recreate::guard;
+use crate::recreate::lanes::Lanes;
 use crate::recreate::lease::Leases;
 use crate::recreate::recover::Patience;
 use crate::refresh::Refresher;
@@ -127,6 +128,7 @@ pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
             call: config.call_limits().call,
         },
         leases: Leases::in_folder(config.state_folder()),
+        lanes: Lanes::new(config.limits.recreate_concurrency),
         ties: KnownTies::default(),
         own_id: guard::own_container_id(),
     })

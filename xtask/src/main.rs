@@ -23,6 +23,8 @@ usage: cargo xtask <chore>
   lint         check formatting, clippy, documentation, and what cargo-deny checks
   guests       build the example policies in Python, JavaScript and Rust, and print where they are
   bench [ARGS] measure what policies cost; ARGS go to `cargo bench --package refit`
+  bench engine [ARGS]
+               measure what replacing containers costs, on a real engine and beside other updaters; ARGS go to `measure`
   docs         build the site of docs/, where a dead link is an error
   setup        get what building and testing takes: a C compiler, the wasm32-wasip2 target
 
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         (Some("test"), arguments) => test(arguments),
         (Some("lint"), []) => lint(),
         (Some("guests"), []) => guests::build().map(|components| guests::tell(&components)),
+        (Some("bench"), [engine, arguments @ ..]) if engine == "engine" => bench_engine(arguments),
         (Some("bench"), arguments) => bench(arguments),
         (Some("docs"), []) => docs::build(),
         (Some("setup"), []) => setup::all(),
@@ -111,6 +114,21 @@ fn bench(arguments: &[OsString]) -> Result<(), Failed> {
             .args(["--bench", "policy", "--bench", "memory"])
             .args(arguments)
             .env("BENCH_GUESTS", folder),
+    )
+}
+
+fn bench_engine(arguments: &[OsString]) -> Result<(), Failed> {
+    setup::all()?;
+    step(
+        "building an optimised refit (from nothing this takes minutes)",
+        cargo().args(["build", "--workspace", "--profile", "bench", "--bins"]),
+    )?;
+    let binaries = target_directory().join("release");
+    step(
+        "measuring",
+        Command::new(binaries.join("measure"))
+            .arg(binaries.join("refit"))
+            .args(arguments),
     )
 }
 

@@ -66,6 +66,16 @@ pub enum Strategy {
     Overlap,
 }
 
+impl Strategy {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Replace => "replace",
+            Self::Remove => "remove",
+            Self::Overlap => "overlap",
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Recreation {
     pub container: Listed,

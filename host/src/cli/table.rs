@@ -7,7 +7,7 @@ use crate::history::{self, Entry};
 use crate::journal::{ImageOutcome, ImageRecord, RecreationOutcome, RecreationRecord};
 use crate::policy::Verdict;
 use crate::recreate::recover::{Outcome, Recovered};
-use crate::refresh::{ContainerReport, Mode, Report, Trigger};
+use crate::refresh::{ContainerReport, Mode, Report};
 
 /// `pulled       ghcr.io/…/workspace-template-hermes:latest`
 pub(super) fn image_line(record: &ImageRecord) -> String {
@@ -64,12 +64,7 @@ pub(super) fn ended(outcome: history::Outcome) -> &'static str {
 }
 
 pub(super) fn asked_by(entry: &Entry) -> String {
-    let trigger = match entry.request.trigger {
-        Trigger::Operator => "operator",
-        Trigger::Api => "api",
-        Trigger::Schedule => "schedule",
-        Trigger::Webhook => "webhook",
-    };
+    let trigger = entry.request.trigger.as_str();
     match &entry.by {
         Some(by) => format!("{trigger} {by}"),
         None => trigger.to_owned(),

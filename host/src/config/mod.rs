@@ -206,7 +206,7 @@ fn table_of<'a>(path: &'a str, field: &str) -> &'a str {
 
 impl Config {
     fn check(&self) -> Result<(), ConfigError> {
-        let positive: [(&'static str, u64); 8] = [
+        let positive: [(&'static str, u64); 9] = [
             ("limits.compile_seconds", self.limits.compile_seconds),
             ("limits.compile_megabytes", self.limits.compile_megabytes),
             ("limits.engine_seconds", self.limits.engine_seconds),
@@ -219,6 +219,10 @@ impl Config {
             (
                 "limits.inspect_concurrency",
                 self.limits.inspect_concurrency as u64,
+            ),
+            (
+                "limits.recreate_pipeline",
+                self.limits.recreate_pipeline as u64,
             ),
             (
                 "limits.recreate_concurrency",
@@ -319,7 +323,7 @@ impl Config {
             concurrency: Concurrency {
                 inspects: limits.inspect_concurrency,
                 pulls: limits.pull_concurrency,
-                recreates: limits.recreate_concurrency,
+                recreates: limits.recreate_pipeline,
             },
             whole: Duration::from_secs(limits.refresh_seconds),
             keep_previous_images: self.images.keep_previous,

@@ -42,8 +42,21 @@ pub enum Trigger {
     Webhook,
 }
 
+impl Trigger {
+    pub const ALL: [Self; 4] = [Self::Operator, Self::Api, Self::Schedule, Self::Webhook];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+            Self::Api => "api",
+            Self::Schedule => "schedule",
+            Self::Webhook => "webhook",
+        }
+    }
+}
+
 /// What is asked for.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Request {
     pub trigger: Trigger,
     /// In the policy's vocabulary (the default policy: runtimes). Empty means all.
@@ -96,6 +109,11 @@ impl Started {
     /// Where it is in the history. `None` where none is kept, or it could not be written.
     pub fn id(&self) -> Option<history::Id> {
         self.under_way.as_ref().and_then(UnderWay::id)
+    }
+
+    /// The policy that it uses to its end.
+    pub fn policy(&self) -> PolicyReport {
+        PolicyReport::of(&self.active)
     }
 }
 
@@ -425,6 +443,7 @@ impl Refresher {
                 workshop,
                 force,
                 events: events.clone(),
+                ending: cancel.clone(),
             }),
             Mode::Plan => match &self.snapshot {
                 Some(snapshot) => Arc::new(Replay::new(snapshot.clone(), force)),

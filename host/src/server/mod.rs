@@ -1,13 +1,17 @@
 //! The HTTP interface. Handlers are: extract, call one function of the domain, answer. The only place that names axum.
 
+mod asked;
 mod auth;
 mod bounds;
+mod by;
 mod connections;
+mod events;
 mod history;
 mod hooks;
 mod plan;
 mod policy;
 mod problem;
+mod refreshes;
 mod repeated;
 mod shadow;
 mod stalling;
@@ -20,7 +24,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -90,6 +94,9 @@ pub fn router(served: Served) -> Router {
         )
         .merge(plans())
         .merge(reads())
+        .route("/v1/refreshes", post(refreshes::begin))
+        .route("/v1/refreshes/{id}", delete(refreshes::cancel))
+        .route("/v1/refreshes/{id}/events", get(events::watch))
         .route("/v1/policy", get(policy::show))
         .route("/v1/policy/history", get(policy::history))
         .route("/v1/policy/shadow", get(shadow::show).delete(shadow::end))

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use refit_tests::registry::{self, PASSWORD, USER};
 use refit_tests::{ContainerSpec, ImageSpec, Proxy, Refit, with_world};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{behind, refit, replaced, until, untouched, without_engine};
 
@@ -262,7 +262,11 @@ async fn where_none_is_kept_none_is_written() -> anyhow::Result<()> {
         .expect(2);
     assert!(!file(&refit).exists());
     let daemon = refit.serve().await?;
-    assert_eq!(daemon.request("GET", "/v1/refreshes").await?.status, 404);
+    let listed = daemon.request("GET", "/v1/refreshes").await?.json()?;
+    assert_eq!(
+        listed,
+        json!({ "refreshes": [], "problem": { "error": "no history is kept", "hints": ["`[history] keep` is 0"] } })
+    );
     Ok(())
 }
 
