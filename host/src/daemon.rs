@@ -11,8 +11,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::diagnostic::Diagnostic;
 use crate::hooks::Hooks;
+use crate::notify::Notifier;
 use crate::refresh::Refresher;
-use crate::runs::Runs;
+use crate::runs::{Observer, Runs};
 use crate::server::{AdminToken, Served, serve};
 use crate::watch::bell::Bell;
 
@@ -22,6 +23,9 @@ const DRAIN: Duration = Duration::from_secs(5 * 60);
 
 /// And then for what is still to be written down of it: twice as long as SQLite waits for another process.
 const WRITTEN: Duration = Duration::from_secs(5);
+
+/// And for what people are still to be told of it: one attempt.
+const TOLD: Duration = Duration::from_secs(10);
 
 /// Pauses between looks for half-done replacements, where the engine does not answer. They double.
 const RECOVER_FIRST: Duration = Duration::from_secs(2);
@@ -44,6 +48,7 @@ pub async fn run(
     refresher: Refresher,
     token: Option<AdminToken>,
     hooks: Hooks,
+    notifier: Arc<Notifier>,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
@@ -57,7 +62,8 @@ pub async fn run(
         stopping.clone(),
         recovered.clone(),
     ));
-    let runs = Runs::new(refresher.clone(), vec![], work.clone(), stopping.clone());
+    let observers: Vec<Arc<dyn Observer>> = vec![notifier.clone()];
+    let runs = Runs::new(refresher.clone(), observers, work.clone(), stopping.clone());
     let bell = Arc::new(Bell::default());
     let served = Served {
         refresher,
@@ -93,6 +99,7 @@ pub async fn run(
     if let Some(history) = history {
         history.close(WRITTEN).await;
     }
+    notifier.close(TOLD).await;
     Ok(())
 }
 

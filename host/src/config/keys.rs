@@ -11,6 +11,7 @@ use crate::artifact::signature::KeyConfig;
 use crate::grants::Verb;
 
 pub use super::hooks::HooksConfig;
+pub use super::notify::NotifyConfig;
 
 /// A key may be left out anywhere; [`Config::default`] says what then holds.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -29,6 +30,8 @@ pub struct Config {
     pub proof: ProofConfig,
     pub history: HistoryConfig,
     pub hooks: HooksConfig,
+    /// Who is told what came of refreshes.
+    pub notify: Vec<NotifyConfig>,
     pub serve: ServeConfig,
 }
 

@@ -6,6 +6,7 @@
 
 pub mod hooks;
 pub mod keys;
+pub mod notify;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -280,6 +281,7 @@ impl Config {
             });
         }
         self.hooks.check()?;
+        notify::check(&self.notify)?;
         self.platform().map(drop)
     }
 
@@ -400,7 +402,10 @@ impl Loaded {
             Some(name) if !name.contains("refit::config") => name.to_owned(),
             _ => "default".to_owned(),
         };
-        let value = serde_json::to_value(value).unwrap_or_default();
+        let mut value = serde_json::to_value(value).unwrap_or_default();
+        if key == "notify" {
+            notify::hide(&mut value);
+        }
         settings.push(Setting {
             key: key.to_owned(),
             value,

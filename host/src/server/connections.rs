@@ -2,6 +2,8 @@
 //!
 //! axum's own loop has no bound on any of these, so this one takes its place. Knows nothing of what is asked.
 
+use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,18 +13,22 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
+use super::bounds;
 use super::repeated::Repeated;
 use super::stalling::Stalling;
 
 /// Half of the files that a process may have open where nobody says otherwise; the rest is for the engine, the registries and
 /// the history. Those beyond it wait in the kernel's queue until one ends.
 const CONNECTIONS_MAX: usize = 512;
+
+/// Connections that wait in the kernel's queue; it may allow fewer. Where this one is full, clients find out by silence.
+const WAITING_MAX: u32 = 4096;
 
 /// For the head of a request to come, from its first moment; also how long a connection may do nothing between two requests.
 const HEAD_TIME: Duration = Duration::from_secs(20);
@@ -36,6 +42,18 @@ const BUFFER_BYTES: usize = 32 * 1024;
 
 /// After an accept that failed: with no file left, the next one fails too.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
+
+/// As `TcpListener::bind`, with a queue of a known length.
+pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // A daemon that starts again takes the port of the one before at once.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(WAITING_MAX)
+}
 
 /// Takes connections until `until`, and then ends each when its last answer is out.
 pub(super) async fn serve(
@@ -64,7 +82,11 @@ pub(super) async fn serve(
         };
         match accepted {
             Ok((stream, _)) => {
-                connections.spawn(converse(stream, router.clone(), stopping.clone(), place));
+                let talk = converse(stream, router.clone(), stopping.clone(), places.clone());
+                connections.spawn(async move {
+                    talk.await;
+                    drop(place);
+                });
             }
             Err(error) => {
                 if failed.happened() {
@@ -85,12 +107,21 @@ async fn converse(
     stream: TcpStream,
     router: Router,
     stopping: CancellationToken,
-    _place: Option<OwnedSemaphorePermit>,
+    places: Arc<Semaphore>,
 ) {
     // Events and short answers are not held back for more.
     let _ = stream.set_nodelay(true);
-    let answer =
-        service_fn(move |request: hyper::Request<Incoming>| router.clone().oneshot(request));
+    let answer = service_fn(move |request: hyper::Request<Incoming>| {
+        let (router, places) = (router.clone(), places.clone());
+        async move {
+            let mut answer = router.oneshot(request).await?;
+            // Others wait: whoever has been answered queues up again.
+            if places.available_permits() == 0 {
+                bounds::close(&mut answer);
+            }
+            Ok::<_, Infallible>(answer)
+        }
+    });
     let mut protocol = http1::Builder::new();
     protocol
         .timer(TokioTimer::new())

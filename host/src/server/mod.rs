@@ -31,6 +31,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::auth::AdminToken;
 use self::bounds::Gate;
+pub use self::connections::listen;
 use self::problem::Problem;
 use crate::hooks::Hooks;
 use crate::refresh::Refresher;

@@ -14,6 +14,7 @@ mod guests;
 mod history;
 mod hooks;
 mod matching;
+mod notify;
 mod plan;
 mod policy;
 mod refresh;

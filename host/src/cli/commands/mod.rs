@@ -4,6 +4,7 @@ mod author;
 mod compare;
 mod doctor;
 mod history;
+mod notify;
 mod policy;
 mod selftest;
 mod serve;
@@ -30,6 +31,7 @@ use crate::snapshot::Snapshot;
 
 pub(super) use self::doctor::doctor;
 pub(super) use self::history::history;
+pub(super) use self::notify::notify;
 pub(super) use self::policy::policy;
 pub(super) use self::selftest::selftest;
 pub(super) use self::serve::serve;

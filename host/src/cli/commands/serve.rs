@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
-
 use super::super::Status;
 use super::super::arguments::ServeArguments;
 use super::{Common, compiler, shutdown_signal};
@@ -14,7 +12,7 @@ use crate::generation::start::Keep;
 use crate::generation::swap::Asked;
 use crate::generation::{Generations, watch};
 use crate::secret::SecretString;
-use crate::server::AdminToken;
+use crate::server::{self, AdminToken};
 use crate::setup;
 
 pub(in super::super) async fn serve(
@@ -33,6 +31,7 @@ pub(in super::super) async fn serve(
     let token = AdminToken::find(variable, config.serve.token_file.as_deref())?;
     daemon::may_listen(config.serve.listen, token.as_ref())?;
     let hooks = setup::hooks(&config)?;
+    let notifier = setup::notifier(&config)?;
     let refresher = setup::refresher(&config, compiler(&config), Keep::Generations).await?;
     let refresher = refresher.written_down_in(setup::history(&config, None));
     refresher.generations().write_down().await;
@@ -40,9 +39,7 @@ pub(in super::super) async fn serve(
         Diagnostic::new(format!("cannot listen on {}", config.serve.listen))
             .because(error.to_string())
     };
-    let listener = TcpListener::bind(config.serve.listen)
-        .await
-        .map_err(cannot)?;
+    let listener = server::listen(config.serve.listen).map_err(cannot)?;
     let address = listener.local_addr().map_err(cannot)?;
     // They end with the process; a swap that it ends is either written down or did not happen.
     let (followed, follow) = tokio::sync::watch::channel(followed_file(&config));
@@ -59,7 +56,7 @@ pub(in super::super) async fn serve(
     let active = refresher.active();
     tracing::info!(%address, generation = active.number, policy = active.policy().title(), digest = active.policy().digest, token = token.is_some(), "serving");
     drop(active);
-    daemon::run(refresher, token, hooks, listener, shutdown)
+    daemon::run(refresher, token, hooks, notifier, listener, shutdown)
         .await
         .map_err(|error| Diagnostic::new("cannot serve").because(error.to_string()))?;
     Ok(Status::Done)
