@@ -19,6 +19,9 @@ const sidebar = [
       { text: 'Webhooks', link: '/webhooks' },
       { text: 'Notifications', link: '/notifications' },
       { text: 'The history', link: '/history' },
+      { text: 'Watching for new images', link: '/watching' },
+      { text: 'Approvals', link: '/approvals' },
+      { text: 'On a laptop', link: '/local-development' },
     ],
   },
   {

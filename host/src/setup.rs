@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::approvals::Terms as ApprovalTerms;
 use crate::artifact::registry::Registries;
 use crate::artifact::signature::{SignatureError, Trust};
 use crate::artifact::{self, Carrier};
@@ -34,8 +35,11 @@ use crate::recreate::lanes::Lanes;
 use crate::recreate::lease::Leases;
 use crate::recreate::recover::Patience;
 use crate::refresh::Refresher;
+use crate::registry::budget::Rate;
 use crate::registry::credentials::{CredentialError, Credentials, EnvironmentVariables};
+use crate::registry::digests::{Digests, SetUpError};
 use crate::secret::SecretString;
+use crate::watch::watcher::Watching;
 
 pub fn engine_address(config: &Config) -> Result<EngineAddress, Diagnostic> {
     Ok(address::choose(
@@ -245,6 +249,42 @@ pub fn notifier(config: &Config) -> Result<Arc<Notifier>, Diagnostic> {
         return Ok(Notifier::silent());
     }
     Notifier::start(sinks, Memory::below(&config.state_folder()))
+}
+
+/// How refreshes are held for approval.
+pub fn approval(config: &Config) -> ApprovalTerms {
+    ApprovalTerms {
+        state: config.state_folder(),
+        life: config.approval.life(),
+        required_for: config.approval.required_for(),
+    }
+}
+
+/// What asks registries for digests. `credentials` are those that images are pulled with.
+pub fn digests(config: &Config, credentials: Credentials) -> Result<Digests, SetUpError> {
+    let rate = Rate {
+        requests: config.registries.requests_max,
+        window: Duration::from_secs(config.registries.requests_window_seconds),
+    };
+    Digests::new(credentials, config.registries.plain_http.clone(), rate)
+}
+
+/// What a daemon watches with. `None` where nothing is to be watched for: no schedule, and `rung` says that nobody rings.
+pub fn watching(
+    config: &Config,
+    credentials: Credentials,
+    rung: bool,
+) -> Result<Option<Watching>, Diagnostic> {
+    let settings = config.watch.settings()?;
+    if settings.ticks.is_none() && !rung {
+        return Ok(None);
+    }
+    Ok(Some(Watching {
+        settings,
+        digests: Arc::new(digests(config, credentials)?),
+        bell: Arc::default(),
+        state_folder: config.state_folder(),
+    }))
 }
 
 /// Nothing is contacted yet: an engine that is down is found out by the first call.

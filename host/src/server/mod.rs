@@ -1,5 +1,6 @@
 //! The HTTP interface. Handlers are: extract, call one function of the domain, answer. The only place that names axum.
 
+mod approvals;
 mod asked;
 mod auth;
 mod bounds;
@@ -15,6 +16,7 @@ mod refreshes;
 mod repeated;
 mod shadow;
 mod stalling;
+mod watch;
 mod workspace_images;
 
 use std::sync::Arc;
@@ -33,9 +35,11 @@ pub use self::auth::AdminToken;
 use self::bounds::Gate;
 pub use self::connections::listen;
 use self::problem::Problem;
+use crate::approvals::Approvals;
 use crate::hooks::Hooks;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
+use crate::watch::Watcher;
 use crate::watch::bell::Bell;
 
 /// What handlers share.
@@ -47,6 +51,10 @@ pub struct Served {
     /// How webhooks say that something may have been published.
     pub bell: Arc<Bell>,
     pub hooks: Arc<Hooks>,
+    /// Refreshes that wait for a person.
+    pub approvals: Arc<Approvals>,
+    /// `None` where nothing is watched.
+    pub watcher: Option<Arc<Watcher>>,
     /// `None` only where the daemon listens on loopback alone.
     pub token: Option<Arc<AdminToken>>,
     /// Other work that was asked for and goes on when its client has hung up.
@@ -97,11 +105,22 @@ pub fn router(served: Served) -> Router {
         .merge(reads())
         .route("/v1/refreshes", post(refreshes::begin))
         .route("/v1/refreshes/{id}", delete(refreshes::cancel))
+        .route(
+            "/v1/approvals",
+            get(approvals::list).post(approvals::request),
+        )
+        .route("/v1/approvals/{id}", get(approvals::show))
+        .route("/v1/approvals/{id}/approve", post(approvals::approve))
+        .route("/v1/approvals/{id}/reject", post(approvals::reject))
         .route("/v1/refreshes/{id}/events", get(events::watch))
         .route("/v1/policy", get(policy::show))
         .route("/v1/policy/history", get(policy::history))
         .route("/v1/policy/shadow", get(shadow::show).delete(shadow::end))
         .route("/v1/policy/rollback", post(policy::roll_back))
+        .route("/v1/watch", get(watch::show))
+        .route("/v1/watch/pause", post(watch::pause))
+        .route("/v1/watch/resume", post(watch::resume))
+        .route("/v1/watch/check", post(watch::check))
         .layer(from_fn_with_state(BODY_TIME, bounds::sent_within))
         // A component is larger, and bounds its way in itself.
         .route("/v1/policy", put(policy::swap))
