@@ -16,6 +16,8 @@ const sidebar = [
       { text: 'Command line', link: '/commands' },
       { text: 'HTTP interface', link: '/http' },
       { text: 'The report', link: '/report' },
+      { text: 'Webhooks', link: '/webhooks' },
+      { text: 'Notifications', link: '/notifications' },
       { text: 'The history', link: '/history' },
       { text: 'Seeing what happens', link: '/observing' },
       { text: 'Watching for new images', link: '/watching' },

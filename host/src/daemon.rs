@@ -14,11 +14,11 @@ use crate::diagnostic::Diagnostic;
 use crate::engine::probe::Probe;
 use crate::hooks::Hooks;
 use crate::metrics::{ImageCounts, Metrics, Sources, Watched};
+use crate::notify::Notifier;
 use crate::refresh::{PolicyReport, Refresher};
 use crate::runs::{Observer, Runs};
 use crate::server::{AdminToken, Served, serve};
 use crate::watch::Watcher;
-use crate::watch::bell::Bell;
 use crate::watch::watcher::Watching;
 
 /// How long a daemon that was told to stop waits for what was begun. A replacement takes its stop timeout, its start and its
@@ -27,6 +27,9 @@ const DRAIN: Duration = Duration::from_secs(5 * 60);
 
 /// And then for what is still to be written down of it: twice as long as SQLite waits for another process.
 const WRITTEN: Duration = Duration::from_secs(5);
+
+/// And for what people are still to be told of it: one attempt.
+const TOLD: Duration = Duration::from_secs(10);
 
 /// Pauses between looks for half-done replacements, where the engine does not answer. They double.
 const RECOVER_FIRST: Duration = Duration::from_secs(2);
@@ -51,6 +54,7 @@ pub struct Parts {
     pub approval: Terms,
     pub watching: Option<Watching>,
     pub hooks: Hooks,
+    pub notifier: Arc<Notifier>,
     pub token: Option<AdminToken>,
     /// For `/metrics` alone.
     pub metrics_token: Option<AdminToken>,
@@ -66,6 +70,7 @@ pub async fn run(
         approval,
         watching,
         hooks,
+        notifier,
         token,
         metrics_token,
     } = parts;
@@ -80,7 +85,7 @@ pub async fn run(
         recovered.clone(),
     ));
     let metrics = Arc::new(Metrics::default());
-    let observers: Vec<Arc<dyn Observer>> = vec![metrics.clone()];
+    let observers: Vec<Arc<dyn Observer>> = vec![metrics.clone(), notifier.clone()];
     let runs = Runs::new(refresher.clone(), observers, work.clone(), stopping.clone());
     let probe = Arc::new(Probe::new(refresher.workshop().engine.clone()));
     metrics.ask(sources(&runs, &probe));
@@ -141,6 +146,7 @@ pub async fn run(
     if let Some(history) = history {
         history.close(WRITTEN).await;
     }
+    notifier.close(TOLD).await;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! From a configuration to a [`Refresher`]: the one place where the parts are put together.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use crate::capabilities::live::Workshop;
 use crate::capabilities::ties::KnownTies;
 use crate::config::Config;
 use crate::config::hooks::RegistryHookConfig;
+use crate::config::notify::NotifyConfig;
 use crate::diagnostic::Diagnostic;
 use crate::engine::address::{self, EngineAddress, EngineEnvironment};
 use crate::engine::docker::DockerEngine;
@@ -24,6 +26,9 @@ use crate::hooks::Hooks;
 use crate::hooks::github::Github;
 use crate::hooks::registry::RegistryHook;
 use crate::hooks::secret::{self, SharedSecrets, SigningKeys};
+use crate::notify::Notifier;
+use crate::notify::memory::Memory;
+use crate::notify::sink::{Sink, SinkError};
 use crate::policy::{Compiler, PolicyEngine, PolicyError};
 use crate::recreate::guard;
 use crate::recreate::lanes::Lanes;
@@ -207,6 +212,43 @@ pub fn hooks(config: &Config) -> Result<Hooks, Diagnostic> {
         });
     }
     Ok(Hooks { github, registries })
+}
+
+/// Those who are to be told, with their addresses and tokens.
+pub fn sinks(config: &Config) -> Result<Vec<Sink>, Diagnostic> {
+    let read = |sink: &NotifyConfig, what: &'static str, file: &Path| {
+        let text = std::fs::read_to_string(file);
+        text.map(SecretString::from)
+            .map_err(|source| SinkError::Unreadable {
+                sink: sink.name.clone(),
+                what,
+                source,
+            })
+    };
+    let sink = |sink: &NotifyConfig| {
+        let url = match (&sink.url, &sink.url_file) {
+            (Some(url), _) => url.clone(),
+            (None, Some(file)) => read(sink, "the address", file)?,
+            // The configuration was checked; this one is told as no address.
+            (None, None) => SecretString::default(),
+        };
+        let token = sink.token_file.as_deref();
+        let token = token
+            .map(|file| read(sink, "the token", file))
+            .transpose()?;
+        let batch = Duration::from_secs(sink.batch_seconds);
+        Ok(Sink::new(&sink.name, sink.kind, url, token)?.told_of(sink.on.clone(), batch))
+    };
+    config.notify.iter().map(sink).collect()
+}
+
+/// Who tells them.
+pub fn notifier(config: &Config) -> Result<Arc<Notifier>, Diagnostic> {
+    let sinks = sinks(config)?;
+    if sinks.is_empty() {
+        return Ok(Notifier::silent());
+    }
+    Notifier::start(sinks, Memory::below(&config.state_folder()))
 }
 
 /// How refreshes are held for approval.

@@ -20,6 +20,7 @@ const ANSWER: Duration = Duration::from_secs(120);
 pub struct Answer {
     pub status: u16,
     pub content_type: String,
+    pub headers: http::HeaderMap,
     pub text: String,
 }
 
@@ -77,6 +78,7 @@ pub async fn send(
             Ok(Answer {
                 status: parts.status.as_u16(),
                 content_type: content_type.to_owned(),
+                headers: parts.headers,
                 text,
             })
         };

@@ -168,7 +168,13 @@ impl Refit {
     /// Starts the daemon on a free port of loopback, and awaits its word that it serves. Where `ADMIN_TOKEN` is set, requests
     /// carry it.
     pub async fn serve(&self) -> anyhow::Result<Daemon> {
-        let arguments = ["serve", "--listen", "127.0.0.1:0", "--log-format", "json"];
+        self.serve_on(0).await
+    }
+
+    /// The same on a port that somebody else has to know before.
+    pub async fn serve_on(&self, port: u16) -> anyhow::Result<Daemon> {
+        let listen = format!("127.0.0.1:{port}");
+        let arguments = ["serve", "--listen", &listen, "--log-format", "json"];
         let mut child = self.spawn(&arguments)?;
         let stderr = child.stderr.take().context("stderr is a pipe")?;
         let (writing, log) = watch::channel(String::new());
@@ -321,6 +327,19 @@ impl Daemon {
         let pid = self.child.id().context("the daemon has ended already")?;
         let pid = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("no such process")?;
         Ok(rustix::process::kill_process(pid, signal)?)
+    }
+
+    /// What it holds of the machine's memory.
+    pub fn resident_bytes(&self) -> anyhow::Result<u64> {
+        let pid = self.child.id().context("the daemon has ended already")?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        Ok(kilobytes
+            .context("no resident size")?
+            .trim()
+            .parse::<u64>()?
+            << 10)
     }
 
     /// What it has logged so far.

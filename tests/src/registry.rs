@@ -86,12 +86,26 @@ impl Registry {
         Self::start_behind(Some(password)).await
     }
 
+    /// A registry of the test's own that sends its notifications to this address, with a secret, until they are taken.
+    pub async fn start_notifying(url: &str, secret: &str) -> anyhow::Result<Self> {
+        // docs/webhooks.md has the same, line by line.
+        let notifications = format!(
+            "notifications:\n  endpoints:\n    - name: refit\n      url: {url}\n      headers:\n        \
+             Authorization: [Bearer {secret}]\n      timeout: 5s\n      threshold: 3\n      backoff: 1s\n"
+        );
+        Self::start_as(None, &notifications).await
+    }
+
     async fn start_behind(password: Option<&str>) -> anyhow::Result<Self> {
+        Self::start_as(password, "").await
+    }
+
+    async fn start_as(password: Option<&str>, more: &str) -> anyhow::Result<Self> {
         tokio::task::spawn_blocking(|| install::ensure(&[("docker-registry", "docker-registry")]))
             .await??;
         let mut refusals = Vec::new();
         for _ in 0..PORTS_TO_TRY {
-            match Self::start_on(free_port()?, password).await {
+            match Self::start_on(free_port()?, password, more).await {
                 Ok(registry) => return Ok(registry),
                 Err(error) => refusals.push(format!("{error:#}")),
             }
@@ -102,10 +116,10 @@ impl Registry {
         )
     }
 
-    async fn start_on(port: u16, password: Option<&str>) -> anyhow::Result<Self> {
+    async fn start_on(port: u16, password: Option<&str>, more: &str) -> anyhow::Result<Self> {
         let directory = keeper::directory("registry")?;
         let config = directory.join("config.yml");
-        fs::write(&config, configuration(&directory, port, password)?)
+        fs::write(&config, configuration(&directory, port, password)? + more)
             .with_context(|| format!("cannot write {}", config.display()))?;
         let kept = Kept::start(Keep {
             name: "registry",
@@ -170,7 +184,8 @@ impl Registry {
     }
 }
 
-fn free_port() -> anyhow::Result<u16> {
+/// One that nobody listens on now.
+pub fn free_port() -> anyhow::Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .context("cannot find a free port on 127.0.0.1")?;
     Ok(listener

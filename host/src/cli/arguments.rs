@@ -53,6 +53,8 @@ pub(super) enum Command {
     Policy(PolicyArguments),
     /// What became of the refreshes on this machine, the newest first; needs no daemon
     History(HistoryArguments),
+    /// Those who are told what came of refreshes
+    Notify(NotifyArguments),
     /// Refreshes that a daemon holds until somebody approves them
     Approvals(ApprovalsArguments),
     /// What a daemon's watcher knows of new images; pause it, resume it, have it look now
@@ -426,6 +428,21 @@ pub(super) enum HistoryCommand {
         /// As JSON
         #[arg(long)]
         json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NotifyArguments {
+    #[command(subcommand)]
+    pub(super) command: NotifyCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum NotifyCommand {
+    /// Send a test message to each sink of the configuration, and say what it answered
+    Test {
+        /// Only to this one
+        name: Option<String>,
     },
 }
 

@@ -15,6 +15,7 @@ use crate::grants::Verb;
 
 pub use super::hooks::HooksConfig;
 pub use super::metrics::MetricsConfig;
+pub use super::notify::NotifyConfig;
 
 /// A key may be left out anywhere; [`Config::default`] says what then holds.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -34,6 +35,8 @@ pub struct Config {
     pub history: HistoryConfig,
     pub metrics: MetricsConfig,
     pub hooks: HooksConfig,
+    /// Who is told what came of refreshes.
+    pub notify: Vec<NotifyConfig>,
     pub approval: ApprovalConfig,
     pub serve: ServeConfig,
     pub watch: WatchConfig,

@@ -8,6 +8,7 @@ pub mod approval;
 pub mod hooks;
 pub mod keys;
 pub mod metrics;
+pub mod notify;
 pub mod watch;
 
 use std::net::SocketAddr;
@@ -292,6 +293,7 @@ impl Config {
             });
         }
         self.hooks.check()?;
+        notify::check(&self.notify)?;
         self.approval.check()?;
         self.registries.check()?;
         self.watch.settings()?;
@@ -415,7 +417,10 @@ impl Loaded {
             Some(name) if !name.contains("refit::config") => name.to_owned(),
             _ => "default".to_owned(),
         };
-        let value = serde_json::to_value(value).unwrap_or_default();
+        let mut value = serde_json::to_value(value).unwrap_or_default();
+        if key == "notify" {
+            notify::hide(&mut value);
+        }
         settings.push(Setting {
             key: key.to_owned(),
             value,

@@ -1,6 +1,7 @@
 //! Who may ask for work: whoever has the admin token.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
@@ -11,12 +12,29 @@ use subtle::ConstantTimeEq as _;
 
 use super::Served;
 use super::problem::Problem;
+use super::repeated::Repeated;
 use crate::diagnostic::Diagnostic;
 use crate::secret::{ExposeSecret as _, SecretString};
 
 /// Kept as its hash: comparing hashes takes the same time whatever is sent, also for another length.
 #[derive(Debug)]
-pub struct AdminToken([u8; 32]);
+pub struct AdminToken {
+    hash: [u8; 32],
+    refused: Arc<Repeated>,
+}
+
+/// Headers in which people send tokens to other programs. What is in them is not looked at.
+const OTHER_HEADERS: [&str; 6] = [
+    "x-admin-token",
+    "x-auth-token",
+    "x-api-key",
+    "private-token",
+    "token",
+    "proxy-authorization",
+];
+
+/// The same for queries.
+const OTHER_PARAMETERS: [&str; 4] = ["token", "access_token", "admin_token", "api_key"];
 
 impl AdminToken {
     /// `ADMIN_TOKEN` where it is set, otherwise the file; surrounding white space does not count. `None` where neither is.
@@ -58,12 +76,15 @@ impl AdminToken {
                 error.hint("it must fit into an HTTP header: one line of visible ASCII characters")
             );
         }
-        Ok(Self(Sha256::digest(token.as_bytes()).into()))
+        Ok(Self {
+            hash: Sha256::digest(token.as_bytes()).into(),
+            refused: Repeated::new("requests without the admin token were refused", 1),
+        })
     }
 
     fn is(&self, sent: &str) -> bool {
         let sent: [u8; 32] = Sha256::digest(sent.as_bytes()).into();
-        self.0.ct_eq(&sent).into()
+        self.hash.ct_eq(&sent).into()
     }
 }
 
@@ -77,7 +98,11 @@ pub(super) async fn require_token(
     };
     match sent(&request) {
         Some(sent) if token.is(sent) => Ok(next.run(request).await),
-        _ => Err(unauthorized("the admin token is missing or wrong")),
+        _ => Err(refused(
+            token,
+            &request,
+            "the admin token is missing or wrong",
+        )),
     }
 }
 
@@ -88,16 +113,16 @@ pub(super) async fn require_metrics_token(
     next: Next,
 ) -> Result<Response, Problem> {
     let tokens = [&served.metrics_token, &served.token];
-    let mut tokens = tokens.into_iter().flatten().peekable();
-    if tokens.peek().is_none() {
+    let tokens: Vec<_> = tokens.into_iter().flatten().collect();
+    let Some(first) = tokens.first() else {
         return Ok(next.run(request).await);
-    }
+    };
     match sent(&request) {
         // Each is compared, whichever it is.
-        Some(sent) if tokens.filter(|token| token.is(sent)).count() > 0 => {
+        Some(sent) if tokens.iter().filter(|token| token.is(sent)).count() > 0 => {
             Ok(next.run(request).await)
         }
-        _ => Err(unauthorized("the token is missing or wrong")),
+        _ => Err(refused(first, &request, "the token is missing or wrong")),
     }
 }
 
@@ -109,9 +134,47 @@ fn sent(request: &Request) -> Option<&str> {
         .then_some(token.trim())
 }
 
-fn unauthorized(why: &str) -> Problem {
-    Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", why)
-        .hint("send it as `Authorization: Bearer TOKEN`")
+fn refused(token: &AdminToken, request: &Request, why: &str) -> Problem {
+    // Neither what was sent nor the query, which may hold a token too.
+    if token.refused.happened() {
+        let what = match sent(request) {
+            Some(_) => "with a wrong",
+            None => "without a",
+        };
+        let path = request.uri().path();
+        tracing::warn!(path, "a request {what} token was refused");
+    }
+    let problem = Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", why)
+        .hint("send it as `Authorization: Bearer TOKEN`");
+    match misplaced(request) {
+        Some(hint) => problem.hint(hint),
+        None => problem,
+    }
+}
+
+/// Where somebody seems to have sent a token that we do not take.
+fn misplaced(request: &Request) -> Option<String> {
+    let query = request.uri().query().unwrap_or_default();
+    let mut names = form_urlencoded::parse(query.as_bytes()).map(|(name, _)| name);
+    if names.any(|name| OTHER_PARAMETERS.contains(&&*name.to_lowercase())) {
+        let hint = "a token in an address is in the logs of all that it passes: change it if it was the right one";
+        return Some(hint.into());
+    }
+    let headers = request.headers();
+    if let Some(name) = OTHER_HEADERS
+        .iter()
+        .find(|name| headers.contains_key(**name))
+    {
+        return Some(format!("the header `{name}` is not looked at"));
+    }
+    let given = headers.contains_key(header::AUTHORIZATION);
+    (given && !is_bearer(request)).then(|| "`Authorization` must begin with `Bearer `".into())
+}
+
+fn is_bearer(request: &Request) -> bool {
+    let value = request.headers().get(header::AUTHORIZATION);
+    let scheme = value.and_then(|value| value.as_bytes().get(..7));
+    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "))
 }
 
 #[cfg(test)]

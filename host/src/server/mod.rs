@@ -5,6 +5,7 @@ mod asked;
 mod auth;
 mod bounds;
 mod by;
+mod connections;
 mod events;
 mod health;
 mod history;
@@ -18,6 +19,7 @@ mod refreshes;
 mod repeated;
 mod routes;
 mod shadow;
+mod stalling;
 mod watch;
 mod workspace_images;
 
@@ -32,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::auth::AdminToken;
+pub use self::connections::listen;
 pub use self::openapi::document;
 use self::problem::Problem;
 use crate::approvals::Approvals;
@@ -80,9 +83,8 @@ pub async fn serve(
     served: Served,
     until: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    axum::serve(listener, router(served))
-        .with_graceful_shutdown(until)
-        .await
+    connections::serve(listener, router(served), until).await;
+    Ok(())
 }
 
 /// Which routes there are, `routes` says.

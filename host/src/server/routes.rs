@@ -3,8 +3,11 @@
 //!
 //! A route's method, path, parameters and answers stand at its handler, in `#[utoipa::path]`. `openapi` makes a document of them.
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::handler::Handler;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use utoipa::__dev::{SchemaReferences, Tags};
 use utoipa::Path;
@@ -13,6 +16,7 @@ use utoipa::openapi::schema::Schema;
 use utoipa::openapi::security::SecurityRequirement;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 
+use super::bounds::{self, Gate};
 use super::{
     Served, approvals, events, health, history, hooks, metrics, openapi, plan, policy, refreshes,
     shadow, watch, workspace_images,
@@ -27,11 +31,36 @@ pub(super) struct Routes {
     pub(super) schemas: Vec<(String, RefOr<Schema>)>,
 }
 
+/// But for one that brings a policy no request has a body to speak of, so none takes long to come.
+const BODY_TIME: Duration = Duration::from_secs(20);
+
+/// Looks at the history at once: each has a thread and the file. Who finds no place waits, and is sent away after that.
+const READS: usize = 32;
+const READ_PATIENCE: Duration = Duration::from_secs(5);
+/// A look takes milliseconds; this one waits for a disk that hangs.
+const READ_TIME: Duration = Duration::from_secs(30);
+
+/// Plans at once: each asks the engine of every container, and runs the policy.
+const PLANS: usize = 8;
+const PLAN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Questions to the engine whether it is there, at once, and how long it may take to say so. Nobody needs a token to ask.
+const PROBES: usize = 8;
+const PROBE_TIME: Duration = Duration::from_secs(10);
+
 /// Whoever looks after processes has no token.
 pub(super) fn open() -> Routes {
+    let gate = Gate::new(PROBES, PROBE_TIME, "questions for `/readyz` were sent away");
+    let ready = Routes::open()
+        .with(health::__path_ready, health::ready)
+        .layered(|router| {
+            router
+                .layer(from_fn_with_state(PROBE_TIME, bounds::answered_within))
+                .layer(from_fn_with_state(gate, bounds::through))
+        });
     Routes::open()
         .with(health::__path_alive, health::alive)
-        .with(health::__path_ready, health::ready)
+        .merge(ready)
 }
 
 /// Those who send have secrets of their own.
@@ -45,12 +74,12 @@ pub(super) fn for_metrics() -> Routes {
 
 /// All others.
 pub(super) fn for_admin() -> Routes {
-    Routes::new(Some("admin"))
+    let admin = || Routes::new(Some("admin"));
+    admin()
         .with(workspace_images::__path_refresh, workspace_images::refresh)
-        .with(plan::__path_plan, plan::plan)
+        .merge(plans(admin()))
         .with(refreshes::__path_begin, refreshes::begin)
-        .with(history::__path_list, history::list)
-        .with(history::__path_show, history::show)
+        .merge(reads(admin()))
         .with(refreshes::__path_cancel, refreshes::cancel)
         .with(events::__path_watch, events::watch)
         .with(watch::__path_show, watch::show)
@@ -63,12 +92,34 @@ pub(super) fn for_admin() -> Routes {
         .with(approvals::__path_approve, approvals::approve)
         .with(approvals::__path_reject, approvals::reject)
         .with(policy::__path_show, policy::show)
-        .with(policy::__path_swap, policy::swap)
         .with(policy::__path_history, policy::history)
         .with(policy::__path_roll_back, policy::roll_back)
         .with(shadow::__path_show, shadow::show)
         .with(shadow::__path_end, shadow::end)
         .with(openapi::__path_show, openapi::show)
+        .layered(|router| router.layer(from_fn_with_state(BODY_TIME, bounds::sent_within)))
+        // A component is larger, and bounds its way in itself.
+        .with(policy::__path_swap, policy::swap)
+}
+
+/// What is answered from the history, soon. What takes long, or streams, is not for here.
+fn reads(routes: Routes) -> Routes {
+    let gate = Gate::new(READS, READ_PATIENCE, "looks at the history were sent away");
+    routes
+        .with(history::__path_list, history::list)
+        .with(history::__path_show, history::show)
+        .layered(|router| {
+            router
+                .layer(from_fn_with_state(READ_TIME, bounds::answered_within))
+                .layer(from_fn_with_state(gate, bounds::through))
+        })
+}
+
+fn plans(routes: Routes) -> Routes {
+    let gate = Gate::new(PLANS, PLAN_PATIENCE, "plans were sent away");
+    routes
+        .with(plan::__path_plan, plan::plan)
+        .layered(|router| router.layer(from_fn_with_state(gate, bounds::through)))
 }
 
 impl Routes {

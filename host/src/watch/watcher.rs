@@ -3,7 +3,7 @@
 //! [`Watcher`] is the handle: to ring, pause, and see what is known. The task keeps no promise in memory that matters: what it
 //! found is found again by the next look, and what must outlive it is in [`super::memory`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use jiff::Timestamp;
 use tokio::sync::Notify;
@@ -39,7 +39,11 @@ pub struct Watcher {
     pub(super) kept: Kept,
     snapshot: Mutex<Arc<Snapshot>>,
     pub(super) changed: Notify,
+    pub(super) teller: OnceLock<Teller>,
 }
+
+/// Told of what is known after each look, for notifications. Called on the task of the watcher, so it must not wait.
+pub type Teller = Arc<dyn Fn(&Snapshot) + Send + Sync>;
 
 impl Watcher {
     /// The handle, and the task behind it, which looks for the first time when `ready` is set and ends with `stopping`.
@@ -64,6 +68,7 @@ impl Watcher {
             kept,
             snapshot: Mutex::new(Arc::new(snapshot)),
             changed: Notify::new(),
+            teller: OnceLock::new(),
         });
         let for_whom = (refresher, adopt);
         let task = Task::new(watcher.clone(), parts.settings, for_whom, stopping.clone());
@@ -78,6 +83,11 @@ impl Watcher {
             }
         };
         (watcher, run)
+    }
+
+    /// Only the first one is told.
+    pub fn tell_after_looks(&self, teller: Teller) {
+        let _ = self.teller.set(teller);
     }
 
     pub fn bell(&self) -> &Arc<Bell> {

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
-
 use super::super::Status;
 use super::super::arguments::ServeArguments;
 use super::{Common, compiler, shutdown_signal};
@@ -14,7 +12,7 @@ use crate::generation::start::Keep;
 use crate::generation::swap::Asked;
 use crate::generation::{Generations, watch};
 use crate::secret::SecretString;
-use crate::server::AdminToken;
+use crate::server::{self, AdminToken};
 use crate::setup;
 
 pub(in super::super) async fn serve(
@@ -34,6 +32,7 @@ pub(in super::super) async fn serve(
     let metrics_token = AdminToken::of_metrics(config.metrics.token_file.as_deref())?;
     daemon::may_listen(config.serve.listen, token.as_ref())?;
     let hooks = setup::hooks(&config)?;
+    let notifier = setup::notifier(&config)?;
     let refresher = setup::refresher(&config, compiler(&config), Keep::Generations).await?;
     let refresher = refresher.written_down_in(setup::history(&config, None));
     let credentials = refresher.workshop().credentials.clone();
@@ -43,9 +42,7 @@ pub(in super::super) async fn serve(
         Diagnostic::new(format!("cannot listen on {}", config.serve.listen))
             .because(error.to_string())
     };
-    let listener = TcpListener::bind(config.serve.listen)
-        .await
-        .map_err(cannot)?;
+    let listener = server::listen(config.serve.listen).map_err(cannot)?;
     let address = listener.local_addr().map_err(cannot)?;
     // They end with the process; a swap that it ends is either written down or did not happen.
     let (followed, follow) = tokio::sync::watch::channel(followed_file(&config));
@@ -67,6 +64,7 @@ pub(in super::super) async fn serve(
         approval: setup::approval(&config),
         watching,
         hooks,
+        notifier,
         token,
         metrics_token,
     };

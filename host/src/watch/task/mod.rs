@@ -230,6 +230,10 @@ impl Task {
         if failure.is_none() {
             self.adopt_what_is_due().await;
         }
+        if let Some(teller) = self.watcher.teller.get() {
+            self.publish();
+            teller(&self.watcher.snapshot());
+        }
         // One that fails has been told of.
         let _ = self.watcher.kept.write().await;
     }

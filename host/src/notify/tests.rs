@@ -1,0 +1,209 @@
+//! Told once, together, and again when it changed; on a real socket.
+
+use std::sync::Mutex;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+use super::finding::{Context, Kind, Sameness};
+use super::sink::Dialect;
+use super::*;
+use crate::secret::SecretString;
+
+/// Answers each request with the next of these, and the last one for ever. What was posted, in order.
+struct Server {
+    url: String,
+    posted: Arc<Mutex<Vec<String>>>,
+    arrived: mpsc::Receiver<()>,
+}
+
+async fn server(answers: &'static [&'static str]) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/secret-path", listener.local_addr().unwrap());
+    let posted = Arc::<Mutex<Vec<String>>>::default();
+    let (arrive, arrived) = mpsc::channel(100);
+    let into = posted.clone();
+    tokio::spawn(async move {
+        let mut served = 0;
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            let body = loop {
+                let mut chunk = [0; 4096];
+                let read = stream.read(&mut chunk).await.unwrap();
+                request.extend_from_slice(&chunk[..read]);
+                let text = String::from_utf8_lossy(&request).into_owned();
+                let Some((head, body)) = text.split_once("\r\n\r\n") else {
+                    continue;
+                };
+                let head = head.to_lowercase();
+                let length = head
+                    .split("content-length: ")
+                    .nth(1)
+                    .and_then(|rest| rest.lines().next());
+                if body.len() >= length.unwrap().parse::<usize>().unwrap() {
+                    break body.to_owned();
+                }
+            };
+            into.lock().unwrap().push(body);
+            let answer = answers[served.min(answers.len() - 1)];
+            served += 1;
+            let answer = format!("HTTP/1.1 {answer}Content-Length: 0\r\nConnection: close\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            arrive.send(()).await.unwrap();
+        }
+    });
+    Server {
+        url,
+        posted,
+        arrived,
+    }
+}
+
+impl Server {
+    async fn posts(&mut self, count: usize) -> Vec<serde_json::Value> {
+        let arrived = async {
+            for _ in 0..count {
+                self.arrived.recv().await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), arrived)
+            .await
+            .expect("they did not arrive");
+        let posted = self.posted.lock().unwrap();
+        posted
+            .iter()
+            .map(|body| serde_json::from_str(body).unwrap())
+            .collect()
+    }
+}
+
+fn notifier(server: &Server, batch: Duration, memory: Memory) -> Arc<Notifier> {
+    let url = SecretString::from(server.url.clone());
+    let sink = Sink::new("ops", Dialect::Webhook, url, None).unwrap();
+    let sink = sink.told_of(vec![Kind::Failed, Kind::Behind], batch);
+    Notifier::start(vec![sink], memory).unwrap()
+}
+
+fn failed(name: &str, cause: &str) -> Finding {
+    Finding {
+        same: Some(Sameness {
+            about: format!("failed container {name}"),
+            cause: cause.into(),
+        }),
+        ..Finding::new(Kind::Failed, name, cause, "it runs", &Context::default())
+    }
+}
+
+fn subjects(message: &serde_json::Value) -> Vec<&str> {
+    let findings = message["findings"].as_array().unwrap();
+    findings
+        .iter()
+        .map(|finding| finding["subject"].as_str().unwrap())
+        .collect()
+}
+
+const SOON: Duration = Duration::from_millis(50);
+
+#[tokio::test]
+async fn what_comes_together_is_one_message_and_is_not_told_again_until_it_was_settled() {
+    let mut server = server(&["200 OK\r\n"]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let told = notifier(&server, SOON, Memory::below(folder.path()));
+    for name in ["a", "b", "a"] {
+        told.tell(failed(name, "port is taken"));
+    }
+    told.tell(Finding::new(
+        Kind::Recreated,
+        "c",
+        "it was",
+        "it is",
+        &Context::default(),
+    ));
+    let posts = server.posts(1).await;
+    assert_eq!(
+        subjects(&posts[0]),
+        ["a", "b"],
+        "each once, and no kind that nobody asked for"
+    );
+    told.close(Duration::from_secs(5)).await;
+
+    // A daemon that starts again finds the same.
+    let told = notifier(&server, SOON, Memory::below(folder.path()));
+    told.tell(failed("a", "port is taken"));
+    told.tell(failed("b", "no space left"));
+    let posts = server.posts(1).await;
+    assert_eq!(subjects(&posts[1]), ["b"], "only what changed");
+    told.settle(vec!["failed container a".into()]);
+    told.tell(failed("a", "port is taken"));
+    let posts = server.posts(1).await;
+    assert_eq!(subjects(&posts[2]), ["a"], "it was settled, and came again");
+    told.close(Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn it_is_tried_again_when_that_may_help_and_not_when_it_cannot() {
+    let mut server = server(&[
+        "429 Too Many\r\nRetry-After: 0\r\n",
+        "503 No\r\nRetry-After: 0\r\n",
+        "200 OK\r\n",
+        "404 Not Found\r\n",
+    ])
+    .await;
+    let told = notifier(&server, SOON, Memory::of_this_process());
+    told.tell(failed("a", "port is taken"));
+    let posts = server.posts(3).await;
+    assert!(posts.iter().all(|post| subjects(post) == ["a"]));
+    told.tell(failed("b", "port is taken"));
+    server.posts(1).await;
+    told.tell(failed("b", "port is taken"));
+    let posts = server.posts(1).await;
+    assert_eq!(
+        posts.len(),
+        5,
+        "a 404 is not tried again, and what did not arrive is told again"
+    );
+    told.close(Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn what_waits_when_the_daemon_ends_is_delivered_and_nobody_waits_for_ever() {
+    let mut server = server(&["200 OK\r\n"]).await;
+    let told = notifier(
+        &server,
+        Duration::from_secs(3600),
+        Memory::of_this_process(),
+    );
+    told.tell(failed("a", "port is taken"));
+    told.close(Duration::from_secs(5)).await;
+    assert_eq!(subjects(&server.posts(1).await[0]), ["a"]);
+
+    // One that takes the connection and never answers.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    server.url = format!("http://{}/", listener.local_addr().unwrap());
+    let told = notifier(&server, SOON, Memory::of_this_process());
+    told.tell(failed("a", "port is taken"));
+    let began = Instant::now();
+    told.close(Duration::from_millis(300)).await;
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn more_than_can_be_kept_is_counted_and_the_count_is_told() {
+    let mut server = server(&["200 OK\r\n"]).await;
+    let told = notifier(&server, SOON, Memory::of_this_process());
+    // Nobody takes any out while this one does not wait.
+    for n in 0..WAITING_MAX + 7 {
+        told.tell(failed(&format!("c{n:04}"), "port is taken"));
+    }
+    let posts = server.posts(WAITING_MAX.div_ceil(BATCH_MAX)).await;
+    assert!(posts.iter().all(|post| subjects(post).len() == BATCH_MAX));
+    assert_eq!(posts[0]["dropped"], 7);
+    assert!(
+        posts[0]["text"]
+            .as_str()
+            .unwrap()
+            .contains("7 more were not told")
+    );
+    told.close(Duration::from_secs(5)).await;
+}
