@@ -9,15 +9,15 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::approvals::{Approvals, Terms};
+use crate::approvals::{self, Approvals, Terms};
 use crate::diagnostic::Diagnostic;
 use crate::hooks::Hooks;
 use crate::notify::Notifier;
+use crate::notify::finding::{Finding, Outcome};
 use crate::refresh::Refresher;
 use crate::runs::{Observer, Runs};
 use crate::server::{AdminToken, Served, serve};
 use crate::watch::Watcher;
-use crate::watch::bell::Bell;
 use crate::watch::watcher::Watching;
 
 /// How long a daemon that was told to stop waits for what was begun. A replacement takes its stop timeout, its start and its
@@ -82,7 +82,9 @@ pub async fn run(
     ));
     let observers: Vec<Arc<dyn Observer>> = vec![notifier.clone()];
     let runs = Runs::new(refresher.clone(), observers, work.clone(), stopping.clone());
-    let approvals = Approvals::open(approval, Arc::new(runs.clone()), None).await;
+    let told = notifier.clone();
+    let held: approvals::Observer = Arc::new(move |held| told.tell(Finding::held(held)));
+    let approvals = Approvals::open(approval, Arc::new(runs.clone()), Some(held)).await;
     work.spawn(begin_the_approved(
         approvals.clone(),
         recovered.clone(),
@@ -92,6 +94,10 @@ pub async fn run(
         let (ready, stopping) = (recovered.clone(), stopping.clone());
         let adopt = Arc::new(approvals.gate(Arc::new(runs.clone())));
         let (watcher, watch) = Watcher::new(watching, refresher.clone(), adopt, ready, stopping);
+        if !notifier.is_silent() {
+            let told = notifier.clone();
+            watcher.tell_after_looks(Arc::new(move |seen| told.tell_all(Outcome::of_look(seen))));
+        }
         work.spawn(watch);
         watcher
     });
