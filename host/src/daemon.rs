@@ -9,12 +9,13 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::approvals::{Approvals, Terms};
+use crate::approvals::{self, Approvals, Terms};
 use crate::diagnostic::Diagnostic;
 use crate::engine::probe::Probe;
 use crate::hooks::Hooks;
 use crate::metrics::{ImageCounts, Metrics, Sources, Watched};
 use crate::notify::Notifier;
+use crate::notify::finding::{Finding, Outcome};
 use crate::refresh::{PolicyReport, Refresher};
 use crate::runs::{Observer, Runs};
 use crate::server::{AdminToken, Served, serve};
@@ -89,7 +90,9 @@ pub async fn run(
     let runs = Runs::new(refresher.clone(), observers, work.clone(), stopping.clone());
     let probe = Arc::new(Probe::new(refresher.workshop().engine.clone()));
     metrics.ask(sources(&runs, &probe));
-    let approvals = Approvals::open(approval, Arc::new(runs.clone()), None).await;
+    let told = notifier.clone();
+    let held: approvals::Observer = Arc::new(move |held| told.tell(Finding::held(held)));
+    let approvals = Approvals::open(approval, Arc::new(runs.clone()), Some(held)).await;
     work.spawn(begin_the_approved(
         approvals.clone(),
         recovered.clone(),
@@ -99,6 +102,10 @@ pub async fn run(
         let (ready, stopping) = (recovered.clone(), stopping.clone());
         let adopt = Arc::new(approvals.gate(Arc::new(runs.clone())));
         let (watcher, watch) = Watcher::new(watching, refresher.clone(), adopt, ready, stopping);
+        if !notifier.is_silent() {
+            let told = notifier.clone();
+            watcher.tell_after_looks(Arc::new(move |seen| told.tell_all(Outcome::of_look(seen))));
+        }
         work.spawn(watch);
         watcher
     });

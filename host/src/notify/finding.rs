@@ -4,12 +4,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::approvals::Held;
 use crate::diagnostic::Diagnostic;
 use crate::history::Id;
 use crate::image::ImageRef;
 use crate::journal::{ImageOutcome, ImageRecord, RecreationOutcome, RecreationRecord};
 use crate::policy::Verdict;
 use crate::refresh::{ContainerReport, PolicyReport, RefreshError, Report, Request, Trigger};
+use crate::watch::status::{self as watch, Snapshot, Watched};
 
 /// What somebody can want to be told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -150,6 +152,15 @@ impl Outcome {
             // Whoever asked for what there is not has been told, and nobody else needs to be.
             Err(RefreshError::UnknownTargets { .. }) => {}
             Err(error) => outcome.findings.push(whole(error, &context)),
+        }
+        outcome
+    }
+
+    /// Of a look of the watcher.
+    pub fn of_look(snapshot: &Snapshot) -> Self {
+        let mut outcome = Self::default();
+        for image in &snapshot.images {
+            watched(image, &mut outcome);
         }
         outcome
     }
@@ -437,13 +448,20 @@ impl Finding {
         }
     }
 
-    /// A refresh waits for a person, under this number.
-    pub fn held(number: u64, images: &[ImageRef], would: &str, trigger: Trigger) -> Self {
-        let names: Vec<String> = images.iter().map(ToString::to_string).collect();
+    /// A refresh waits for a person.
+    pub fn held(held: &Held) -> Self {
+        let number = held.id;
+        let names = held
+            .findings
+            .iter()
+            .map(|finding| finding.image.to_string());
+        let names: Vec<String> = names.collect();
         let context = Context {
-            trigger: Some(trigger),
+            trigger: Some(held.request.trigger),
+            by: held.by.clone(),
             ..Context::default()
         };
+        let summary = &held.plan.summary;
         Self {
             urgency: Urgency::High,
             next: vec![format!(
@@ -455,21 +473,70 @@ impl Finding {
             }),
             ..Self::new(
                 Kind::Held,
-                &names.join(", "),
-                format!("a refresh waits for approval: {would}"),
-                "nothing is done until somebody approves it",
+                &match names.is_empty() {
+                    true => REFRESH.to_owned(),
+                    false => names.join(", "),
+                },
+                format!(
+                    "a refresh waits for approval, to pull {} and recreate {}",
+                    counted(summary.would_pull, "image"),
+                    counted(summary.would_recreate, "container")
+                ),
+                format!(
+                    "nothing is done until somebody approves it; it expires at {:.0}",
+                    held.expires
+                ),
                 &context,
             )
         }
     }
 }
 
-/// What was found about an image is no longer so.
-pub fn settled_image(image: &ImageRef) -> Vec<String> {
-    let name = image.to_string();
-    [Kind::Behind, Kind::Unknown]
-        .map(|kind| about(kind, "image", &name))
-        .into()
+fn counted(count: usize, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    }
+}
+
+/// What a look of the watcher has shown of an image.
+fn watched(image: &Watched, outcome: &mut Outcome) {
+    let name = image.image.to_string();
+    match image.verdict {
+        watch::Verdict::Current => {
+            for kind in [Kind::Behind, Kind::Unknown] {
+                outcome.settled.push(about(kind, "image", &name));
+            }
+        }
+        watch::Verdict::Unknown => {
+            let told = image.reason.clone();
+            let told = told.unwrap_or_else(|| Diagnostic::new("its registry did not say"));
+            outcome.findings.push(Finding::unknown(&image.image, &told));
+        }
+        watch::Verdict::Behind => {
+            outcome.settled.push(about(Kind::Unknown, "image", &name));
+            let until = image.held.as_ref().and_then(|held| held.until);
+            let until = until
+                .map(|until| format!(" until {until:.0}"))
+                .unwrap_or_default();
+            let why = match image.held.as_ref().map(|held| held.by) {
+                Some(watch::By::Pause) => "the watcher is paused".to_owned(),
+                Some(watch::By::Window) => format!("no window for updates is open{until}"),
+                Some(watch::By::Age) => format!("it is too young{until}"),
+                Some(watch::By::Backoff) => {
+                    format!("the last refresh for it failed, and none is tried{until}")
+                }
+                Some(watch::By::Rejected) => "somebody has rejected it".to_owned(),
+                // These are told of by themselves, or done in a moment.
+                Some(watch::By::Approval | watch::By::Refresh) | None => return,
+            };
+            if let Some(digest) = &image.remote {
+                outcome
+                    .findings
+                    .push(Finding::behind(&image.image, digest, &why));
+            }
+        }
+    }
 }
 
 impl Policy {

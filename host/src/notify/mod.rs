@@ -142,6 +142,18 @@ impl Notifier {
         }
     }
 
+    /// What came of something: first what is no longer so, since what failed and was then done is told as both.
+    pub fn tell_all(&self, outcome: Outcome) {
+        self.settle(outcome.settled);
+        for finding in outcome.findings {
+            self.tell(finding);
+        }
+    }
+
+    pub fn is_silent(&self) -> bool {
+        self.outlets.is_empty()
+    }
+
     /// Delivers what waits, once, and no longer than this.
     pub async fn close(&self, limit: Duration) {
         self.closing.cancel();
@@ -156,14 +168,9 @@ impl Observer for Notifier {
         let Happening::Ended(answer) = happening else {
             return;
         };
-        if self.outlets.is_empty() {
-            return;
-        }
-        let outcome = Outcome::of(run.id, &run.request, run.by.as_deref(), answer);
-        // First: what failed and was then done is told as both, and is settled.
-        self.settle(outcome.settled);
-        for finding in outcome.findings {
-            self.tell(finding);
+        if !self.is_silent() {
+            let by = run.by.as_deref();
+            self.tell_all(Outcome::of(run.id, &run.request, by, answer));
         }
     }
 }

@@ -1,14 +1,17 @@
 //! Webhooks: GitHub's, signed, and those of the real registry; who is let in, what is looked at, what is told.
 
+use std::time::Instant;
+
 use anyhow::ensure;
 use refit_tests::http::{self, Answer};
 use refit_tests::refit::Daemon;
 use refit_tests::registry::{self, Registry};
-use refit_tests::{ImageSpec, Refit, with_world};
+use refit_tests::world::{Published, Running};
+use refit_tests::{ContainerSpec, ImageSpec, Refit, World, with_world};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::{refit, without_engine};
+use crate::{refit, replaced, until, untouched, without_engine};
 
 const SECRET: &str = "webhook-secret-not-to-be-seen";
 const TOKEN: &str = "correct-horse-battery-staple";
@@ -350,6 +353,148 @@ async fn the_real_registry_tells_of_a_push_and_of_nothing_else() -> anyhow::Resu
         ensure!(!log.contains("refused"), "{log}");
         drop(daemon);
         own.stop().await
+    })
+    .await
+}
+
+/// Awaits that all of these run the image, and says for how long.
+async fn until_they_run(
+    w: &World,
+    containers: &[Running],
+    image: &Published,
+    what: &str,
+) -> anyhow::Result<()> {
+    let began = Instant::now();
+    until("the containers run what was pushed", || async {
+        for container in containers {
+            // Between two names it is not there.
+            match w.inspect(&container.name).await {
+                Ok(now) if now.image.as_deref() == Some(image.id.as_str()) => {}
+                Ok(_) | Err(_) => return Ok(false),
+            }
+        }
+        Ok(true)
+    })
+    .await?;
+    let took = began.elapsed();
+    refit_tests::progress(&format!(
+        "{} containers ran a pushed image {took:.1?} after {what} (with a second of proof each, two at a time)",
+        containers.len()
+    ));
+    for container in containers {
+        replaced(w, container, image).await?;
+    }
+    Ok(())
+}
+
+/// The newest refresh has this trigger, and recreated so many.
+async fn asked_by_a_webhook(daemon: &Daemon, recreated: usize) -> anyhow::Result<()> {
+    until("the refresh in the history", || async {
+        let answer = daemon
+            .request("GET", "/v1/refreshes?limit=20")
+            .await?
+            .json()?;
+        let refreshes = answer["refreshes"].as_array().cloned().unwrap_or_default();
+        let done = refreshes
+            .iter()
+            .find(|it| it["summary"]["recreated"] == recreated);
+        Ok(done.is_some_and(|it| it["request"]["trigger"] == "webhook"))
+    })
+    .await
+}
+
+async fn workspaces(w: &World, registry: &Registry) -> anyhow::Result<(Vec<Running>, Running)> {
+    let hermes = w.publish(registry, "hermes", ImageSpec::new("v1")).await?;
+    let other = w
+        .publish(registry, "langgraph", ImageSpec::new("v1"))
+        .await?;
+    let mut containers = Vec::new();
+    for name in ["a", "b", "c", "d"] {
+        containers.push(w.run(ContainerSpec::new(name, &hermes.reference)).await?);
+    }
+    let other = w.run(ContainerSpec::new("other", &other.reference)).await?;
+    Ok((containers, other))
+}
+
+#[tokio::test]
+async fn a_push_to_the_real_registry_reaches_all_containers_by_itself() -> anyhow::Result<()> {
+    with_world("from push to containers", |w| async move {
+        let port = registry::free_port()?;
+        let url = format!("http://127.0.0.1:{port}/v1/hooks/registry");
+        let own = Registry::start_notifying(&url, SECRET).await?;
+        let (containers, other) = workspaces(&w, &own).await?;
+        let state = tempfile::tempdir()?;
+        let daemon = refit(&w, &own, &["hermes", "langgraph"])?
+            .set("state_dir", state.path().display().to_string())
+            .env("REGISTRY_WEBHOOK_SECRET", SECRET)
+            .secret(SECRET)
+            .serve_on(port)
+            .await?;
+        daemon.until_ready().await?;
+        // What was pushed before the daemon was there; nothing is to be done for it.
+        daemon
+            .until_logged("a registry's notification was delivered")
+            .await?;
+
+        let v2 = w.publish(&own, "hermes", ImageSpec::new("v2")).await?;
+        until_they_run(
+            &w,
+            &containers,
+            &v2,
+            "its push, by the registry's notification",
+        )
+        .await?;
+        asked_by_a_webhook(&daemon, containers.len()).await?;
+        untouched(&w, &other).await?;
+        drop(daemon);
+        own.stop().await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn githubs_delivery_reaches_all_containers_of_its_image_and_no_other() -> anyhow::Result<()> {
+    with_world("from GitHub to containers", |w| async move {
+        let registry = registry::open().await?;
+        let (containers, other) = workspaces(&w, registry).await?;
+        let state = tempfile::tempdir()?;
+        let daemon = refit(&w, registry, &["hermes", "langgraph"])?
+            .set("state_dir", state.path().display().to_string())
+            .set("hooks.github.registry", registry.host())
+            .env("GITHUB_WEBHOOK_SECRET", SECRET)
+            .secret(SECRET)
+            .serve()
+            .await?;
+        daemon.until_ready().await?;
+        // Both are behind, once the first look has been; only one is told of.
+        daemon.until_logged("\"serving\"").await?;
+        until("the first look", || async {
+            Ok(daemon.request("GET", "/v1/watch").await?.json()?["looks"] == 1)
+        })
+        .await?;
+        let v2 = w.publish(registry, "hermes", ImageSpec::new("v2")).await?;
+        w.publish(registry, "langgraph", ImageSpec::new("v2"))
+            .await?;
+        let body = package(w.prefix(), "workspace-template-hermes", "latest").to_string();
+        let signature = sign(SECRET, body.as_bytes());
+        // Twice, as when somebody delivers it again: that costs a look at most.
+        for _ in 0..2 {
+            let answer = deliver(
+                &daemon,
+                "package",
+                Some(&signature),
+                "application/json",
+                body.as_str(),
+            )
+            .await?;
+            assert_eq!(
+                (answer.status, &answer.json()?["accepted"]),
+                (202, &json!([v2.reference]))
+            );
+        }
+        until_they_run(&w, &containers, &v2, "GitHub's delivery").await?;
+        asked_by_a_webhook(&daemon, containers.len()).await?;
+        untouched(&w, &other).await
     })
     .await
 }
