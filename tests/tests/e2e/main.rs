@@ -18,6 +18,7 @@ mod refresh;
 mod rollback;
 mod shadow;
 mod snapshot;
+mod ssh;
 mod swap;
 mod swap_start;
 mod trust;
