@@ -2,6 +2,7 @@
 //!
 //! [`Journal`] stands around the capabilities of one refresh, writes down each use, and tells whoever watches.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -223,6 +224,8 @@ pub struct Journal {
     planning: bool,
     events: Events,
     record: Arc<Mutex<Record>>,
+    /// What each container ran when the policy looked at it. As many as a policy may inspect.
+    ran: Mutex<HashMap<ContainerId, ImageId>>,
     under_way: TaskTracker,
 }
 
@@ -233,6 +236,7 @@ impl Journal {
             planning,
             events,
             record: Arc::default(),
+            ran: Mutex::default(),
             under_way: TaskTracker::new(),
         }
     }
@@ -260,7 +264,12 @@ impl Capabilities for Journal {
     }
 
     async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
-        self.inner.inspect(container).await
+        let answer = self.inner.inspect(container).await;
+        if let Ok(found) = &answer {
+            let mut ran = self.ran.lock().unwrap_or_else(PoisonError::into_inner);
+            ran.insert(found.id.clone(), found.image_id.clone());
+        }
+        answer
     }
 
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
@@ -286,6 +295,10 @@ impl Capabilities for Journal {
             self.planning,
         );
         let name = recreation.container.name.clone();
+        let ran = {
+            let ran = self.ran.lock().unwrap_or_else(PoisonError::into_inner);
+            ran.get(&recreation.container.id).cloned()
+        };
         // A task of its own: a policy that traps or runs out of time drops our future, and a container that was begun must be
         // finished or put back all the same, and written down.
         let recreating = async move {
@@ -294,7 +307,9 @@ impl Capabilities for Journal {
             });
             let started = Instant::now();
             let answer = inner.recreate(recreation.clone()).await;
-            let record = recreation_record(&recreation, &answer, planning, started.elapsed());
+            let mut record = recreation_record(&recreation, &answer, planning, started.elapsed());
+            // Of one that was not recreated, too: whoever looks back wants to know from what.
+            record.from_image_id = record.from_image_id.or(ran);
             records
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)

@@ -1,7 +1,9 @@
 //! From a configuration to a [`Refresher`]: the one place where the parts are put together.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::approvals::Terms as ApprovalTerms;
 use crate::artifact::registry::Registries;
 use crate::artifact::signature::{SignatureError, Trust};
 use crate::artifact::{self, Carrier};
@@ -28,8 +30,11 @@ use crate::recreate::lanes::Lanes;
 use crate::recreate::lease::Leases;
 use crate::recreate::recover::Patience;
 use crate::refresh::Refresher;
+use crate::registry::budget::Rate;
 use crate::registry::credentials::{CredentialError, Credentials, EnvironmentVariables};
 use crate::secret::SecretString;
+use crate::registry::digests::{Digests, SetUpError};
+use crate::watch::watcher::Watching;
 
 pub fn engine_address(config: &Config) -> Result<EngineAddress, Diagnostic> {
     Ok(address::choose(
@@ -202,6 +207,41 @@ pub fn hooks(config: &Config) -> Result<Hooks, Diagnostic> {
         });
     }
     Ok(Hooks { github, registries })
+}
+
+/// How refreshes are held for approval.
+pub fn approval(config: &Config) -> ApprovalTerms {
+    ApprovalTerms {
+        state: config.state_folder(),
+        life: config.approval.life(),
+        required_for: config.approval.required_for(),
+    }
+
+/// What asks registries for digests. `credentials` are those that images are pulled with.
+pub fn digests(config: &Config, credentials: Credentials) -> Result<Digests, SetUpError> {
+    let rate = Rate {
+        requests: config.registries.requests_max,
+        window: Duration::from_secs(config.registries.requests_window_seconds),
+    };
+    Digests::new(credentials, config.registries.plain_http.clone(), rate)
+}
+
+/// What a daemon watches with. `None` where nothing is to be watched for: no schedule, and `rung` says that nobody rings.
+pub fn watching(
+    config: &Config,
+    credentials: Credentials,
+    rung: bool,
+) -> Result<Option<Watching>, Diagnostic> {
+    let settings = config.watch.settings()?;
+    if settings.ticks.is_none() && !rung {
+        return Ok(None);
+    }
+    Ok(Some(Watching {
+        settings,
+        digests: Arc::new(digests(config, credentials)?),
+        bell: Arc::default(),
+        state_folder: config.state_folder(),
+    }))
 }
 
 /// Nothing is contacted yet: an engine that is down is found out by the first call.

@@ -307,6 +307,11 @@ impl Daemon {
         self.signal(rustix::process::Signal::TERM)
     }
 
+    /// Ends it as a power cut would, and awaits that it is gone.
+    pub async fn kill(mut self) -> anyhow::Result<()> {
+        within(RUN, "kill the daemon", self.child.kill()).await
+    }
+
     /// Tells it to read its configuration again.
     pub fn hang_up(&self) -> anyhow::Result<()> {
         self.signal(rustix::process::Signal::HUP)

@@ -390,7 +390,7 @@ fn recreated(replaced: Replaced, image: &NewImage, from_image_id: ImageId) -> Re
 }
 
 /// The digest under which this image's own repository serves it. An image may carry digests of several repositories.
-pub(super) fn digest_for(repo_digests: &[String], image: &ImageRef) -> Option<String> {
+pub(crate) fn digest_for(repo_digests: &[String], image: &ImageRef) -> Option<String> {
     repo_digests.iter().find_map(|entry| {
         let (repository, digest) = entry.split_once('@')?;
         // The engine writes Docker Hub's short names here.

@@ -8,6 +8,7 @@ pub mod guard;
 pub mod live;
 pub mod plan;
 pub mod ties;
+pub mod warrant;
 
 use std::time::Duration;
 

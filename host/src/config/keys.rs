@@ -6,6 +6,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::approval::ApprovalConfig;
+use super::ConfigError;
+use super::watch::WatchConfig;
 use crate::artifact;
 use crate::artifact::signature::KeyConfig;
 use crate::grants::Verb;
@@ -29,7 +32,9 @@ pub struct Config {
     pub proof: ProofConfig,
     pub history: HistoryConfig,
     pub hooks: HooksConfig,
+    pub approval: ApprovalConfig,
     pub serve: ServeConfig,
+    pub watch: WatchConfig,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -49,11 +54,15 @@ pub struct CredentialsConfig {
     pub registry: String,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RegistriesConfig {
-    /// Registries, as `host:port`, that policies are fetched from without TLS. Those on this machine need not be listed.
+    /// Registries, as `host:port`, that policies are fetched from, and the watcher asks, without TLS. Those on this machine need
+    /// not be listed.
     pub plain_http: Vec<String>,
+    /// How often the watcher may ask one registry within the window.
+    pub requests_max: u32,
+    pub requests_window_seconds: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -132,6 +141,38 @@ impl Default for CredentialsConfig {
     fn default() -> Self {
         Self {
             registry: crate::registry::credentials::GHCR.to_owned(),
+        }
+    }
+}
+
+impl Default for RegistriesConfig {
+    fn default() -> Self {
+        Self {
+            plain_http: vec![],
+            // Five looks at a hundred images. GHCR lets 44,000 through in a minute.
+            requests_max: 600,
+            requests_window_seconds: 60,
+        }
+    }
+}
+
+impl RegistriesConfig {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let zero = |key: &'static str| ConfigError::Value {
+            key,
+            problem: "0, and must be at least 1".into(),
+        };
+        if self.requests_max == 0 {
+            return Err(zero("registries.requests_max"));
+        }
+        /// A day; counts of half a year are nobody's.
+        const WINDOW_MAX: u64 = 24 * 60 * 60;
+        match self.requests_window_seconds {
+            1..=WINDOW_MAX => Ok(()),
+            seconds => Err(ConfigError::Value {
+                key: "registries.requests_window_seconds",
+                problem: format!("{seconds}, and may be 1 to {WINDOW_MAX}"),
+            }),
         }
     }
 }

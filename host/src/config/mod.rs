@@ -4,8 +4,10 @@
 //! defaults. Knows where each value came from, for `refit config show`, and which keys there are, so that a misspelt one is an
 //! error and not a surprise.
 
+pub mod approval;
 pub mod hooks;
 pub mod keys;
+pub mod watch;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -114,6 +116,15 @@ pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Loaded, ConfigError> {
         figment = figment.merge(Named {
             name: "MOLECULE_IMAGE_PLATFORM",
             inner: Serialized::default("images.platform", platform),
+        });
+    }
+    if let Some(enabled) = std::env::var("IMAGE_AUTO_REFRESH")
+        .ok()
+        .and_then(|variable| watch::auto_refresh(&variable))
+    {
+        figment = figment.merge(Named {
+            name: "IMAGE_AUTO_REFRESH",
+            inner: Serialized::default("watch.enabled", enabled),
         });
     }
     // `REFIT_CONFIG` names the file and is no key.
@@ -280,6 +291,9 @@ impl Config {
             });
         }
         self.hooks.check()?;
+        self.approval.check()?;
+        self.registries.check()?;
+        self.watch.settings()?;
         self.platform().map(drop)
     }
 

@@ -27,6 +27,13 @@ pub struct Hooks {
     pub registries: Vec<RegistryHook>,
 }
 
+impl Hooks {
+    /// Whether none is taken.
+    pub fn is_empty(&self) -> bool {
+        self.github.is_none() && self.registries.is_empty()
+    }
+}
+
 /// An image of which somebody says that it was published.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Published {

@@ -18,6 +18,7 @@ use tracing::Instrument as _;
 
 use self::feed::{Feed, Told};
 use self::once::Keys;
+use crate::capabilities::warrant::Warrant;
 use crate::diagnostic::{Diagnostic, Hints};
 use crate::history::{self, Entry, Outcome, Shown};
 use crate::journal::{Event, Events, RecreationOutcome};
@@ -163,6 +164,8 @@ pub enum NotBegun {
     Stopping,
     #[error("{UNDER_WAY_MAX} refreshes are under way, and no more are begun")]
     TooMany,
+    #[error("it could not be held for approval: {}", .0.sentence())]
+    NotHeld(Diagnostic),
 }
 
 impl Hints for NotBegun {
@@ -170,6 +173,7 @@ impl Hints for NotBegun {
         match self {
             Self::Stopping => vec![],
             Self::TooMany => vec!["ask again when one of them has ended".into()],
+            Self::NotHeld(told) => told.hints.clone(),
         }
     }
 }
@@ -241,11 +245,35 @@ impl Runs {
         &self.refresher
     }
 
+    /// Set when none is begun any more.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stopping
+    }
+
     /// Returns when it has a number. It has begun then, and also when whoever asked does not wait for that.
     pub async fn begin(
         self: &Arc<Self>,
         request: Request,
         by: Option<String>,
+    ) -> Result<Begun, NotBegun> {
+        self.begin_as(request, by, None).await
+    }
+
+    /// The same, of one that does no more than this.
+    pub async fn begin_within(
+        self: &Arc<Self>,
+        request: Request,
+        by: Option<String>,
+        warrant: Arc<Warrant>,
+    ) -> Result<Begun, NotBegun> {
+        self.begin_as(request, by, Some(warrant)).await
+    }
+
+    async fn begin_as(
+        self: &Arc<Self>,
+        request: Request,
+        by: Option<String>,
+        warrant: Option<Arc<Warrant>>,
     ) -> Result<Begun, NotBegun> {
         if self.stopping.is_cancelled() {
             return Err(NotBegun::Stopping);
@@ -263,7 +291,8 @@ impl Runs {
         };
         let (numbered, number) = oneshot::channel();
         let (end, ended) = oneshot::channel();
-        self.work.spawn(run(place, request, by, numbered, end));
+        let asked = (request, by, warrant);
+        self.work.spawn(run(place, asked, numbered, end));
         // The sender is dropped by a panic alone.
         let run = number.await.map_err(|_| NotBegun::Stopping)?;
         Ok(Begun { run, ended })
@@ -351,8 +380,7 @@ impl Drop for Place {
 
 async fn run(
     place: Place,
-    request: Request,
-    by: Option<String>,
+    (request, by, warrant): (Request, Option<String>, Option<Arc<Warrant>>),
     numbered: oneshot::Sender<Arc<Run>>,
     end: oneshot::Sender<Result<Report, RefreshError>>,
 ) {
@@ -363,20 +391,20 @@ async fn run(
         trigger = request.trigger.as_str(),
         by
     );
-    let working = work(place, request, by, numbered).instrument(span);
+    let working = work(place, (request, by, warrant), numbered).instrument(span);
     let answer = working.await;
     let _ = end.send(answer);
 }
 
 async fn work(
     mut place: Place,
-    request: Request,
-    by: Option<String>,
+    (request, by, warrant): (Request, Option<String>, Option<Arc<Warrant>>),
     numbered: oneshot::Sender<Arc<Run>>,
 ) -> Result<Report, RefreshError> {
     let runs = place.runs.clone();
     let started = runs.refresher.start(request.clone(), by.clone()).await;
     let run = place.number(&started, request, by);
+    let started = started.within(warrant);
     tracing::Span::current().record("id", run.id);
     log::began(&run);
     let observe = |happening: &Happening<'_>| {

@@ -31,7 +31,7 @@ pub(super) async fn plan(
     }
 }
 
-fn refused(error: &RefreshError) -> Problem {
+pub(super) fn refused(error: &RefreshError) -> Problem {
     let (status, code) = match error {
         RefreshError::UnknownTargets { .. } => (StatusCode::BAD_REQUEST, "unknown-targets"),
         RefreshError::Unlisted { .. } => (StatusCode::BAD_GATEWAY, "engine-unavailable"),

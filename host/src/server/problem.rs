@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::bounds;
+use crate::approvals;
 use crate::diagnostic::Diagnostic;
 use crate::generation::load::Stage;
 use crate::runs::NotBegun;
@@ -21,6 +22,8 @@ pub(super) struct Problem {
     again: Option<Duration>,
     /// Nothing more is read from whoever asked.
     closing: bool,
+    /// The approval that is held in the place of another.
+    superseded_by: Option<approvals::Id>,
     told: Box<Diagnostic>,
 }
 
@@ -32,6 +35,8 @@ struct Document<'a> {
     code: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     stage: Option<Stage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    superseded_by: Option<approvals::Id>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     causes: &'a [String],
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -50,6 +55,7 @@ impl Problem {
             stage: None,
             again: None,
             closing: false,
+            superseded_by: None,
             told: Box::new(told),
         }
     }
@@ -69,6 +75,11 @@ impl Problem {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "too-many-refreshes",
                 Diagnostic::of(why),
+            ),
+            NotBegun::NotHeld(told) => Self::of(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "approvals-unavailable",
+                told.clone(),
             ),
         }
     }
@@ -96,6 +107,11 @@ impl Problem {
         self
     }
 
+    pub(super) fn superseded_by(mut self, id: Option<approvals::Id>) -> Self {
+        self.superseded_by = id;
+        self
+    }
+
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.told.hints.push(hint.into());
         self
@@ -109,6 +125,7 @@ impl IntoResponse for Problem {
             error: &self.told.error,
             code: self.code,
             stage: self.stage,
+            superseded_by: self.superseded_by,
             causes: &self.told.causes,
             hints: &self.told.hints,
         };

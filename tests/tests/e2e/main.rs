@@ -3,10 +3,12 @@
 //! Each module is a subject. What all of them need is here: a `refit.toml` for a world, a workspace that is behind, and the
 //! places of a report that tests look at.
 
+mod approvals;
 mod artifact;
 mod command_line;
 mod credentials;
 mod dev;
+mod disk;
 mod endpoint;
 mod engine;
 mod guests;
@@ -16,12 +18,14 @@ mod plan;
 mod policy;
 mod refresh;
 mod rollback;
+mod script;
 mod shadow;
 mod snapshot;
 mod ssh;
 mod swap;
 mod swap_start;
 mod trust;
+mod watch;
 
 use std::time::Duration;
 

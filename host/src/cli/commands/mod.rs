@@ -1,5 +1,6 @@
 //! What each command does: configuration, one call of the library, an answer.
 
+mod approvals;
 mod author;
 mod compare;
 mod doctor;
@@ -7,6 +8,7 @@ mod history;
 mod policy;
 mod selftest;
 mod serve;
+mod watch;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,11 +30,13 @@ use crate::refresh::{Mode, Report, Request, Trigger};
 use crate::setup;
 use crate::snapshot::Snapshot;
 
+pub(super) use self::approvals::approvals;
 pub(super) use self::doctor::doctor;
 pub(super) use self::history::history;
 pub(super) use self::policy::policy;
 pub(super) use self::selftest::selftest;
 pub(super) use self::serve::serve;
+pub(super) use self::watch::watch;
 
 /// How long a refresh that has ended waits for its row in the history, where the disk hangs.
 const WRITTEN: Duration = Duration::from_secs(5);

@@ -35,6 +35,8 @@ pub(in super::super) async fn serve(
     let hooks = setup::hooks(&config)?;
     let refresher = setup::refresher(&config, compiler(&config), Keep::Generations).await?;
     let refresher = refresher.written_down_in(setup::history(&config, None));
+    let credentials = refresher.workshop().credentials.clone();
+    let watching = setup::watching(&config, credentials, !hooks.is_empty())?;
     refresher.generations().write_down().await;
     let cannot = |error: std::io::Error| {
         Diagnostic::new(format!("cannot listen on {}", config.serve.listen))
@@ -59,7 +61,14 @@ pub(in super::super) async fn serve(
     let active = refresher.active();
     tracing::info!(%address, generation = active.number, policy = active.policy().title(), digest = active.policy().digest, token = token.is_some(), "serving");
     drop(active);
-    daemon::run(refresher, token, hooks, listener, shutdown)
+    let parts = daemon::Parts {
+        refresher,
+        approval: setup::approval(&config),
+        watching,
+        hooks,
+        token,
+    };
+    daemon::run(parts, listener, shutdown)
         .await
         .map_err(|error| Diagnostic::new("cannot serve").because(error.to_string()))?;
     Ok(Status::Done)
