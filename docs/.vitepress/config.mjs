@@ -17,6 +17,7 @@ const sidebar = [
       { text: 'HTTP interface', link: '/http' },
       { text: 'The report', link: '/report' },
       { text: 'The history', link: '/history' },
+      { text: 'Seeing what happens', link: '/observing' },
       { text: 'Watching for new images', link: '/watching' },
       { text: 'Approvals', link: '/approvals' },
       { text: 'On a laptop', link: '/local-development' },

@@ -18,6 +18,7 @@ pub type Object = Map<String, Value>;
     Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
 #[serde(transparent)]
+#[derive(utoipa::ToSchema)]
 pub struct ContainerId(String);
 
 impl ContainerId {

@@ -11,12 +11,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::approvals::{Approvals, Terms};
 use crate::diagnostic::Diagnostic;
+use crate::engine::probe::Probe;
 use crate::hooks::Hooks;
-use crate::refresh::Refresher;
-use crate::runs::Runs;
+use crate::metrics::{ImageCounts, Metrics, Sources, Watched};
+use crate::refresh::{PolicyReport, Refresher};
+use crate::runs::{Observer, Runs};
 use crate::server::{AdminToken, Served, serve};
-use crate::watch::bell::Bell;
 use crate::watch::Watcher;
+use crate::watch::bell::Bell;
 use crate::watch::watcher::Watching;
 
 /// How long a daemon that was told to stop waits for what was begun. A replacement takes its stop timeout, its start and its
@@ -50,6 +52,8 @@ pub struct Parts {
     pub watching: Option<Watching>,
     pub hooks: Hooks,
     pub token: Option<AdminToken>,
+    /// For `/metrics` alone.
+    pub metrics_token: Option<AdminToken>,
 }
 
 pub async fn run(
@@ -63,6 +67,7 @@ pub async fn run(
         watching,
         hooks,
         token,
+        metrics_token,
     } = parts;
     let stopping = CancellationToken::new();
     let history = refresher.history().cloned();
@@ -74,7 +79,11 @@ pub async fn run(
         stopping.clone(),
         recovered.clone(),
     ));
-    let runs = Runs::new(refresher.clone(), vec![], work.clone(), stopping.clone());
+    let metrics = Arc::new(Metrics::default());
+    let observers: Vec<Arc<dyn Observer>> = vec![metrics.clone()];
+    let runs = Runs::new(refresher.clone(), observers, work.clone(), stopping.clone());
+    let probe = Arc::new(Probe::new(refresher.workshop().engine.clone()));
+    metrics.ask(sources(&runs, &probe));
     let approvals = Approvals::open(approval, Arc::new(runs.clone()), None).await;
     work.spawn(begin_the_approved(
         approvals.clone(),
@@ -88,6 +97,9 @@ pub async fn run(
         work.spawn(watch);
         watcher
     });
+    if let Some(watcher) = &watcher {
+        metrics.ask_watcher(watched(watcher));
+    }
     // Nobody hears it where nothing is watched; then no webhook is taken either.
     let bell = watcher.as_ref().map(|watcher| watcher.bell().clone());
     let served = Served {
@@ -98,6 +110,9 @@ pub async fn run(
         bell: bell.unwrap_or_default(),
         hooks: Arc::new(hooks),
         token: token.map(Arc::new),
+        metrics_token: metrics_token.map(Arc::new),
+        metrics,
+        probe,
         work: work.clone(),
         recovered,
         stopping: stopping.clone(),
@@ -127,6 +142,42 @@ pub async fn run(
         history.close(WRITTEN).await;
     }
     Ok(())
+}
+
+/// What the metrics ask at each look.
+fn sources(runs: &Arc<Runs>, probe: &Arc<Probe>) -> Sources {
+    let refresher = runs.refresher();
+    let (generations, history) = (
+        refresher.generations().clone(),
+        refresher.history().cloned(),
+    );
+    let (runs, probe) = (runs.clone(), probe.clone());
+    Sources {
+        under_way: Box::new(move || runs.under_way().len()),
+        policy: Box::new(move || PolicyReport::of(&generations.active())),
+        history_writable: Box::new(move || {
+            let history = history.as_ref();
+            history.map(|history| history.trouble().is_none())
+        }),
+        engine_up: Box::new(move || probe.last_known()),
+    }
+}
+
+/// The same of its watcher.
+fn watched(watcher: &Arc<Watcher>) -> Watched {
+    let (images, requests) = (watcher.clone(), watcher.clone());
+    Watched {
+        images: Box::new(move || {
+            let snapshot = images.snapshot();
+            let counted = snapshot.last_look.as_ref().map(|_| snapshot.summary);
+            counted.map(|it| ImageCounts {
+                behind: it.behind,
+                current: it.current,
+                unknown: it.unknown,
+            })
+        }),
+        registry_requests: Box::new(move || requests.requests()),
+    }
 }
 
 /// What a daemon that died had approved and not begun, once it was looked for what it left half done.

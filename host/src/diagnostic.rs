@@ -15,7 +15,7 @@ pub trait Hints: Error {
 }
 
 /// An error on its way to a person: its sentence, its causes and its hints, detached from its type.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Diagnostic {
     /// What could not be done, to what.
     pub error: String,
@@ -24,6 +24,17 @@ pub struct Diagnostic {
     pub causes: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hints: Vec<String>,
+}
+
+/// How a [`Diagnostic`] looks in a document that has its fields where something failed, and none of them otherwise. Only described,
+/// never made.
+#[derive(utoipa::ToSchema)]
+pub struct Failure {
+    /// What could not be done, to what. Left out where nothing failed.
+    pub error: Option<String>,
+    /// From the nearest to the root.
+    pub causes: Option<Vec<String>>,
+    pub hints: Option<Vec<String>>,
 }
 
 impl Diagnostic {

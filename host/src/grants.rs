@@ -14,6 +14,7 @@ use crate::image::ImageRef;
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
 #[serde(rename_all = "kebab-case")]
+#[derive(utoipa::ToSchema)]
 pub enum Verb {
     Inspect,
     Pull,

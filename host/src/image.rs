@@ -9,7 +9,8 @@ use std::str::FromStr;
 use oci_spec::distribution::{ParseError, Reference};
 
 /// A checked, normalised image reference: `nginx` and `docker.io/library/nginx:latest` are equal.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, utoipa::ToSchema)]
+#[schema(value_type = String)]
 pub struct ImageRef(Reference);
 
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +98,7 @@ impl<'de> serde::Deserialize<'de> for ImageRef {
     Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
 #[serde(transparent)]
+#[derive(utoipa::ToSchema)]
 pub struct ImageId(String);
 
 impl ImageId {

@@ -14,7 +14,7 @@ use crate::capabilities::{
     CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy, Transfer,
 };
 use crate::container::{Container, ContainerId, Listed};
-use crate::diagnostic::{Diagnostic, Hints};
+use crate::diagnostic::{Diagnostic, Failure, Hints};
 use crate::engine::{EngineError, LayerProgress, PullError};
 use crate::image::{ImageId, ImageRef};
 use crate::recreate::{RecreateError, Step};
@@ -48,7 +48,7 @@ pub fn no_events() -> Events {
 }
 
 /// What became of an image.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct ImageRecord {
     pub image: ImageRef,
     pub outcome: ImageOutcome,
@@ -57,13 +57,16 @@ pub struct ImageRecord {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Failure)]
     pub failure: Option<Diagnostic>,
     #[serde(rename = "duration_ms", with = "milliseconds")]
+    #[schema(value_type = u64)]
     pub duration: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[derive(utoipa::ToSchema)]
 pub enum ImageOutcome {
     Pulled,
     UpToDate,
@@ -72,7 +75,7 @@ pub enum ImageOutcome {
 }
 
 /// What became of a container that a policy gave to `recreate`.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct RecreationRecord {
     pub container: String,
     pub strategy: Strategy,
@@ -90,6 +93,7 @@ pub struct RecreationRecord {
         with = "optional_milliseconds",
         skip_serializing_if = "Option::is_none"
     )]
+    #[schema(value_type = Option<u64>)]
     pub gap: Option<Duration>,
     /// Containers that depend on it and were, or would be, replaced with it, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -97,13 +101,16 @@ pub struct RecreationRecord {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left_over: Option<String>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Failure)]
     pub failure: Option<Diagnostic>,
     #[serde(rename = "duration_ms", with = "milliseconds")]
+    #[schema(value_type = u64)]
     pub duration: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[derive(utoipa::ToSchema)]
 pub enum RecreationOutcome {
     /// Done and proven.
     Recreated,
@@ -138,6 +145,19 @@ impl ImageOutcome {
 }
 
 impl RecreationOutcome {
+    pub const ALL: [Self; 10] = [
+        Self::Recreated,
+        Self::Removed,
+        Self::WouldRecreate,
+        Self::Current,
+        Self::ReplacedByOther,
+        Self::Busy,
+        Self::Refused,
+        Self::Aborted,
+        Self::RolledBack,
+        Self::Stranded,
+    ];
+
     /// As in JSON.
     pub fn as_str(self) -> &'static str {
         match self {

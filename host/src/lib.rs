@@ -12,7 +12,7 @@
 //! - [`policy`]: WebAssembly: loading a policy, calling it within its limits.
 //! - [`generation`]: which policy is in use, which was before it, and the way from one to the next.
 //! - [`refresh`]: one refresh, start to end, and its report; [`retention`]: what becomes of images that were replaced;
-//!   [`history`]: what became of each refresh; [`runs`]: those of a daemon, while they run.
+//!   [`history`]: what became of each refresh; [`runs`]: those of a daemon, while they run; [`metrics`]: all of it in numbers.
 //! - [`watch`]: what finds out that there is something to refresh; [`hooks`]: what others say of it; [`approvals`]: what waits
 //!   until a person says yes.
 //! - [`author`]: the kit of those who write policies.
@@ -61,6 +61,7 @@ pub mod history;
 pub mod hooks;
 pub mod image;
 pub mod journal;
+pub mod metrics;
 pub mod policy;
 pub mod progress;
 pub mod recreate;

@@ -32,8 +32,8 @@ use crate::recreate::recover::Patience;
 use crate::refresh::Refresher;
 use crate::registry::budget::Rate;
 use crate::registry::credentials::{CredentialError, Credentials, EnvironmentVariables};
-use crate::secret::SecretString;
 use crate::registry::digests::{Digests, SetUpError};
+use crate::secret::SecretString;
 use crate::watch::watcher::Watching;
 
 pub fn engine_address(config: &Config) -> Result<EngineAddress, Diagnostic> {
@@ -216,6 +216,7 @@ pub fn approval(config: &Config) -> ApprovalTerms {
         life: config.approval.life(),
         required_for: config.approval.required_for(),
     }
+}
 
 /// What asks registries for digests. `credentials` are those that images are pulled with.
 pub fn digests(config: &Config, credentials: Credentials) -> Result<Digests, SetUpError> {

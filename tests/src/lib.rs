@@ -13,6 +13,7 @@
 
 pub mod container;
 pub mod engine;
+pub mod events;
 pub mod faulty;
 pub mod gateway;
 pub mod http;

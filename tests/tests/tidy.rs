@@ -109,6 +109,11 @@ fn only_the_history_names_sqlite() {
 }
 
 #[test]
+fn only_the_metrics_name_prometheus() {
+    only("prometheus_client", "host/src/metrics");
+}
+
+#[test]
 fn only_one_function_is_unsafe() -> anyhow::Result<()> {
     let mut found = Vec::new();
     for (path, text) in sources("host/src")? {

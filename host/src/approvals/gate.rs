@@ -37,14 +37,13 @@ impl Adopt for Gate {
         if !self.required_for.contains(&proposal.request.trigger) {
             return self.open.adopt(proposal).await;
         }
-        match self.approvals.propose(proposal).await {
+        // A task of its own: whoever does not wait for the disk must not leave it saying something else than is known.
+        let approvals = self.approvals.clone();
+        let proposing = tokio::spawn(async move { approvals.propose(proposal).await });
+        match proposing.await.unwrap_or(Err(ApprovalError::Panicked)) {
             Ok(Hold::Waits(held)) => Adopted::Held(held.id),
             Ok(Hold::Rejected) => Adopted::Rejected,
-            Err(error) => Adopted::NotBegun(not_held(&error)),
+            Err(error) => Adopted::NotBegun(NotBegun::NotHeld(error.told())),
         }
     }
-}
-
-fn not_held(error: &ApprovalError) -> NotBegun {
-    NotBegun::NotHeld(error.told())
 }

@@ -48,7 +48,8 @@ pub use self::desk::{Approvals, Hold, Observer, Requested, Terms};
 pub type Id = u64;
 
 /// A refresh that waits for a person, or has waited. The JSON is documented in `docs/approvals.md` and stable.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Approval)]
 pub struct Held {
     pub id: Id,
     pub created: Timestamp,
@@ -66,7 +67,8 @@ pub struct Held {
 }
 
 /// One without its plan.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = ApprovalEntry)]
 pub struct Entry {
     pub id: Id,
     pub created: Timestamp,
@@ -98,6 +100,8 @@ impl Entry {
 /// What became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
+#[derive(utoipa::ToSchema)]
+#[schema(as = ApprovalState)]
 pub enum Fate {
     Waiting,
     Approved {

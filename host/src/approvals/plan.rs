@@ -19,7 +19,8 @@ const DESCRIBED_MAX: usize = 500;
 const REASON_CHARACTERS_MAX: usize = 300;
 
 /// The JSON is documented in `docs/approvals.md` and stable.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = ApprovalPlan)]
 pub struct Plan {
     pub policy: PolicyReport,
     pub summary: Summary,
@@ -30,7 +31,7 @@ pub struct Plan {
     pub others: Vec<String>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PlannedImage {
     pub image: ImageRef,
     pub outcome: ImageOutcome,
@@ -41,7 +42,7 @@ pub struct PlannedImage {
     pub problem: Option<String>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PlannedContainer {
     pub name: String,
     pub strategy: Strategy,

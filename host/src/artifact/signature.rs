@@ -28,7 +28,7 @@ pub struct KeyConfig {
 pub struct Trust(Vec<(KeyConfig, PublicKey)>);
 
 /// Who signed, and what that allows.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Signer {
     pub name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -61,6 +61,7 @@ pub struct PulledImage {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[derive(utoipa::ToSchema)]
 pub enum Strategy {
     Replace,
     Remove,

@@ -61,6 +61,8 @@ pub(super) enum Command {
     Recover(RecoverArguments),
     /// Show the configuration
     Config(ConfigArguments),
+    /// Print the description of the HTTP interface (OpenAPI 3.1, JSON); needs no daemon
+    Openapi,
     /// Check the engine, the logins, the policy and its grants
     Doctor(DoctorArguments),
     /// Run hostile policies, and see that each is held to its limits; needs no engine and changes nothing

@@ -89,6 +89,7 @@ async fn run(arguments: Arguments) -> Result<Status, Diagnostic> {
         Command::Watch(arguments) => commands::watch(common, arguments).await,
         Command::Recover(arguments) => commands::recover(common, arguments).await,
         Command::Config(arguments) => commands::config(common, arguments),
+        Command::Openapi => commands::openapi(),
         Command::Doctor(arguments) => commands::doctor(common, arguments).await,
         Command::CompilePolicy(limits) => commands::compile_policy(&limits),
         Command::Selftest(arguments) => commands::selftest(arguments).await,

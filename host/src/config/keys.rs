@@ -6,14 +6,15 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::approval::ApprovalConfig;
 use super::ConfigError;
+use super::approval::ApprovalConfig;
 use super::watch::WatchConfig;
 use crate::artifact;
 use crate::artifact::signature::KeyConfig;
 use crate::grants::Verb;
 
 pub use super::hooks::HooksConfig;
+pub use super::metrics::MetricsConfig;
 
 /// A key may be left out anywhere; [`Config::default`] says what then holds.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -31,6 +32,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub proof: ProofConfig,
     pub history: HistoryConfig,
+    pub metrics: MetricsConfig,
     pub hooks: HooksConfig,
     pub approval: ApprovalConfig,
     pub serve: ServeConfig,

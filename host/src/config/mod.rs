@@ -7,6 +7,7 @@
 pub mod approval;
 pub mod hooks;
 pub mod keys;
+pub mod metrics;
 pub mod watch;
 
 use std::net::SocketAddr;

@@ -131,3 +131,39 @@ pub(super) fn auto_refresh(variable: &str) -> Option<bool> {
         _ => Some(false),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_true_means_true_and_blank_says_nothing() {
+        for (variable, expected) in [
+            ("true", Some(true)),
+            (" TRUE\n", Some(true)),
+            ("1", Some(true)),
+            ("yes", Some(false)),
+            ("false", Some(false)),
+            ("0", Some(false)),
+            ("", None),
+            ("  ", None),
+        ] {
+            assert_eq!(auto_refresh(variable), expected, "{variable:?}");
+        }
+    }
+
+    #[test]
+    fn cron_goes_before_the_interval() {
+        let config = WatchConfig {
+            enabled: true,
+            cron: Some("0 3 * * *".into()),
+            time_zone: Some("UTC".into()),
+            jitter_seconds: 0,
+            ..WatchConfig::default()
+        };
+        let ticks = config.settings().unwrap().ticks.expect("it is enabled");
+        let next = ticks.next("2026-11-25T12:00:00Z".parse().unwrap(), 0.0);
+        assert_eq!(next.to_string(), "2026-11-26T03:00:00Z");
+        assert!(WatchConfig::default().settings().unwrap().ticks.is_none());
+    }
+}

@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod docker;
+pub mod probe;
 pub mod ssh;
 
 use std::time::Duration;

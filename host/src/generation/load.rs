@@ -54,6 +54,7 @@ pub enum Source {
 /// How far a candidate came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[derive(utoipa::ToSchema)]
 pub enum Stage {
     /// Another swap goes first.
     Turn,

@@ -131,7 +131,7 @@ struct Past {
 }
 
 /// A swap that did not come about, kept for whoever asks what became of it.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, utoipa::ToSchema)]
 pub struct Refused {
     pub at: jiff::Timestamp,
     #[serde(flatten)]

@@ -10,6 +10,7 @@ use crate::policy::{CONTRACT, Imports};
 /// Something that a component asks to be able to do. In the order in which people care about it least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[derive(utoipa::ToSchema)]
 pub enum Permission {
     Log,
     Time,
@@ -66,6 +67,7 @@ impl std::fmt::Display for Permission {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
+#[derive(utoipa::ToSchema)]
 pub struct Permissions(BTreeSet<Permission>);
 
 impl Permissions {
@@ -111,7 +113,8 @@ impl std::fmt::Display for Permissions {
 }
 
 /// What a swap changes in what a policy may do, within what each is granted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = PermissionsChange)]
 pub struct Difference {
     pub gained: Permissions,
     pub lost: Permissions,

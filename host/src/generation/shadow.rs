@@ -21,7 +21,7 @@ const KEPT: usize = 20;
 const DIFFERENCES_MAX: usize = 100;
 
 /// What one policy said of a container, and had done to it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Said {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
@@ -34,14 +34,16 @@ pub struct Said {
     pub recreation: Option<Recreation>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = ShadowRecreation)]
 pub struct Recreation {
     pub strategy: Strategy,
     pub to_image_id: ImageId,
 }
 
 /// A container of which two policies think differently. `None`: that one said nothing of it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = ShadowDifference)]
 pub struct Difference {
     pub container: String,
     pub old: Option<Said>,
@@ -75,7 +77,7 @@ pub fn differences(old: &Sayings, new: &Sayings) -> Vec<Difference> {
 }
 
 /// One question that both were asked, where they did not come to the same.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Comparison {
     pub at: jiff::Timestamp,
     pub differences: Vec<Difference>,
@@ -84,6 +86,7 @@ pub struct Comparison {
     pub more: usize,
     /// Why the candidate did not answer at all.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = crate::diagnostic::Failure)]
     pub failure: Option<Diagnostic>,
 }
 
@@ -92,7 +95,8 @@ fn is_zero(number: &usize) -> bool {
 }
 
 /// What came of the comparisons so far.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
+#[schema(as = ShadowTally)]
 pub struct Tally {
     pub compared: u64,
     pub agreed: u64,
@@ -100,6 +104,7 @@ pub struct Tally {
     /// Questions that came while the candidate was still at the one before.
     pub skipped: u64,
     /// The last that differed, the oldest first.
+    #[schema(value_type = Vec<Comparison>)]
     pub differing: VecDeque<Comparison>,
 }
 

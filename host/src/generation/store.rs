@@ -32,6 +32,7 @@ pub const CONFIG_BYTES_MAX: usize = 64 << 10;
 /// How a generation came to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[derive(utoipa::ToSchema)]
 pub enum How {
     /// The configuration named it at a start.
     Configured,
@@ -47,7 +48,8 @@ pub enum How {
 }
 
 /// One generation, for good.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = GenerationRecord)]
 pub struct Record {
     pub number: u64,
     pub at: jiff::Timestamp,

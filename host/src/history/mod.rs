@@ -55,6 +55,8 @@ pub type Id = i64;
 /// What a refresh came to, as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[derive(utoipa::ToSchema)]
+#[schema(as = RefreshOutcome)]
 pub enum Outcome {
     Running,
     /// All that was asked for.
@@ -319,7 +321,8 @@ pub struct Query {
 }
 
 /// One refresh, without its report.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = RefreshEntry)]
 pub struct Entry {
     pub id: Id,
     pub started: jiff::Timestamp,
@@ -347,7 +350,7 @@ pub struct Entry {
     pub container: Option<ContainerEntry>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct ContainerEntry {
     pub name: String,
     /// The outcome of its recreation, or where there was none the policy's verdict. See `docs/report.md`.
@@ -357,7 +360,8 @@ pub struct ContainerEntry {
 }
 
 /// What a query finds, the newest first.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
+#[schema(as = RefreshPage)]
 pub struct Page {
     pub refreshes: Vec<Entry>,
     /// `before` for the next page. Not there where this is the last.
@@ -366,13 +370,15 @@ pub struct Page {
 }
 
 /// One refresh, with its report as it was written: by another version of Refit perhaps.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = RefreshShown)]
 pub struct Shown {
     #[serde(flatten)]
     pub entry: Entry,
     /// Not there while it runs, where it was interrupted, or failed before there was anything to tell, and of one that was too
     /// long to be kept.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Report>)]
     pub report: Option<serde_json::Value>,
 }
 

@@ -56,7 +56,8 @@ pub enum Unverified {
 }
 
 /// Which of what was said concerns us. In the words that whoever sent it is answered with.
-#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = HookScope)]
 pub struct Scoped {
     /// Images that are looked at.
     pub accepted: Vec<String>,
@@ -65,7 +66,8 @@ pub struct Scoped {
     pub repositories: BTreeSet<String>,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = HookIgnored)]
 pub struct Ignored {
     pub what: String,
     pub why: String,

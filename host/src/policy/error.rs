@@ -52,6 +52,44 @@ pub enum PolicyErrorKind {
     Host,
 }
 
+impl PolicyErrorKind {
+    /// What a refresh can end with: the component is loaded by then.
+    pub const OF_A_REFRESH: [Self; 8] = [
+        Self::Unstartable,
+        Self::Interrupted,
+        Self::TimedOut,
+        Self::Exceeded,
+        Self::Trapped,
+        Self::Exited,
+        Self::Broke,
+        Self::BadAnswer,
+    ];
+
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too-large",
+            Self::NotAComponent => "not-a-component",
+            Self::Invalid => "invalid",
+            Self::WrongContract => "wrong-contract",
+            Self::Misfit => "misfit",
+            Self::UnknownImport => "unknown-import",
+            Self::NotAPolicy => "not-a-policy",
+            Self::Unstartable => "unstartable",
+            Self::Interrupted => "interrupted",
+            Self::TimedOut => "timed-out",
+            Self::Exceeded => "exceeded",
+            Self::Trapped => "trapped",
+            Self::Exited => "exited",
+            Self::Broke => "broke",
+            Self::BadAnswer => "bad-answer",
+            Self::Config => "config",
+            Self::Compiler => "compiler",
+            Self::Host => "host",
+        }
+    }
+}
+
 /// What a policy says of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct ConfigProblem {

@@ -116,7 +116,7 @@ pub struct Decisions {
     pub cost: Cost,
 }
 
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Target {
     pub name: String,
     pub image: String,
@@ -131,6 +131,7 @@ pub struct Decision {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[derive(utoipa::ToSchema)]
 pub enum Verdict {
     Recreate,
     Current,

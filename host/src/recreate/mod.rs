@@ -33,6 +33,7 @@ use crate::image::ImageId;
 /// A step of a recreation, in the order in which they are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[derive(utoipa::ToSchema)]
 pub enum Step {
     Inspect,
     Create,

@@ -35,6 +35,7 @@ pub use self::trial::{Answer, Asked, Question, ask, sayings_of};
 /// Who or what asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[derive(utoipa::ToSchema)]
 pub enum Trigger {
     Operator,
     Api,
@@ -56,7 +57,7 @@ impl Trigger {
 }
 
 /// What is asked for.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Request {
     pub trigger: Trigger,
     /// In the policy's vocabulary (the default policy: runtimes). Empty means all.
@@ -69,6 +70,7 @@ pub struct Request {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[derive(utoipa::ToSchema)]
 pub enum Mode {
     /// Do it.
     Refresh,

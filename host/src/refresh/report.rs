@@ -14,7 +14,7 @@ use crate::policy::{Decisions, Target, Verdict};
 /// Raised when a field changes its meaning or goes.
 const FORMAT: u32 = 1;
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Report {
     pub format: u32,
     pub mode: Mode,
@@ -31,7 +31,7 @@ pub struct Report {
     pub containers: Vec<ContainerReport>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PolicyReport {
     pub name: String,
     pub version: String,
@@ -41,7 +41,7 @@ pub struct PolicyReport {
 }
 
 /// A container that the policy decided about, or gave to the host.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ContainerReport {
     pub name: String,
     /// `None` where the policy ended before it said.
@@ -56,7 +56,7 @@ pub struct ContainerReport {
     pub recreation: Option<RecreationRecord>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Summary {
     pub pulled: usize,
     pub up_to_date: usize,
@@ -94,7 +94,7 @@ impl Report {
 }
 
 impl PolicyReport {
-    pub(super) fn of(generation: &Generation) -> Self {
+    pub fn of(generation: &Generation) -> Self {
         let policy = generation.policy();
         Self {
             name: policy.name.clone(),

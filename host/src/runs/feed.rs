@@ -24,6 +24,8 @@ const KEPT_MAX: usize = 4096;
 /// One thing that happened. The JSON is documented in `docs/http.md` and stable.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
+#[derive(utoipa::ToSchema)]
+#[schema(as = RefreshEvent)]
 pub enum Told {
     Began {
         id: Id,
@@ -57,7 +59,7 @@ pub enum Told {
 }
 
 /// How far a pull is: one layer, and all of them.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct PullProgress {
     pub image: ImageRef,
     pub layer: LayerTold,
@@ -71,7 +73,8 @@ pub struct PullProgress {
 }
 
 /// A layer, in the words of the engine.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = LayerProgress)]
 pub struct LayerTold {
     pub id: String,
     /// For example `Downloading`, `Extracting` or `Pull complete`.

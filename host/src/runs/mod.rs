@@ -91,6 +91,17 @@ impl Run {
         self.end.get().is_none() && self.cancel.is_cancelled()
     }
 
+    /// What it came to, or that it runs.
+    pub fn outcome(&self) -> Outcome {
+        self.end.get().map_or(Outcome::Running, |end| end.outcome)
+    }
+
+    /// How long it took, or has so far.
+    pub fn took(&self) -> Duration {
+        let end = self.end.get();
+        end.map_or_else(|| self.clock.elapsed(), |end| end.duration)
+    }
+
     pub fn is_written_down(&self) -> bool {
         self.id > 0
     }
@@ -102,7 +113,7 @@ impl Run {
             entry: Entry {
                 id: self.id,
                 started: self.started,
-                outcome: end.map_or(Outcome::Running, |end| end.outcome),
+                outcome: self.outcome(),
                 duration_ms: end
                     .map(|end| u64::try_from(end.duration.as_millis()).unwrap_or(u64::MAX)),
                 by: self.by.clone(),

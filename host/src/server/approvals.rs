@@ -7,30 +7,48 @@ use axum::extract::{Path, Query as Parameters, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use super::Served;
 use super::asked::Asked;
 use super::by::By;
 use super::plan;
-use super::problem::Problem;
+use super::problem::{Document, Problem};
+use crate::approvals::plan::Plan;
 use crate::approvals::{self, ApprovalError, Entry, Held, Id, Requested};
 use crate::diagnostic::Diagnostic;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
+    /// Only those in this state: `waiting`, `approved`, `rejected`, `expired` or `superseded`.
     state: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Listed {
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = Approvals)]
+pub(super) struct Listed {
+    /// The newest first.
     approvals: Vec<Entry>,
     /// Why not all are among them, or the last change could not be kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<Diagnostic>,
 }
 
+/// Refreshes that wait for a person
+///
+/// And those that have waited, without their plans.
+#[utoipa::path(
+    get,
+    path = "/v1/approvals",
+    operation_id = "list_approvals",
+    tag = "approvals",
+    params(Wanted),
+    responses(
+        (status = 200, description = "All that are kept.", body = Listed),
+        (status = 400, description = "`bad-query`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn list(
     State(served): State<Served>,
     wanted: Result<Parameters<Wanted>, QueryRejection>,
@@ -54,6 +72,20 @@ pub(super) async fn list(
     Ok(Json(listed).into_response())
 }
 
+/// One that waits, or has waited
+///
+/// With what it would do.
+#[utoipa::path(
+    get,
+    path = "/v1/approvals/{id}",
+    operation_id = "show_approval",
+    tag = "approvals",
+    params(("id" = u64, Path, description = "Its number.")),
+    responses(
+        (status = 200, description = "It.", body = Held),
+        (status = 404, description = "`no-approval`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn show(
     State(served): State<Served>,
     id: Result<Path<Id>, PathRejection>,
@@ -63,7 +95,26 @@ pub(super) async fn show(
     Ok(Json(held.as_ref()).into_response())
 }
 
-/// The body is that of a plan.
+/// Hold a refresh for approval
+///
+/// The body is that of a plan, which is made at once.
+#[utoipa::path(
+    post,
+    path = "/v1/approvals",
+    operation_id = "request_approval",
+    tag = "approvals",
+    request_body = Asked,
+    params(("X-Refit-By" = Option<String>, Header, description = "Who asks, as they say of themselves.")),
+    responses(
+        (status = 200, description = "The same is held already; or there is nothing to do, and nothing is held.", body = Answer),
+        (status = 201, description = "It is held.", body = Held, headers(("Location" = String, description = "`/v1/approvals/{id}`"))),
+        (status = 400, description = "`unknown-targets`, `bad-body`.", body = Document, content_type = "application/problem+json"),
+        (status = 422, description = "`policy-refused`, `bad-body`.", body = Document, content_type = "application/problem+json"),
+        (status = 500, description = "`policy-failed`, `internal`.", body = Document, content_type = "application/problem+json"),
+        (status = 502, description = "`engine-unavailable`, `not-verified`.", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "`too-many-approvals`, `approvals-unavailable`, `stopping`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn request(
     State(served): State<Served>,
     By(by): By,
@@ -76,12 +127,30 @@ pub(super) async fn request(
         Requested::Held(held) => placed(StatusCode::CREATED, &held),
         Requested::Same(held) => placed(StatusCode::OK, &held),
         Requested::NothingToDo(plan) => {
-            Json(json!({ "state": "nothing-to-do", "plan": plan })).into_response()
+            let state = NothingState::NothingToDo;
+            Json(NothingToDo { state, plan: &plan }).into_response()
         }
     })
 }
 
-/// Answers when the refresh has begun; what comes of it is in the history.
+/// Approve
+///
+/// Answers when the refresh has begun; what comes of it is in the history. What has moved since it was held is not approved: something
+/// else is held in its place.
+#[utoipa::path(
+    post,
+    path = "/v1/approvals/{id}/approve",
+    operation_id = "approve",
+    tag = "approvals",
+    params(("id" = u64, Path, description = "Its number."), ("X-Refit-By" = Option<String>, Header, description = "Who asks, as they say of themselves.")),
+    responses(
+        (status = 202, description = "Its refresh has begun: `refresh` is the number.", body = Held),
+        (status = 404, description = "`no-approval`.", body = Document, content_type = "application/problem+json"),
+        (status = 409, description = "`already-approved`, `already-rejected`, `expired`, `superseded`, `being-decided`.", body = Document, content_type = "application/problem+json"),
+        (status = 502, description = "`not-verified`, `engine-unavailable`.", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "`approvals-unavailable`, `too-many-refreshes`, `stopping`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn approve(
     State(served): State<Served>,
     By(by): By,
@@ -93,13 +162,32 @@ pub(super) async fn approve(
     Ok(placed(StatusCode::ACCEPTED, &held))
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// What goes with a rejection.
+#[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Rejection {
+pub(super) struct Rejection {
+    /// Why, for people.
     reason: Option<String>,
 }
 
-/// The body may be left out.
+/// Reject
+///
+/// The same is not proposed again until one of its images moves. The body may be left out.
+#[utoipa::path(
+    post,
+    path = "/v1/approvals/{id}/reject",
+    operation_id = "reject",
+    tag = "approvals",
+    request_body = Option<Rejection>,
+    params(("id" = u64, Path, description = "Its number."), ("X-Refit-By" = Option<String>, Header, description = "Who asks, as they say of themselves.")),
+    responses(
+        (status = 200, description = "It is rejected.", body = Held),
+        (status = 400, description = "`bad-body`.", body = Document, content_type = "application/problem+json"),
+        (status = 404, description = "`no-approval`.", body = Document, content_type = "application/problem+json"),
+        (status = 409, description = "`already-approved`, `already-rejected`, `expired`, `superseded`, `being-decided`.", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "`approvals-unavailable`, `stopping`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn reject(
     State(served): State<Served>,
     By(by): By,
@@ -120,6 +208,29 @@ pub(super) async fn reject(
     let rejecting = async move { approvals.reject(id, by, reason).await };
     let held = spawned(&served, rejecting).await?;
     Ok(placed(StatusCode::OK, &held))
+}
+
+/// Nothing is held.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct NothingToDo<'a> {
+    state: NothingState,
+    plan: &'a Plan,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum NothingState {
+    NothingToDo,
+}
+
+/// As the description of the interface has it: one or the other, told apart by `state`.
+#[derive(utoipa::ToSchema)]
+#[schema(as = ApprovalAnswer)]
+#[expect(dead_code, reason = "only described, never made")]
+#[serde(untagged)]
+pub(super) enum Answer {
+    Same(Held),
+    Nothing(NothingToDo<'static>),
 }
 
 /// In a task of its own: a client that hangs up has asked all the same.

@@ -8,7 +8,7 @@ use super::problem::Problem;
 use crate::refresh::{Request, Trigger};
 
 /// What is asked for; `{}` is everything that the policy knows.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Asked {
     /// In the policy's vocabulary; the default policy's are runtimes. Empty means all.

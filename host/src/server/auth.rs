@@ -25,27 +25,34 @@ impl AdminToken {
         file: Option<&Path>,
     ) -> Result<Option<Self>, Diagnostic> {
         if let Some(token) = variable.filter(|token| !token.expose_secret().trim().is_empty()) {
-            return Self::new(&token, "`ADMIN_TOKEN`").map(Some);
+            return Self::new(&token, "admin token", "`ADMIN_TOKEN`").map(Some);
         }
-        let Some(path) = file else { return Ok(None) };
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            Diagnostic::new(format!(
-                "cannot read the admin token from `{}`",
-                path.display()
-            ))
-            .because(error.to_string())
-        })?;
-        Self::new(&SecretString::from(text), &format!("`{}`", path.display())).map(Some)
+        file.map(|path| Self::read(path, "admin token")).transpose()
     }
 
-    fn new(token: &SecretString, origin: &str) -> Result<Self, Diagnostic> {
+    /// The token for `/metrics` alone, so that whoever collects them need not hold the admin's.
+    pub fn of_metrics(file: Option<&Path>) -> Result<Option<Self>, Diagnostic> {
+        file.map(|path| Self::read(path, "metrics token"))
+            .transpose()
+    }
+
+    fn read(path: &Path, what: &str) -> Result<Self, Diagnostic> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Diagnostic::new(format!("cannot read the {what} from `{}`", path.display()))
+                .because(error.to_string())
+        })?;
+        let origin = format!("`{}`", path.display());
+        Self::new(&SecretString::from(text), what, &origin)
+    }
+
+    fn new(token: &SecretString, what: &str, origin: &str) -> Result<Self, Diagnostic> {
         let token = token.expose_secret().trim();
         if token.is_empty() {
             return Err(Diagnostic::new(format!("{origin} holds no token")));
         }
         if !token.chars().all(|c| c.is_ascii_graphic()) {
             let error = Diagnostic::new(format!(
-                "the admin token from {origin} contains white space or characters that are not ASCII"
+                "the {what} from {origin} contains white space or characters that are not ASCII"
             ));
             return Err(
                 error.hint("it must fit into an HTTP header: one line of visible ASCII characters")
@@ -68,24 +75,43 @@ pub(super) async fn require_token(
     let Some(token) = &served.token else {
         return Ok(next.run(request).await);
     };
-    let sent = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok());
-    let sent = sent
-        .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    match sent {
-        Some((_, sent)) if token.is(sent.trim()) => Ok(next.run(request).await),
-        _ => {
-            let problem = Problem::new(
-                StatusCode::UNAUTHORIZED,
-                "unauthorized",
-                "the admin token is missing or wrong",
-            );
-            Err(problem.hint("send it as `Authorization: Bearer TOKEN`"))
-        }
+    match sent(&request) {
+        Some(sent) if token.is(sent) => Ok(next.run(request).await),
+        _ => Err(unauthorized("the admin token is missing or wrong")),
     }
+}
+
+/// The admin may look at the metrics too.
+pub(super) async fn require_metrics_token(
+    State(served): State<Served>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let tokens = [&served.metrics_token, &served.token];
+    let mut tokens = tokens.into_iter().flatten().peekable();
+    if tokens.peek().is_none() {
+        return Ok(next.run(request).await);
+    }
+    match sent(&request) {
+        // Each is compared, whichever it is.
+        Some(sent) if tokens.filter(|token| token.is(sent)).count() > 0 => {
+            Ok(next.run(request).await)
+        }
+        _ => Err(unauthorized("the token is missing or wrong")),
+    }
+}
+
+fn sent(request: &Request) -> Option<&str> {
+    let header = request.headers().get(header::AUTHORIZATION)?;
+    let (scheme, token) = header.to_str().ok()?.split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then_some(token.trim())
+}
+
+fn unauthorized(why: &str) -> Problem {
+    Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", why)
+        .hint("send it as `Authorization: Bearer TOKEN`")
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use super::Served;
 use super::history;
-use super::problem::Problem;
+use super::problem::{Document, Problem};
 use crate::history::Id;
 use crate::runs::Run;
 use crate::runs::feed::{Position, Told};
@@ -42,13 +42,39 @@ pub(super) fn place(id: Id) -> String {
     format!("/v1/refreshes/{id}/events")
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Parameters {
     /// As `Last-Event-ID`, for clients that cannot set headers.
     after: Option<Position>,
 }
 
+/// Watch a refresh
+///
+/// Server-Sent Events: all that it has told so far, then what it tells as it happens, to its end. `id` is the place of an event, `event`
+/// its name, `data` the JSON below. Who lost the connection sends the last `id` as `Last-Event-ID`, as a browser's `EventSource` does,
+/// and goes on there. A comment comes every 15 s where nothing else does. Of a layer that is being pulled only the latest word is kept,
+/// so who reads slowly misses progress and nothing else; of a refresh of hundreds of containers the last 4096 events are kept. The last 32
+/// refreshes of the daemon can be watched from their beginning.
+#[utoipa::path(
+    get,
+    path = "/v1/refreshes/{id}/events",
+    operation_id = "watch_refresh",
+    tag = "refreshes",
+    params(
+        ("id" = i64, Path, description = "Its number."),
+        Parameters,
+        ("Last-Event-ID" = Option<u64>, Header, description = "Only what came after this event. Goes before `after`."),
+    ),
+    responses(
+        (status = 200, description = "Events, of which each `data` is this. Ends after `ended`.", body = Told, content_type = "text/event-stream"),
+        (status = 204, description = "Nothing comes any more: it has ended, and all was told."),
+        (status = 400, description = "`bad-query`.", body = Document, content_type = "application/problem+json"),
+        (status = 404, description = "`no-refresh`, `no-events`.", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "`too-many-watchers`, `history-unavailable`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn watch(
     State(served): State<Served>,
     id: Result<Path<Id>, PathRejection>,

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::problem::Problem;
+use super::problem::{Document, Problem};
 use super::{Served, events};
 use crate::diagnostic::Diagnostic;
 use crate::history::{
@@ -19,22 +19,33 @@ use crate::runs::Run;
 /// Entries of an answer, where nobody says.
 const LIMIT: u32 = 50;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Asked {
+    /// How many at most, 1 to 500. Default: 50.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<u32>,
+    /// Only those with a smaller number.
     before: Option<Id>,
+    /// Only those whose report mentions this container.
     container: Option<String>,
+    /// Only those that pulled this image, or tried to.
     image: Option<String>,
+    /// Only those with this outcome.
+    #[param(value_type = Option<Outcome>)]
     outcome: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Listed {
+/// Refreshes, the newest first.
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = Refreshes)]
+pub(super) struct Listed {
     #[serde(flatten)]
     page: Page,
     /// Those of this daemon that are not written down, the newest first. It alone knows them, until it ends.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Option<Vec<Entry>>)]
     unwritten: Vec<Entry>,
     /// Why the last refresh is not in the history.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,7 +53,8 @@ struct Listed {
 }
 
 /// A refresh, and what can be done about it where it is this daemon's and under way.
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = Refresh)]
 pub(super) struct View {
     #[serde(flatten)]
     shown: Shown,
@@ -51,6 +63,7 @@ pub(super) struct View {
     events: Option<String>,
     /// It was told to end early.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(value_type = Option<bool>)]
     ending: bool,
 }
 
@@ -69,6 +82,22 @@ impl View {
     }
 }
 
+/// Refreshes of this machine
+///
+/// What became of them, the newest first, those under way included; of the daemon and of the command line. [history.md](history.md) says
+/// what is kept, and for how long.
+#[utoipa::path(
+    get,
+    path = "/v1/refreshes",
+    operation_id = "list_refreshes",
+    tag = "refreshes",
+    params(Asked),
+    responses(
+        (status = 200, description = "A page of them.", body = Listed),
+        (status = 400, description = "`bad-query`.", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "`history-unavailable`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn list(
     State(served): State<Served>,
     asked: Result<Parameters<Asked>, QueryRejection>,
@@ -115,6 +144,22 @@ fn unwritten(served: &Served, query: &Query) -> Vec<Entry> {
         .collect()
 }
 
+/// One refresh
+///
+/// With its report where there is one: not of one that runs, was interrupted, or failed before there was anything to tell, and not of one
+/// that was longer than 16 MiB.
+#[utoipa::path(
+    get,
+    path = "/v1/refreshes/{id}",
+    operation_id = "show_refresh",
+    tag = "refreshes",
+    params(("id" = i64, Path, description = "Its number.")),
+    responses(
+        (status = 200, description = "What became of it.", body = View),
+        (status = 404, description = "`no-refresh`.", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "`history-unavailable`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn show(
     State(served): State<Served>,
     id: Result<Path<Id>, PathRejection>,

@@ -5,21 +5,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
-use axum::{Json, Router};
 use bytes::Bytes;
 use serde::Serialize;
 
 use super::Served;
 use super::bounds::{Gate, Rate, through, whole};
-use super::problem::Problem;
+use super::problem::{Document, Problem};
 use super::repeated::Repeated;
+use super::routes::Routes;
 use crate::diagnostic::{Diagnostic, Hints};
 use crate::hooks::github::{Delivery, Form, Github};
 use crate::hooks::registry::RegistryHook;
@@ -54,8 +54,9 @@ struct Counted {
 }
 
 /// What somebody who knocked is told.
-#[derive(Serialize)]
-struct Answer {
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = HookAnswer)]
+pub(super) struct Answer {
     /// Of GitHub, by which a delivery is found again.
     #[serde(skip_serializing_if = "Option::is_none")]
     delivery: Option<String>,
@@ -69,7 +70,7 @@ struct Answer {
 impl Hints for Unverified {}
 impl Hints for Unreadable {}
 
-pub(super) fn routes() -> Router<Served> {
+pub(super) fn routes() -> Routes {
     let gate = |full| from_fn_with_state(Gate::new(AT_ONCE, PATIENCE, full), through);
     let github = Counted {
         rate: Rate::new(BURST, PER_SECOND),
@@ -89,17 +90,52 @@ pub(super) fn routes() -> Router<Served> {
             1,
         ),
     };
-    let github = Router::new()
-        .route("/v1/hooks/github", post(from_github))
-        .layer(gate("deliveries to `/v1/hooks/github` are sent away"))
-        .layer(Extension(Arc::new(github)));
-    let registry = Router::new()
-        .route("/v1/hooks/registry", post(from_registry))
-        .layer(gate("notifications to `/v1/hooks/registry` are sent away"))
-        .layer(Extension(Arc::new(registry)));
+    let github = Routes::open()
+        .with(__path_from_github, from_github)
+        .layered(|routes| {
+            routes
+                .layer(gate("deliveries to `/v1/hooks/github` are sent away"))
+                .layer(Extension(Arc::new(github)))
+        });
+    let registry = Routes::open()
+        .with(__path_from_registry, from_registry)
+        .layered(|routes| {
+            routes
+                .layer(gate("notifications to `/v1/hooks/registry` are sent away"))
+                .layer(Extension(Arc::new(registry)))
+        });
     github.merge(registry)
 }
 
+/// GitHub says that something was published
+///
+/// The webhook of a repository or an organisation, for the events `package` and `registry_package`, signed with the secret of
+/// `[hooks.github]`. Answered before anything is looked at; a flood of deliveries is one look.
+#[utoipa::path(
+    post,
+    path = "/v1/hooks/github",
+    operation_id = "hook_github",
+    tag = "hooks",
+    request_body(content(("application/json"), ("application/x-www-form-urlencoded"))),
+    params(
+        ("X-Hub-Signature-256" = String, Header, description = "`sha256=…`, the HMAC of the body."),
+        ("X-GitHub-Event" = String, Header, description = "`package`, `registry_package` or `ping`; others are ignored."),
+        ("X-GitHub-Delivery" = Option<String>, Header, description = "For the log."),
+    ),
+    security(("github" = [])),
+    responses(
+        (status = 200, description = "A ping.", body = Answer),
+        (status = 202, description = "What is looked at, and what is not.", body = Answer),
+        (status = 400, description = "`bad-body`, `body-broken`.", body = Document, content_type = "application/problem+json"),
+        (status = 401, description = "`unsigned`, `wrong-signature`.", body = Document, content_type = "application/problem+json"),
+        (status = 404, description = "`hook-disabled`.", body = Document, content_type = "application/problem+json"),
+        (status = 408, description = "`body-too-slow`.", body = Document, content_type = "application/problem+json"),
+        (status = 413, description = "`body-too-large`.", body = Document, content_type = "application/problem+json"),
+        (status = 415, description = "`bad-content-type`.", body = Document, content_type = "application/problem+json"),
+        (status = 429, description = "`too-many-deliveries`, with `Retry-After`.", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "`busy`, `too-slow`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 async fn from_github(
     State(served): State<Served>,
     Extension(counted): Extension<Arc<Counted>>,
@@ -158,6 +194,28 @@ fn read_github(
         .map_err(|error| unreadable(&error))
 }
 
+/// A registry says that something was published
+///
+/// Notifications as the distribution registry sends them. Answered before anything is looked at; a flood of them is one look.
+#[utoipa::path(
+    post,
+    path = "/v1/hooks/registry",
+    operation_id = "hook_registry",
+    tag = "hooks",
+    request_body(content(("application/vnd.docker.distribution.events.v2+json"), ("application/json"))),
+    security(("registry" = [])),
+    responses(
+        (status = 202, description = "What is looked at, and what is not.", body = Answer),
+        (status = 400, description = "`bad-body`, `body-broken`.", body = Document, content_type = "application/problem+json"),
+        (status = 401, description = "`unsigned`, `wrong-signature`.", body = Document, content_type = "application/problem+json"),
+        (status = 404, description = "`hook-disabled`.", body = Document, content_type = "application/problem+json"),
+        (status = 408, description = "`body-too-slow`.", body = Document, content_type = "application/problem+json"),
+        (status = 413, description = "`body-too-large`.", body = Document, content_type = "application/problem+json"),
+        (status = 415, description = "`bad-content-type`.", body = Document, content_type = "application/problem+json"),
+        (status = 429, description = "`too-many-deliveries`, with `Retry-After`.", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "`busy`, `too-slow`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 async fn from_registry(
     State(served): State<Served>,
     Extension(counted): Extension<Arc<Counted>>,

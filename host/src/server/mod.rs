@@ -6,13 +6,17 @@ mod auth;
 mod bounds;
 mod by;
 mod events;
+mod health;
 mod history;
 mod hooks;
+mod metrics;
+mod openapi;
 mod plan;
 mod policy;
 mod problem;
 mod refreshes;
 mod repeated;
+mod routes;
 mod shadow;
 mod watch;
 mod workspace_images;
@@ -20,22 +24,24 @@ mod workspace_images;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::auth::AdminToken;
+pub use self::openapi::document;
 use self::problem::Problem;
 use crate::approvals::Approvals;
+use crate::engine::probe::Probe;
 use crate::hooks::Hooks;
+use crate::metrics::Metrics;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
-use crate::watch::bell::Bell;
 use crate::watch::Watcher;
+use crate::watch::bell::Bell;
 
 /// What handlers share.
 #[derive(Clone)]
@@ -52,6 +58,11 @@ pub struct Served {
     pub watcher: Option<Arc<Watcher>>,
     /// `None` only where the daemon listens on loopback alone.
     pub token: Option<Arc<AdminToken>>,
+    /// For `/metrics` alone, beside the other one.
+    pub metrics_token: Option<Arc<AdminToken>>,
+    pub metrics: Arc<Metrics>,
+    /// Whether the engine answers.
+    pub probe: Arc<Probe>,
     /// Other work that was asked for and goes on when its client has hung up.
     pub work: TaskTracker,
     /// Set when it was looked for what a killed Refit left half done, whatever came of that.
@@ -74,39 +85,19 @@ pub async fn serve(
         .await
 }
 
+/// Which routes there are, `routes` says.
 pub fn router(served: Served) -> Router {
-    let guarded = Router::new()
-        .route(
-            "/admin/workspace-images/refresh",
-            post(workspace_images::refresh),
-        )
-        .route("/v1/plan", post(plan::plan))
-        .route(
-            "/v1/approvals",
-            get(approvals::list).post(approvals::request),
-        )
-        .route("/v1/approvals/{id}", get(approvals::show))
-        .route("/v1/approvals/{id}/approve", post(approvals::approve))
-        .route("/v1/approvals/{id}/reject", post(approvals::reject))
-        .route("/v1/refreshes", get(history::list).post(refreshes::begin))
-        .route(
-            "/v1/refreshes/{id}",
-            get(history::show).delete(refreshes::cancel),
-        )
-        .route("/v1/refreshes/{id}/events", get(events::watch))
-        .route("/v1/policy", get(policy::show).put(policy::swap))
-        .route("/v1/policy/history", get(policy::history))
-        .route("/v1/policy/shadow", get(shadow::show).delete(shadow::end))
-        .route("/v1/policy/rollback", post(policy::roll_back))
-        .route("/v1/watch", get(watch::show))
-        .route("/v1/watch/pause", post(watch::pause))
-        .route("/v1/watch/resume", post(watch::resume))
-        .route("/v1/watch/check", post(watch::check))
+    let guarded = routes::for_admin()
+        .router
         .layer(from_fn_with_state(served.clone(), auth::require_token));
-    Router::new()
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(ready))
-        .merge(hooks::routes())
+    let metrics = routes::for_metrics().router.layer(from_fn_with_state(
+        served.clone(),
+        auth::require_metrics_token,
+    ));
+    routes::open()
+        .router
+        .merge(metrics)
+        .merge(routes::for_senders().router)
         .merge(guarded)
         .fallback(async || {
             Problem::new(StatusCode::NOT_FOUND, "not-found", "there is nothing here")
@@ -120,31 +111,4 @@ pub fn router(served: Served) -> Router {
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(served)
-}
-
-/// Whether a refresh would find what it needs: an engine that answers, nothing half done from before, and time to end.
-async fn ready(State(served): State<Served>) -> Result<&'static str, Problem> {
-    if served.stopping.is_cancelled() {
-        return Err(Problem::stopping());
-    }
-    match served.refresher.workshop().engine.version().await {
-        Ok(_) if !served.recovered.is_cancelled() => Err(Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "recovering",
-            "half-done replacements are being looked for",
-        )),
-        Ok(_) => Ok("ready\n"),
-        Err(error) => {
-            // The address of the engine and the like are for the log; whoever may ask without a token is told that much.
-            tracing::warn!(
-                "not ready: {}",
-                crate::diagnostic::Diagnostic::of(&error).sentence()
-            );
-            Err(Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "engine-unavailable",
-                "the container engine does not answer",
-            ))
-        }
-    }
 }

@@ -7,12 +7,29 @@ use axum::response::{IntoResponse, Response};
 
 use super::Served;
 use super::asked::Asked;
-use super::problem::Problem;
+use super::problem::{Document, Problem};
 use crate::diagnostic::Diagnostic;
 use crate::journal::no_events;
-use crate::refresh::{Mode, RefreshError};
+use crate::refresh::{Mode, RefreshError, Report};
 
-/// A plan has no effects, so it ends when its client hangs up.
+/// What a refresh would do, and why
+///
+/// With the active policy. Pulls nothing, changes nothing, and ends when the client hangs up. `{}` is all that the policy knows; an
+/// unknown field is an error.
+#[utoipa::path(
+    post,
+    path = "/v1/plan",
+    tag = "refreshes",
+    request_body = Asked,
+    responses(
+        (status = 200, description = "[The report](report.md); its `mode` is `plan`.", body = Report),
+        (status = 400, description = "`unknown-targets`, `bad-body`.", body = Document, content_type = "application/problem+json"),
+        (status = 422, description = "`policy-refused`, `bad-body`.", body = Document, content_type = "application/problem+json"),
+        (status = 500, description = "`policy-failed`.", body = Document, content_type = "application/problem+json"),
+        (status = 502, description = "`engine-unavailable`.", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "`stopping`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn plan(
     State(served): State<Served>,
     asked: Result<Json<Asked>, JsonRejection>,

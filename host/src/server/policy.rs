@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::Served;
-use super::problem::Problem;
+use super::by::By;
+use super::problem::{Document, Problem};
 use crate::artifact::signature::{SIGNATURE_BYTES_MAX, Signer};
 use crate::artifact::{self, ArtifactError};
 use crate::diagnostic::Diagnostic;
@@ -35,20 +36,27 @@ const ARRIVAL: Duration = Duration::from_secs(120);
 static ARRIVALS: Semaphore = Semaphore::const_new(2);
 
 /// What is said of the active generation.
-#[derive(Serialize)]
-struct View {
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = Policy)]
+pub(super) struct View {
+    /// Its number, which is not used again.
     generation: u64,
     name: String,
     version: String,
+    /// What the policy says of itself.
     summary: String,
+    /// `sha256:…` of the component.
     digest: String,
+    /// Where it came from.
     origin: String,
     /// Who vouches for it; nobody where nobody needs to.
     #[serde(skip_serializing_if = "Option::is_none")]
     signer: Option<Signer>,
     activated: jiff::Timestamp,
     how: How,
+    /// Who asked, as they say of themselves.
     by: String,
+    /// The configuration that it accepted.
     config: serde_json::Value,
     /// What the component can ask for at all.
     asks: Permissions,
@@ -89,8 +97,9 @@ impl View {
 }
 
 /// The answer to a change.
-#[derive(Serialize)]
-struct Change {
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = PolicyChange)]
+pub(super) struct Change {
     /// `false`: this was in use already.
     changed: bool,
     /// What the new policy may do that the old one could not, and the other way round.
@@ -99,38 +108,61 @@ struct Change {
     policy: View,
 }
 
+/// The policy that decides
+///
+/// The active generation.
+#[utoipa::path(
+    get,
+    path = "/v1/policy",
+    operation_id = "show_policy",
+    tag = "policy",
+    responses((status = 200, description = "The active generation.", body = View, headers(("ETag" = String, description = "The number of the active generation, in quotes.")))),
+)]
 pub(super) async fn show(State(served): State<Served>) -> Response {
     let generations = served.refresher.generations();
     let active = generations.active();
     tagged(&active, Json(View::of(&active, generations)))
 }
 
-#[derive(Serialize)]
-struct History {
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = Generations)]
+pub(super) struct History {
     /// The newest first; it is the active one.
     generations: Vec<Record>,
 }
 
+/// The policies that were
+///
+/// The last 50 generations, the newest first; the first is the active one.
+#[utoipa::path(
+    get,
+    path = "/v1/policy/history",
+    operation_id = "list_generations",
+    tag = "policy",
+    responses((status = 200, description = "The generations.", body = History, headers(("ETag" = String, description = "The number of the active generation, in quotes.")))),
+)]
 pub(super) async fn history(State(served): State<Served>) -> Response {
     let active = served.refresher.active();
     let generations = active.ledger.history().cloned().collect();
     tagged(&active, Json(History { generations }))
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Parameters {
-    /// What the sender calls the component: the name of its file.
+    /// What the sender calls the component: the name of its file. Default: `an upload`.
     origin: Option<String>,
-    /// Who asks.
+    /// Who asks, as they say of themselves. Default: `X-Refit-By`, otherwise `the HTTP interface`.
     by: Option<String>,
     /// Not a swap, but a trial: how often the candidate must agree in a row to take over. `0`: it never does by itself.
     shadow: Option<u32>,
 }
 
 /// The other form of a swap, for whoever has more to say than a component.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Wanted {
+#[schema(as = PolicyWanted)]
+pub(super) struct Wanted {
     /// In base64.
     component: Option<String>,
     /// Instead: one that was in use before and is still kept.
@@ -140,11 +172,47 @@ struct Wanted {
     /// Of a component, or anew of one that is kept: the content of its `.minisig`. One in a registry has its own.
     signature: Option<String>,
     /// Without it, the configuration in force stays. Without a component, only it changes.
+    #[schema(value_type = Option<Object>)]
     config: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
+/// Another policy, another configuration, or both
+///
+/// [policies.md](policies.md#stages) has the stages that a candidate passes; one that fails at any of them changes nothing. The swap goes
+/// on when the client hangs up. The body is a component of at most 48 MiB, and the configuration in force stays; or an object with at most
+/// one of `component`, `digest` and `reference`, and with `config` where none of them is there.
+#[utoipa::path(
+    put,
+    path = "/v1/policy",
+    operation_id = "swap_policy",
+    tag = "policy",
+    params(
+        Parameters,
+        ("If-Match" = Option<String>, Header, description = "A generation, `\"4\"`: only if it is the active one. `*` or left out: whichever is."),
+        ("X-Refit-By" = Option<String>, Header, description = "Who asks, as they say of themselves."),
+    ),
+    request_body(content(
+        (Wanted = "application/json"),
+        ("application/wasm"),
+        ("application/octet-stream"),
+    )),
+    responses(
+        (status = 200, description = "It is in use.", body = Change, headers(("ETag" = String, description = "The number of the active generation, in quotes."))),
+        (status = 202, description = "With `shadow`: it is on trial.", body = super::shadow::View),
+        (status = 400, description = "`bad-query`, `bad-body`, `bad-if-match`.", body = Document, content_type = "application/problem+json"),
+        (status = 408, description = "`body-too-slow`.", body = Document, content_type = "application/problem+json"),
+        (status = 409, description = "`generation-conflict`, `withdrawn`.", body = Document, content_type = "application/problem+json"),
+        (status = 413, description = "`body-refused`, `policy-refused`.", body = Document, content_type = "application/problem+json"),
+        (status = 415, description = "`unsupported-media-type`.", body = Document, content_type = "application/problem+json"),
+        (status = 422, description = "`policy-refused`, `policy-untrusted`.", body = Document, content_type = "application/problem+json"),
+        (status = 500, description = "`not-durable`, `internal`.", body = Document, content_type = "application/problem+json"),
+        (status = 502, description = "`registry-failed`.", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "`swap-under-way`, `stopping`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn swap(
     State(served): State<Served>,
+    By(named): By,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
     body: Body,
@@ -185,6 +253,7 @@ pub(super) async fn swap(
     };
     let by = parameters
         .by
+        .or(named)
         .unwrap_or_else(|| "the HTTP interface".to_owned());
     let candidate = Candidate {
         source,
@@ -202,8 +271,31 @@ pub(super) async fn swap(
     change(served, async move { generations.swap(candidate).await }).await
 }
 
+/// The policy before it, again
+///
+/// The content of the generation before, configuration included, as a new generation.
+#[utoipa::path(
+    post,
+    path = "/v1/policy/rollback",
+    operation_id = "roll_back_policy",
+    tag = "policy",
+    params(
+        ("by" = Option<String>, Query, description = "As of a swap."),
+        ("If-Match" = Option<String>, Header, description = "A generation, `\"4\"`: only if it is the active one. `*` or left out: whichever is."),
+        ("X-Refit-By" = Option<String>, Header, description = "Who asks, as they say of themselves."),
+    ),
+    responses(
+        (status = 200, description = "It is in use.", body = Change, headers(("ETag" = String, description = "The number of the active generation, in quotes."))),
+        (status = 400, description = "`bad-query`, `bad-if-match`.", body = Document, content_type = "application/problem+json"),
+        (status = 409, description = "`nothing-before`, `generation-conflict`.", body = Document, content_type = "application/problem+json"),
+        (status = 422, description = "`policy-refused`, `policy-untrusted`.", body = Document, content_type = "application/problem+json"),
+        (status = 500, description = "`not-durable`, `internal`.", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "`swap-under-way`, `stopping`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn roll_back(
     State(served): State<Served>,
+    By(named): By,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -211,6 +303,7 @@ pub(super) async fn roll_back(
     let expected = expected(&headers)?;
     let by = parameters
         .by
+        .or(named)
         .unwrap_or_else(|| "the HTTP interface".to_owned());
     let generations = served.refresher.generations().clone();
     change(

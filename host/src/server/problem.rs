@@ -5,6 +5,9 @@ use std::time::Duration;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::Schema;
+use utoipa::{PartialSchema as _, ToSchema as _};
 
 use super::bounds;
 use crate::approvals;
@@ -27,21 +30,34 @@ pub(super) struct Problem {
     told: Box<Diagnostic>,
 }
 
-/// `code` is stable and made for programs; `error` repeats `title` for clients of the platform's original interface.
-#[derive(Serialize)]
-struct Document<'a> {
+/// How a request is refused.
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct Written<'a> {
+    /// What could not be done.
     title: &'a str,
+    /// The same, for clients of the platform's original interface.
     error: &'a str,
+    /// For programs; stable.
     code: &'static str,
+    /// How far a swap came.
     #[serde(skip_serializing_if = "Option::is_none")]
     stage: Option<Stage>,
+    /// The refresh that waits for approval in place of this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     superseded_by: Option<approvals::Id>,
+    /// Why, from the nearest to the root.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(value_type = Option<Vec<String>>)]
     causes: &'a [String],
+    /// What a person can do.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(value_type = Option<Vec<String>>)]
     hints: &'a [String],
 }
+
+/// As the description of the interface names it.
+pub(super) type Document = Written<'static>;
 
 impl Problem {
     pub(super) fn new(status: StatusCode, code: &'static str, title: impl Into<String>) -> Self {
@@ -92,6 +108,12 @@ impl Problem {
         )
     }
 
+    /// Its schema, and those that it names.
+    pub(super) fn describe(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((Document::name().into_owned(), Document::schema()));
+        Document::schemas(schemas);
+    }
+
     pub(super) fn at(mut self, stage: Stage) -> Self {
         self.stage = Some(stage);
         self
@@ -120,7 +142,7 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let document = Document {
+        let document = Written {
             title: &self.told.error,
             error: &self.told.error,
             code: self.code,

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::asked::Asked;
 use super::by::By;
 use super::history::{self, View};
-use super::problem::Problem;
+use super::problem::{Document, Problem};
 use super::{Served, events};
 use crate::diagnostic::Diagnostic;
 use crate::history::{Id, Outcome};
@@ -20,13 +20,36 @@ use crate::runs::once::{Key, KeyError, Once};
 const KEY: &str = "idempotency-key";
 
 /// A refresh that was begun.
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
 struct Accepted {
+    /// Negative where it is not written down, and then known to this daemon alone.
     id: Id,
     /// Where it can be watched.
     events: String,
 }
 
+/// Begin a refresh
+///
+/// Answers at once; the refresh goes on by itself. `{}` is all that the policy knows; an unknown field is an error, an unknown target
+/// makes a refresh that fails. Who sends an `Idempotency-Key`, and then the same request with the same key again because an answer was
+/// lost, gets the refresh that was begun. The last 256 keys are known, until the daemon ends.
+#[utoipa::path(
+    post,
+    path = "/v1/refreshes",
+    operation_id = "begin_refresh",
+    tag = "refreshes",
+    request_body = Asked,
+    params(
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 128 visible ASCII characters, in quotes or not."),
+        ("X-Refit-By" = Option<String>, Header, description = "Who asks, as they say of themselves."),
+    ),
+    responses(
+        (status = 202, description = "It has begun.", body = Accepted, headers(("Location" = String, description = "`/v1/refreshes/{id}`"))),
+        (status = 400, description = "`bad-key`, `bad-body`.", body = Document, content_type = "application/problem+json"),
+        (status = 422, description = "`key-reused`, `bad-body`.", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "`too-many-refreshes`, `stopping`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn begin(
     State(served): State<Served>,
     By(by): By,
@@ -82,6 +105,22 @@ fn key(headers: &HeaderMap) -> Result<Option<Key>, Problem> {
     })
 }
 
+/// End a refresh early
+///
+/// What was begun is finished, or put back; nothing new is begun. It ends as `cancelled`, unless all was done by then.
+#[utoipa::path(
+    delete,
+    path = "/v1/refreshes/{id}",
+    operation_id = "cancel_refresh",
+    tag = "refreshes",
+    params(("id" = i64, Path, description = "Its number."), ("X-Refit-By" = Option<String>, Header, description = "Who asks, as they say of themselves.")),
+    responses(
+        (status = 202, description = "It was told to; `ending` is `true`.", body = View),
+        (status = 404, description = "`no-refresh`.", body = Document, content_type = "application/problem+json"),
+        (status = 409, description = "`already-ended`, `not-ours`.", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "`history-unavailable`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn cancel(
     State(served): State<Served>,
     By(by): By,

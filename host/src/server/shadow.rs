@@ -7,12 +7,13 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::Served;
-use super::problem::Problem;
+use super::problem::{Document, Problem};
 use crate::generation::shadow::{Shadow, Tally};
 
 /// What is said of a candidate on trial.
-#[derive(Serialize)]
-struct View<'a> {
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = Shadow)]
+pub(super) struct Told<'a> {
     name: &'a str,
     version: &'a str,
     digest: &'a str,
@@ -28,9 +29,12 @@ struct View<'a> {
     tally: Tally,
 }
 
+/// As the description of the interface names it.
+pub(super) type View = Told<'static>;
+
 pub(super) fn view(shadow: &Shadow, status: StatusCode) -> Response {
     let content = shadow.content();
-    let view = View {
+    let view = Told {
         name: &content.policy.name,
         version: &content.policy.version,
         digest: &content.policy.digest,
@@ -53,12 +57,37 @@ fn none() -> Problem {
     .hint("`PUT /v1/policy?shadow=N` or `refit policy swap FILE --shadow N` begins a trial")
 }
 
+/// The candidate on trial
+///
+/// Which it is, and what came of its trial so far. [policies.md](policies.md#a-candidate-on-trial) says what a trial is.
+#[utoipa::path(
+    get,
+    path = "/v1/policy/shadow",
+    operation_id = "show_shadow",
+    tag = "policy",
+    responses(
+        (status = 200, description = "So far.", body = View),
+        (status = 404, description = "`no-shadow`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn show(State(served): State<Served>) -> Result<Response, Problem> {
     let shadow = served.refresher.generations().shadow().ok_or_else(none)?;
     Ok(view(&shadow, StatusCode::OK))
 }
 
+/// End a trial
+///
 /// Answers with what came of it.
+#[utoipa::path(
+    delete,
+    path = "/v1/policy/shadow",
+    operation_id = "end_shadow",
+    tag = "policy",
+    responses(
+        (status = 200, description = "What came of it.", body = View),
+        (status = 404, description = "`no-shadow`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn end(State(served): State<Served>) -> Result<Response, Problem> {
     let shadow = served.refresher.generations().end_shadow();
     let shadow = shadow.ok_or_else(none)?;

@@ -11,7 +11,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Served;
-use super::problem::Problem;
+use super::by::By;
+use super::problem::{Document, Problem};
 use crate::diagnostic::Diagnostic;
 use crate::image::ImageRef;
 use crate::refresh::Trigger;
@@ -22,25 +23,39 @@ use crate::watch::status::Snapshot;
 const IMAGES_MAX: usize = 256;
 
 /// Of which images; none means all.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schema(as = WatchCheck)]
 pub(super) struct Check {
     images: Vec<ImageRef>,
 }
 
 /// Who asks, as they say of themselves.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schema(as = WatchWho)]
 pub(super) struct Who {
     by: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Asked {
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = WatchAsked)]
+pub(super) struct Asked {
     /// A look that started later than this has seen it.
     asked: jiff::Timestamp,
 }
 
+/// What the watcher knows
+///
+/// Of each image: whether it is behind, since when, and what keeps it from being adopted. [watching.md](watching.md) says what is looked
+/// at, and when.
+#[utoipa::path(
+    get,
+    path = "/v1/watch",
+    operation_id = "show_watch",
+    tag = "watch",
+    responses((status = 200, description = "As of its last look.", body = Snapshot)),
+)]
 pub(super) async fn show(State(served): State<Served>) -> Json<Snapshot> {
     let snapshot = match &served.watcher {
         Some(watcher) => Snapshot::clone(&watcher.snapshot()),
@@ -49,23 +64,67 @@ pub(super) async fn show(State(served): State<Served>) -> Json<Snapshot> {
     Json(snapshot)
 }
 
+/// Pause
+///
+/// It goes on looking, and adopts nothing until it is resumed, restarts included. The body may be left out.
+#[utoipa::path(
+    post,
+    path = "/v1/watch/pause",
+    operation_id = "pause_watch",
+    tag = "watch",
+    request_body = Option<Who>,
+    params(("X-Refit-By" = Option<String>, Header, description = "Who asks, where the body does not say.")),
+    responses(
+        (status = 200, description = "It is paused.", body = Snapshot),
+        (status = 400, description = "`bad-body`.", body = Document, content_type = "application/problem+json"),
+        (status = 409, description = "`watch-off`.", body = Document, content_type = "application/problem+json"),
+        (status = 500, description = "`watch-not-kept`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn pause(
     State(served): State<Served>,
+    By(by): By,
     who: Bytes,
 ) -> Result<Json<Snapshot>, Problem> {
     let who: Who = body(&who)?;
     let watcher = watcher(&served)?;
-    lasting(watcher.pause(who.by).await)?;
+    lasting(watcher.pause(who.by.or(by)).await)?;
     Ok(Json(Snapshot::clone(&watcher.snapshot())))
 }
 
+/// Resume
+#[utoipa::path(
+    post,
+    path = "/v1/watch/resume",
+    operation_id = "resume_watch",
+    tag = "watch",
+    responses(
+        (status = 200, description = "It is not paused any more.", body = Snapshot),
+        (status = 409, description = "`watch-off`.", body = Document, content_type = "application/problem+json"),
+        (status = 500, description = "`watch-not-kept`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn resume(State(served): State<Served>) -> Result<Json<Snapshot>, Problem> {
     let watcher = watcher(&served)?;
     lasting(watcher.resume().await)?;
     Ok(Json(Snapshot::clone(&watcher.snapshot())))
 }
 
-/// Answered at once; the look comes within seconds.
+/// Look now
+///
+/// Answered at once; the look comes within seconds. The body may be left out.
+#[utoipa::path(
+    post,
+    path = "/v1/watch/check",
+    operation_id = "check_watch",
+    tag = "watch",
+    request_body = Option<Check>,
+    responses(
+        (status = 202, description = "It will look.", body = Asked),
+        (status = 400, description = "`bad-body`.", body = Document, content_type = "application/problem+json"),
+        (status = 409, description = "`watch-off`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn check(State(served): State<Served>, check: Bytes) -> Result<Response, Problem> {
     let check: Check = body(&check)?;
     let watcher = watcher(&served)?;

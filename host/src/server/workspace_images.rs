@@ -7,30 +7,62 @@ use axum::extract::{Query, State, rejection::QueryRejection};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use super::Served;
 use super::by::By;
-use super::problem::Problem;
+use super::problem::{Document, Problem};
 use crate::diagnostic::{Diagnostic, Hints as _};
 use crate::journal::{ImageOutcome, RecreationOutcome};
 use crate::refresh::{RefreshError, Report, Request, Trigger};
 use crate::runs::Panicked;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Parameters {
-    /// One runtime; all of them without it.
+    /// Only this runtime. Left out or empty: all of them.
     runtime: Option<String>,
-    /// Anything but `true` means no, as in the original.
+    /// Whether containers may be recreated. Left out or `true`: yes. Anything else: no.
     recreate: Option<String>,
 }
 
 /// The original's answer. Runtimes, runtimes, container names.
-#[derive(Debug, Default, PartialEq, Serialize)]
-struct Outcome {
+#[derive(Debug, Default, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = WorkspaceImages)]
+pub(super) struct Outcome {
+    /// Runtimes whose image is there now, those that were up to date included.
     pulled: Vec<String>,
+    /// Runtimes whose image could not be pulled.
     failed: Vec<String>,
+    /// Names of the containers that were recreated or removed.
     recreated: Vec<String>,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = WorkspaceImagesRefreshed)]
+pub(super) struct Answer<'a> {
+    #[serde(flatten)]
+    outcome: Outcome,
+    report: &'a Report,
+}
+
+/// As the description of the interface names it.
+type Refreshed = Answer<'static>;
+
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = WorkspaceImagesUnknown)]
+pub(super) struct UnknownRuntime {
+    /// `unknown runtime: nope`
+    error: String,
+    known_runtimes: Vec<String>,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = WorkspaceImagesFailed)]
+pub(super) struct Failed {
+    error: String,
+    /// What was done before it failed.
+    partial_result: Outcome,
+    hints: Vec<String>,
 }
 
 impl Outcome {
@@ -61,6 +93,30 @@ impl Outcome {
     }
 }
 
+/// The platform's original endpoint
+///
+/// A refresh, answered when all is done, which may take as long as the pulls and the proofs of the replacements do. It is finished, or
+/// put back, also when the client hangs up. 200 says that the refresh was made, and not that nothing failed: an image that was not
+/// pulled is in `failed`, and a container that was not recreated is in `report.containers`.
+#[utoipa::path(
+    post,
+    path = "/admin/workspace-images/refresh",
+    operation_id = "refresh_workspace_images",
+    tag = "platform",
+    params(Parameters, ("X-Refit-By" = Option<String>, Header, description = "Who asks, as they say of themselves.")),
+    responses(
+        (status = 200, description = "It was made.", body = Refreshed),
+        (status = 400, description = "The runtime is unknown; or `bad-query`.", content(
+            (UnknownRuntime = "application/json"),
+            (Document = "application/problem+json"),
+        )),
+        (status = 500, description = "The containers could not be listed, or the policy failed; or `internal`.", content(
+            (Failed = "application/json"),
+            (Document = "application/problem+json"),
+        )),
+        (status = 503, description = "`too-many-refreshes`, `stopping`.", body = Document, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn refresh(
     State(served): State<Served>,
     By(by): By,
@@ -100,23 +156,23 @@ pub(super) async fn refresh(
 }
 
 fn answer(report: &Report) -> Response {
-    let Outcome {
-        pulled,
-        failed,
-        recreated,
-    } = Outcome::of(report);
-    Json(json!({ "pulled": pulled, "failed": failed, "recreated": recreated, "report": report }))
-        .into_response()
+    let outcome = Outcome::of(report);
+    Json(Answer { outcome, report }).into_response()
 }
 
 fn refused(error: &RefreshError) -> Response {
     if let RefreshError::UnknownTargets { asked, known } = error {
-        let body = json!({ "error": format!("unknown runtime: {}", asked.join(", ")), "known_runtimes": known });
+        let body = UnknownRuntime {
+            error: format!("unknown runtime: {}", asked.join(", ")),
+            known_runtimes: known.clone(),
+        };
         return (StatusCode::BAD_REQUEST, Json(body)).into_response();
     }
     let told = Diagnostic::of(error);
-    let partial = error.partial().map(Outcome::of).unwrap_or_default();
-    let body =
-        json!({ "error": told.sentence(), "partial_result": partial, "hints": error.hints() });
+    let body = Failed {
+        error: told.sentence(),
+        partial_result: error.partial().map(Outcome::of).unwrap_or_default(),
+        hints: error.hints(),
+    };
     (StatusCode::INTERNAL_SERVER_ERROR, Json(body)).into_response()
 }

@@ -9,7 +9,7 @@ use crate::refresh::{Report, Request};
 use crate::runs::{Begun, NotBegun, Runs};
 
 /// An image behind which something is: what its registry has is not here, or containers do not run it yet.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Finding {
     pub image: ImageRef,
     /// What the registry has.

@@ -369,12 +369,12 @@ impl RemoteDigests for Here {
 mod tests {
     use super::*;
 
-    fn error(reason: Reason) -> Result<String, DigestError> {
-        Err(DigestError {
+    fn error(reason: Reason) -> DigestError {
+        DigestError {
             registry: "ghcr.io".into(),
             image: "ghcr.io/acme/app:1".parse().unwrap(),
             reason,
-        })
+        }
     }
 
     fn wait(check: &Check, now: Timestamp) -> i64 {
@@ -393,12 +393,12 @@ mod tests {
         let mut check = None;
         let mut waits = Vec::new();
         for _ in 0..9 {
-            let next = Check::new(silent(), check.as_ref(), now, 0.0);
+            let next = Check::new(Err(silent()), check.as_ref(), now, 0.0);
             waits.push(wait(&next, now));
             check = Some(next);
         }
         assert_eq!(waits, [5, 10, 20, 40, 80, 160, 300, 300, 300]);
-        let missing = Check::new(error(Reason::NotFound), None, now, 0.0);
+        let missing = Check::new(Err(error(Reason::NotFound)), None, now, 0.0);
         assert_eq!(wait(&missing, now), 120);
         let found = Check::new(Ok("sha256:a".into()), check.as_ref(), now, 0.0);
         assert_eq!((found.failures, found.retry_at), (0, None));
@@ -411,7 +411,7 @@ mod tests {
         let mut check = None;
         for _ in 0..3 {
             let limited = error(Reason::RateLimited { until });
-            let next = Check::new(limited, check.as_ref(), now, 0.0);
+            let next = Check::new(Err(limited), check.as_ref(), now, 0.0);
             assert_eq!((next.failures, wait(&next, now)), (0, 605));
             check = Some(next);
         }

@@ -1,7 +1,7 @@
 //! Watching for new images: what rings, what is looked at, and when what was found is adopted.
 //!
 //! In reading order: [`schedule`] and [`windows`] say when; [`look`] is one look, through the policy; [`status`] is what it has
-//! shown and what holds it; [`watcher`] is the task that does all of this; [`memory`] is what outlives it.
+//! shown and what holds it; [`watcher`] is the handle, and `task` does all of this; [`memory`] is what outlives it.
 //!
 //! [`bell`] is how others (webhooks, an operator) say that an image may have changed; [`adopt`] is what becomes of a finding: a
 //! refresh at once, or one that waits for approval. Knows nothing of HTTP.
@@ -12,6 +12,8 @@ pub mod look;
 pub mod memory;
 pub mod schedule;
 pub mod status;
+pub mod store;
+mod task;
 pub mod watcher;
 pub mod windows;
 

@@ -16,6 +16,8 @@ use crate::refresh::{RefreshError, Report, Trigger};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[derive(utoipa::ToSchema)]
+#[schema(as = WatchVerdict)]
 pub enum Verdict {
     /// What its registry has is here, and no container that follows it is to be recreated.
     Current,
@@ -27,6 +29,8 @@ pub enum Verdict {
 /// What keeps a finding from being adopted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[derive(utoipa::ToSchema)]
+#[schema(as = WatchHeldBy)]
 pub enum By {
     Pause,
     /// A refresh for it is under way.
@@ -39,7 +43,8 @@ pub enum By {
     Rejected,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = WatchHeld)]
 pub struct Held {
     pub by: By,
     /// `None`: until somebody does something.
@@ -61,7 +66,8 @@ impl Held {
 }
 
 /// An image that is watched.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = WatchedImage)]
 pub struct Watched {
     pub image: ImageRef,
     pub verdict: Verdict,
@@ -250,7 +256,8 @@ pub fn hold_together(images: &mut BTreeMap<String, Watched>) {
 }
 
 /// How many images are what.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = WatchSummary)]
 pub struct Summary {
     pub current: usize,
     pub behind: usize,
@@ -258,7 +265,8 @@ pub struct Summary {
 }
 
 /// The last look.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = WatchLook)]
 pub struct Looked {
     pub started: Timestamp,
     pub duration_ms: u64,
@@ -271,7 +279,8 @@ pub struct Looked {
 }
 
 /// All that is known at one moment.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = Watch)]
 pub struct Snapshot {
     pub enabled: bool,
     /// Whether it looks by itself. Otherwise it looks when somebody says that an image may have changed.

@@ -491,3 +491,106 @@ async fn of_many_who_approve_at_once_one_wins() -> anyhow::Result<()> {
     })
     .await
 }
+
+/// All that there are, the oldest first, each with its state.
+async fn states(daemon: &Daemon) -> anyhow::Result<Vec<String>> {
+    let list = daemon.request("GET", "/v1/approvals").await?.json()?;
+    let all = list["approvals"].as_array().into_iter().flatten().rev();
+    Ok(all
+        .map(|it| format!("{} {}", it["id"], it["state"].as_str().unwrap_or_default()))
+        .collect())
+}
+
+async fn until_states(daemon: &Daemon, wanted: &[&str]) -> anyhow::Result<()> {
+    let what = format!("approvals {wanted:?}");
+    until(&what, || async { Ok(states(daemon).await? == wanted) }).await
+}
+
+/// So many looks of the watcher more, and what it says then.
+async fn looks(daemon: &Daemon, number: u64) -> anyhow::Result<Value> {
+    let status = || async { daemon.request("GET", "/v1/watch").await?.json() };
+    let seen = |status: &Value| status["looks"].as_u64().unwrap_or_default();
+    let wanted = seen(&status().await?) + number;
+    until("more looks", || async {
+        Ok(seen(&status().await?) >= wanted)
+    })
+    .await?;
+    status().await
+}
+
+fn watching(w: &World, registry: &Registry) -> anyhow::Result<Refit> {
+    Ok(refit(w, registry, &["hermes"])?
+        .set("state_dir", "state")
+        .set("watch.enabled", true)
+        .set("watch.interval_seconds", 1)
+        .set("watch.jitter_seconds", 0)
+        .set("approval.required_for", json!(["schedule"])))
+}
+
+#[tokio::test]
+async fn what_the_watcher_finds_waits_once_for_each_digest_until_somebody_decides()
+-> anyhow::Result<()> {
+    with_world("watched and held", |w| async move {
+        let registry = registry::open().await?;
+        let (hermes, v2) = behind(&w, registry, "hermes").await?;
+        let refit = watching(&w, registry)?.env("USER", "bo");
+        let daemon = refit.serve().await?;
+        until_states(&daemon, &["1 waiting"]).await?;
+        let held = show(&daemon, 1).await?;
+        assert_eq!(held["request"]["trigger"], "schedule");
+        assert_eq!(
+            held["findings"],
+            json!([{ "image": v2.reference, "digest": v2.digest }])
+        );
+        assert_eq!(held["plan"]["containers"][0]["name"], hermes.name);
+        let status = looks(&daemon, 3).await?;
+        assert_eq!(status["images"][0]["held"]["by"], "approval", "{status:#}");
+        assert_eq!(states(&daemon).await?, ["1 waiting"], "it is held once");
+
+        w.publish(registry, "hermes", ImageSpec::new("v3")).await?;
+        until_states(&daemon, &["1 superseded", "2 waiting"]).await?;
+        typed(&refit, &daemon, &["reject", "2", "--reason", "broken"])
+            .await?
+            .expect(0);
+        let status = looks(&daemon, 3).await?;
+        assert_eq!(status["images"][0]["held"]["by"], "rejected", "{status:#}");
+        assert_eq!(states(&daemon).await?, ["1 superseded", "2 rejected"]);
+        // Also for the next daemon.
+        daemon.kill().await?;
+        let daemon = refit.serve().await?;
+        looks(&daemon, 2).await?;
+        assert_eq!(states(&daemon).await?, ["1 superseded", "2 rejected"]);
+        untouched(&w, &hermes).await?;
+
+        let v4 = w.publish(registry, "hermes", ImageSpec::new("v4")).await?;
+        until_states(&daemon, &["1 superseded", "2 rejected", "3 waiting"]).await?;
+        typed(&refit, &daemon, &["approve", "3"]).await?.expect(0);
+        let row = ended(&daemon, 1).await?;
+        assert_eq!(
+            (&row["outcome"], &row["by"]),
+            (&json!("done"), &json!("bo (approval 3)"))
+        );
+        assert_eq!(row["request"]["trigger"], "schedule");
+        replaced(&w, &hermes, &v4).await?;
+        looks(&daemon, 2).await?;
+        assert_eq!(
+            states(&daemon).await?,
+            ["1 superseded", "2 rejected", "3 approved"]
+        );
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_nobody_decides_about_expires_and_is_proposed_anew() -> anyhow::Result<()> {
+    with_world("watched and expired", |w| async move {
+        let registry = registry::open().await?;
+        let (hermes, _) = behind(&w, registry, "hermes").await?;
+        let refit = watching(&w, registry)?.set("approval.expires_seconds", 2);
+        let daemon = refit.serve().await?;
+        until_states(&daemon, &["1 expired", "2 waiting"]).await?;
+        untouched(&w, &hermes).await
+    })
+    .await
+}

@@ -27,6 +27,7 @@ use crate::generation::start::Keep;
 use crate::policy::{CompileLimits, Compiler, Metering, compile_from_stdin};
 use crate::recreate::recover::Outcome;
 use crate::refresh::{Mode, Report, Request, Trigger};
+use crate::server;
 use crate::setup;
 use crate::snapshot::Snapshot;
 
@@ -200,6 +201,13 @@ pub(super) fn config(common: Common, arguments: ConfigArguments) -> Result<Statu
             setting.key, setting.from
         ));
     }
+    Ok(Status::Done)
+}
+
+pub(super) fn openapi() -> Result<Status, Diagnostic> {
+    let text = serde_json::to_string_pretty(&server::document())
+        .map_err(|error| Diagnostic::new("cannot write the document").because(error.to_string()))?;
+    print(&(text + "\n"));
     Ok(Status::Done)
 }
 

@@ -31,6 +31,7 @@ pub(in super::super) async fn serve(
     let config = common.clone().load(flags.clone())?.config;
     let variable = std::env::var("ADMIN_TOKEN").ok().map(SecretString::from);
     let token = AdminToken::find(variable, config.serve.token_file.as_deref())?;
+    let metrics_token = AdminToken::of_metrics(config.metrics.token_file.as_deref())?;
     daemon::may_listen(config.serve.listen, token.as_ref())?;
     let hooks = setup::hooks(&config)?;
     let refresher = setup::refresher(&config, compiler(&config), Keep::Generations).await?;
@@ -67,6 +68,7 @@ pub(in super::super) async fn serve(
         watching,
         hooks,
         token,
+        metrics_token,
     };
     daemon::run(parts, listener, shutdown)
         .await

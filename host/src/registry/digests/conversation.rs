@@ -5,28 +5,23 @@
 
 use std::time::Instant;
 
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION};
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use reqwest::{RequestBuilder, Response, Url};
+use reqwest::Response;
 use sha2::{Digest as _, Sha256};
 
+use super::Reason;
 use super::access::{Access, Registry};
-use super::{Reason, closed};
 use crate::image::ImageRef;
-use crate::registry::address::is_same_server;
 use crate::registry::challenge::{self, Challenge, Realm};
 use crate::registry::counts::Counts;
 use crate::registry::token::{self, Ask, Token};
 use crate::secret::{ExposeSecret as _, Login, SecretString};
 
-/// All kinds of manifests: whatever is behind the tag has one digest, and it is this one that the engine records.
-const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
 const DIGEST_HEADER: &str = "docker-content-digest";
 
 /// Kept token, token of many, token of its own; or another way to be let in first.
 const ATTEMPTS_MAX: usize = 4;
-/// To a registry's own mirror and back.
-const REDIRECTS_MAX: usize = 4;
 /// The specification lets registries refuse larger ones.
 const MANIFEST_BYTES_MAX: usize = 4 << 20;
 /// Tokens of 5 KiB were seen, those of clouds.
@@ -44,7 +39,7 @@ pub(super) struct Conversation<'a> {
 
 /// What a request carries.
 #[derive(Debug)]
-enum Authorization {
+pub(super) enum Authorization {
     None,
     Basic(HeaderValue),
     Token {
@@ -56,7 +51,7 @@ enum Authorization {
 }
 
 impl Authorization {
-    fn header(&self) -> Option<&HeaderValue> {
+    pub(super) fn header(&self) -> Option<&HeaderValue> {
         match self {
             Self::None => None,
             Self::Basic(value) | Self::Token { value, .. } => Some(value),
@@ -317,78 +312,6 @@ impl Conversation<'_> {
         let number = access.number();
         Ok(Token::new(number, self.batch, repositories, granted, asked))
     }
-
-    /// Follows redirects; what lets in goes to the registry itself alone.
-    async fn manifest(
-        &self,
-        method: Method,
-        image: &ImageRef,
-        by: &Authorization,
-    ) -> Result<Response, Reason> {
-        let nonsense = |problem: &str| Reason::Nonsense {
-            problem: problem.to_owned(),
-        };
-        let tag = image.tag().unwrap_or("latest");
-        let path = format!("{}/manifests/{tag}", image.path());
-        let mut url = self
-            .registry
-            .root
-            .join(&path)
-            .map_err(|_| nonsense("its address cannot be made"))?;
-        for _ in 0..=REDIRECTS_MAX {
-            let mut request = self
-                .client
-                .request(method.clone(), url.clone())
-                .header(ACCEPT, MANIFESTS);
-            if let Some(value) = by.header()
-                && is_same_server(&url, &self.registry.root)
-            {
-                request = request.header(AUTHORIZATION, value.clone());
-            }
-            let answer = self.send(request).await?;
-            if !answer.status().is_redirection() {
-                return Ok(answer);
-            }
-            url = redirected(&url, answer.headers())
-                .ok_or_else(|| nonsense("it redirects to where nobody may be sent"))?;
-        }
-        Err(nonsense("it redirects for ever"))
-    }
-
-    /// Every request goes through here: within the budget, and counted.
-    async fn send(&self, request: RequestBuilder) -> Result<Response, Reason> {
-        let taken = self.registry.budget().take(Instant::now());
-        taken.map_err(closed)?;
-        let answer = match request.send().await {
-            Ok(answer) => answer,
-            Err(error) => {
-                self.counts.add(&self.registry.name, None);
-                self.registry.budget().silent(Instant::now());
-                return Err(unreachable(error));
-            }
-        };
-        let status = answer.status().as_u16();
-        self.counts.add(&self.registry.name, Some(status));
-        let mut budget = self.registry.budget();
-        let now = Instant::now();
-        budget.answered(status, answer.headers(), now, jiff::Timestamp::now());
-        match (status, budget.closed(now)) {
-            (429 | 503, Some(why)) => Err(closed(why)),
-            _ => Ok(answer),
-        }
-    }
-
-    async fn body(&self, mut answer: Response, bytes_max: usize) -> Result<Vec<u8>, Reason> {
-        let mut body = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(unreachable)? {
-            if body.len() + chunk.len() > bytes_max {
-                let problem = format!("it is longer than {bytes_max} bytes");
-                return Err(Reason::Nonsense { problem });
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
-    }
 }
 
 enum NoToken {
@@ -400,16 +323,6 @@ fn senseless_token() -> Reason {
     Reason::Nonsense {
         problem: "its server of tokens gave none".to_owned(),
     }
-}
-
-/// Its address is left out: it may be long, and says nothing that is not known.
-fn unreachable(error: reqwest::Error) -> Reason {
-    let error = error.without_url();
-    let mut problem = error.to_string();
-    if let Some(cause) = crate::diagnostic::causes(&error).last() {
-        problem = cause.clone();
-    }
-    Reason::Unavailable { problem }
 }
 
 fn basic(username: &str, password: &SecretString) -> Option<HeaderValue> {
@@ -436,11 +349,4 @@ fn digest(headers: &HeaderMap) -> Option<String> {
     };
     let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     (hex.len() == length && hex.bytes().all(is_hex)).then(|| digest.to_owned())
-}
-
-/// Never from TLS to none.
-fn redirected(from: &Url, headers: &HeaderMap) -> Option<Url> {
-    let to = from.join(headers.get(LOCATION)?.to_str().ok()?).ok()?;
-    let is_allowed = to.scheme() == "https" || (to.scheme() == "http" && from.scheme() == "http");
-    is_allowed.then_some(to)
 }

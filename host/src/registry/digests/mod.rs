@@ -6,6 +6,7 @@
 
 mod access;
 mod conversation;
+mod wire;
 
 #[cfg(test)]
 mod tests;

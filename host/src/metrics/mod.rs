@@ -1,0 +1,253 @@
+//! What a monitoring system is told in numbers. The only place that names prometheus-client.
+//!
+//! [`Metrics`] counts what happens in refreshes, as one of their observers. What others know anyway ([`Sources`], [`Watched`]) is
+//! asked of them at each look and counted by nobody twice. `asked` turns their answers into metrics, `process` is this program.
+//!
+//! Names and labels are promised in `docs/observing.md`. Every label is one of a known few, or bounded by whoever counts.
+
+mod asked;
+mod process;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::{prometheus_text, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use self::asked::Asked;
+pub use self::asked::{ImageCounts, Sources, Watched};
+use crate::history::Outcome;
+use crate::journal::{Event, ImageOutcome, RecreationOutcome};
+use crate::policy::PolicyErrorKind;
+use crate::refresh::{RefreshError, Report, Trigger};
+use crate::runs::{Happening, Observer, Run};
+
+/// A replacement on a quiet machine takes half a second; one that waits for a stop timeout takes ten more, and a minute is
+/// somebody's program that does not start.
+const GAP_SECONDS: [f64; 12] = [
+    0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 15.0, 30.0, 60.0,
+];
+
+/// From a look that finds nothing to do, to eight large images and hundreds of containers.
+const REFRESH_SECONDS: [f64; 12] = [
+    0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0,
+];
+
+/// From a layer or two on a fast network to 7 GB on a slow one.
+const PULL_SECONDS: [f64; 10] = [0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0];
+
+type Labels<const N: usize> = [(&'static str, &'static str); N];
+
+/// See the module.
+pub struct Metrics {
+    registry: Registry,
+    asked: Arc<Asked>,
+    refreshes: Family<Labels<2>, Counter>,
+    refresh_duration: Histogram,
+    containers: Family<Labels<1>, Counter>,
+    gap: Histogram,
+    pulls: Family<Labels<1>, Counter>,
+    pull_duration: Histogram,
+    traps: Family<Labels<1>, Counter>,
+}
+
+/// How the numbers are written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The text format of Prometheus, 0.0.4.
+    Prometheus,
+    OpenMetrics,
+}
+
+impl Format {
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Prometheus => prometheus_text::CONTENT_TYPE,
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let asked = Arc::new(Asked::default());
+        let mut metrics = Self {
+            registry: Registry::default(),
+            asked: asked.clone(),
+            refreshes: Family::default(),
+            refresh_duration: Histogram::new(REFRESH_SECONDS),
+            containers: Family::default(),
+            gap: Histogram::new(GAP_SECONDS),
+            pulls: Family::default(),
+            pull_duration: Histogram::new(PULL_SECONDS),
+            traps: Family::default(),
+        };
+        metrics.register();
+        metrics.registry.register_collector(Box::new(asked));
+        metrics
+            .registry
+            .register_collector(Box::new(process::Process));
+        metrics.begin_at_nought();
+        metrics
+    }
+}
+
+impl Metrics {
+    /// What the daemon's parts know. Only the first call counts.
+    pub fn ask(&self, sources: Sources) {
+        self.asked.ask(sources);
+    }
+
+    /// What its watcher knows. Only the first call counts.
+    pub fn ask_watcher(&self, watched: Watched) {
+        self.asked.ask_watcher(watched);
+    }
+
+    /// All numbers, as they are now.
+    pub fn text(&self, format: Format) -> String {
+        let mut text = String::new();
+        // Writing into memory does not fail.
+        let _ = match format {
+            Format::Prometheus => prometheus_text::encode(&mut text, &self.registry),
+            Format::OpenMetrics => text::encode(&mut text, &self.registry),
+        };
+        text
+    }
+
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register(
+            "refit_build",
+            "The version of Refit that is running",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        registry.register(
+            "refit_refreshes",
+            "Refreshes that have ended, by who or what asked and what they came to; plans are none",
+            self.refreshes.clone(),
+        );
+        registry.register_with_unit(
+            "refit_refresh_duration",
+            "How long refreshes took, from their beginning to their end",
+            Unit::Seconds,
+            self.refresh_duration.clone(),
+        );
+        registry.register(
+            "refit_containers",
+            "Containers that refreshes were to recreate, by what became of them",
+            self.containers.clone(),
+        );
+        registry.register_with_unit(
+            "refit_gap",
+            "How long nothing ran under the name of a container that was recreated",
+            Unit::Seconds,
+            self.gap.clone(),
+        );
+        registry.register(
+            "refit_pulls",
+            "Images that refreshes pulled or tried to, by what came of it",
+            self.pulls.clone(),
+        );
+        registry.register_with_unit(
+            "refit_pull_duration",
+            "How long pulls took, those of images that were up to date included",
+            Unit::Seconds,
+            self.pull_duration.clone(),
+        );
+        registry.register(
+            "refit_policy_traps",
+            "Refreshes that ended because of their policy, by what was wrong with it",
+            self.traps.clone(),
+        );
+    }
+
+    /// A counter that is not there before it first counts hides its first step from `increase`.
+    fn begin_at_nought(&self) {
+        for trigger in Trigger::ALL {
+            for outcome in [
+                Outcome::Done,
+                Outcome::SomeFailed,
+                Outcome::Cancelled,
+                Outcome::Failed,
+            ] {
+                drop(self.refreshes.get_or_create(&refresh(trigger, outcome)));
+            }
+        }
+        for outcome in RecreationOutcome::ALL {
+            if outcome != RecreationOutcome::WouldRecreate {
+                drop(self.containers.get_or_create(&by_outcome(outcome.as_str())));
+            }
+        }
+        for outcome in [
+            ImageOutcome::Pulled,
+            ImageOutcome::UpToDate,
+            ImageOutcome::Failed,
+        ] {
+            drop(self.pulls.get_or_create(&by_outcome(outcome.as_str())));
+        }
+        for kind in PolicyErrorKind::OF_A_REFRESH {
+            drop(self.traps.get_or_create(&[("kind", kind.as_str())]));
+        }
+    }
+
+    fn ended(&self, run: &Run, answer: &Result<Report, RefreshError>) {
+        let labels = refresh(run.request.trigger, run.outcome());
+        self.refreshes.get_or_create(&labels).inc();
+        self.refresh_duration.observe(run.took().as_secs_f64());
+        if let Err(RefreshError::Policy { error, .. }) = answer {
+            let kind = [("kind", error.kind().as_str())];
+            self.traps.get_or_create(&kind).inc();
+        }
+    }
+
+    fn event(&self, event: &Event) {
+        match event {
+            Event::PullEnded(record) => {
+                let outcome = by_outcome(record.outcome.as_str());
+                self.pulls.get_or_create(&outcome).inc();
+                self.pull_duration.observe(seconds(record.duration));
+            }
+            Event::RecreateEnded(record) => {
+                let outcome = by_outcome(record.outcome.as_str());
+                self.containers.get_or_create(&outcome).inc();
+                if let (RecreationOutcome::Recreated, Some(gap)) = (record.outcome, record.gap) {
+                    self.gap.observe(seconds(gap));
+                }
+            }
+            Event::PullStarted { .. }
+            | Event::Layer { .. }
+            | Event::RecreateStarted { .. }
+            | Event::Step { .. } => {}
+        }
+    }
+}
+
+impl Observer for Metrics {
+    fn observe(&self, run: &Run, happening: &Happening<'_>) {
+        match happening {
+            // Those under way are counted by whoever has them.
+            Happening::Began => {}
+            Happening::Event(event) => self.event(event),
+            Happening::Ended(answer) => self.ended(run, answer),
+        }
+    }
+}
+
+fn refresh(trigger: Trigger, outcome: Outcome) -> Labels<2> {
+    [("trigger", trigger.as_str()), ("outcome", outcome.as_str())]
+}
+
+fn by_outcome(outcome: &'static str) -> Labels<1> {
+    [("outcome", outcome)]
+}
+
+fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests;

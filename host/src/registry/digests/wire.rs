@@ -1,0 +1,112 @@
+//! The requests themselves: each within the budget and counted, and no login sent to where it does not belong.
+
+use std::time::Instant;
+
+use http::header::{ACCEPT, AUTHORIZATION, LOCATION};
+use http::{HeaderMap, Method};
+use reqwest::{RequestBuilder, Response, Url};
+
+use super::conversation::{Authorization, Conversation};
+use super::{Reason, closed};
+use crate::image::ImageRef;
+use crate::registry::address::is_same_server;
+
+/// All kinds of manifests: whatever is behind the tag has one digest, and it is this one that the engine records.
+const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
+/// To a registry's own mirror and back.
+const REDIRECTS_MAX: usize = 4;
+
+impl Conversation<'_> {
+    /// Follows redirects; what lets in goes to the registry itself alone.
+    pub(super) async fn manifest(
+        &self,
+        method: Method,
+        image: &ImageRef,
+        by: &Authorization,
+    ) -> Result<Response, Reason> {
+        let nonsense = |problem: &str| Reason::Nonsense {
+            problem: problem.to_owned(),
+        };
+        let tag = image.tag().unwrap_or("latest");
+        let path = format!("{}/manifests/{tag}", image.path());
+        let mut url = self
+            .registry
+            .root
+            .join(&path)
+            .map_err(|_| nonsense("its address cannot be made"))?;
+        for _ in 0..=REDIRECTS_MAX {
+            let mut request = self
+                .client
+                .request(method.clone(), url.clone())
+                .header(ACCEPT, MANIFESTS);
+            if let Some(value) = by.header()
+                && is_same_server(&url, &self.registry.root)
+            {
+                request = request.header(AUTHORIZATION, value.clone());
+            }
+            let answer = self.send(request).await?;
+            if !answer.status().is_redirection() {
+                return Ok(answer);
+            }
+            url = redirected(&url, answer.headers())
+                .ok_or_else(|| nonsense("it redirects to where nobody may be sent"))?;
+        }
+        Err(nonsense("it redirects for ever"))
+    }
+
+    /// Every request goes through here: within the budget, and counted.
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, Reason> {
+        let taken = self.registry.budget().take(Instant::now());
+        taken.map_err(closed)?;
+        let answer = match request.send().await {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.counts.add(&self.registry.name, None);
+                self.registry.budget().silent(Instant::now());
+                return Err(unreachable(error));
+            }
+        };
+        let status = answer.status().as_u16();
+        self.counts.add(&self.registry.name, Some(status));
+        let mut budget = self.registry.budget();
+        let now = Instant::now();
+        budget.answered(status, answer.headers(), now, jiff::Timestamp::now());
+        match (status, budget.closed(now)) {
+            (429 | 503, Some(why)) => Err(closed(why)),
+            _ => Ok(answer),
+        }
+    }
+
+    pub(super) async fn body(
+        &self,
+        mut answer: Response,
+        bytes_max: usize,
+    ) -> Result<Vec<u8>, Reason> {
+        let mut body = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(unreachable)? {
+            if body.len() + chunk.len() > bytes_max {
+                let problem = format!("it is longer than {bytes_max} bytes");
+                return Err(Reason::Nonsense { problem });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+}
+
+/// Its address is left out: it may be long, and says nothing that is not known.
+fn unreachable(error: reqwest::Error) -> Reason {
+    let error = error.without_url();
+    let mut problem = error.to_string();
+    if let Some(cause) = crate::diagnostic::causes(&error).last() {
+        problem = cause.clone();
+    }
+    Reason::Unavailable { problem }
+}
+
+/// Never from TLS to none.
+fn redirected(from: &Url, headers: &HeaderMap) -> Option<Url> {
+    let to = from.join(headers.get(LOCATION)?.to_str().ok()?).ok()?;
+    let is_allowed = to.scheme() == "https" || (to.scheme() == "http" && from.scheme() == "http");
+    is_allowed.then_some(to)
+}

@@ -1,0 +1,153 @@
+//! The table of routes, from which both the router and the document that describes it are made: what is served is described, and
+//! the other way round.
+//!
+//! A route's method, path, parameters and answers stand at its handler, in `#[utoipa::path]`. `openapi` makes a document of them.
+
+use axum::Router;
+use axum::handler::Handler;
+use axum::routing::{MethodFilter, MethodRouter, on};
+use utoipa::__dev::{SchemaReferences, Tags};
+use utoipa::Path;
+use utoipa::openapi::path::{HttpMethod, Operation, Paths};
+use utoipa::openapi::schema::Schema;
+use utoipa::openapi::security::SecurityRequirement;
+use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
+
+use super::{
+    Served, approvals, events, health, history, hooks, metrics, openapi, plan, policy, refreshes,
+    shadow, watch, workspace_images,
+};
+
+/// Routes that take the same token.
+pub(super) struct Routes {
+    /// The name of a security scheme of the document.
+    security: Option<&'static str>,
+    pub(super) router: Router<Served>,
+    pub(super) paths: Paths,
+    pub(super) schemas: Vec<(String, RefOr<Schema>)>,
+}
+
+/// Whoever looks after processes has no token.
+pub(super) fn open() -> Routes {
+    Routes::open()
+        .with(health::__path_alive, health::alive)
+        .with(health::__path_ready, health::ready)
+}
+
+/// Those who send have secrets of their own.
+pub(super) fn for_senders() -> Routes {
+    hooks::routes()
+}
+
+pub(super) fn for_metrics() -> Routes {
+    Routes::new(Some("metrics")).with(metrics::__path_show, metrics::show)
+}
+
+/// All others.
+pub(super) fn for_admin() -> Routes {
+    Routes::new(Some("admin"))
+        .with(workspace_images::__path_refresh, workspace_images::refresh)
+        .with(plan::__path_plan, plan::plan)
+        .with(refreshes::__path_begin, refreshes::begin)
+        .with(history::__path_list, history::list)
+        .with(history::__path_show, history::show)
+        .with(refreshes::__path_cancel, refreshes::cancel)
+        .with(events::__path_watch, events::watch)
+        .with(watch::__path_show, watch::show)
+        .with(watch::__path_pause, watch::pause)
+        .with(watch::__path_resume, watch::resume)
+        .with(watch::__path_check, watch::check)
+        .with(approvals::__path_list, approvals::list)
+        .with(approvals::__path_request, approvals::request)
+        .with(approvals::__path_show, approvals::show)
+        .with(approvals::__path_approve, approvals::approve)
+        .with(approvals::__path_reject, approvals::reject)
+        .with(policy::__path_show, policy::show)
+        .with(policy::__path_swap, policy::swap)
+        .with(policy::__path_history, policy::history)
+        .with(policy::__path_roll_back, policy::roll_back)
+        .with(shadow::__path_show, shadow::show)
+        .with(shadow::__path_end, shadow::end)
+        .with(openapi::__path_show, openapi::show)
+}
+
+impl Routes {
+    fn new(security: Option<&'static str>) -> Self {
+        Self {
+            security,
+            router: Router::new(),
+            paths: Paths::new(),
+            schemas: Vec::new(),
+        }
+    }
+
+    /// Those that take no token, or one of which they say themselves.
+    pub(super) fn open() -> Self {
+        Self::new(None)
+    }
+
+    pub(super) fn merge(mut self, other: Self) -> Self {
+        self.router = self.router.merge(other.router);
+        self.paths.merge(other.paths);
+        self.schemas.extend(other.schemas);
+        self
+    }
+
+    /// What stands before those that are there.
+    pub(super) fn layered(mut self, layer: impl FnOnce(Router<Served>) -> Router<Served>) -> Self {
+        self.router = layer(self.router);
+        self
+    }
+
+    /// `path` is what `#[utoipa::path]` has made beside the handler.
+    pub(super) fn with<P, H, T>(mut self, path: P, handler: H) -> Self
+    where
+        P: Path + SchemaReferences + Tags<'static>,
+        H: Handler<T, Served>,
+        T: 'static,
+    {
+        drop(path);
+        P::schemas(&mut self.schemas);
+        let mut operation = P::operation();
+        operation.tags = Some(P::tags().into_iter().map(Into::into).collect());
+        if let Some(security) = self.security {
+            needs_token(&mut operation, security);
+        }
+        let methods = P::methods();
+        let filter = methods.iter().map(filter).reduce(MethodFilter::or);
+        let filter = filter.unwrap_or(MethodFilter::GET);
+        let route: MethodRouter<Served> = on(filter, handler);
+        self.router = self.router.route(&P::path(), route);
+        self.paths.add_path_operation(P::path(), methods, operation);
+        self
+    }
+}
+
+fn needs_token(operation: &mut Operation, security: &str) {
+    let scopes: [&str; 0] = [];
+    operation.security = Some(vec![SecurityRequirement::new(security, scopes)]);
+    let problem = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name("Problem")))
+        .build();
+    let refused = ResponseBuilder::new()
+        .description("`unauthorized`: the token is missing or wrong.")
+        .content("application/problem+json", problem)
+        .build();
+    operation
+        .responses
+        .responses
+        .insert("401".into(), refused.into());
+}
+
+fn filter(method: &HttpMethod) -> MethodFilter {
+    match method {
+        HttpMethod::Get => MethodFilter::GET,
+        HttpMethod::Post => MethodFilter::POST,
+        HttpMethod::Put => MethodFilter::PUT,
+        HttpMethod::Delete => MethodFilter::DELETE,
+        HttpMethod::Options => MethodFilter::OPTIONS,
+        HttpMethod::Head => MethodFilter::HEAD,
+        HttpMethod::Patch => MethodFilter::PATCH,
+        HttpMethod::Trace => MethodFilter::TRACE,
+    }
+}
