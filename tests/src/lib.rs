@@ -23,6 +23,7 @@ pub mod proxy;
 pub mod refit;
 pub mod registry;
 pub mod scenario;
+pub mod sshd;
 pub mod world;
 
 mod bounded;

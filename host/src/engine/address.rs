@@ -6,16 +6,28 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
+use super::ssh::Destination;
 use crate::diagnostic::Hints;
 
-/// Where an engine listens, how it is trusted, and who said so.
+/// Where an engine listens, the way there, and who said so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineAddress {
-    /// `unix:///var/run/docker.sock`, `tcp://host:2376`, …
+    /// `unix:///var/run/docker.sock`, `tcp://host:2376`, `ssh://user@host`, …
     pub url: String,
-    pub tls: Option<TlsFiles>,
+    pub way: Way,
     /// For people: `DOCKER_HOST`, `context \`desktop\``, …
     pub chosen_by: String,
+}
+
+/// How an engine is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// A socket or a named pipe of this machine.
+    Local,
+    /// TCP, and whoever is on the way is believed.
+    Plain,
+    Tls(TlsFiles),
+    Ssh(Destination),
 }
 
 /// A client certificate, its key, and the authority that the engine's certificate must come from.
@@ -40,6 +52,12 @@ impl TlsFiles {
 pub enum AddressError {
     #[error("cannot use `{url}` (from {chosen_by}) as an engine address")]
     Scheme { url: String, chosen_by: String },
+    #[error("cannot use `{url}` (from {chosen_by}) as an engine address: {problem}")]
+    Ssh {
+        url: String,
+        chosen_by: String,
+        problem: &'static str,
+    },
     #[error("cannot find the Docker context `{name}` (from {chosen_by})")]
     Context {
         name: String,
@@ -57,10 +75,10 @@ pub enum AddressError {
 impl Hints for AddressError {
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::Scheme { url, .. } if url.starts_with("ssh://") => vec![
-                "engines over SSH are not supported yet: forward the socket, `ssh -L /tmp/docker.sock:/var/run/docker.sock HOST`, and use `unix:///tmp/docker.sock`".into(),
+            Self::Scheme { .. } => vec!["use `unix:///path/to.sock`, `tcp://host:port` or `ssh://user@host`".into()],
+            Self::Ssh { .. } => vec![
+                "it looks like `ssh://user@host:22`, and may end in the path of the engine's socket over there; whatever else is to be said belongs into `~/.ssh/config`".into(),
             ],
-            Self::Scheme { .. } => vec!["use `unix:///path/to.sock` or `tcp://host:port`".into()],
             Self::Context { .. } | Self::Malformed { .. } => {
                 vec!["`docker context ls` shows the contexts; `--engine` or `DOCKER_HOST` goes round them".into()]
             }
@@ -141,27 +159,43 @@ fn at(
     };
     // The Go client takes TLS when either variable is set, and skips verification when only the path is. We always verify.
     let wants_tls = environment.docker_tls_verify || environment.docker_cert_path.is_some();
-    match url.split_once("://").map(|(scheme, _)| scheme) {
-        Some("unix" | "npipe") => Ok(EngineAddress {
-            url: url.to_owned(),
-            tls: None,
-            chosen_by,
-        }),
-        Some("tcp" | "http") => Ok(EngineAddress {
-            url: url.to_owned(),
-            tls: (wants_tls && !url.starts_with("http:")).then(tls_files),
-            chosen_by,
-        }),
-        Some("https") => Ok(EngineAddress {
-            url: url.to_owned(),
-            tls: Some(tls_files()),
-            chosen_by,
-        }),
-        _ => Err(AddressError::Scheme {
-            url: url.to_owned(),
-            chosen_by,
-        }),
-    }
+    let way = match url.split_once("://").map(|(scheme, _)| scheme) {
+        Some("unix" | "npipe") => Way::Local,
+        Some("tcp") if wants_tls => Way::Tls(tls_files()),
+        Some("tcp" | "http") => Way::Plain,
+        Some("https") => Way::Tls(tls_files()),
+        Some("ssh") => match Destination::parse(url) {
+            Ok(destination) => Way::Ssh(destination),
+            Err(problem) => {
+                return Err(AddressError::Ssh {
+                    url: without_password(url),
+                    chosen_by,
+                    problem,
+                });
+            }
+        },
+        _ => {
+            return Err(AddressError::Scheme {
+                url: without_password(url),
+                chosen_by,
+            });
+        }
+    };
+    Ok(EngineAddress {
+        url: url.to_owned(),
+        way,
+        chosen_by,
+    })
+}
+
+/// For showing an address that was refused, maybe because there is one.
+fn without_password(url: &str) -> String {
+    let shown = url.split_once("://").and_then(|(scheme, rest)| {
+        let (login, rest) = rest.rsplit_once('@')?;
+        let (user, _) = login.split_once(':')?;
+        Some(format!("{scheme}://{user}:…@{rest}"))
+    });
+    shown.unwrap_or_else(|| url.to_owned())
 }
 
 fn current_context(environment: &EngineEnvironment) -> Option<String> {
@@ -220,8 +254,8 @@ fn from_context(
         &EngineEnvironment::default(),
     )?;
     let tls = contexts.join("tls").join(&folder).join("docker");
-    if tls.is_dir() {
-        address.tls = Some(TlsFiles::in_folder(&tls));
+    if address.way == Way::Plain && tls.is_dir() {
+        address.way = Way::Tls(TlsFiles::in_folder(&tls));
     }
     Ok(address)
 }
@@ -258,14 +292,14 @@ mod tests {
     fn either_tls_variable_means_tls_and_a_socket_never_does() {
         let mut environment = environment();
         environment.docker_host = Some("tcp://engine:2376".into());
-        assert_eq!(choose(None, &environment).unwrap().tls, None);
+        assert_eq!(choose(None, &environment).unwrap().way, Way::Plain);
         environment.docker_cert_path = Some("/certs".into());
         assert_eq!(
-            choose(None, &environment).unwrap().tls,
-            Some(TlsFiles::in_folder(Path::new("/certs")))
+            choose(None, &environment).unwrap().way,
+            Way::Tls(TlsFiles::in_folder(Path::new("/certs")))
         );
         environment.docker_host = Some("unix:///run/docker.sock".into());
-        assert_eq!(choose(None, &environment).unwrap().tls, None);
+        assert_eq!(choose(None, &environment).unwrap().way, Way::Local);
     }
 
     #[test]
@@ -295,7 +329,7 @@ mod tests {
             (address.url.as_str(), address.chosen_by.as_str()),
             ("tcp://far:2376", "context `remote`")
         );
-        assert_eq!(address.tls, Some(TlsFiles::in_folder(&tls)));
+        assert_eq!(address.way, Way::Tls(TlsFiles::in_folder(&tls)));
 
         environment.docker_context = Some("absent".into());
         assert!(matches!(
@@ -307,8 +341,22 @@ mod tests {
 
     #[test]
     fn an_address_we_cannot_speak_to_says_so() {
-        let error = choose(Some("ssh://host"), &environment()).unwrap_err();
-        assert!(error.hints()[0].contains("forward the socket"));
-        assert!(choose(Some("/var/run/docker.sock"), &environment()).is_err());
+        for url in [
+            "/var/run/docker.sock",
+            "ftp://host",
+            "ssh://",
+            "ssh://host:x",
+        ] {
+            let error = choose(Some(url), &environment()).unwrap_err();
+            assert!(error.hints()[0].contains("ssh://user@host"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_an_address_is_refused_and_not_shown() {
+        for url in ["ssh://me:secret@host", "ftp://me:secret@host/x"] {
+            let error = choose(Some(url), &environment()).unwrap_err();
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
     }
 }

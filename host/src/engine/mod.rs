@@ -6,11 +6,13 @@
 pub mod address;
 pub mod docker;
 pub mod probe;
+pub mod ssh;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 
+use self::ssh::SshError;
 use crate::container::{Container, ContainerId, Image, Listed, Object};
 use crate::diagnostic::Hints;
 use crate::image::{ImageId, ImageRef, Platform};
@@ -179,6 +181,9 @@ impl EngineError {
 impl Hints for EngineError {
     fn hints(&self) -> Vec<String> {
         match self {
+            Self::Unreachable { source, .. } if over_ssh(source.as_ref()).is_some() => {
+                over_ssh(source.as_ref()).map(SshError::hints).unwrap_or_default()
+            }
             Self::Unreachable { source, .. } => match io_kind(source.as_ref()) {
                 Some(std::io::ErrorKind::NotFound) => vec![
                     "the socket does not exist: is the engine running on this machine?".into(),
@@ -282,6 +287,12 @@ impl Hints for PullError {
 }
 
 /// The kind of the first I/O error in a chain of causes.
+fn over_ssh<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a SshError> {
+    error
+        .downcast_ref::<std::sync::Arc<SshError>>()
+        .map(AsRef::as_ref)
+}
+
 fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
     let mut next = Some(error);
     while let Some(error) = next {

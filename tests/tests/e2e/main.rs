@@ -26,6 +26,7 @@ mod script;
 mod seen;
 mod shadow;
 mod snapshot;
+mod ssh;
 mod swap;
 mod swap_start;
 mod trust;

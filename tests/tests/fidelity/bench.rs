@@ -15,7 +15,7 @@ use refit::capabilities::{
     CallError, Capabilities as _, PulledImage, Recreated, Recreation, Strategy, Transfer,
 };
 use refit::container::{Container, ContainerId, Image, Listed, Object};
-use refit::engine::address::EngineAddress;
+use refit::engine::address::{self, EngineEnvironment};
 use refit::engine::docker::{CallLimits, DockerEngine};
 use refit::engine::{
     CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal,
@@ -266,11 +266,8 @@ impl Bench {
 
 /// Refit's own engine, straight.
 pub(crate) fn docker(world: &World) -> DockerEngine {
-    let address = EngineAddress {
-        url: world.docker_host().to_owned(),
-        tls: None,
-        chosen_by: "the test".into(),
-    };
+    let address = address::choose(Some(world.docker_host()), &EngineEnvironment::default());
+    let address = address.expect("the kit's engine has an address");
     let limits = CallLimits {
         call: CALL,
         pull: CALL,

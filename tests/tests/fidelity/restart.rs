@@ -8,7 +8,7 @@ use anyhow::Context;
 use bollard::query_parameters::ImportImageOptions;
 use futures_util::TryStreamExt;
 use refit::container::{Container, State};
-use refit::engine::address::EngineAddress;
+use refit::engine::address::{EngineAddress, Way};
 use refit::engine::docker::{CallLimits, DockerEngine};
 use refit::engine::{CreateRequest, Engine as _};
 use refit::image::ImageId;
@@ -71,7 +71,7 @@ impl Machine {
     fn refit(&self) -> DockerEngine {
         let address = EngineAddress {
             url: format!("unix://{}", self.socket().display()),
-            tls: None,
+            way: Way::Local,
             chosen_by: "the test".into(),
         };
         let (call, pull) = (PATIENCE.call, PATIENCE.call);

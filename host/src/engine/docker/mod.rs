@@ -6,6 +6,7 @@
 mod convert;
 mod pull;
 mod raw;
+mod ssh;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -24,7 +25,7 @@ use http::HeaderValue;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-use super::address::EngineAddress;
+use super::address::{EngineAddress, Way};
 use super::{
     CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal,
     UnnamedImage,
@@ -87,19 +88,22 @@ impl DockerEngine {
             source: plain(source),
         };
         let docker = self.open().map_err(unreachable)?;
-        let said =
-            match tokio::time::timeout(Duration::from_secs(CONNECT_SECONDS_MAX), docker.version())
-                .await
-            {
-                Ok(answer) => answer.map_err(unreachable)?,
-                Err(_) => {
-                    let source = format!("no answer within {CONNECT_SECONDS_MAX} s").into();
-                    return Err(EngineError::Unreachable {
-                        address: self.address.url.clone(),
-                        source,
-                    });
-                }
-            };
+        let seconds = match &self.address.way {
+            // A log-in comes before the engine's own time.
+            Way::Ssh(_) => ssh::CONNECT_SECONDS_MAX + CONNECT_SECONDS_MAX,
+            Way::Local | Way::Plain | Way::Tls(_) => CONNECT_SECONDS_MAX,
+        };
+        let answer = tokio::time::timeout(Duration::from_secs(seconds), docker.version()).await;
+        let said = match answer {
+            Ok(answer) => answer.map_err(unreachable)?,
+            Err(_) => {
+                let source = format!("no answer within {seconds} s").into();
+                return Err(EngineError::Unreachable {
+                    address: self.address.url.clone(),
+                    source,
+                });
+            }
+        };
         let newest = docker.client_version().to_string();
         let offered = said.api_version.unwrap_or_default();
         if api(&offered) < api(API_MINIMUM) {
@@ -142,15 +146,13 @@ impl DockerEngine {
         let seconds =
             self.limits.pull.as_secs().max(self.limits.call.as_secs()) + STOP_MARGIN.as_secs();
         let version = bollard::API_DEFAULT_VERSION;
-        match (
-            &self.address.tls,
-            url.split_once("://").map(|(scheme, _)| scheme),
-        ) {
-            (Some(tls), _) => {
+        match &self.address.way {
+            Way::Local => Docker::connect_with_socket(url, seconds, version),
+            Way::Plain => Docker::connect_with_http(url, seconds, version),
+            Way::Tls(tls) => {
                 Docker::connect_with_ssl(url, &tls.key, &tls.cert, &tls.ca, seconds, version)
             }
-            (None, Some("unix" | "npipe")) => Docker::connect_with_socket(url, seconds, version),
-            (None, _) => Docker::connect_with_http(url, seconds, version),
+            Way::Ssh(destination) => ssh::open(destination.clone(), seconds, version),
         }
     }
 
@@ -628,7 +630,7 @@ fn engine_error(action: String, error: Error) -> EngineError {
 /// bollard hands I/O errors through "transparently", which hides them from whoever walks the chain of causes.
 fn plain(error: Error) -> Box<dyn std::error::Error + Send + Sync> {
     match error {
-        Error::IOError { err } => Box::new(err),
+        Error::IOError { err } => ssh::unwrap(err),
         Error::HyperLegacyError { err } => Box::new(err),
         Error::HyperResponseError { err } => Box::new(err),
         // bollard looks for itself. Said as the system would: "No such file or directory".
