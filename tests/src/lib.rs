@@ -15,6 +15,7 @@ pub mod faulty;
 pub mod http;
 pub mod image;
 pub mod proxy;
+pub mod references;
 pub mod refit;
 pub mod registry;
 pub mod scenario;

@@ -24,6 +24,7 @@ usage: cargo xtask <chore>
   guests       build the example policies in Python, JavaScript and Rust, and print where they are
   bench [ARGS] measure what policies cost; ARGS go to `cargo bench --package refit`
   docs         build the site of docs/, where a dead link is an error
+  references   write the pages of docs/ anew that are made of the program: commands, keys of the configuration
   setup        get what building and testing takes: a C compiler, the wasm32-wasip2 target
 
 Build output goes to CARGO_TARGET_DIR, by default `refit/target` in your cache folder, where it outlives a checkout.
@@ -41,12 +42,13 @@ fn main() -> ExitCode {
         (Some("guests"), []) => guests::build().map(|components| guests::tell(&components)),
         (Some("bench"), arguments) => bench(arguments),
         (Some("docs"), []) => docs::build(),
+        (Some("references"), []) => references(),
         (Some("setup"), []) => setup::all(),
         (Some("help" | "--help" | "-h"), _) => {
             run::say(USAGE.trim_end());
             return ExitCode::SUCCESS;
         }
-        (Some(chore @ ("demo" | "docs" | "guests" | "lint" | "setup")), _) => {
+        (Some(chore @ ("demo" | "docs" | "guests" | "lint" | "references" | "setup")), _) => {
             return unusable(&format!("`{chore}` takes no arguments"));
         }
         (Some(other), _) => return unusable(&format!("there is no chore `{other}`")),
@@ -77,6 +79,18 @@ fn demo() -> Result<(), Failed> {
     step(
         "running the demo",
         Command::new(binaries.join("demo")).arg(binaries.join("refit")),
+    )
+}
+
+fn references() -> Result<(), Failed> {
+    setup::all()?;
+    step(
+        "building refit and what writes the pages (from nothing this takes minutes)",
+        cargo().args(["build", "--workspace", "--exclude", "xtask", "--bins"]),
+    )?;
+    step(
+        "writing the pages",
+        &mut Command::new(target_directory().join("debug/references")),
     )
 }
 

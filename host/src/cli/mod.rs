@@ -6,7 +6,9 @@ mod arguments;
 mod commands;
 mod display;
 mod logging;
+pub mod reference;
 mod remote;
+mod supervisor;
 mod table;
 
 use std::process::ExitCode;
@@ -87,6 +89,9 @@ async fn run(arguments: Arguments) -> Result<Status, Diagnostic> {
         Command::History(arguments) => commands::history(common, arguments),
         Command::Recover(arguments) => commands::recover(common, arguments).await,
         Command::Config(arguments) => commands::config(common, arguments),
+        Command::Healthcheck(arguments) => commands::healthcheck(common, arguments).await,
+        Command::Completions { shell } => commands::completions(shell),
+        Command::Man { folder } => commands::man(folder.as_deref()),
         Command::Doctor(arguments) => commands::doctor(common, arguments).await,
         Command::CompilePolicy(limits) => commands::compile_policy(&limits),
         Command::Selftest(arguments) => commands::selftest(arguments).await,

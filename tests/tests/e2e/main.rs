@@ -5,6 +5,7 @@
 
 mod artifact;
 mod command_line;
+mod companions;
 mod credentials;
 mod dev;
 mod endpoint;

@@ -1,8 +1,10 @@
 //! What each command does: configuration, one call of the library, an answer.
 
 mod author;
+mod companions;
 mod compare;
 mod doctor;
+mod healthcheck;
 mod history;
 mod policy;
 mod selftest;
@@ -28,7 +30,9 @@ use crate::refresh::{Mode, Report, Request, Trigger};
 use crate::setup;
 use crate::snapshot::Snapshot;
 
+pub(super) use self::companions::{completions, man};
 pub(super) use self::doctor::doctor;
+pub(super) use self::healthcheck::healthcheck;
 pub(super) use self::history::history;
 pub(super) use self::policy::policy;
 pub(super) use self::selftest::selftest;
@@ -173,7 +177,13 @@ pub(super) async fn recover(
 }
 
 pub(super) fn config(common: Common, arguments: ConfigArguments) -> Result<Status, Diagnostic> {
-    let ConfigCommand::Show { json } = arguments.command;
+    let json = match arguments.command {
+        ConfigCommand::Show { json } => json,
+        ConfigCommand::Schema => {
+            print(&config::schema::text());
+            return Ok(Status::Done);
+        }
+    };
     let settings = common.load(Flags::default())?.settings()?;
     if json {
         let text = serde_json::to_string_pretty(&settings).unwrap_or_default();

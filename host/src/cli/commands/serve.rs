@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 
-use super::super::Status;
 use super::super::arguments::ServeArguments;
+use super::super::{Status, supervisor};
 use super::{Common, compiler, shutdown_signal};
 use crate::config::{Config, Flags, PolicyFlags, ServeFlags};
 use crate::daemon;
@@ -54,10 +54,17 @@ pub(in super::super) async fn serve(
         common,
         flags,
     ));
-    let shutdown = shutdown_signal();
+    let told = shutdown_signal();
+    let shutdown = async move {
+        told.await;
+        supervisor::stopping();
+    };
     let active = refresher.active();
     tracing::info!(%address, generation = active.number, policy = active.policy().title(), digest = active.policy().digest, token = token.is_some(), "serving");
     drop(active);
+    tokio::spawn(supervisor::lives());
+    // The socket takes connections from here on.
+    supervisor::serving();
     daemon::run(refresher, token, listener, shutdown)
         .await
         .map_err(|error| Diagnostic::new("cannot serve").because(error.to_string()))?;
