@@ -195,6 +195,26 @@ async fn a_service_manager_hears_that_it_serves_lives_and_stops() -> anyhow::Res
 }
 
 #[tokio::test]
+async fn a_service_manager_that_does_not_listen_stops_nothing() -> anyhow::Result<()> {
+    let refit = without_engine()?;
+    let path = refit.home().join("notify.sock");
+    let _unread = UnixDatagram::bind(&path)?;
+    let daemon = refit
+        .env("NOTIFY_SOCKET", &path.display().to_string())
+        .env("WATCHDOG_USEC", "200000")
+        .env("REFIT_LOG", "refit=debug")
+        .serve()
+        .await?;
+    daemon
+        .until_logged("the service manager does not listen")
+        .await?;
+    assert_eq!(daemon.request("GET", "/healthz").await?.status, 200);
+    daemon.terminate()?;
+    daemon.ended().await?.expect(0);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_service_manager_that_cannot_be_told_stops_nothing() -> anyhow::Result<()> {
     let refit = without_engine()?.env("NOTIFY_SOCKET", "/nowhere/notify.sock");
     let daemon = refit.serve().await?;

@@ -22,6 +22,7 @@ mod snapshot;
 mod swap;
 mod swap_start;
 mod trust;
+mod workflow;
 
 use std::time::Duration;
 

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 
+use super::super::Status;
 use super::super::arguments::ServeArguments;
-use super::super::{Status, supervisor};
+use super::super::supervisor::Supervisor;
 use super::{Common, compiler, shutdown_signal};
 use crate::config::{Config, Flags, PolicyFlags, ServeFlags};
 use crate::daemon;
@@ -54,17 +55,18 @@ pub(in super::super) async fn serve(
         common,
         flags,
     ));
-    let told = shutdown_signal();
+    let supervisor = Supervisor::find();
+    let (told, stopping) = (shutdown_signal(), supervisor.clone());
     let shutdown = async move {
         told.await;
-        supervisor::stopping();
+        stopping.stopping();
     };
     let active = refresher.active();
     tracing::info!(%address, generation = active.number, policy = active.policy().title(), digest = active.policy().digest, token = token.is_some(), "serving");
     drop(active);
-    tokio::spawn(supervisor::lives());
+    tokio::spawn(supervisor.clone().lives());
     // The socket takes connections from here on.
-    supervisor::serving();
+    supervisor.serving();
     daemon::run(refresher, token, listener, shutdown)
         .await
         .map_err(|error| Diagnostic::new("cannot serve").because(error.to_string()))?;
