@@ -18,6 +18,9 @@ const sidebar = [
       { text: 'HTTP interface', link: '/http' },
       { text: 'The report', link: '/report' },
       { text: 'The history', link: '/history' },
+      { text: 'Watching for new images', link: '/watching' },
+      { text: 'Approvals', link: '/approvals' },
+      { text: 'On a laptop', link: '/local-development' },
     ],
   },
   {

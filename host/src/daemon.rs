@@ -9,10 +9,15 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::approvals::{Approvals, Terms};
 use crate::diagnostic::Diagnostic;
+use crate::hooks::Hooks;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
 use crate::server::{AdminToken, Served, serve};
+use crate::watch::Watcher;
+use crate::watch::bell::Bell;
+use crate::watch::watcher::Watching;
 
 /// How long a daemon that was told to stop waits for what was begun. A replacement takes its stop timeout, its start and its
 /// proof; what is cut off after that is found by its labels later.
@@ -38,12 +43,27 @@ pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(),
         .hint("or listen on loopback: `--listen 127.0.0.1:8787`"))
 }
 
+/// What a daemon is made of.
+pub struct Parts {
+    pub refresher: Refresher,
+    pub approval: Terms,
+    pub watching: Option<Watching>,
+    pub hooks: Hooks,
+    pub token: Option<AdminToken>,
+}
+
 pub async fn run(
-    refresher: Refresher,
-    token: Option<AdminToken>,
+    parts: Parts,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
+    let Parts {
+        refresher,
+        approval,
+        watching,
+        hooks,
+        token,
+    } = parts;
     let stopping = CancellationToken::new();
     let history = refresher.history().cloned();
     let work = TaskTracker::new();
@@ -55,9 +75,28 @@ pub async fn run(
         recovered.clone(),
     ));
     let runs = Runs::new(refresher.clone(), vec![], work.clone(), stopping.clone());
+    let approvals = Approvals::open(approval, Arc::new(runs.clone()), None).await;
+    work.spawn(begin_the_approved(
+        approvals.clone(),
+        recovered.clone(),
+        stopping.clone(),
+    ));
+    let watcher = watching.map(|watching| {
+        let (ready, stopping) = (recovered.clone(), stopping.clone());
+        let adopt = Arc::new(approvals.gate(Arc::new(runs.clone())));
+        let (watcher, watch) = Watcher::new(watching, refresher.clone(), adopt, ready, stopping);
+        work.spawn(watch);
+        watcher
+    });
+    // Nobody hears it where nothing is watched; then no webhook is taken either.
+    let bell = watcher.as_ref().map(|watcher| watcher.bell().clone());
     let served = Served {
         refresher,
         runs,
+        approvals,
+        watcher,
+        bell: bell.unwrap_or_default(),
+        hooks: Arc::new(hooks),
         token: token.map(Arc::new),
         work: work.clone(),
         recovered,
@@ -88,6 +127,19 @@ pub async fn run(
         history.close(WRITTEN).await;
     }
     Ok(())
+}
+
+/// What a daemon that died had approved and not begun, once it was looked for what it left half done.
+async fn begin_the_approved(
+    approvals: Arc<Approvals>,
+    recovered: CancellationToken,
+    stopping: CancellationToken,
+) {
+    tokio::select! {
+        () = stopping.cancelled() => return,
+        () = recovered.cancelled() => {}
+    }
+    approvals.begin_the_approved(stopping).await;
 }
 
 /// Ends what a Refit that was killed left half done. The engine may come later than we do, and each refresh looks again; but

@@ -33,6 +33,11 @@ impl ImageRef {
         format!("{}/{}", self.0.registry(), self.0.repository())
     }
 
+    /// The repository as its registry knows it: `acme/app`.
+    pub fn path(&self) -> &str {
+        self.0.repository()
+    }
+
     pub fn tag(&self) -> Option<&str> {
         self.0.tag()
     }

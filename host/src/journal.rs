@@ -2,11 +2,13 @@
 //!
 //! [`Journal`] stands around the capabilities of one refresh, writes down each use, and tells whoever watches.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::capabilities::{
     CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy, Transfer,
@@ -123,7 +125,35 @@ pub enum RecreationOutcome {
     Stranded,
 }
 
+impl ImageOutcome {
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pulled => "pulled",
+            Self::UpToDate => "up-to-date",
+            Self::WouldPull => "would-pull",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 impl RecreationOutcome {
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Recreated => "recreated",
+            Self::Removed => "removed",
+            Self::WouldRecreate => "would-recreate",
+            Self::Current => "current",
+            Self::ReplacedByOther => "replaced-by-other",
+            Self::Busy => "busy",
+            Self::Refused => "refused",
+            Self::Aborted => "aborted",
+            Self::RolledBack => "rolled-back",
+            Self::Stranded => "stranded",
+        }
+    }
+
     /// Whether somebody who asked for this refresh did not get what they asked for.
     pub fn is_failure(self) -> bool {
         match self {
@@ -194,6 +224,8 @@ pub struct Journal {
     planning: bool,
     events: Events,
     record: Arc<Mutex<Record>>,
+    /// What each container ran when the policy looked at it. As many as a policy may inspect.
+    ran: Mutex<HashMap<ContainerId, ImageId>>,
     under_way: TaskTracker,
 }
 
@@ -204,6 +236,7 @@ impl Journal {
             planning,
             events,
             record: Arc::default(),
+            ran: Mutex::default(),
             under_way: TaskTracker::new(),
         }
     }
@@ -231,7 +264,12 @@ impl Capabilities for Journal {
     }
 
     async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
-        self.inner.inspect(container).await
+        let answer = self.inner.inspect(container).await;
+        if let Ok(found) = &answer {
+            let mut ran = self.ran.lock().unwrap_or_else(PoisonError::into_inner);
+            ran.insert(found.id.clone(), found.image_id.clone());
+        }
+        answer
     }
 
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
@@ -257,15 +295,21 @@ impl Capabilities for Journal {
             self.planning,
         );
         let name = recreation.container.name.clone();
+        let ran = {
+            let ran = self.ran.lock().unwrap_or_else(PoisonError::into_inner);
+            ran.get(&recreation.container.id).cloned()
+        };
         // A task of its own: a policy that traps or runs out of time drops our future, and a container that was begun must be
         // finished or put back all the same, and written down.
-        let work = self.under_way.spawn(async move {
+        let recreating = async move {
             events(Event::RecreateStarted {
                 container: recreation.container.name.clone(),
             });
             let started = Instant::now();
             let answer = inner.recreate(recreation.clone()).await;
-            let record = recreation_record(&recreation, &answer, planning, started.elapsed());
+            let mut record = recreation_record(&recreation, &answer, planning, started.elapsed());
+            // Of one that was not recreated, too: whoever looks back wants to know from what.
+            record.from_image_id = record.from_image_id.or(ran);
             records
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -273,7 +317,9 @@ impl Capabilities for Journal {
                 .push(record.clone());
             events(Event::RecreateEnded(record));
             answer
-        });
+        };
+        // And what it logs belongs to this refresh.
+        let work = self.under_way.spawn(recreating.in_current_span());
         match work.await {
             Ok(answer) => answer,
             Err(panicked) => {
@@ -370,7 +416,9 @@ fn outcome_of(error: &RecreateError) -> RecreationOutcome {
             RecreationOutcome::ReplacedByOther
         }
         RecreateError::Busy { .. } => RecreationOutcome::Busy,
-        RecreateError::Unsupported { .. } => RecreationOutcome::Refused,
+        RecreateError::Unsupported { .. } | RecreateError::Withdrawn { .. } => {
+            RecreationOutcome::Refused
+        }
         RecreateError::Aborted { .. } => RecreationOutcome::Aborted,
         RecreateError::RolledBack { .. } => RecreationOutcome::RolledBack,
         RecreateError::Stranded { .. } => RecreationOutcome::Stranded,

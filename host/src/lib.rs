@@ -13,7 +13,8 @@
 //! - [`generation`]: which policy is in use, which was before it, and the way from one to the next.
 //! - [`refresh`]: one refresh, start to end, and its report; [`retention`]: what becomes of images that were replaced;
 //!   [`history`]: what became of each refresh; [`runs`]: those of a daemon, while they run.
-//! - [`watch`]: what finds out that there is something to refresh.
+//! - [`watch`]: what finds out that there is something to refresh; [`hooks`]: what others say of it; [`approvals`]: what waits
+//!   until a person says yes.
 //! - [`author`]: the kit of those who write policies.
 //! - [`selftest`]: hostile policies, and what the host must make of each.
 //! - [`config`], [`setup`]: from a file and flags to a [`refresh::Refresher`].
@@ -44,6 +45,7 @@
 // Allowed in one function, `policy::compile::Compiled::adopt`, which says why; tests/tests/tidy.rs counts.
 #![deny(unsafe_code)]
 
+pub mod approvals;
 pub mod artifact;
 pub mod author;
 pub mod capabilities;
@@ -56,6 +58,7 @@ pub mod engine;
 pub mod generation;
 pub mod grants;
 pub mod history;
+pub mod hooks;
 pub mod image;
 pub mod journal;
 pub mod policy;

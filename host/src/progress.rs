@@ -7,35 +7,54 @@ use crate::engine::LayerProgress;
 /// The layers of one image, as they come in.
 #[derive(Clone, Debug, Default)]
 pub struct Transferred {
-    /// Bytes so far and in all, by layer.
-    layers: HashMap<String, (u64, u64)>,
+    layers: HashMap<String, Layer>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Layer {
+    status: String,
+    /// So far and in all. `None` until bytes of it come, and of one that was here before.
+    bytes: Option<(u64, u64)>,
 }
 
 /// Layers of an image that are kept apart. The engine takes 127 at most; what is said beyond is not worth memory.
 const LAYERS_MAX: usize = 512;
 
 impl Transferred {
-    pub fn on(&mut self, layer: &LayerProgress) {
-        match (layer.current_bytes, layer.total_bytes) {
-            (Some(current), Some(total)) if layer.status == "Downloading" => {
-                if self.layers.len() < LAYERS_MAX || self.layers.contains_key(&layer.layer) {
-                    self.layers.insert(layer.layer.clone(), (current, total));
-                }
-            }
-            // Past downloading: all of it is here.
-            _ => {
-                if let Some((current, total)) = self.layers.get_mut(&layer.layer) {
-                    *current = *total;
-                }
-            }
+    /// Whether that says something new: another status, or bytes that came.
+    pub fn on(&mut self, layer: &LayerProgress) -> bool {
+        // Of the tag, and not of a layer.
+        if layer.status.starts_with("Pulling from ") {
+            return false;
         }
+        let known = self.layers.contains_key(&layer.layer);
+        if !known && self.layers.len() >= LAYERS_MAX {
+            return false;
+        }
+        let kept = self.layers.entry(layer.layer.clone()).or_default();
+        let bytes = match (layer.current_bytes, layer.total_bytes) {
+            (Some(current), Some(total)) if layer.status == "Downloading" => Some((current, total)),
+            // Past downloading: all of it is here.
+            _ => kept.bytes.map(|(_, total)| (total, total)),
+        };
+        let news = kept.status != layer.status || kept.bytes != bytes;
+        kept.bytes = bytes;
+        if kept.status != layer.status {
+            kept.status.clone_from(&layer.status);
+        }
+        news
     }
 
     /// Bytes so far, and in all of the layers that have begun.
     pub fn bytes(&self) -> (u64, u64) {
-        self.layers
-            .values()
-            .fold((0, 0), |sum, layer| (sum.0 + layer.0, sum.1 + layer.1))
+        let begun = self.layers.values().filter_map(|layer| layer.bytes);
+        begun.fold((0, 0), |sum, layer| (sum.0 + layer.0, sum.1 + layer.1))
+    }
+
+    /// Layers that are here, and all that were named.
+    pub fn layers(&self) -> (usize, usize) {
+        let here = |layer: &&Layer| matches!(&*layer.status, "Pull complete" | "Already exists");
+        (self.layers.values().filter(here).count(), self.layers.len())
     }
 }
 
@@ -64,5 +83,19 @@ mod tests {
         assert_eq!(transferred.bytes(), (12, 12));
         transferred.on(&layer("c", "Already exists", None));
         assert_eq!(transferred.bytes(), (12, 12), "nothing is fetched of it");
+        assert_eq!(transferred.layers(), (2, 3), "`a` is being extracted");
+    }
+
+    #[test]
+    fn a_word_that_says_nothing_new_is_none() {
+        let mut transferred = Transferred::default();
+        assert!(!transferred.on(&layer("latest", "Pulling from acme/app", None)));
+        assert!(transferred.on(&layer("a", "Waiting", None)));
+        assert!(!transferred.on(&layer("a", "Waiting", None)));
+        assert!(transferred.on(&layer("a", "Downloading", Some((1, 10)))));
+        assert!(transferred.on(&layer("a", "Downloading", Some((2, 10)))));
+        assert!(transferred.on(&layer("a", "Extracting", Some((1, 10)))));
+        assert!(!transferred.on(&layer("a", "Extracting", Some((9, 10)))));
+        assert_eq!(transferred.layers(), (0, 1));
     }
 }

@@ -1,13 +1,16 @@
 //! From a configuration to a [`Refresher`]: the one place where the parts are put together.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::approvals::Terms as ApprovalTerms;
 use crate::artifact::registry::Registries;
 use crate::artifact::signature::{SignatureError, Trust};
 use crate::artifact::{self, Carrier};
 use crate::capabilities::live::Workshop;
 use crate::capabilities::ties::KnownTies;
 use crate::config::Config;
+use crate::config::hooks::RegistryHookConfig;
 use crate::diagnostic::Diagnostic;
 use crate::engine::address::{self, EngineAddress, EngineEnvironment};
 use crate::engine::docker::DockerEngine;
@@ -17,12 +20,21 @@ use crate::generation::start::{Keep, Terms};
 use crate::generation::swap::Asked;
 use crate::grants::Grants;
 use crate::history::{self, History};
+use crate::hooks::Hooks;
+use crate::hooks::github::Github;
+use crate::hooks::registry::RegistryHook;
+use crate::hooks::secret::{self, SharedSecrets, SigningKeys};
 use crate::policy::{Compiler, PolicyEngine, PolicyError};
 use crate::recreate::guard;
+use crate::recreate::lanes::Lanes;
 use crate::recreate::lease::Leases;
 use crate::recreate::recover::Patience;
 use crate::refresh::Refresher;
+use crate::registry::budget::Rate;
 use crate::registry::credentials::{CredentialError, Credentials, EnvironmentVariables};
+use crate::registry::digests::{Digests, SetUpError};
+use crate::secret::SecretString;
+use crate::watch::watcher::Watching;
 
 pub fn engine_address(config: &Config) -> Result<EngineAddress, Diagnostic> {
     Ok(address::choose(
@@ -121,6 +133,7 @@ pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
             call: config.call_limits().call,
         },
         leases: Leases::in_folder(config.state_folder()),
+        lanes: Lanes::new(config.limits.recreate_concurrency),
         ties: KnownTies::default(),
         own_id: guard::own_container_id(),
     })
@@ -134,6 +147,102 @@ pub fn history(config: &Config, by: Option<String>) -> Option<Arc<History>> {
         days: config.history.keep_days,
     };
     (keep.refreshes > 0).then(|| Arc::new(History::open(&config.state_folder(), keep).by(by)))
+}
+
+/// The webhooks that are taken, with their secrets.
+pub fn hooks(config: &Config) -> Result<Hooks, Diagnostic> {
+    const GITHUB: &str = "GITHUB_WEBHOOK_SECRET";
+    const REGISTRY: &str = "REGISTRY_WEBHOOK_SECRET";
+    let variable = |name: &str| std::env::var(name).ok().map(SecretString::from);
+    let github = &config.hooks.github;
+    let secrets = secret::find(GITHUB, variable(GITHUB), github.secret_file.as_deref())?;
+    let github = secrets.map(|secrets| Github {
+        keys: SigningKeys::new(&secrets),
+        registry: github.registry.clone(),
+    });
+    let mut registries: Vec<RegistryHook> = Vec::new();
+    let mut listed = config.hooks.registry.clone();
+    if listed.iter().all(|registry| registry.secret_file.is_some()) {
+        // The variable alone makes one.
+        listed.push(RegistryHookConfig {
+            name: "registry".into(),
+            secret_file: None,
+            host: None,
+        });
+    }
+    for registry in listed {
+        let spoken = config
+            .hooks
+            .registry
+            .iter()
+            .any(|it| it.name == registry.name);
+        let from_variable = match registry.secret_file {
+            Some(_) => None,
+            None => variable(REGISTRY),
+        };
+        let secrets = secret::find(REGISTRY, from_variable, registry.secret_file.as_deref())?;
+        let Some(secrets) = secrets else {
+            if !spoken {
+                continue;
+            }
+            let error = format!("`{}` in `[[hooks.registry]]` has no secret", registry.name);
+            return Err(Diagnostic::new(error).hint(format!("set `secret_file`, or `{REGISTRY}`")));
+        };
+        let secrets = SharedSecrets::new(&secrets);
+        if let Some(other) = registries
+            .iter()
+            .find(|it| it.secrets.shares_one_with(&secrets))
+        {
+            let error = format!(
+                "`{}` and `{}` in `[[hooks.registry]]` have the same secret",
+                other.name, registry.name
+            );
+            return Err(Diagnostic::new(error)
+                .hint("who sends a notification is known by it: give each its own"));
+        }
+        registries.push(RegistryHook {
+            name: registry.name,
+            secrets,
+            host: registry.host,
+        });
+    }
+    Ok(Hooks { github, registries })
+}
+
+/// How refreshes are held for approval.
+pub fn approval(config: &Config) -> ApprovalTerms {
+    ApprovalTerms {
+        state: config.state_folder(),
+        life: config.approval.life(),
+        required_for: config.approval.required_for(),
+    }
+}
+
+/// What asks registries for digests. `credentials` are those that images are pulled with.
+pub fn digests(config: &Config, credentials: Credentials) -> Result<Digests, SetUpError> {
+    let rate = Rate {
+        requests: config.registries.requests_max,
+        window: Duration::from_secs(config.registries.requests_window_seconds),
+    };
+    Digests::new(credentials, config.registries.plain_http.clone(), rate)
+}
+
+/// What a daemon watches with. `None` where nothing is to be watched for: no schedule, and `rung` says that nobody rings.
+pub fn watching(
+    config: &Config,
+    credentials: Credentials,
+    rung: bool,
+) -> Result<Option<Watching>, Diagnostic> {
+    let settings = config.watch.settings()?;
+    if settings.ticks.is_none() && !rung {
+        return Ok(None);
+    }
+    Ok(Some(Watching {
+        settings,
+        digests: Arc::new(digests(config, credentials)?),
+        bell: Arc::default(),
+        state_folder: config.state_folder(),
+    }))
 }
 
 /// Nothing is contacted yet: an engine that is down is found out by the first call.

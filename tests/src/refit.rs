@@ -138,8 +138,13 @@ impl Refit {
 
     /// Runs it to its end.
     pub async fn run(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        self.run_within(RUN, arguments).await
+    }
+
+    /// The same, where more is to be done than tests have patience for.
+    pub async fn run_within(&self, limit: Duration, arguments: &[&str]) -> anyhow::Result<Output> {
         let run = self.command(arguments)?.output();
-        let output = within(RUN, &format!("run `refit {}`", arguments.join(" ")), run).await?;
+        let output = within(limit, &format!("run `refit {}`", arguments.join(" ")), run).await?;
         let output = Output {
             status: output
                 .status
@@ -300,6 +305,11 @@ impl Daemon {
     /// Tells it to stop.
     pub fn terminate(&self) -> anyhow::Result<()> {
         self.signal(rustix::process::Signal::TERM)
+    }
+
+    /// Ends it as a power cut would, and awaits that it is gone.
+    pub async fn kill(mut self) -> anyhow::Result<()> {
+        within(RUN, "kill the daemon", self.child.kill()).await
     }
 
     /// Tells it to read its configuration again.

@@ -28,6 +28,7 @@ use refit::grants::{GrantPatterns, Grants, Verb};
 use refit::image::{ImageId, ImageRef, Platform};
 use refit::journal::no_events;
 use refit::policy::{Concurrency, DEFAULT_POLICY, PolicyEngine};
+use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
 use refit::recreate::recover::Patience;
@@ -202,6 +203,7 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
             call,
         },
         leases: Leases::in_folder(state.to_owned()),
+        lanes: Lanes::default(),
         ties: KnownTies::default(),
         own_id: None,
     };

@@ -27,6 +27,8 @@ usage: cargo xtask <chore>
   dist [ARGS]  build what is handed out: a static program, completions, man pages, the context of the image;
                `--target T` for another machine than this one, `--profile P` for another profile than `dist`
   image [ARGS] the same, and the test that builds an image of it and has it refresh containers on a real engine
+  bench engine [ARGS]
+               measure what replacing containers costs, on a real engine and beside other updaters; ARGS go to `measure`
   docs         build the site of docs/, where a dead link is an error
   references   write the pages of docs/ anew that are made of the program: commands, keys of the configuration
   setup        get what building and testing takes: a C compiler, the wasm32-wasip2 target
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         (Some("test"), arguments) => test(arguments),
         (Some("lint"), []) => lint(),
         (Some("guests"), []) => guests::build().map(|components| guests::tell(&components)),
+        (Some("bench"), [engine, arguments @ ..]) if engine == "engine" => bench_engine(arguments),
         (Some("bench"), arguments) => bench(arguments),
         (Some("dist"), arguments) => dist::build(arguments).map(|_| ()),
         (Some("image"), arguments) => image(arguments),
@@ -141,6 +144,21 @@ fn bench(arguments: &[OsString]) -> Result<(), Failed> {
             .args(["--bench", "policy", "--bench", "memory"])
             .args(arguments)
             .env("BENCH_GUESTS", folder),
+    )
+}
+
+fn bench_engine(arguments: &[OsString]) -> Result<(), Failed> {
+    setup::all()?;
+    step(
+        "building an optimised refit (from nothing this takes minutes)",
+        cargo().args(["build", "--workspace", "--profile", "bench", "--bins"]),
+    )?;
+    let binaries = target_directory().join("release");
+    step(
+        "measuring",
+        Command::new(binaries.join("measure"))
+            .arg(binaries.join("refit"))
+            .args(arguments),
     )
 }
 

@@ -21,6 +21,7 @@ use oci_client::{Client, Reference};
 
 use super::{Artifact, ArtifactError};
 use crate::image::ImageRef;
+use crate::registry::address::is_plain;
 use crate::secret::{ExposeSecret as _, Login};
 
 const CONFIG_MEDIA_TYPE: &str = "application/vnd.wasm.config.v0+json";
@@ -275,8 +276,7 @@ impl Registries {
     fn client(&self, registry: &str) -> Client {
         // The one provider of the whole process; somebody may have been first, and it is the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let plain =
-            is_loopback(registry) || self.plain_http.iter().any(|listed| listed == registry);
+        let plain = is_plain(registry, &self.plain_http);
         Client::new(ClientConfig {
             protocol: if plain {
                 ClientProtocol::Http
@@ -291,16 +291,6 @@ impl Registries {
             ..ClientConfig::default()
         })
     }
-}
-
-/// Who listens on this machine alone is trusted without TLS, as by the engine.
-fn is_loopback(registry: &str) -> bool {
-    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost"
-        || host
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
 }
 
 /// One conversation with a registry, for its errors.

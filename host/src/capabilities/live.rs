@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
 
 use super::ties::KnownTies;
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy, Transfer};
@@ -12,6 +13,7 @@ use crate::engine::{Engine, EngineError, PullError};
 use crate::image::{ImageId, ImageRef, Platform};
 use crate::journal::{Event, Events};
 use crate::recreate::dependents::{Node, Ties, dependents};
+use crate::recreate::lanes::Lanes;
 use crate::recreate::lease::{Lease, Leases};
 use crate::recreate::names::{self, Meaning};
 use crate::recreate::recover::{Outcome, Patience, Recovered, recover};
@@ -28,6 +30,7 @@ pub struct Workshop {
     pub platform: Option<Platform>,
     pub patience: Patience,
     pub leases: Leases,
+    pub lanes: Lanes,
     pub ties: KnownTies,
     /// Of the container that we run in, where we do.
     pub own_id: Option<String>,
@@ -195,10 +198,16 @@ impl Workshop {
         }
     }
 
-    fn manner<'a>(&'a self, step: &'a (dyn Fn(Step) + Send + Sync)) -> Manner<'a> {
+    fn manner<'a>(
+        &'a self,
+        ending: &'a CancellationToken,
+        step: &'a (dyn Fn(Step) + Send + Sync),
+    ) -> Manner<'a> {
         Manner {
             platform: self.platform.as_ref(),
             proof: self.patience.proof,
+            lanes: &self.lanes,
+            ending,
             step,
         }
     }
@@ -216,6 +225,8 @@ pub struct Live {
     /// Recreate also what is up to date.
     pub force: bool,
     pub events: Events,
+    /// Set when the refresh is to end: what was stopped by then is finished, and nothing else is.
+    pub ending: CancellationToken,
 }
 
 #[async_trait]
@@ -284,12 +295,15 @@ impl Capabilities for Live {
             }
             .into());
         };
-        let (outcome, settled) = recreate(&self.workshop, wanted, self.force, &self.events).await;
+        let (outcome, settled) = recreate(self, wanted).await;
         match &outcome {
             Err(RecreateError::Busy { .. }) => lease.give_back(),
             _ if settled => lease.settle(),
             // Kept, for whoever recovers.
             _ => drop(lease),
+        }
+        if let Err(RecreateError::Withdrawn { .. }) = &outcome {
+            return Err(CallError::Cancelled);
         }
         if let Err(error) = &outcome {
             tracing::warn!(hints = ?error.hints(), "{}", Diagnostic::of(error).sentence());
@@ -299,13 +313,9 @@ impl Capabilities for Live {
 }
 
 /// The flag says whether nothing is left to finish or undo.
-async fn recreate(
-    workshop: &Workshop,
-    wanted: Recreation,
-    force: bool,
-    events: &Events,
-) -> (Result<Recreated, RecreateError>, bool) {
-    let container = match workshop.examine(&wanted, force).await {
+async fn recreate(live: &Live, wanted: Recreation) -> (Result<Recreated, RecreateError>, bool) {
+    let (workshop, events) = (&live.workshop, &live.events);
+    let container = match workshop.examine(&wanted, live.force).await {
         Ok(container) => container,
         Err(error) => return (Err(error), true),
     };
@@ -341,7 +351,7 @@ async fn recreate(
                 return (Err(RecreateError::Busy { name }), true);
             };
             let image = NewImage::pulled(&wanted.image.reference, wanted.image.id);
-            let manner = workshop.manner(&step);
+            let manner = workshop.manner(&live.ending, &step);
             let (replaced, settled) = replace(engine, container, &image, dependents, &manner).await;
             match &replaced {
                 Err(RecreateError::Busy { .. }) => leases.into_iter().for_each(Lease::give_back),
@@ -358,7 +368,7 @@ async fn recreate(
                 return (Err(error), true);
             }
             let image = NewImage::pulled(&wanted.image.reference, wanted.image.id);
-            let manner = workshop.manner(&step);
+            let manner = workshop.manner(&live.ending, &step);
             let (replaced, settled) = overlap::overlap(engine, container, &image, &manner).await;
             (
                 replaced.map(|replaced| recreated(replaced, &image, from_image_id)),
@@ -380,7 +390,7 @@ fn recreated(replaced: Replaced, image: &NewImage, from_image_id: ImageId) -> Re
 }
 
 /// The digest under which this image's own repository serves it. An image may carry digests of several repositories.
-pub(super) fn digest_for(repo_digests: &[String], image: &ImageRef) -> Option<String> {
+pub(crate) fn digest_for(repo_digests: &[String], image: &ImageRef) -> Option<String> {
     repo_digests.iter().find_map(|entry| {
         let (repository, digest) = entry.split_once('@')?;
         // The engine writes Docker Hub's short names here.

@@ -8,6 +8,7 @@ pub mod guard;
 pub mod live;
 pub mod plan;
 pub mod ties;
+pub mod warrant;
 
 use std::time::Duration;
 
@@ -64,6 +65,16 @@ pub enum Strategy {
     Replace,
     Remove,
     Overlap,
+}
+
+impl Strategy {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Replace => "replace",
+            Self::Remove => "remove",
+            Self::Overlap => "overlap",
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 //! The same capabilities with their hands tied: reads pass, writes are looked at and answered as if they had been done.
 //!
-//! Nothing is pulled and nothing is created. What an image would become is asked of its registry, through the engine.
+//! Nothing is pulled and nothing is created. What an image would become is asked of its registry: through the engine, or of whoever
+//! has asked the registry already ([`RemoteDigests`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +15,35 @@ use crate::engine::{EngineError, PullError};
 use crate::image::{ImageId, ImageRef};
 use crate::recreate::RecreateError;
 
+/// Where a plan learns which digest a registry serves under a reference now.
+#[async_trait]
+pub trait RemoteDigests: Send + Sync {
+    async fn digest(&self, image: &ImageRef) -> Result<String, PullError>;
+}
+
+/// Asks the engine to ask, so that its mirrors, proxies and insecure registries count.
+#[async_trait]
+impl RemoteDigests for Workshop {
+    async fn digest(&self, image: &ImageRef) -> Result<String, PullError> {
+        let login = self.login(image).await?;
+        self.engine.remote_digest(image, login.as_ref()).await
+    }
+}
+
 pub struct Plan {
     pub workshop: Arc<Workshop>,
+    pub digests: Arc<dyn RemoteDigests>,
     pub force: bool,
+}
+
+impl Plan {
+    pub fn asking_the_engine(workshop: Arc<Workshop>, force: bool) -> Self {
+        Self {
+            digests: workshop.clone(),
+            workshop,
+            force,
+        }
+    }
 }
 
 #[async_trait]
@@ -30,12 +57,7 @@ impl Capabilities for Plan {
     }
 
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
-        let login = self.workshop.login(image).await?;
-        let digest = self
-            .workshop
-            .engine
-            .remote_digest(image, login.as_ref())
-            .await?;
+        let digest = self.digests.digest(image).await?;
         let local = match self.workshop.engine.image(&image.to_string()).await {
             Ok(local) => Some(local),
             Err(error) if error.is_not_found() => None,

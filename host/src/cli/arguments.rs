@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::approvals;
 use crate::artifact::{ArtifactRef, Source, reference};
 use crate::author::template;
 use crate::history;
@@ -68,6 +69,10 @@ pub(super) enum Command {
     Policy(PolicyArguments),
     /// What became of the refreshes on this machine, the newest first; needs no daemon
     History(HistoryArguments),
+    /// Refreshes that a daemon holds until somebody approves them
+    Approvals(ApprovalsArguments),
+    /// What a daemon's watcher knows of new images; pause it, resume it, have it look now
+    Watch(WatchArguments),
     /// Finish or undo replacements that a Refit which was killed left half done
     Recover(RecoverArguments),
     /// Show the configuration
@@ -449,6 +454,87 @@ pub(super) enum HistoryCommand {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct ApprovalsArguments {
+    #[command(subcommand)]
+    pub(super) command: ApprovalsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ApprovalsCommand {
+    /// Those that there are, the newest first
+    List {
+        /// Only those that are waiting, approved, rejected, expired or superseded
+        #[arg(long, value_name = "STATE")]
+        state: Option<approvals::State>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// One of them: who asked for what, and what it would do
+    Show {
+        id: approvals::Id,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Ask for a refresh that somebody else approves: the daemon plans it, and holds it where there is something to do
+    Request {
+        /// Only this runtime (or whatever the policy calls its targets); may be repeated
+        #[arg(long = "runtime", alias = "target", value_name = "RUNTIME")]
+        runtimes: Vec<String>,
+        /// Only pull; recreate no container
+        #[arg(long)]
+        no_recreate: bool,
+        /// Recreate also what is up to date
+        #[arg(long, conflicts_with = "no_recreate")]
+        force: bool,
+        #[command(flatten)]
+        by: ByArguments,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Let it begin: what it would do, and no more
+    Approve {
+        id: approvals::Id,
+        #[command(flatten)]
+        by: ByArguments,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Never let it begin; the same images are not proposed again
+    Reject {
+        id: approvals::Id,
+        /// Why, for those who look back
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        #[command(flatten)]
+        by: ByArguments,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ByArguments {
+    /// Who asks, for those who look back [default: the user's name]
+    #[arg(long, value_name = "NAME")]
+    pub(super) by: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct RecoverArguments {
     /// As JSON
     #[arg(long)]
@@ -509,4 +595,49 @@ mod tests {
         use clap::CommandFactory as _;
         Arguments::command().debug_assert();
     }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WatchArguments {
+    #[command(subcommand)]
+    pub(super) command: WatchCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum WatchCommand {
+    /// Each image that is watched: current, behind or unknown, and what it waits for
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Adopt nothing until it is resumed, over restarts too; looks go on
+    Pause {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Adopt what is found again
+    Resume {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Look now, also at what failed a moment ago, and say what was found
+    Check {
+        /// Only these images, by registry and repository [default: all]
+        #[arg(value_name = "REF")]
+        images: Vec<ImageRef>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
 }

@@ -1,9 +1,11 @@
-//! Progress while a refresh runs: bars on a terminal, a line for each thing that ended elsewhere. On stderr.
+//! Progress while a refresh runs: bars on a terminal, lines elsewhere. On stderr.
+//!
+//! Nothing here has a colour, so `NO_COLOR` changes nothing; a terminal that cannot move its cursor (`TERM=dumb`) gets lines.
 
 use std::collections::HashMap;
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
@@ -15,10 +17,20 @@ use crate::progress::Transferred;
 /// How often a spinner turns.
 const TURN: Duration = Duration::from_millis(120);
 
+/// How long a pull may go on without a line where there are no bars. Layers would only be noise in a log, and a job that says
+/// nothing for minutes is taken for one that hangs.
+const QUIET: Duration = Duration::from_secs(30);
+
 pub(super) fn events(bars: MultiProgress) -> Events {
-    if !std::io::stderr().is_terminal() {
-        return Arc::new(|event| {
-            if let Some(line) = plain(&event) {
+    let term = std::env::var("TERM").ok();
+    if !animated(std::io::stderr().is_terminal(), term.as_deref()) {
+        let plain = Mutex::new(Plain::default());
+        return Arc::new(move |event| {
+            let line = {
+                let mut plain = plain.lock().unwrap_or_else(PoisonError::into_inner);
+                plain.line(&event, Instant::now())
+            };
+            if let Some(line) = line {
                 let _ = writeln!(std::io::stderr(), "{line}");
             }
         });
@@ -36,15 +48,62 @@ pub(super) fn events(bars: MultiProgress) -> Events {
     })
 }
 
-/// What is told where there are no bars. Starts and layers would only be noise in a log.
-fn plain(event: &Event) -> Option<String> {
-    match event {
-        Event::PullEnded(record) => Some(image_line(record)),
-        Event::RecreateEnded(record) => Some(recreation_line(record)),
-        Event::PullStarted { .. }
-        | Event::Layer { .. }
-        | Event::RecreateStarted { .. }
-        | Event::Step { .. } => None,
+/// Whether lines can be drawn over. A terminal without a name is one of which nobody knows.
+fn animated(terminal: bool, term: Option<&str>) -> bool {
+    terminal && term.is_some_and(|term| !term.is_empty() && term != "dumb")
+}
+
+/// `3 of 7 layers, 12.00 MiB of 40.10 MiB`; empty until there is something to say.
+fn so_far(pull: &Transferred) -> String {
+    let (done, layers) = pull.layers();
+    let (current, total) = pull.bytes();
+    match (layers, total) {
+        (0, _) => String::new(),
+        (_, 0) => format!("{done} of {layers} layers"),
+        _ => format!(
+            "{done} of {layers} layers, {} of {}",
+            HumanBytes(current),
+            HumanBytes(total)
+        ),
+    }
+}
+
+/// What is told where there are no bars: what ended, why it failed, and now and then how far a long pull is.
+#[derive(Default)]
+struct Plain {
+    /// With the time of the last line about it.
+    pulls: HashMap<ImageRef, (Transferred, Instant)>,
+}
+
+impl Plain {
+    fn line(&mut self, event: &Event, now: Instant) -> Option<String> {
+        match event {
+            Event::PullStarted { image } => {
+                self.pulls
+                    .insert(image.clone(), (Transferred::default(), now));
+                None
+            }
+            Event::Layer { image, layer } => {
+                let (pull, told) = self.pulls.get_mut(image)?;
+                pull.on(layer);
+                if now.duration_since(*told) < QUIET {
+                    return None;
+                }
+                *told = now;
+                Some(format!("pulling           {image}  {}", so_far(pull)))
+            }
+            Event::PullEnded(record) => {
+                self.pulls.remove(&record.image);
+                let line = image_line(record);
+                Some(match &record.failure {
+                    Some(failure) => format!("{line}  {}", failure.sentence()),
+                    None => line,
+                })
+            }
+            // Why one failed is in the log, as it happens.
+            Event::RecreateEnded(record) => Some(recreation_line(record)),
+            Event::RecreateStarted { .. } | Event::Step { .. } => None,
+        }
     }
 }
 
@@ -76,13 +135,10 @@ impl Shown {
                 let Some(pull) = self.pulls.get_mut(&image) else {
                     return;
                 };
-                pull.transferred.on(&layer);
-                let (current, total) = pull.transferred.bytes();
-                pull.bar.set_message(format!(
-                    "pulling {image}  {} of {}",
-                    HumanBytes(current),
-                    HumanBytes(total)
-                ));
+                if pull.transferred.on(&layer) {
+                    let so_far = so_far(&pull.transferred);
+                    pull.bar.set_message(format!("pulling {image}  {so_far}"));
+                }
             }
             Event::PullEnded(record) => {
                 if let Some(pull) = self.pulls.remove(&record.image) {
@@ -121,5 +177,88 @@ impl Shown {
 
     fn say(&self, line: &str) {
         let _ = self.bars.println(line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diagnostic::Diagnostic;
+    use crate::engine::LayerProgress;
+    use crate::journal::{ImageOutcome, ImageRecord};
+
+    fn image() -> ImageRef {
+        "ghcr.io/acme/app:1".parse().unwrap()
+    }
+
+    fn layer(status: &str, current: u64) -> Event {
+        Event::Layer {
+            image: image(),
+            layer: LayerProgress {
+                layer: "a".into(),
+                status: status.into(),
+                current_bytes: Some(current),
+                total_bytes: Some(4096),
+            },
+        }
+    }
+
+    fn ended(outcome: ImageOutcome, failure: Option<Diagnostic>) -> Event {
+        Event::PullEnded(ImageRecord {
+            image: image(),
+            outcome,
+            id: None,
+            digest: None,
+            failure,
+            duration: Duration::ZERO,
+        })
+    }
+
+    #[test]
+    fn only_a_terminal_that_can_is_drawn_on() {
+        assert!(animated(true, Some("xterm-256color")));
+        for (terminal, term) in [
+            (false, Some("xterm")),
+            (true, Some("dumb")),
+            (true, Some("")),
+            (true, None),
+        ] {
+            assert!(!animated(terminal, term), "{terminal} {term:?}");
+        }
+    }
+
+    #[test]
+    fn a_short_pull_is_one_line_and_a_long_one_says_now_and_then_that_it_lives() {
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let mut plain = Plain::default();
+        let started = Event::PullStarted { image: image() };
+        assert_eq!(plain.line(&started, at(0)), None);
+        assert_eq!(plain.line(&layer("Downloading", 1024), at(29)), None);
+        let told = plain.line(&layer("Downloading", 2048), at(30));
+        assert_eq!(
+            told.as_deref(),
+            Some("pulling           ghcr.io/acme/app:1  0 of 1 layers, 2.00 KiB of 4.00 KiB")
+        );
+        assert_eq!(plain.line(&layer("Extracting", 1), at(31)), None);
+        assert_eq!(
+            plain
+                .line(&ended(ImageOutcome::Pulled, None), at(32))
+                .as_deref(),
+            Some("pulled            ghcr.io/acme/app:1")
+        );
+        assert_eq!(plain.line(&layer("Extracting", 1), at(99)), None);
+    }
+
+    #[test]
+    fn a_pull_that_failed_says_why() {
+        let failure = Diagnostic::new("cannot pull `ghcr.io/acme/app:1`").because("no such tag");
+        let event = ended(ImageOutcome::Failed, Some(failure));
+        assert_eq!(
+            Plain::default().line(&event, Instant::now()).as_deref(),
+            Some(
+                "not pulled        ghcr.io/acme/app:1  cannot pull `ghcr.io/acme/app:1`: no such tag"
+            )
+        );
     }
 }

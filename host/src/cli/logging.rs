@@ -19,14 +19,23 @@ pub(super) fn start(filter: &str, format: LogFormat) -> Result<MultiProgress, Di
     let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(io::stderr().is_terminal())
+        .with_ansi(coloured())
         .with_writer(AroundBars(bars.clone()));
     // A second start (in one process, in tests) keeps the first log.
     let _ = match format {
         LogFormat::Text => builder.compact().with_target(false).try_init(),
-        LogFormat::Json => builder.json().try_init(),
+        // A span's fields once: there is none within another.
+        LogFormat::Json => builder.json().with_span_list(false).try_init(),
     };
     Ok(bars)
+}
+
+/// See <https://no-color.org>.
+fn coloured() -> bool {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    io::stderr().is_terminal()
+        && set("NO_COLOR").is_none()
+        && set("TERM").is_some_and(|term| term != "dumb")
 }
 
 struct AroundBars(MultiProgress);

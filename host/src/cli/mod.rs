@@ -87,6 +87,8 @@ async fn run(arguments: Arguments) -> Result<Status, Diagnostic> {
         Command::Serve(arguments) => commands::serve(common, arguments).await,
         Command::Policy(arguments) => commands::policy(common, arguments).await,
         Command::History(arguments) => commands::history(common, arguments),
+        Command::Approvals(arguments) => commands::approvals(common, arguments).await,
+        Command::Watch(arguments) => commands::watch(common, arguments).await,
         Command::Recover(arguments) => commands::recover(common, arguments).await,
         Command::Config(arguments) => commands::config(common, arguments),
         Command::Healthcheck(arguments) => commands::healthcheck(common, arguments).await,

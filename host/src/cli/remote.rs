@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, Uri, header};
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -18,6 +18,9 @@ const ANSWER: Duration = Duration::from_secs(15 * 60);
 const CONNECT: Duration = Duration::from_secs(10);
 /// A history with the largest configurations.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// Who asks.
+const BY: &str = "x-refit-by";
 
 /// A daemon, and how to be let in.
 pub(super) struct Daemon {
@@ -74,6 +77,15 @@ impl Daemon {
     }
 
     pub(super) async fn ask(&self, ask: Ask<'_>) -> Result<Answer, Diagnostic> {
+        self.ask_as(None, ask).await
+    }
+
+    /// The same, and says who asks.
+    pub(super) async fn ask_as(
+        &self,
+        by: Option<&str>,
+        ask: Ask<'_>,
+    ) -> Result<Answer, Diagnostic> {
         let cannot = |cause: String| {
             Diagnostic::new(format!(
                 "cannot ask the daemon at `http://{}`",
@@ -83,7 +95,7 @@ impl Daemon {
             .hint("is `refit serve` running? `--server URL` names another address")
         };
         let request = self
-            .request(ask)
+            .request(by, ask)
             .map_err(|error| cannot(error.to_string()))?;
         let asking = async {
             let stream =
@@ -137,7 +149,7 @@ impl Daemon {
         Err(not(problem(status, &body).error))
     }
 
-    fn request(&self, ask: Ask<'_>) -> Result<Request<Full<Bytes>>, http::Error> {
+    fn request(&self, by: Option<&str>, ask: Ask<'_>) -> Result<Request<Full<Bytes>>, http::Error> {
         let mut request = Request::builder()
             .method(ask.method)
             .uri(ask.path)
@@ -148,6 +160,11 @@ impl Daemon {
         }
         if let Some(expected) = ask.expected {
             request = request.header(header::IF_MATCH, format!("\"{expected}\""));
+        }
+        if let Some(by) = by {
+            // A name may have any character; what a header cannot carry is left out.
+            let by: String = by.chars().filter(|c| !c.is_control()).collect();
+            request = request.header(BY, HeaderValue::from_bytes(by.as_bytes())?);
         }
         let (kind, body) = ask.body.unwrap_or_default();
         if !kind.is_empty() {

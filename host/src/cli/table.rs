@@ -64,13 +64,13 @@ pub(super) fn ended(outcome: history::Outcome) -> &'static str {
 }
 
 pub(super) fn asked_by(entry: &Entry) -> String {
-    let trigger = match entry.request.trigger {
-        Trigger::Operator => "operator",
-        Trigger::Api => "api",
-        Trigger::Schedule => "schedule",
-        Trigger::Webhook => "webhook",
-    };
-    match &entry.by {
+    asked(entry.request.trigger, entry.by.as_deref())
+}
+
+/// What asked, and who.
+pub(super) fn asked(trigger: Trigger, by: Option<&str>) -> String {
+    let trigger = trigger.as_str();
+    match by {
         Some(by) => format!("{trigger} {by}"),
         None => trigger.to_owned(),
     }
@@ -141,7 +141,7 @@ fn word(outcome: RecreationOutcome) -> &'static str {
     }
 }
 
-fn line(word: &str, subject: &str, detail: &str) -> String {
+pub(super) fn line(word: &str, subject: &str, detail: &str) -> String {
     format!(
         "{word:<17} {subject}{}{detail}",
         if detail.is_empty() { "" } else { "  " }
@@ -260,7 +260,7 @@ fn sum(report: &Report) -> String {
     )
 }
 
-fn counts(counted: &[(usize, &str)]) -> Option<String> {
+pub(super) fn counts(counted: &[(usize, &str)]) -> Option<String> {
     let said: Vec<String> = counted
         .iter()
         .filter(|(n, _)| *n > 0)

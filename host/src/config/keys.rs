@@ -10,10 +10,15 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::ConfigError;
+use super::approval::ApprovalConfig;
 use super::schema;
+use super::watch::WatchConfig;
 use crate::artifact;
 use crate::artifact::signature::KeyConfig;
 use crate::grants::Verb;
+
+pub use super::hooks::HooksConfig;
 
 /// A week. More than that is a slip of the finger, and sums of larger times could overflow.
 pub(super) const SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
@@ -21,6 +26,8 @@ pub(super) const SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
 pub(super) const KEEP_MAX: u32 = 30_000;
 /// Ten years.
 pub(super) const DAYS_MAX: u32 = 3650;
+/// A day; counts of half a year are nobody's.
+const REQUESTS_WINDOW_MAX: u64 = 24 * 60 * 60;
 
 /// A key may be left out anywhere; [`Config::default`] says what then holds.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -30,9 +37,9 @@ pub struct Config {
     /// context, then `unix:///var/run/docker.sock`. Flag: `--engine`.
     pub engine: Option<String>,
     /// Where policies keep their state, where the daemon keeps the policies that were swapped in (`policies`) and all keep what
-    /// they compiled (`compiled`, under a seal; may be deleted), where refreshes are written down (`history`), and where two
-    /// Refits on one machine see that the other is at work. Unset: `$XDG_STATE_HOME/refit`, then `~/.local/state/refit`, and for
-    /// root `/var/lib/refit`.
+    /// they compiled (`compiled`, under a seal; may be deleted), where refreshes are written down (`history`), where those are
+    /// that wait for approval (`approvals`), and where two Refits on one machine see that the other is at work. Unset:
+    /// `$XDG_STATE_HOME/refit`, then `~/.local/state/refit`, and for root `/var/lib/refit`.
     pub state_dir: Option<PathBuf>,
     pub images: ImagesConfig,
     pub credentials: CredentialsConfig,
@@ -42,7 +49,10 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub proof: ProofConfig,
     pub history: HistoryConfig,
+    pub hooks: HooksConfig,
+    pub approval: ApprovalConfig,
     pub serve: ServeConfig,
+    pub watch: WatchConfig,
 }
 
 /// Images that are pulled.
@@ -67,12 +77,18 @@ pub struct CredentialsConfig {
 }
 
 /// How registries are spoken to.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RegistriesConfig {
-    /// Registries, as `host:port`, that policies are fetched from and pushed to without TLS. Those on loopback need not be listed.
-    /// Images are pulled by the engine, which has a list of its own.
+    /// Registries, as `host:port`, that policies are fetched from and pushed to, and the watcher asks, without TLS. Those on loopback
+    /// need not be listed. Images are pulled by the engine, which has a list of its own.
     pub plain_http: Vec<String>,
+    /// Requests that the watcher may make of one registry within the window. What is left is `unknown`, and asked in the next one.
+    #[schemars(range(min = 1))]
+    pub requests_max: u32,
+    /// That window.
+    #[schemars(range(min = 1, max = REQUESTS_WINDOW_MAX))]
+    pub requests_window_seconds: u64,
 }
 
 /// Which policy decides, and with which configuration.
@@ -134,9 +150,14 @@ pub struct LimitsConfig {
     /// Inspections at once.
     #[schemars(range(min = 1))]
     pub inspect_concurrency: usize,
-    /// Containers recreated at once. More are faster in all, with a longer gap for each. Flag: `--concurrency`.
+    /// Containers that are down at once, over all refreshes. More are faster in all, with a longer gap for each. Flag:
+    /// `--concurrency`.
     #[schemars(range(min = 1))]
     pub recreate_concurrency: usize,
+    /// Containers of one refresh at once whose replacement is made ready, takes over, or proves itself. `1`: one is begun when the
+    /// one before it is done.
+    #[schemars(range(min = 1))]
+    pub recreate_pipeline: usize,
     /// Computing time for compiling a policy, all threads together. Four times as long on the clock.
     #[schemars(range(min = 1, max = SECONDS_MAX))]
     pub compile_seconds: u64,
@@ -189,6 +210,36 @@ impl Default for CredentialsConfig {
     }
 }
 
+impl Default for RegistriesConfig {
+    fn default() -> Self {
+        Self {
+            plain_http: vec![],
+            // Five looks at a hundred images. GHCR lets 44,000 through in a minute.
+            requests_max: 600,
+            requests_window_seconds: 60,
+        }
+    }
+}
+
+impl RegistriesConfig {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let zero = |key: &'static str| ConfigError::Value {
+            key,
+            problem: "0, and must be at least 1".into(),
+        };
+        if self.requests_max == 0 {
+            return Err(zero("registries.requests_max"));
+        }
+        match self.requests_window_seconds {
+            1..=REQUESTS_WINDOW_MAX => Ok(()),
+            seconds => Err(ConfigError::Value {
+                key: "registries.requests_window_seconds",
+                problem: format!("{seconds}, and may be 1 to {REQUESTS_WINDOW_MAX}"),
+            }),
+        }
+    }
+}
+
 impl Default for PolicyConfig {
     fn default() -> Self {
         Self {
@@ -233,6 +284,8 @@ impl Default for LimitsConfig {
             inspect_concurrency: 8,
             // The engine is the bottleneck: four at a time were twice as fast as one, at twice the gap for each.
             recreate_concurrency: 2,
+            // A proof of five seconds is nothing but waiting, and five containers take over meanwhile.
+            recreate_pipeline: 16,
             // Policies of 18 MB (Python) took 15 s. 19 MB of nothing but code took 47 s and 687 MiB in a debug build, two cores,
             // 2026-11-23: this is more than twice that.
             compile_seconds: 120,

@@ -4,9 +4,12 @@
 //! defaults. Knows where each value came from, for `refit config show`, and which keys there are, so that a misspelt one is an
 //! error and not a surprise.
 
+pub mod approval;
+pub mod hooks;
 pub mod keys;
 pub mod reference;
 pub mod schema;
+pub mod watch;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -118,6 +121,15 @@ pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Loaded, ConfigError> {
             inner: Serialized::default("images.platform", platform),
         });
     }
+    if let Some(enabled) = std::env::var("IMAGE_AUTO_REFRESH")
+        .ok()
+        .and_then(|variable| watch::auto_refresh(&variable))
+    {
+        figment = figment.merge(Named {
+            name: "IMAGE_AUTO_REFRESH",
+            inner: Serialized::default("watch.enabled", enabled),
+        });
+    }
     // `REFIT_CONFIG` names the file and is no key.
     figment = figment.merge(Env::prefixed(PREFIX).ignore(&["config", "log"]).split("__"));
     figment = figment.merge(Named {
@@ -208,7 +220,7 @@ fn table_of<'a>(path: &'a str, field: &str) -> &'a str {
 
 impl Config {
     fn check(&self) -> Result<(), ConfigError> {
-        let positive: [(&'static str, u64); 8] = [
+        let positive: [(&'static str, u64); 9] = [
             ("limits.compile_seconds", self.limits.compile_seconds),
             ("limits.compile_megabytes", self.limits.compile_megabytes),
             ("limits.engine_seconds", self.limits.engine_seconds),
@@ -221,6 +233,10 @@ impl Config {
             (
                 "limits.inspect_concurrency",
                 self.limits.inspect_concurrency as u64,
+            ),
+            (
+                "limits.recreate_pipeline",
+                self.limits.recreate_pipeline as u64,
             ),
             (
                 "limits.recreate_concurrency",
@@ -271,6 +287,10 @@ impl Config {
                 problem: "true, and `policy.component` is no file that could be watched".into(),
             });
         }
+        self.hooks.check()?;
+        self.approval.check()?;
+        self.registries.check()?;
+        self.watch.settings()?;
         self.platform().map(drop)
     }
 
@@ -314,7 +334,7 @@ impl Config {
             concurrency: Concurrency {
                 inspects: limits.inspect_concurrency,
                 pulls: limits.pull_concurrency,
-                recreates: limits.recreate_concurrency,
+                recreates: limits.recreate_pipeline,
             },
             whole: Duration::from_secs(limits.refresh_seconds),
             keep_previous_images: self.images.keep_previous,

@@ -177,6 +177,7 @@ pub(super) fn recreate_error(error: CallError<RecreateError>) -> types::Recreate
                 current,
             }),
             RecreateError::Busy { .. } => E::Busy,
+            RecreateError::Withdrawn { .. } => E::Cancelled,
             RecreateError::Unsupported { reason, .. } => E::Unsupported(reason),
             RecreateError::Aborted { step, source, .. } => E::Aborted(failed_step(step, &source)),
             RecreateError::RolledBack { step, source, .. } => {

@@ -5,13 +5,14 @@
 //! a gap, [`remove`] the one that leaves the rest to others), [`proof`] when a new one has proven itself,
 //! [`recover`] what is done about replacements that somebody could not end. [`dependents`] says who must follow when a
 //! container is replaced, [`guard`] which containers are never touched,
-//! [`lease`] who is at work on which, [`names`] what is written down of it. Knows the engine's verbs, and neither policies nor
+//! [`lanes`] how many do what at once, [`lease`] who is at work on which, [`names`] what is written down of it. Knows the engine's verbs, and neither policies nor
 //! people.
 
 mod candidate;
 pub mod dependents;
 pub mod guard;
 pub mod intent;
+pub mod lanes;
 pub mod lease;
 pub mod names;
 pub mod overlap;
@@ -88,6 +89,9 @@ pub enum RecreateError {
     },
     #[error("another refresh is at work on `{name}`")]
     Busy { name: String },
+    /// Its replacement was made and is gone again.
+    #[error("the refresh was ended before `{name}` was stopped; it was not touched")]
+    Withdrawn { name: String },
     #[error("`{name}` cannot be recreated: {reason}")]
     Unsupported { name: String, reason: String },
     #[error("cannot {step} the replacement of `{name}`; the container was never stopped")]
@@ -133,6 +137,7 @@ impl Hints for RecreateError {
             | Self::Aborted { .. }
             | Self::Current { .. }
             | Self::Gone { .. }
+            | Self::Withdrawn { .. }
             | Self::ReplacedByOther { .. }
             | Self::Unsupported { .. } => vec![],
         }

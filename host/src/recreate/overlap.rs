@@ -91,10 +91,16 @@ pub async fn overlap(
 ) -> (Result<Replaced, RecreateError>, bool) {
     let name = old.name.clone();
     // The old container runs on; whatever fails up to the renaming leaves it as it is.
+    let aside = manner.lanes.aside().await;
     let (new, wanted) = match make(engine, &old, image, manner).await {
         Ok(made) => made,
         Err(unready) => return (Err(unready.error), unready.settled),
     };
+    drop(aside);
+    if manner.ending.is_cancelled() {
+        let error = RecreateError::Withdrawn { name };
+        return (Err(error), discard(engine, &new).await);
+    }
     if let Err((step, source)) = make_reachable(engine, &old, &new, &wanted, manner).await {
         let error = RecreateError::Aborted { name, step, source };
         return (Err(error), discard(engine, &new).await);
@@ -113,6 +119,7 @@ pub async fn overlap(
 
     // The new one has the name and has proven itself: from here on it is only a matter of the old one's leaving.
     tokio::time::sleep(BOTH_ANSWER).await;
+    let _aside = manner.lanes.aside().await;
     (manner.step)(Step::Stop);
     let gone = async {
         ensure_stopped(engine, &old.id, stop_timeout(&old)).await?;
@@ -165,13 +172,17 @@ async fn make_reachable(
     manner: &Manner<'_>,
 ) -> Result<(), (Step, StepError)> {
     let at = |step| move |error: EngineError| (step, StepError::from(error));
+    // A start is most of what a gap is, so it takes turns with the gaps of others.
+    let lane = manner.lanes.gap().await;
     (manner.step)(Step::Start);
     engine.start(new).await.map_err(at(Step::Start))?;
+    drop(lane);
     (manner.step)(Step::Prove);
     prove(engine, new, manner.proof)
         .await
         .map_err(|source| (Step::Prove, source))?;
 
+    let _aside = manner.lanes.aside().await;
     (manner.step)(Step::Connect);
     for (network, endpoint) in wanted.request.endpoint.iter().chain(&wanted.networks) {
         engine

@@ -9,7 +9,10 @@
 
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
+
 use super::candidate::{self, Unready};
+use super::lanes::Lanes;
 use super::names;
 use super::proof::{Proof, prove};
 use super::steady::{
@@ -65,6 +68,9 @@ impl NewImage {
 pub struct Manner<'a> {
     pub platform: Option<&'a Platform>,
     pub proof: Proof,
+    pub lanes: &'a Lanes,
+    /// Set: what has not been stopped by then is left as it is.
+    pub ending: &'a CancellationToken,
     pub step: &'a (dyn Fn(Step) + Send + Sync),
 }
 
@@ -97,11 +103,18 @@ pub async fn replace(
 ) -> (Result<Replaced, RecreateError>, bool) {
     let name = old.name.clone();
     // Ahead of the gap. The old containers run on; whatever fails here leaves them as they are.
+    let aside = manner.lanes.aside().await;
     let group = match make_ready(engine, old, image, dependents, manner).await {
         Ok(group) => group,
         Err(unready) => return (Err(unready.error), unready.settled),
     };
+    drop(aside);
 
+    let lane = manner.lanes.gap().await;
+    if manner.ending.is_cancelled() {
+        let error = RecreateError::Withdrawn { name };
+        return (Err(error), discard_all(engine, &group).await);
+    }
     for member in &group {
         if let Err(error) = unchanged(engine, &member.old, image).await {
             return (Err(error), discard_all(engine, &group).await);
@@ -112,9 +125,12 @@ pub async fn replace(
     let stopping = Instant::now();
     let swapped = swap(engine, &group, manner).await;
     let gap = stopping.elapsed();
-    // Behind the gap.
+    // Behind the gap. One that failed keeps its lane until the old container is back.
     let proven = match swapped {
-        Ok(()) => prove_all(engine, &group, manner).await,
+        Ok(()) => {
+            drop(lane);
+            prove_all(engine, &group, manner).await
+        }
         Err(failed) => Err(failed),
     };
     if let Err((step, source)) = proven {
@@ -123,6 +139,7 @@ pub async fn replace(
         return (Err(error), settled);
     }
 
+    let _aside = manner.lanes.aside().await;
     (manner.step)(Step::Remove);
     let mut left_over = Vec::new();
     // The one that the others depend on goes last.

@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 use crate::capabilities::Capabilities;
 use crate::capabilities::guard::{Counts, Guard};
 use crate::capabilities::live::{Live, Workshop};
-use crate::capabilities::plan::Plan;
+use crate::capabilities::plan::{Plan, RemoteDigests};
+use crate::capabilities::warrant::{Warrant, Warranted};
 use crate::diagnostic::{Cause, Diagnostic, Hints};
 use crate::generation::shadow::Sayings;
 use crate::generation::{Generation, Generations};
-use crate::grants::Grants;
 use crate::history::{self, Begun, Ended, History, Outcome, UnderWay};
 use crate::journal::{self, Events, ImageOutcome, Journal, Record};
 use crate::policy::{Clock, Concurrency, ConfigProblem, Decisions, Failure, PolicyError, Session};
@@ -42,8 +42,21 @@ pub enum Trigger {
     Webhook,
 }
 
+impl Trigger {
+    pub const ALL: [Self; 4] = [Self::Operator, Self::Api, Self::Schedule, Self::Webhook];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+            Self::Api => "api",
+            Self::Schedule => "schedule",
+            Self::Webhook => "webhook",
+        }
+    }
+}
+
 /// What is asked for.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Request {
     pub trigger: Trigger,
     /// In the policy's vocabulary (the default policy: runtimes). Empty means all.
@@ -90,13 +103,31 @@ pub struct Started {
     request: Request,
     active: Arc<Generation>,
     under_way: Option<UnderWay>,
+    warrant: Option<Arc<Warrant>>,
 }
 
 impl Started {
+    /// It does no more than this.
+    pub fn within(self, warrant: Option<Arc<Warrant>>) -> Self {
+        Self { warrant, ..self }
+    }
+
     /// Where it is in the history. `None` where none is kept, or it could not be written.
     pub fn id(&self) -> Option<history::Id> {
         self.under_way.as_ref().and_then(UnderWay::id)
     }
+
+    /// The policy that it uses to its end.
+    pub fn policy(&self) -> PolicyReport {
+        PolicyReport::of(&self.active)
+    }
+}
+
+/// One call of a policy.
+struct Pass {
+    hands: Arc<dyn Capabilities>,
+    mode: Mode,
+    trial: Option<Trial>,
 }
 
 /// A refresh could not be made at all.
@@ -206,7 +237,8 @@ impl Refresher {
     ) -> Result<Report, RefreshError> {
         match mode {
             Mode::Plan => {
-                self.run_on(self.active(), request, mode, events, cancel)
+                let hands = self.hands(request, mode, None, (&events, &cancel));
+                self.run_on(self.active(), request, mode, hands, events, cancel)
                     .await
             }
             Mode::Refresh => {
@@ -214,6 +246,28 @@ impl Refresher {
                 self.finish(started, events, cancel).await
             }
         }
+    }
+
+    /// A plan of the active policy over what `digests` says of the registries. Nobody is told of it, and a candidate on trial is
+    /// not asked: it may be a look at what is known already.
+    pub async fn look(
+        &self,
+        request: &Request,
+        digests: Arc<dyn RemoteDigests>,
+        cancel: CancellationToken,
+    ) -> Result<Report, RefreshError> {
+        let plan = Plan {
+            workshop: self.workshop.clone(),
+            digests,
+            force: request.force,
+        };
+        let pass = Pass {
+            hands: Arc::new(plan),
+            mode: Mode::Plan,
+            trial: None,
+        };
+        self.pass(self.active(), request, pass, journal::no_events(), cancel)
+            .await
     }
 
     /// Writes down that a refresh begins, on the policy that is active now. `by` is who asks, as they say of themselves.
@@ -234,6 +288,7 @@ impl Refresher {
             request,
             active,
             under_way,
+            warrant: None,
         }
     }
 
@@ -248,9 +303,12 @@ impl Refresher {
             request,
             active,
             under_way,
+            warrant,
         } = started;
+        let mode = Mode::Refresh;
+        let hands = self.hands(&request, mode, warrant, (&events, &cancel));
         let answer = self
-            .run_on(active, &request, Mode::Refresh, events, cancel.clone())
+            .run_on(active, &request, mode, hands, events, cancel.clone())
             .await;
         if let (Some(history), Some(under_way)) = (&self.history, under_way) {
             let ended = ended(&answer, cancel.is_cancelled());
@@ -264,13 +322,29 @@ impl Refresher {
         active: Arc<Generation>,
         request: &Request,
         mode: Mode,
+        hands: Arc<dyn Capabilities>,
         events: Events,
         cancel: CancellationToken,
     ) -> Result<Report, RefreshError> {
         let trial = self.generations.shadow_beside(&active).map(Trial::new);
+        let pass = Pass { hands, mode, trial };
+        self.pass(active, request, pass, events, cancel).await
+    }
+
+    async fn pass(
+        &self,
+        active: Arc<Generation>,
+        request: &Request,
+        pass: Pass,
+        events: Events,
+        cancel: CancellationToken,
+    ) -> Result<Report, RefreshError> {
+        let Pass { hands, mode, trial } = pass;
         let began = (jiff::Timestamp::now(), Instant::now());
         let grants = active.content.grants.clone();
-        let journal = Arc::new(self.journal(request, mode, grants.clone(), events, cancel));
+        // The policy's hands: the journal around the guard around the work.
+        let guard = Guard::new(hands, grants.clone(), self.bounds.counts, cancel);
+        let journal = Arc::new(Journal::new(Arc::new(guard), mode == Mode::Plan, events));
         let recorder = trial
             .is_some()
             .then(|| Arc::new(Recorder::new(journal.clone(), grants.clone())));
@@ -345,10 +419,7 @@ impl Refresher {
     pub async fn record(&self, request: &Request) -> Result<Snapshot, Diagnostic> {
         let active = self.active();
         let grants = active.content.grants.clone();
-        let plan = Plan {
-            workshop: self.workshop.clone(),
-            force: request.force,
-        };
+        let plan = Plan::asking_the_engine(self.workshop.clone(), request.force);
         let guard = Guard::new(
             Arc::new(plan),
             grants.clone(),
@@ -371,10 +442,8 @@ impl Refresher {
 
     /// The candidate's turn, in a task of its own: it must not keep those who asked.
     fn try_beside(&self, trial: Trial, request: &Request, recorder: &Recorder, said: Sayings) {
-        let plan = Arc::new(Plan {
-            workshop: self.workshop.clone(),
-            force: request.force,
-        });
+        let plan = Plan::asking_the_engine(self.workshop.clone(), request.force);
+        let plan = Arc::new(plan);
         let replay = Replay::with_plan(recorder.seen(), request.force, recorder.listed(), plan);
         let question = Question {
             request: request.clone(),
@@ -410,29 +479,32 @@ impl Refresher {
         }
     }
 
-    /// The policy's hands: the journal around the guard around the work.
-    fn journal(
+    /// The policy's hands, which journal and guard stand around.
+    fn hands(
         &self,
         request: &Request,
         mode: Mode,
-        grants: Arc<Grants>,
-        events: Events,
-        cancel: CancellationToken,
-    ) -> Journal {
+        warrant: Option<Arc<Warrant>>,
+        (events, cancel): (&Events, &CancellationToken),
+    ) -> Arc<dyn Capabilities> {
         let (workshop, force) = (self.workshop.clone(), request.force);
-        let hands: Arc<dyn Capabilities> = match mode {
-            Mode::Refresh => Arc::new(Live {
-                workshop,
-                force,
-                events: events.clone(),
-            }),
-            Mode::Plan => match &self.snapshot {
-                Some(snapshot) => Arc::new(Replay::new(snapshot.clone(), force)),
-                None => Arc::new(Plan { workshop, force }),
-            },
-        };
-        let guard = Guard::new(hands, grants, self.bounds.counts, cancel);
-        Journal::new(Arc::new(guard), mode == Mode::Plan, events)
+        let plan = Plan::asking_the_engine(workshop.clone(), force);
+        match (mode, &self.snapshot) {
+            (Mode::Plan, Some(snapshot)) => Arc::new(Replay::new(snapshot.clone(), force)),
+            (Mode::Plan, None) => Arc::new(plan),
+            (Mode::Refresh, _) => {
+                let live = Arc::new(Live {
+                    workshop,
+                    force,
+                    events: events.clone(),
+                    ending: cancel.clone(),
+                });
+                match warrant {
+                    Some(warrant) => Arc::new(Warranted::new(live, Arc::new(plan), warrant)),
+                    None => live,
+                }
+            }
+        }
     }
 }
 

@@ -1,4 +1,11 @@
-//! What we know of registries: whose login is for which one, and what their refusals mean.
+//! What we know of registries: where they are, whose login is for which one, what their refusals mean, and which digest is
+//! behind a tag.
 
+pub mod address;
+pub mod budget;
+pub mod challenge;
+pub mod counts;
 pub mod credentials;
+pub mod digests;
 pub mod refusal;
+mod token;

@@ -35,12 +35,8 @@ pub enum Told {
     PullStarted {
         image: ImageRef,
     },
-    /// Bytes of all layers that have begun.
-    PullProgress {
-        image: ImageRef,
-        current_bytes: u64,
-        total_bytes: u64,
-    },
+    /// A layer came further.
+    PullProgress(Box<PullProgress>),
     PullEnded(Box<ImageRecord>),
     RecreateStarted {
         container: String,
@@ -58,6 +54,32 @@ pub enum Told {
         #[serde(skip_serializing_if = "Option::is_none")]
         failure: Option<Diagnostic>,
     },
+}
+
+/// How far a pull is: one layer, and all of them.
+#[derive(Clone, Debug, Serialize)]
+pub struct PullProgress {
+    pub image: ImageRef,
+    pub layer: LayerTold,
+    /// Bytes of all layers that have begun.
+    pub current_bytes: u64,
+    pub total_bytes: u64,
+    /// Layers that the engine has named so far.
+    pub layers: usize,
+    /// Of them, those that are here.
+    pub layers_done: usize,
+}
+
+/// A layer, in the words of the engine.
+#[derive(Clone, Debug, Serialize)]
+pub struct LayerTold {
+    pub id: String,
+    /// For example `Downloading`, `Extracting` or `Pull complete`.
+    pub status: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub current_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_bytes: Option<u64>,
 }
 
 impl Told {
@@ -90,7 +112,7 @@ impl Told {
         match self {
             Self::Began { .. } => "began",
             Self::PullStarted { .. } => "pull-started",
-            Self::PullProgress { .. } => "pull-progress",
+            Self::PullProgress(_) => "pull-progress",
             Self::PullEnded(_) => "pull-ended",
             Self::RecreateStarted { .. } => "recreate-started",
             Self::Step { .. } => "step",
@@ -141,22 +163,28 @@ impl Feed {
         let told = match event {
             Event::PullStarted { image } => Told::PullStarted { image },
             Event::Layer { image, layer } => {
-                let (current_bytes, total_bytes) = {
-                    let mut kept = self.kept();
-                    let pull = kept.pulls.entry(image.clone()).or_default();
-                    let before = pull.bytes();
-                    pull.on(&layer);
-                    // Most words of an engine about a layer move no byte.
-                    if pull.bytes() == before {
-                        return;
-                    }
-                    pull.bytes()
-                };
-                Told::PullProgress {
+                let mut kept = self.kept();
+                let pull = kept.pulls.entry(image.clone()).or_default();
+                // Most words of an engine about a layer say nothing new.
+                if !pull.on(&layer) {
+                    return;
+                }
+                let ((current_bytes, total_bytes), (layers_done, layers)) =
+                    (pull.bytes(), pull.layers());
+                drop(kept);
+                Told::PullProgress(Box::new(PullProgress {
                     image,
+                    layer: LayerTold {
+                        id: layer.layer,
+                        status: layer.status,
+                        current_bytes: layer.current_bytes,
+                        total_bytes: layer.total_bytes,
+                    },
                     current_bytes,
                     total_bytes,
-                }
+                    layers,
+                    layers_done,
+                }))
             }
             Event::PullEnded(record) => {
                 self.kept().pulls.remove(&record.image);
@@ -177,16 +205,15 @@ impl Feed {
             }
             kept.last += 1;
             let position = kept.last;
-            // Only the latest word about a pull under way is worth keeping.
-            let about = match &told {
-                Told::PullProgress { image, .. } => Some(image.clone()),
-                Told::PullEnded(record) => Some(record.image.clone()),
-                _ => None,
-            };
-            if let Some(about) = about {
-                kept.told.retain(
-                    |(_, told)| !matches!(told, Told::PullProgress { image, .. } if *image == about),
-                );
+            // Only the latest word about a layer is worth keeping, and none once its pull has ended.
+            match &told {
+                Told::PullProgress(new) => kept.told.retain(|(_, told)| {
+                    !matches!(told, Told::PullProgress(old) if old.image == new.image && old.layer.id == new.layer.id)
+                }),
+                Told::PullEnded(record) => kept.told.retain(
+                    |(_, told)| !matches!(told, Told::PullProgress(old) if old.image == record.image),
+                ),
+                _ => {}
             }
             kept.ended = matches!(told, Told::Ended { .. });
             kept.told.push_back((position, told));
@@ -204,13 +231,16 @@ impl Feed {
         self.newest.send_modify(|_| {});
     }
 
-    /// All that came after this position and is still kept.
-    pub fn since(&self, position: Position) -> Since {
+    /// What came after this position and is still kept, the oldest first, and this many at most. A position that nothing was told
+    /// at yet, such as one of a refresh that had this number before a restart, is the beginning.
+    pub fn since(&self, position: Position, most: usize) -> Since {
         let kept = self.kept();
-        let newer = kept.told.iter().filter(|(number, _)| *number > position);
+        let position = if position > kept.last { 0 } else { position };
+        let from = kept.told.partition_point(|(number, _)| *number <= position);
+        let newer = kept.told.range(from..);
         Since {
-            told: newer.cloned().collect(),
-            ended: kept.ended,
+            ended: kept.ended && newer.len() <= most,
+            told: newer.take(most).cloned().collect(),
         }
     }
 
@@ -272,21 +302,62 @@ mod tests {
         feed.on(layer(1));
         feed.on(layer(50));
         feed.on(layer(50));
-        let since = feed.since(0);
+        let since = feed.since(0, usize::MAX);
         assert_eq!(numbers(&since), [1, 3]);
         let (_, latest) = &since.told[1];
         assert!(
-            matches!(
-                latest,
-                Told::PullProgress {
-                    current_bytes: 50,
-                    total_bytes: 100,
-                    ..
-                }
-            ),
+            matches!(latest, Told::PullProgress(told) if (told.current_bytes, told.total_bytes) == (50, 100)),
             "{latest:?}"
         );
         assert!(!since.ended);
+    }
+
+    #[test]
+    fn each_layer_keeps_its_latest_word_until_the_pull_has_ended() {
+        let word = |id: &str, status: &str| Event::Layer {
+            image: image(),
+            layer: LayerProgress {
+                layer: id.into(),
+                status: status.into(),
+                current_bytes: None,
+                total_bytes: None,
+            },
+        };
+        let feed = Feed::default();
+        feed.on(word("a", "Waiting"));
+        feed.on(word("b", "Waiting"));
+        feed.on(word("a", "Pull complete"));
+        feed.on(word("b", "Waiting"));
+        let since = feed.since(0, usize::MAX);
+        assert_eq!(numbers(&since), [2, 3]);
+        let Told::PullProgress(told) = &since.told[1].1 else {
+            panic!("{since:?}")
+        };
+        assert_eq!((told.layers, told.layers_done), (2, 1));
+        let ended = ImageRecord {
+            image: image(),
+            outcome: crate::journal::ImageOutcome::Pulled,
+            id: None,
+            digest: None,
+            failure: None,
+            duration: std::time::Duration::ZERO,
+        };
+        feed.on(Event::PullEnded(ended));
+        assert_eq!(numbers(&feed.since(0, usize::MAX)), [4]);
+    }
+
+    #[test]
+    fn it_is_told_in_pieces_and_ends_with_the_last_of_them() {
+        let feed = Feed::default();
+        feed.on(step("a"));
+        feed.on(step("b"));
+        feed.tell(end());
+        let first = feed.since(0, 2);
+        assert_eq!((numbers(&first), first.ended), (vec![1, 2], false));
+        let last = feed.since(2, 2);
+        assert_eq!((numbers(&last), last.ended), (vec![3], true));
+        let of_another = feed.since(99, usize::MAX);
+        assert_eq!(numbers(&of_another), [1, 2, 3]);
     }
 
     #[test]
@@ -299,9 +370,9 @@ mod tests {
         changes.mark_unchanged();
         feed.tell(end());
         feed.on(step("c"));
-        assert_eq!(numbers(&feed.since(1)), [2, 3]);
-        assert!(feed.since(3).ended);
-        assert!(feed.since(3).told.is_empty());
+        assert_eq!(numbers(&feed.since(1, usize::MAX)), [2, 3]);
+        assert!(feed.since(3, usize::MAX).ended);
+        assert!(feed.since(3, usize::MAX).told.is_empty());
         assert!(changes.has_changed().unwrap());
     }
 
@@ -311,7 +382,7 @@ mod tests {
         for _ in 0..KEPT_MAX + 10 {
             feed.on(step("a"));
         }
-        let since = feed.since(0);
+        let since = feed.since(0, usize::MAX);
         assert_eq!(since.told.len(), KEPT_MAX);
         assert_eq!(since.told[0].0, 11);
     }
@@ -320,7 +391,7 @@ mod tests {
     fn the_json_is_flat_and_names_what_it_is() {
         let feed = Feed::default();
         feed.on(step("ws-ana"));
-        let (_, told) = &feed.since(0).told[0];
+        let (_, told) = &feed.since(0, usize::MAX).told[0];
         let json = serde_json::to_value(told).unwrap();
         assert_eq!(
             json,

@@ -4,19 +4,25 @@
 //! nothing of HTTP, of notifications or of metrics: those who want to know are [`Observer`]s.
 
 pub mod feed;
+mod log;
+pub mod once;
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use self::feed::{Feed, Told};
+use self::once::Keys;
+use crate::capabilities::warrant::Warrant;
 use crate::diagnostic::{Diagnostic, Hints};
-use crate::history;
-use crate::journal::{Event, Events};
-use crate::refresh::{self, RefreshError, Refresher, Report, Request};
+use crate::history::{self, Entry, Outcome, Shown};
+use crate::journal::{Event, Events, RecreationOutcome};
+use crate::refresh::{self, PolicyReport, RefreshError, Refresher, Report, Request, Summary};
 
 /// Refreshes under way at once. Two of one container cannot be, and more than a few only wait for the engine; this is what
 /// somebody who asks again and again may hold of memory.
@@ -48,8 +54,107 @@ pub struct Run {
     pub request: Request,
     /// Who asked, as they say of themselves.
     pub by: Option<String>,
+    /// The one that it uses to its end.
+    pub policy: PolicyReport,
     pub started: jiff::Timestamp,
     pub feed: Feed,
+    clock: Instant,
+    cancel: CancellationToken,
+    end: OnceLock<End>,
+}
+
+/// What a refresh came to.
+#[derive(Debug)]
+struct End {
+    outcome: Outcome,
+    duration: Duration,
+    summary: Option<Summary>,
+    rolled_back: u32,
+    stranded: u32,
+    failure: Option<Diagnostic>,
+    /// Only of one that is not written down: others have it in the history.
+    report: Option<serde_json::Value>,
+}
+
+impl Run {
+    /// Ends it early: what was begun is finished, nothing new is begun. `false` where it has ended.
+    pub fn cancel(&self) -> bool {
+        let under_way = self.end.get().is_none();
+        if under_way {
+            self.cancel.cancel();
+        }
+        under_way
+    }
+
+    /// Whether it was told to end early, and has not ended.
+    pub fn is_ending(&self) -> bool {
+        self.end.get().is_none() && self.cancel.is_cancelled()
+    }
+
+    pub fn is_written_down(&self) -> bool {
+        self.id > 0
+    }
+
+    /// As the history has it, where that cannot be asked.
+    pub fn shown(&self) -> Shown {
+        let end = self.end.get();
+        Shown {
+            entry: Entry {
+                id: self.id,
+                started: self.started,
+                outcome: end.map_or(Outcome::Running, |end| end.outcome),
+                duration_ms: end
+                    .map(|end| u64::try_from(end.duration.as_millis()).unwrap_or(u64::MAX)),
+                by: self.by.clone(),
+                request: self.request.clone(),
+                policy: self.policy.clone(),
+                summary: end.and_then(|end| end.summary),
+                rolled_back: end.map_or(0, |end| end.rolled_back),
+                stranded: end.map_or(0, |end| end.stranded),
+                failure: end.and_then(|end| end.failure.clone()),
+                container: None,
+            },
+            report: end.and_then(|end| end.report.clone()),
+        }
+    }
+
+    fn ended(&self, answer: &Result<Report, RefreshError>) -> Outcome {
+        let outcome = refresh::outcome(answer, self.cancel.is_cancelled());
+        let report = match answer {
+            Ok(report) => Some(report),
+            Err(error) => error.partial(),
+        };
+        let count = |outcome: RecreationOutcome| {
+            let all = report.iter().flat_map(|report| &report.containers);
+            let done = all.filter_map(|one| one.recreation.as_ref());
+            u32::try_from(done.filter(|one| one.outcome == outcome).count()).unwrap_or(u32::MAX)
+        };
+        let _ = self.end.set(End {
+            outcome,
+            duration: self.clock.elapsed(),
+            summary: report.map(|report| report.summary),
+            rolled_back: count(RecreationOutcome::RolledBack),
+            stranded: count(RecreationOutcome::Stranded),
+            failure: answer.as_ref().err().map(Diagnostic::of),
+            report: report
+                .filter(|_| !self.is_written_down())
+                .and_then(|report| serde_json::to_value(report).ok()),
+        });
+        outcome
+    }
+
+    /// It panicked.
+    fn interrupted(&self) {
+        let _ = self.end.set(End {
+            outcome: Outcome::Interrupted,
+            duration: self.clock.elapsed(),
+            summary: None,
+            rolled_back: 0,
+            stranded: 0,
+            failure: None,
+            report: None,
+        });
+    }
 }
 
 /// Why none was begun.
@@ -59,6 +164,8 @@ pub enum NotBegun {
     Stopping,
     #[error("{UNDER_WAY_MAX} refreshes are under way, and no more are begun")]
     TooMany,
+    #[error("it could not be held for approval: {}", .0.sentence())]
+    NotHeld(Diagnostic),
 }
 
 impl Hints for NotBegun {
@@ -66,6 +173,7 @@ impl Hints for NotBegun {
         match self {
             Self::Stopping => vec![],
             Self::TooMany => vec!["ask again when one of them has ended".into()],
+            Self::NotHeld(told) => told.hints.clone(),
         }
     }
 }
@@ -102,6 +210,7 @@ pub struct Runs {
     work: TaskTracker,
     stopping: CancellationToken,
     known: Mutex<Known>,
+    keys: Keys,
 }
 
 #[derive(Default)]
@@ -128,6 +237,7 @@ impl Runs {
             work,
             stopping,
             known: Mutex::default(),
+            keys: Keys::default(),
         })
     }
 
@@ -135,11 +245,35 @@ impl Runs {
         &self.refresher
     }
 
+    /// Set when none is begun any more.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stopping
+    }
+
     /// Returns when it has a number. It has begun then, and also when whoever asked does not wait for that.
     pub async fn begin(
         self: &Arc<Self>,
         request: Request,
         by: Option<String>,
+    ) -> Result<Begun, NotBegun> {
+        self.begin_as(request, by, None).await
+    }
+
+    /// The same, of one that does no more than this.
+    pub async fn begin_within(
+        self: &Arc<Self>,
+        request: Request,
+        by: Option<String>,
+        warrant: Arc<Warrant>,
+    ) -> Result<Begun, NotBegun> {
+        self.begin_as(request, by, Some(warrant)).await
+    }
+
+    async fn begin_as(
+        self: &Arc<Self>,
+        request: Request,
+        by: Option<String>,
+        warrant: Option<Arc<Warrant>>,
     ) -> Result<Begun, NotBegun> {
         if self.stopping.is_cancelled() {
             return Err(NotBegun::Stopping);
@@ -157,7 +291,8 @@ impl Runs {
         };
         let (numbered, number) = oneshot::channel();
         let (end, ended) = oneshot::channel();
-        self.work.spawn(run(place, request, by, numbered, end));
+        let asked = (request, by, warrant);
+        self.work.spawn(run(place, asked, numbered, end));
         // The sender is dropped by a panic alone.
         let run = number.await.map_err(|_| NotBegun::Stopping)?;
         Ok(Begun { run, ended })
@@ -175,6 +310,15 @@ impl Runs {
         self.known().under_way.clone()
     }
 
+    /// Those that are known to this process alone, the newest first.
+    pub fn unwritten(&self) -> Vec<Arc<Run>> {
+        let known = self.known();
+        let all = known.ended.iter().chain(&known.under_way);
+        let mut unwritten: Vec<_> = all.filter(|run| !run.is_written_down()).cloned().collect();
+        unwritten.sort_by_key(|run| run.id);
+        unwritten
+    }
+
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -187,9 +331,14 @@ struct Place {
 }
 
 impl Place {
-    fn number(&mut self, id: Option<Id>, request: Request, by: Option<String>) -> Arc<Run> {
+    fn number(
+        &mut self,
+        started: &refresh::Started,
+        request: Request,
+        by: Option<String>,
+    ) -> Arc<Run> {
         let mut known = self.runs.known();
-        let id = id.unwrap_or_else(|| {
+        let id = started.id().unwrap_or_else(|| {
             known.unwritten -= 1;
             known.unwritten
         });
@@ -197,8 +346,12 @@ impl Place {
             id,
             request,
             by,
+            policy: started.policy(),
             started: jiff::Timestamp::now(),
             feed: Feed::default(),
+            clock: Instant::now(),
+            cancel: self.runs.stopping.child_token(),
+            end: OnceLock::new(),
         });
         known.beginning -= 1;
         known.under_way.push(run.clone());
@@ -215,6 +368,7 @@ impl Drop for Place {
             return;
         };
         // Whoever watches one that panicked must not wait for ever.
+        run.interrupted();
         run.feed.close();
         known.under_way.retain(|other| !Arc::ptr_eq(other, &run));
         known.ended.push_back(run);
@@ -225,15 +379,34 @@ impl Drop for Place {
 }
 
 async fn run(
-    mut place: Place,
-    request: Request,
-    by: Option<String>,
+    place: Place,
+    (request, by, warrant): (Request, Option<String>, Option<Arc<Warrant>>),
     numbered: oneshot::Sender<Arc<Run>>,
     end: oneshot::Sender<Result<Report, RefreshError>>,
 ) {
+    // All that is logged on the way is found by its number.
+    let span = tracing::info_span!(
+        "refresh",
+        id = tracing::field::Empty,
+        trigger = request.trigger.as_str(),
+        by
+    );
+    let working = work(place, (request, by, warrant), numbered).instrument(span);
+    let answer = working.await;
+    let _ = end.send(answer);
+}
+
+async fn work(
+    mut place: Place,
+    (request, by, warrant): (Request, Option<String>, Option<Arc<Warrant>>),
+    numbered: oneshot::Sender<Arc<Run>>,
+) -> Result<Report, RefreshError> {
     let runs = place.runs.clone();
     let started = runs.refresher.start(request.clone(), by.clone()).await;
-    let run = place.number(started.id(), request, by);
+    let run = place.number(&started, request, by);
+    let started = started.within(warrant);
+    tracing::Span::current().record("id", run.id);
+    log::began(&run);
     let observe = |happening: &Happening<'_>| {
         for observer in &runs.observers {
             observer.observe(&run, happening);
@@ -245,22 +418,19 @@ async fn run(
     let _ = numbered.send(run.clone());
     let answer = runs
         .refresher
-        .finish(started, events(&runs, &run), runs.stopping.clone())
+        .finish(started, events(&runs, &run), run.cancel.clone())
         .await;
-    if let Err(error) = &answer {
-        let told = Diagnostic::of(error);
-        tracing::error!(id = run.id, hints = ?told.hints, "a refresh failed: {}", told.sentence());
-    }
-    let outcome = refresh::outcome(&answer, runs.stopping.is_cancelled());
+    let outcome = run.ended(&answer);
+    log::ended(&run, &answer);
     run.feed.tell(Told::ended(outcome, &answer));
     observe(&Happening::Ended(&answer));
-    drop(place);
-    let _ = end.send(answer);
+    answer
 }
 
 fn events(runs: &Arc<Runs>, run: &Arc<Run>) -> Events {
     let (runs, run) = (runs.clone(), run.clone());
     Arc::new(move |event| {
+        log::event(&event);
         for observer in &runs.observers {
             observer.observe(&run, &Happening::Event(&event));
         }

@@ -1,6 +1,5 @@
-//! `/v1/refreshes`: what became of the refreshes on this machine, the daemon's and those of the command line.
-
-use std::sync::Arc;
+//! `GET /v1/refreshes`: what became of the refreshes on this machine, the daemon's and those of the command line, and which are
+//! under way.
 
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -9,10 +8,13 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::Served;
 use super::problem::Problem;
+use super::{Served, events};
 use crate::diagnostic::Diagnostic;
-use crate::history::{self, Archive, History, HistoryError, Id, LIMIT_MAX, Page, Query};
+use crate::history::{
+    self, Archive, Entry, History, HistoryError, Id, LIMIT_MAX, Outcome, Page, Query, Shown,
+};
+use crate::runs::Run;
 
 /// Entries of an answer, where nobody says.
 const LIMIT: u32 = 50;
@@ -31,9 +33,40 @@ pub(super) struct Asked {
 struct Listed {
     #[serde(flatten)]
     page: Page,
-    /// Why the last refresh is not among them.
+    /// Those of this daemon that are not written down, the newest first. It alone knows them, until it ends.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unwritten: Vec<Entry>,
+    /// Why the last refresh is not in the history.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<Diagnostic>,
+}
+
+/// A refresh, and what can be done about it where it is this daemon's and under way.
+#[derive(Serialize)]
+pub(super) struct View {
+    #[serde(flatten)]
+    shown: Shown,
+    /// Where it can be watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    events: Option<String>,
+    /// It was told to end early.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    ending: bool,
+}
+
+impl View {
+    pub(super) fn of(run: &Run) -> Self {
+        Self::with(run.shown(), Some(run))
+    }
+
+    fn with(shown: Shown, run: Option<&Run>) -> Self {
+        let under_way = run.filter(|_| shown.entry.outcome == Outcome::Running);
+        Self {
+            events: under_way.map(|run| events::place(run.id)),
+            ending: under_way.is_some_and(Run::is_ending),
+            shown,
+        }
+    }
 }
 
 pub(super) async fn list(
@@ -42,30 +75,81 @@ pub(super) async fn list(
 ) -> Result<Response, Problem> {
     let Parameters(asked) = asked.map_err(|rejection| wrong(rejection.body_text()))?;
     let query = query(asked)?;
-    let history = kept(&served)?;
-    let page = look(&history, move |archive| archive.list(&query)).await?;
-    let listed = Listed {
-        page,
-        problem: history.trouble(),
+    let unwritten = unwritten(&served, &query);
+    let listed = match served.refresher.history().cloned() {
+        None => Listed {
+            page: Page::default(),
+            unwritten,
+            problem: Some(Diagnostic::new("no history is kept").hint("`[history] keep` is 0")),
+        },
+        Some(history) => {
+            let problem = history.trouble();
+            match look(&history, move |archive| archive.list(&query)).await {
+                Ok(page) => Listed {
+                    page,
+                    unwritten,
+                    problem,
+                },
+                // What this daemon knows it can tell, and it says why that is not all.
+                Err(Unseen::Told(told)) if !unwritten.is_empty() => Listed {
+                    page: Page::default(),
+                    unwritten,
+                    problem: Some(told),
+                },
+                Err(unseen) => return Err(unseen.into()),
+            }
+        }
     };
     Ok(Json(listed).into_response())
+}
+
+/// They are the newest, so they belong to the first page; what a report mentions is not looked for in them.
+fn unwritten(served: &Served, query: &Query) -> Vec<Entry> {
+    if query.before.is_some() || query.container.is_some() || query.image.is_some() {
+        return vec![];
+    }
+    let runs = served.runs.unwritten();
+    let entries = runs.iter().map(|run| run.shown().entry);
+    entries
+        .filter(|entry| query.outcome.is_none_or(|wanted| wanted == entry.outcome))
+        .collect()
 }
 
 pub(super) async fn show(
     State(served): State<Served>,
     id: Result<Path<Id>, PathRejection>,
 ) -> Result<Response, Problem> {
-    let none = || {
-        Problem::new(
-            StatusCode::NOT_FOUND,
-            "no-refresh",
-            "there is no such refresh",
-        )
-    };
     let Path(id) = id.map_err(|_| none())?;
-    let history = kept(&served)?;
+    let run = served.runs.find(id);
+    let history = served.refresher.history().filter(|_| id > 0).cloned();
+    let written = match &history {
+        Some(history) => look(history, move |archive| archive.show(id)).await,
+        None => Ok(None),
+    };
+    let view = match (written, &run) {
+        (Ok(Some(shown)), run) => View::with(shown, run.as_deref()),
+        (_, Some(run)) => View::of(run),
+        (Ok(None), None) => return Err(none()),
+        (Err(unseen), None) => return Err(unseen.into()),
+    };
+    Ok(Json(view).into_response())
+}
+
+pub(super) fn none() -> Problem {
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "no-refresh",
+        "there is no such refresh",
+    )
+}
+
+/// Whether the history knows one with this number.
+pub(super) async fn entry(served: &Served, id: Id) -> Result<Option<Entry>, Problem> {
+    let Some(history) = served.refresher.history().filter(|_| id > 0).cloned() else {
+        return Ok(None);
+    };
     let shown = look(&history, move |archive| archive.show(id)).await?;
-    Ok(Json(shown.ok_or_else(none)?).into_response())
+    Ok(shown.map(|shown| shown.entry))
 }
 
 fn query(asked: Asked) -> Result<Query, Problem> {
@@ -93,34 +177,39 @@ fn wrong(what: String) -> Problem {
     .hint(what)
 }
 
-fn kept(served: &Served) -> Result<Arc<History>, Problem> {
-    let none = || {
-        let problem = Problem::new(StatusCode::NOT_FOUND, "no-history", "no history is kept");
-        problem.hint("`[history] keep` is 0")
-    };
-    served.refresher.history().cloned().ok_or_else(none)
+/// Why the history could not be looked at.
+enum Unseen {
+    Told(Diagnostic),
+    Panicked,
+}
+
+impl From<Unseen> for Problem {
+    fn from(unseen: Unseen) -> Self {
+        match unseen {
+            Unseen::Told(told) => {
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, "history-unavailable", told)
+            }
+            Unseen::Panicked => Self::internal(),
+        }
+    }
 }
 
 /// SQLite blocks.
 async fn look<T: Send + 'static>(
     history: &History,
     look: impl FnOnce(&Archive) -> Result<T, HistoryError> + Send + 'static,
-) -> Result<T, Problem> {
+) -> Result<T, Unseen> {
     let archive = history.archive().clone();
     match tokio::task::spawn_blocking(move || look(&archive)).await {
         Ok(Ok(found)) => Ok(found),
         Ok(Err(error)) => {
             let told = Diagnostic::of(&error);
             tracing::error!("{}", told.sentence());
-            Err(Problem::of(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "history-unavailable",
-                told,
-            ))
+            Err(Unseen::Told(told))
         }
         Err(panicked) => {
             tracing::error!("looking at the history panicked, please report it: {panicked}");
-            Err(Problem::internal())
+            Err(Unseen::Panicked)
         }
     }
 }

@@ -1,11 +1,20 @@
 //! The HTTP interface. Handlers are: extract, call one function of the domain, answer. The only place that names axum.
 
+mod approvals;
+mod asked;
 mod auth;
+mod bounds;
+mod by;
+mod events;
 mod history;
+mod hooks;
 mod plan;
 mod policy;
 mod problem;
+mod refreshes;
+mod repeated;
 mod shadow;
+mod watch;
 mod workspace_images;
 
 use std::sync::Arc;
@@ -21,8 +30,12 @@ use tokio_util::task::TaskTracker;
 
 pub use self::auth::AdminToken;
 use self::problem::Problem;
+use crate::approvals::Approvals;
+use crate::hooks::Hooks;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
+use crate::watch::Watcher;
+use crate::watch::bell::Bell;
 
 /// What handlers share.
 #[derive(Clone)]
@@ -30,6 +43,13 @@ pub struct Served {
     pub refresher: Arc<Refresher>,
     /// The way to a refresh, and to those that are under way.
     pub runs: Arc<Runs>,
+    /// How webhooks say that something may have been published.
+    pub bell: Arc<Bell>,
+    pub hooks: Arc<Hooks>,
+    /// Refreshes that wait for a person.
+    pub approvals: Arc<Approvals>,
+    /// `None` where nothing is watched.
+    pub watcher: Option<Arc<Watcher>>,
     /// `None` only where the daemon listens on loopback alone.
     pub token: Option<Arc<AdminToken>>,
     /// Other work that was asked for and goes on when its client has hung up.
@@ -61,16 +81,32 @@ pub fn router(served: Served) -> Router {
             post(workspace_images::refresh),
         )
         .route("/v1/plan", post(plan::plan))
-        .route("/v1/refreshes", get(history::list))
-        .route("/v1/refreshes/{id}", get(history::show))
+        .route(
+            "/v1/approvals",
+            get(approvals::list).post(approvals::request),
+        )
+        .route("/v1/approvals/{id}", get(approvals::show))
+        .route("/v1/approvals/{id}/approve", post(approvals::approve))
+        .route("/v1/approvals/{id}/reject", post(approvals::reject))
+        .route("/v1/refreshes", get(history::list).post(refreshes::begin))
+        .route(
+            "/v1/refreshes/{id}",
+            get(history::show).delete(refreshes::cancel),
+        )
+        .route("/v1/refreshes/{id}/events", get(events::watch))
         .route("/v1/policy", get(policy::show).put(policy::swap))
         .route("/v1/policy/history", get(policy::history))
         .route("/v1/policy/shadow", get(shadow::show).delete(shadow::end))
         .route("/v1/policy/rollback", post(policy::roll_back))
+        .route("/v1/watch", get(watch::show))
+        .route("/v1/watch/pause", post(watch::pause))
+        .route("/v1/watch/resume", post(watch::resume))
+        .route("/v1/watch/check", post(watch::check))
         .layer(from_fn_with_state(served.clone(), auth::require_token));
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
+        .merge(hooks::routes())
         .merge(guarded)
         .fallback(async || {
             Problem::new(StatusCode::NOT_FOUND, "not-found", "there is nothing here")

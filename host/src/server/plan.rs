@@ -4,56 +4,23 @@ use axum::Json;
 use axum::extract::{State, rejection::JsonRejection};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
 
 use super::Served;
+use super::asked::Asked;
 use super::problem::Problem;
 use crate::diagnostic::Diagnostic;
 use crate::journal::no_events;
-use crate::refresh::{Mode, RefreshError, Request, Trigger};
-
-/// What is asked for; `{}` is everything that the policy knows.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct Asked {
-    /// In the policy's vocabulary. Empty means all.
-    targets: Vec<String>,
-    /// By registry and repository. Empty means all.
-    images: Vec<String>,
-    recreate: bool,
-    force: bool,
-}
-
-impl Default for Asked {
-    fn default() -> Self {
-        Self {
-            targets: vec![],
-            images: vec![],
-            recreate: true,
-            force: false,
-        }
-    }
-}
+use crate::refresh::{Mode, RefreshError};
 
 /// A plan has no effects, so it ends when its client hangs up.
 pub(super) async fn plan(
     State(served): State<Served>,
     asked: Result<Json<Asked>, JsonRejection>,
 ) -> Result<Response, Problem> {
-    let Json(asked) = asked.map_err(|rejection| {
-        let problem = Problem::new(rejection.status(), "bad-body", "the request cannot be read");
-        problem.hint(rejection.body_text())
-    })?;
+    let request = Asked::request(asked)?;
     if served.stopping.is_cancelled() {
         return Err(Problem::stopping());
     }
-    let request = Request {
-        trigger: Trigger::Api,
-        targets: asked.targets,
-        images: asked.images,
-        recreate: asked.recreate,
-        force: asked.force,
-    };
     let stopping = served.stopping.clone();
     let plan = served
         .refresher
@@ -64,7 +31,7 @@ pub(super) async fn plan(
     }
 }
 
-fn refused(error: &RefreshError) -> Problem {
+pub(super) fn refused(error: &RefreshError) -> Problem {
     let (status, code) = match error {
         RefreshError::UnknownTargets { .. } => (StatusCode::BAD_REQUEST, "unknown-targets"),
         RefreshError::Unlisted { .. } => (StatusCode::BAD_GATEWAY, "engine-unavailable"),

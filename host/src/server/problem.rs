@@ -1,9 +1,13 @@
 //! How a request is refused: `application/problem+json` (RFC 9457), in the words of the command line.
 
+use std::time::Duration;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use super::bounds;
+use crate::approvals;
 use crate::diagnostic::Diagnostic;
 use crate::generation::load::Stage;
 use crate::runs::NotBegun;
@@ -14,6 +18,12 @@ pub(super) struct Problem {
     code: &'static str,
     /// How far a swap came.
     stage: Option<Stage>,
+    /// When it is worth to ask again.
+    again: Option<Duration>,
+    /// Nothing more is read from whoever asked.
+    closing: bool,
+    /// The approval that is held in the place of another.
+    superseded_by: Option<approvals::Id>,
     told: Box<Diagnostic>,
 }
 
@@ -25,6 +35,8 @@ struct Document<'a> {
     code: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     stage: Option<Stage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    superseded_by: Option<approvals::Id>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     causes: &'a [String],
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -41,6 +53,9 @@ impl Problem {
             status,
             code,
             stage: None,
+            again: None,
+            closing: false,
+            superseded_by: None,
             told: Box::new(told),
         }
     }
@@ -61,6 +76,11 @@ impl Problem {
                 "too-many-refreshes",
                 Diagnostic::of(why),
             ),
+            NotBegun::NotHeld(told) => Self::of(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "approvals-unavailable",
+                told.clone(),
+            ),
         }
     }
 
@@ -77,6 +97,21 @@ impl Problem {
         self
     }
 
+    pub(super) fn again_in(mut self, wait: Duration) -> Self {
+        self.again = Some(wait);
+        self
+    }
+
+    pub(super) fn closing(mut self) -> Self {
+        self.closing = true;
+        self
+    }
+
+    pub(super) fn superseded_by(mut self, id: Option<approvals::Id>) -> Self {
+        self.superseded_by = id;
+        self
+    }
+
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.told.hints.push(hint.into());
         self
@@ -90,6 +125,7 @@ impl IntoResponse for Problem {
             error: &self.told.error,
             code: self.code,
             stage: self.stage,
+            superseded_by: self.superseded_by,
             causes: &self.told.causes,
             hints: &self.told.hints,
         };
@@ -102,6 +138,13 @@ impl IntoResponse for Problem {
             response
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(wait) = self.again {
+            let seconds = bounds::seconds(wait);
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
+        if self.closing {
+            bounds::close(&mut response);
         }
         response
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Served;
+use super::by::By;
 use super::problem::Problem;
 use crate::diagnostic::{Diagnostic, Hints as _};
 use crate::journal::{ImageOutcome, RecreationOutcome};
@@ -62,6 +63,7 @@ impl Outcome {
 
 pub(super) async fn refresh(
     State(served): State<Served>,
+    By(by): By,
     parameters: Result<Query<Parameters>, QueryRejection>,
 ) -> Result<Response, Response> {
     let Query(parameters) = parameters.map_err(|rejection| {
@@ -86,7 +88,7 @@ pub(super) async fn refresh(
         force: false,
     };
     // It runs in a task of its own: a client that hangs up has asked all the same.
-    let begun = match served.runs.begin(request, None).await {
+    let begun = match served.runs.begin(request, by).await {
         Ok(begun) => begun,
         Err(not_begun) => return Err(Problem::not_begun(&not_begun).into_response()),
     };

@@ -377,7 +377,7 @@ impl RecreationFault {
             return None;
         };
         Some(match error {
-            RecreateError::Current { .. } => return None,
+            RecreateError::Current { .. } | RecreateError::Withdrawn { .. } => return None,
             RecreateError::Gone { .. } | RecreateError::ReplacedByOther { .. } => Self::Gone,
             RecreateError::Busy { .. } => Self::Busy,
             RecreateError::Unsupported { .. } => Self::Unsupported,

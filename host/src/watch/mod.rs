@@ -1,7 +1,29 @@
 //! Watching for new images: what rings, what is looked at, and when what was found is adopted.
 //!
+//! In reading order: [`schedule`] and [`windows`] say when; [`look`] is one look, through the policy; [`status`] is what it has
+//! shown and what holds it; [`watcher`] is the task that does all of this; [`memory`] is what outlives it.
+//!
 //! [`bell`] is how others (webhooks, an operator) say that an image may have changed; [`adopt`] is what becomes of a finding: a
 //! refresh at once, or one that waits for approval. Knows nothing of HTTP.
 
 pub mod adopt;
 pub mod bell;
+pub mod look;
+pub mod memory;
+pub mod schedule;
+pub mod status;
+pub mod watcher;
+pub mod windows;
+
+pub use self::watcher::Watcher;
+
+/// When to look, and when to adopt.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `None`: only when it rings, and once at the start.
+    pub ticks: Option<schedule::Schedule>,
+    pub windows: windows::Windows,
+    pub minimum_age: jiff::SignedDuration,
+    /// After a refresh that failed, doubled each time.
+    pub retry: std::time::Duration,
+}

@@ -124,7 +124,7 @@ impl Bench {
             "[policy.config]\n\
              images = \"{template}\"\nruntimes = [\"{runtime}\"]\ncontainers = \"{containers}\"\nstrategy = \"{strategy}\"\n\
              [grants]\nimages = [\"{host}/{prefix}/*\"]\ncontainers = [\"{containers}\"]\n\
-             [limits]\nengine_seconds = 3\npull_seconds = 5\npull_concurrency = 1\ninspect_concurrency = 1\nrecreate_concurrency = 1\n\
+             [limits]\nengine_seconds = 3\npull_seconds = 5\npull_concurrency = 1\ninspect_concurrency = 1\nrecreate_concurrency = 1\nrecreate_pipeline = 1\n\
              [proof]\ngrace_seconds = 0\nhealth_seconds = 10\n",
             template = self.world.template(self.registry),
             runtime = image.runtime,

@@ -67,6 +67,25 @@ impl World {
                 .map(|id| self.remove_container(id)),
         )
         .await;
+        results.extend(self.try_remove_networks_and_volumes().await?);
+        for image in self.own_images().await? {
+            results.push(self.remove_image(&image, true).await);
+        }
+        Ok(results
+            .into_iter()
+            .filter_map(Result::err)
+            .map(|error| format!("{error:#}"))
+            .collect())
+    }
+
+    /// Those that the world has made; no container may use them any more.
+    pub async fn remove_networks_and_volumes(&self) -> anyhow::Result<()> {
+        let results = self.try_remove_networks_and_volumes().await?;
+        results.into_iter().collect()
+    }
+
+    async fn try_remove_networks_and_volumes(&self) -> anyhow::Result<Vec<anyhow::Result<()>>> {
+        let mut results = Vec::new();
         for network in self.own_networks().await? {
             let removal = self.absent_is_fine(self.docker().remove_network(&network));
             results.push(within(CALL, &format!("remove network {network}"), removal).await);
@@ -76,14 +95,12 @@ impl World {
             let removal = self.absent_is_fine(self.docker().remove_volume(&volume, Some(options)));
             results.push(within(CALL, &format!("remove volume {volume}"), removal).await);
         }
-        for image in self.own_images().await? {
-            results.push(self.remove_image(&image, true).await);
-        }
-        Ok(results
-            .into_iter()
-            .filter_map(Result::err)
-            .map(|error| format!("{error:#}"))
-            .collect())
+        Ok(results)
+    }
+
+    /// Removes an image with all its names, so that the next pull brings it again.
+    pub async fn forget_image(&self, id: &str) -> anyhow::Result<()> {
+        self.remove_image(id, true).await
     }
 
     /// Removes a container, running or not, with its anonymous volumes.

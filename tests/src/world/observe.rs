@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use bollard::models::ContainerInspectResponse;
+use bollard::models::{ContainerInspectResponse, HealthStatusEnum};
 use bollard::query_parameters::{
     DownloadFromContainerOptionsBuilder, InspectContainerOptions, LogsOptionsBuilder,
 };
@@ -78,6 +78,21 @@ impl World {
     /// Awaits the program's `listen` stamp, or fails as soon as the container has ended without one.
     pub async fn until_listening(&self, container: &str) -> anyhow::Result<()> {
         self.until_stamped(container, "listen").await
+    }
+
+    /// Awaits that its health check has passed.
+    pub async fn until_healthy(&self, container: &str) -> anyhow::Result<()> {
+        let healthy = async {
+            loop {
+                let state = self.inspect(container).await?.state.unwrap_or_default();
+                if state.health.and_then(|health| health.status) == Some(HealthStatusEnum::HEALTHY)
+                {
+                    return anyhow::Ok(());
+                }
+                tokio::time::sleep(LISTENS_SOON).await;
+            }
+        };
+        within(STAMP, &format!("see {container} become healthy"), healthy).await
     }
 
     /// The same for any stamp.

@@ -243,7 +243,7 @@ async fn it_is_healthy_always_and_ready_only_with_an_engine() -> anyhow::Result<
             .env("DOCKER_HOST", &proxy.docker_host())
             .serve()
             .await?;
-        assert_eq!(daemon.request("GET", "/readyz").await?.status, 200);
+        daemon.until_ready().await?;
         drop(proxy);
         until("it notice that the engine is gone", || async {
             Ok(daemon.request("GET", "/readyz").await?.status == 503)
@@ -276,6 +276,7 @@ async fn a_refresh_is_finished_although_its_client_hangs_up() -> anyhow::Result<
         // One after the other, so that the second has not been begun when the client leaves.
         let daemon = refit(&w, registry, &["hermes"])?
             .set("limits.recreate_concurrency", 1)
+            .set("limits.recreate_pipeline", 1)
             .env("DOCKER_HOST", &proxy.docker_host())
             .serve()
             .await?;

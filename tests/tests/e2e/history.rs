@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use refit_tests::registry::{self, PASSWORD, USER};
 use refit_tests::{ContainerSpec, ImageSpec, Proxy, Refit, with_world};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{behind, refit, replaced, until, untouched, without_engine};
 
@@ -178,6 +178,74 @@ async fn a_refresh_whose_daemon_was_killed_is_interrupted() -> anyhow::Result<()
 }
 
 #[tokio::test]
+async fn two_refreshes_at_once_are_two_rows_in_one_process_and_in_two() -> anyhow::Result<()> {
+    with_world("rows at once", |w| async move {
+        let registry = registry::open().await?;
+        let (hermes, v2) = behind(&w, registry, "hermes").await?;
+        let (crewai, crewai_v2) = behind(&w, registry, "crewai").await?;
+        let refit = refit(&w, registry, &["hermes", "crewai"])?
+            .set("state_dir", "state")
+            .env("USER", "ana");
+        let daemon = refit.serve().await?;
+        let typed = || refit.run(&["refresh", "--runtime", "crewai"]);
+        let (a, b, c, d) = tokio::join!(
+            daemon.refresh("?runtime=hermes"),
+            daemon.refresh("?runtime=hermes"),
+            typed(),
+            typed()
+        );
+        for answer in [a?, b?] {
+            assert_eq!(answer.status, 200);
+        }
+        // Of two that come to one container at once, one does it and may tell the other that it is busy.
+        for output in [c?, d?] {
+            assert!((0..=1).contains(&output.status), "{output}");
+        }
+        replaced(&w, &hermes, &v2).await?;
+        replaced(&w, &crewai, &crewai_v2).await?;
+        let rows = entries(&refit, &[]).await?;
+        let mut told: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                (
+                    row["request"]["targets"][0].to_string(),
+                    row["by"].to_string(),
+                )
+            })
+            .collect();
+        told.sort();
+        let (typed, sent) = (
+            (r#""crewai""#.to_owned(), r#""ana""#.to_owned()),
+            (r#""hermes""#.to_owned(), "null".to_owned()),
+        );
+        assert_eq!(told, [typed.clone(), typed, sent.clone(), sent]);
+        let ids: Vec<_> = rows.iter().map(|row| row["id"].as_i64()).collect();
+        assert_eq!(ids, [Some(4), Some(3), Some(2), Some(1)]);
+        for row in &rows {
+            assert!(
+                ["done", "some-failed"].contains(&row["outcome"].as_str().unwrap_or_default()),
+                "{row}"
+            );
+            assert!(row["policy"]["digest"].is_string() && row["policy"]["generation"].is_number());
+            let path = format!("/v1/refreshes/{}", row["id"]);
+            let shown = daemon.request("GET", &path).await?.json()?;
+            assert_eq!(
+                shown["report"]["request"], row["request"],
+                "no report is another's"
+            );
+        }
+        let done = rows.iter().map(|row| row["summary"]["recreated"].as_u64());
+        assert_eq!(
+            done.map(Option::unwrap_or_default).sum::<u64>(),
+            2,
+            "each once"
+        );
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
 async fn a_damaged_history_is_moved_aside_and_stops_no_refresh() -> anyhow::Result<()> {
     with_world("damaged history", |w| async move {
         let registry = registry::open().await?;
@@ -262,7 +330,11 @@ async fn where_none_is_kept_none_is_written() -> anyhow::Result<()> {
         .expect(2);
     assert!(!file(&refit).exists());
     let daemon = refit.serve().await?;
-    assert_eq!(daemon.request("GET", "/v1/refreshes").await?.status, 404);
+    let listed = daemon.request("GET", "/v1/refreshes").await?.json()?;
+    assert_eq!(
+        listed,
+        json!({ "refreshes": [], "problem": { "error": "no history is kept", "hints": ["`[history] keep` is 0"] } })
+    );
     Ok(())
 }
 

@@ -3,11 +3,13 @@
 //! Each module is a subject. What all of them need is here: a `refit.toml` for a world, a workspace that is behind, and the
 //! places of a report that tests look at.
 
+mod approvals;
 mod artifact;
 mod command_line;
 mod companions;
 mod credentials;
 mod dev;
+mod disk;
 mod endpoint;
 mod engine;
 mod guests;
@@ -17,11 +19,13 @@ mod plan;
 mod policy;
 mod refresh;
 mod rollback;
+mod script;
 mod shadow;
 mod snapshot;
 mod swap;
 mod swap_start;
 mod trust;
+mod watch;
 mod workflow;
 
 use std::time::Duration;

@@ -119,3 +119,80 @@ async fn after_a_refresh_there_is_nothing_to_plan_but_by_force() -> anyhow::Resu
     })
     .await
 }
+
+#[tokio::test]
+async fn a_status_says_whether_there_is_something_to_do_and_a_failure_goes_first()
+-> anyhow::Result<()> {
+    with_world("statuses of a plan", |w| async move {
+        let registry = registry::open().await?;
+        let (hermes, _) = behind(&w, registry, "hermes").await?;
+        let refit = refit(&w, registry, &["hermes", "autogen"])?.set("state_dir", "state");
+        let planned = async |arguments: &[&str]| {
+            let arguments = [&["plan", "--detailed-exitcode"], arguments].concat();
+            anyhow::Ok(refit.run(&arguments).await?.status)
+        };
+        assert_eq!(planned(&["--runtime", "hermes"]).await?, 3);
+        // Nobody has published it: there is something to do, and it is not known whether that is all.
+        assert_eq!(planned(&[]).await?, 1);
+        assert_eq!(planned(&["--runtime", "nope"]).await?, 2);
+        assert_eq!(planned(&["--colour"]).await?, 2);
+        assert_eq!(
+            planned(&[
+                "--engine",
+                "unix:///nonexistent.sock",
+                "--runtime",
+                "hermes"
+            ])
+            .await?,
+            2
+        );
+        assert_eq!(planned(&["--config", "absent.toml"]).await?, 2);
+
+        let daemon = refit.env("ADMIN_TOKEN", "s3cret").serve().await?;
+        let ask = async |body: String, kind: &str| {
+            daemon
+                .send("POST", "/v1/plan", &[("Content-Type", kind)], body)
+                .await
+        };
+        // By repository, whatever the tag.
+        let images = format!(
+            "{}/{}/workspace-template-hermes",
+            registry.host(),
+            w.prefix()
+        );
+        let plan = ask(
+            format!("{{\"images\": [\"{images}\"]}}"),
+            "application/json",
+        )
+        .await?
+        .json()?;
+        assert_eq!(plan["images"].as_array().map(Vec::len), Some(1), "{plan:#}");
+        assert_eq!(
+            (
+                &plan["summary"]["would_pull"],
+                &plan["summary"]["would_recreate"]
+            ),
+            (&1.into(), &1.into())
+        );
+        for (body, kind, status) in [
+            ("{}".to_owned(), "text/plain", 415),
+            ("[]x".to_owned(), "application/json", 400),
+            ("{\"force\": \"yes\"}".to_owned(), "application/json", 422),
+            (
+                format!("{{\"targets\": [\"{}\"]}}", "x".repeat(70_000)),
+                "application/json",
+                413,
+            ),
+        ] {
+            let answer = ask(body.clone(), kind).await?;
+            assert_eq!(answer.status, status, "{body:.30}: {}", answer.text);
+            assert_eq!(answer.json()?["code"], "bad-body");
+        }
+        let answer = refit_tests::http::request(daemon.address, "POST", "/v1/plan", None).await?;
+        assert_eq!(answer.status, 401);
+        let answer = daemon.request("GET", "/v1/plan").await?;
+        assert_eq!(answer.status, 405);
+        untouched(&w, &hermes).await
+    })
+    .await
+}

@@ -23,6 +23,7 @@ use refit::engine::{
 };
 use refit::image::{ImageId, ImageRef, Platform};
 use refit::journal::{Event, Events, no_events};
+use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
 use refit::recreate::recover::Patience;
@@ -31,6 +32,7 @@ use refit::registry::credentials::{Credentials, EnvironmentVariables};
 use refit::secret::Login;
 use refit_tests::World;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 /// Longer than any call here takes on a busy machine.
 const CALL: Duration = Duration::from_secs(60);
@@ -133,6 +135,7 @@ impl Bench {
                 call: CALL,
             },
             leases: self.leases.clone(),
+            lanes: Lanes::default(),
             ties: KnownTies::default(),
             own_id: self.own_id.clone(),
         })
@@ -167,6 +170,7 @@ impl Bench {
             workshop: self.workshop(),
             force: self.force,
             events: self.events.clone(),
+            ending: CancellationToken::new(),
         };
         live.recreate(wanted).await.map_err(|error| match error {
             CallError::Failed(error) => error,

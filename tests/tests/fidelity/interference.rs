@@ -82,6 +82,7 @@ fn word(outcome: &Result<Recreated, RecreateError>) -> &'static str {
         Err(RecreateError::Stranded { .. }) => "stranded",
         Err(RecreateError::Busy { .. }) => "busy",
         Err(RecreateError::Current { .. }) => "current",
+        Err(RecreateError::Withdrawn { .. }) => "withdrawn",
         Err(RecreateError::Unsupported { .. }) => "unsupported",
     }
 }

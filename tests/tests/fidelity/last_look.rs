@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use refit::image::{ImageId, ImageRef};
+use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
 use refit::recreate::replace::{Manner, NewImage, replace};
 use refit::recreate::{RecreateError, Step};
 use refit_tests::{ContainerSpec, ImageSpec, with_world};
+use tokio_util::sync::CancellationToken;
 
 use crate::bench::{Bench, Between, status};
 
@@ -38,6 +40,8 @@ async fn one_that_looked_early_and_acts_late_loses_nothing() -> anyhow::Result<(
                     async move {
                         let manner = Manner {
                             platform: None,
+                            lanes: &Lanes::default(),
+                            ending: &CancellationToken::new(),
                             proof: Proof {
                                 grace: Duration::ZERO,
                                 health: Duration::ZERO,

@@ -12,6 +12,7 @@ use refit::engine::address::EngineAddress;
 use refit::engine::docker::{CallLimits, DockerEngine};
 use refit::engine::{CreateRequest, Engine as _};
 use refit::image::ImageId;
+use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
 use refit::recreate::recover::{Outcome, Patience, recover};
@@ -21,6 +22,7 @@ use refit_tests::ImageSpec;
 use refit_tests::engine::Engine;
 use serde_json::json;
 use tokio::sync::{Mutex, Notify};
+use tokio_util::sync::CancellationToken;
 
 use crate::bench::object;
 
@@ -158,6 +160,8 @@ async fn power_cut_at(step: Step) -> anyhow::Result<Vec<Outcome>> {
     };
     let manner = Manner {
         platform: None,
+        lanes: &Lanes::default(),
+        ending: &CancellationToken::new(),
         proof: PATIENCE.proof,
         step: &cut,
     };
@@ -226,6 +230,8 @@ async fn an_engine_that_is_restarted_under_a_living_refit_loses_nothing() -> any
     };
     let manner = Manner {
         platform: None,
+        lanes: &Lanes::default(),
+        ending: &CancellationToken::new(),
         proof: PATIENCE.proof,
         step: &restart,
     };

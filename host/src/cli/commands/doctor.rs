@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::super::arguments::DoctorArguments;
 use super::super::{Status, print};
 use super::Common;
+use crate::approvals;
 use crate::artifact::Source;
 use crate::config::{Config, Flags, PolicyFlags};
 use crate::diagnostic::{Diagnostic, Hints};
@@ -71,6 +72,7 @@ pub(in super::super) async fn doctor(
     checks.extend(keys(&config));
     checks.extend(grants(&config));
     checks.extend(history(&config));
+    checks.extend(approvals(&config));
     checks.extend(logins(&config, credentials).await);
 
     if arguments.json {
@@ -265,6 +267,25 @@ fn history(config: &Config) -> Option<Check> {
         }
     });
     Some(Check::of("history", found))
+}
+
+/// What a daemon holds, where it has held anything. What waits, it knows itself.
+fn approvals(config: &Config) -> Option<Check> {
+    let found = approvals::health(&config.state_folder());
+    let found = found.map(|health| {
+        let aside = match health.damaged.as_slice() {
+            [] => String::new(),
+            [.., newest] => format!("; a damaged one was kept as `{}`", newest.display()),
+        };
+        (health.kept, aside)
+    });
+    match found {
+        Ok((0, aside)) if aside.is_empty() && config.approval.required_for.is_empty() => None,
+        found => {
+            let found = found.map(|(kept, aside)| format!("{kept} are kept{aside}"));
+            Some(Check::of("approvals", found))
+        }
+    }
 }
 
 /// One line for each registry that the policy or a granted image can come from.

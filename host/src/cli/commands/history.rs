@@ -95,7 +95,7 @@ fn told(shown: &Shown) -> String {
     text
 }
 
-fn asked_for(request: &Request) -> String {
+pub(super) fn asked_for(request: &Request) -> String {
     let mut asked = Vec::new();
     let wanted: Vec<&str> = request
         .targets

@@ -1,5 +1,6 @@
 //! What each command does: configuration, one call of the library, an answer.
 
+mod approvals;
 mod author;
 mod companions;
 mod compare;
@@ -9,6 +10,7 @@ mod history;
 mod policy;
 mod selftest;
 mod serve;
+mod watch;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,6 +32,7 @@ use crate::refresh::{Mode, Report, Request, Trigger};
 use crate::setup;
 use crate::snapshot::Snapshot;
 
+pub(super) use self::approvals::approvals;
 pub(super) use self::companions::{completions, man};
 pub(super) use self::doctor::doctor;
 pub(super) use self::healthcheck::healthcheck;
@@ -37,6 +40,7 @@ pub(super) use self::history::history;
 pub(super) use self::policy::policy;
 pub(super) use self::selftest::selftest;
 pub(super) use self::serve::serve;
+pub(super) use self::watch::watch;
 
 /// How long a refresh that has ended waits for its row in the history, where the disk hangs.
 const WRITTEN: Duration = Duration::from_secs(5);

@@ -33,8 +33,11 @@ pub(in super::super) async fn serve(
     let variable = std::env::var("ADMIN_TOKEN").ok().map(SecretString::from);
     let token = AdminToken::find(variable, config.serve.token_file.as_deref())?;
     daemon::may_listen(config.serve.listen, token.as_ref())?;
+    let hooks = setup::hooks(&config)?;
     let refresher = setup::refresher(&config, compiler(&config), Keep::Generations).await?;
     let refresher = refresher.written_down_in(setup::history(&config, None));
+    let credentials = refresher.workshop().credentials.clone();
+    let watching = setup::watching(&config, credentials, !hooks.is_empty())?;
     refresher.generations().write_down().await;
     let cannot = |error: std::io::Error| {
         Diagnostic::new(format!("cannot listen on {}", config.serve.listen))
@@ -67,7 +70,14 @@ pub(in super::super) async fn serve(
     tokio::spawn(supervisor.clone().lives());
     // The socket takes connections from here on.
     supervisor.serving();
-    daemon::run(refresher, token, listener, shutdown)
+    let parts = daemon::Parts {
+        refresher,
+        approval: setup::approval(&config),
+        watching,
+        hooks,
+        token,
+    };
+    daemon::run(parts, listener, shutdown)
         .await
         .map_err(|error| Diagnostic::new("cannot serve").because(error.to_string()))?;
     Ok(Status::Done)

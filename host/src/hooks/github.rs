@@ -1,0 +1,300 @@
+//! GitHub's webhooks: `package` and `registry_package`, signed with the webhook's secret.
+//!
+//! GitHub sends each delivery once and does not try again. A delivery that says less than it could (no tag, for one platform of
+//! several) is a reason to look all the same: a look is one question to the registry.
+
+use serde::Deserialize;
+
+use super::secret::{SigningKeys, Verified};
+use super::{Published, Unreadable};
+
+/// The hook, where there is one.
+#[derive(Debug)]
+pub struct Github {
+    pub keys: SigningKeys,
+    /// Where the packages are pulled from.
+    pub registry: String,
+}
+
+/// How the body was written. Both are signed as they come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Json,
+    /// `payload=` and the JSON, which is what GitHub sends unless it is told otherwise.
+    Encoded,
+}
+
+/// What a delivery says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// The webhook was set up.
+    Ping,
+    Published(Published),
+    /// Nothing about a container image that was published.
+    Other(String),
+}
+
+#[derive(Deserialize)]
+struct Payload {
+    #[serde(default)]
+    action: String,
+    package: Option<Package>,
+    registry_package: Option<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    namespace: Option<String>,
+    #[serde(default)]
+    package_type: String,
+    owner: Option<Owner>,
+    package_version: Option<Version>,
+}
+
+#[derive(Deserialize)]
+struct Owner {
+    login: String,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    container_metadata: Option<Metadata>,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    tag: Option<Tag>,
+}
+
+#[derive(Deserialize)]
+struct Tag {
+    name: Option<String>,
+}
+
+impl Github {
+    /// `event` is what the delivery calls itself.
+    pub fn read(
+        &self,
+        event: &str,
+        form: Form,
+        body: Verified<'_>,
+    ) -> Result<Delivery, Unreadable> {
+        match event {
+            "ping" => return Ok(Delivery::Ping),
+            "package" | "registry_package" => {}
+            other => {
+                let other: String = other.chars().take(80).collect();
+                return Ok(Delivery::Other(format!(
+                    "the event `{other}` is about no package"
+                )));
+            }
+        }
+        let payload = payload(form, body.bytes())?;
+        // `package` comes with both actions, `registry_package` too.
+        if !matches!(payload.action.as_str(), "published" | "updated") {
+            let action: String = payload.action.chars().take(80).collect();
+            return Ok(Delivery::Other(format!(
+                "the action `{action}` publishes nothing"
+            )));
+        }
+        let package = match event {
+            "package" => payload.package,
+            _ => payload.registry_package,
+        };
+        let package = package.ok_or_else(|| Unreadable(format!("it has no `{event}`")))?;
+        if !package.package_type.eq_ignore_ascii_case("container") {
+            let kind: String = package.package_type.chars().take(80).collect();
+            return Ok(Delivery::Other(format!(
+                "a package of type `{kind}` is no container image"
+            )));
+        }
+        self.published(package).map(Delivery::Published)
+    }
+
+    fn published(&self, package: Package) -> Result<Published, Unreadable> {
+        let namespace = package.namespace.filter(|namespace| !namespace.is_empty());
+        let owner = namespace
+            .or(package.owner.map(|owner| owner.login))
+            .ok_or_else(|| Unreadable("the package has no namespace and no owner".into()))?;
+        let tag = package
+            .package_version
+            .and_then(|version| version.container_metadata)
+            .and_then(|metadata| metadata.tag)
+            .and_then(|tag| tag.name)
+            .filter(|tag| !tag.is_empty());
+        Published::new(
+            &self.registry,
+            &format!("{owner}/{}", package.name),
+            tag.as_deref(),
+        )
+    }
+}
+
+fn payload(form: Form, body: &[u8]) -> Result<Payload, Unreadable> {
+    let unreadable = |error: serde_json::Error| Unreadable(error.to_string());
+    match form {
+        Form::Json => serde_json::from_slice(body).map_err(unreadable),
+        Form::Encoded => {
+            let mut fields = form_urlencoded::parse(body);
+            let (_, json) = fields
+                .find(|(name, _)| name == "payload")
+                .ok_or_else(|| Unreadable("the form has no `payload`".into()))?;
+            serde_json::from_str(&json).map_err(unreadable)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::SecretString;
+    use serde_json::{Value, json};
+
+    fn github() -> Github {
+        Github {
+            keys: SigningKeys::new(&[SecretString::from("correct-horse-battery")]),
+            registry: "ghcr.io".into(),
+        }
+    }
+
+    /// As GitHub sends it, without what nobody reads.
+    fn delivery(event: &str) -> Value {
+        json!({
+            "action": "published",
+            event: {
+                "id": 9056324, "name": "workspace-template-hermes", "namespace": "Molecule-AI", "ecosystem": "CONTAINER",
+                "package_type": "CONTAINER", "owner": { "login": "Molecule-AI", "id": 1 },
+                "package_version": {
+                    "id": 564296960,
+                    "version": "sha256:89160c587d0c36bf54090497a465445c14980ba48efbcf3b0d03c49b76f3feb8",
+                    "container_metadata": {
+                        "tag": { "name": "latest", "digest": "sha256:89160c587d0c36bf54090497a465445c14980ba48efbcf3b0d03c49b76f3feb8" },
+                        "manifest": { "media_type": "application/vnd.oci.image.index.v1+json", "layers": [] }
+                    },
+                    "package_url": "ghcr.io/molecule-ai/workspace-template-hermes:latest"
+                },
+                "registry": { "name": "GitHub CONTAINER registry", "type": "CONTAINER" }
+            },
+            "repository": { "full_name": "Molecule-AI/workspaces" },
+            "sender": { "login": "ana" }
+        })
+    }
+
+    #[track_caller]
+    fn read(event: &str, body: &Value) -> Delivery {
+        let body = body.to_string();
+        github()
+            .read(event, Form::Json, Verified::for_test(body.as_bytes()))
+            .unwrap()
+    }
+
+    fn name(delivery: Delivery) -> String {
+        match delivery {
+            Delivery::Published(published) => published.name(),
+            other => panic!("it was published: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn both_events_and_both_actions_name_an_image_in_lower_case() {
+        for event in ["package", "registry_package"] {
+            let mut body = delivery(event);
+            for action in ["published", "updated"] {
+                body["action"] = json!(action);
+                assert_eq!(
+                    name(read(event, &body)),
+                    "ghcr.io/molecule-ai/workspace-template-hermes:latest"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_form_is_read_as_its_json() {
+        let json = delivery("package").to_string();
+        let form: String = form_urlencoded::Serializer::new(String::new())
+            .append_pair("payload", &json)
+            .finish();
+        let read = github()
+            .read(
+                "package",
+                Form::Encoded,
+                Verified::for_test(form.as_bytes()),
+            )
+            .unwrap();
+        assert_eq!(
+            name(read),
+            "ghcr.io/molecule-ai/workspace-template-hermes:latest"
+        );
+        let read = github().read(
+            "package",
+            Form::Encoded,
+            Verified::for_test(json.as_bytes()),
+        );
+        assert!(read.is_err(), "{read:?}");
+    }
+
+    #[test]
+    fn what_says_less_than_it_could_is_still_a_reason_to_look() {
+        let mut body = delivery("package");
+        body["package"]["package_version"]["container_metadata"]["tag"]["name"] = json!("");
+        assert_eq!(
+            name(read("package", &body)),
+            "ghcr.io/molecule-ai/workspace-template-hermes"
+        );
+        body["package"]["package_version"] = Value::Null;
+        body["package"]["namespace"] = Value::Null;
+        assert_eq!(
+            name(read("package", &body)),
+            "ghcr.io/molecule-ai/workspace-template-hermes"
+        );
+        body["package"]["owner"] = Value::Null;
+        let body = body.to_string();
+        assert!(
+            github()
+                .read("package", Form::Json, Verified::for_test(body.as_bytes()))
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn what_publishes_no_image_is_nothing_for_us() {
+        assert_eq!(
+            read("ping", &json!({ "zen": "Keep it logically awesome." })),
+            Delivery::Ping
+        );
+        assert!(matches!(read("push", &json!([])), Delivery::Other(why) if why.contains("`push`")));
+        let mut body = delivery("package");
+        body["action"] = json!("deleted");
+        assert!(
+            matches!(read("package", &body), Delivery::Other(why) if why.contains("`deleted`"))
+        );
+        body["action"] = json!("published");
+        body["package"]["package_type"] = json!("npm");
+        assert!(matches!(read("package", &body), Delivery::Other(why) if why.contains("`npm`")));
+    }
+
+    #[test]
+    fn nonsense_is_an_error_and_no_panic() {
+        for body in [
+            "",
+            "{",
+            "[]",
+            "{\"action\":\"published\"}",
+            "{\"action\":7}",
+            &"[".repeat(100_000),
+        ] {
+            let read = github().read("package", Form::Json, Verified::for_test(body.as_bytes()));
+            assert!(read.is_err(), "{read:?}");
+        }
+        let mut body = delivery("package");
+        body["package"]["name"] = json!("../../etc/passwd");
+        let body = body.to_string();
+        assert!(
+            github()
+                .read("package", Form::Json, Verified::for_test(body.as_bytes()))
+                .is_err()
+        );
+    }
+}

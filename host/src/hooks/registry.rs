@@ -1,0 +1,226 @@
+//! Notifications of the OCI distribution, as `docker-registry` (Distribution) sends them: an envelope of events.
+//!
+//! A registry sends an event again and again until it is taken, so what cannot be of use is answered with yes. It tells of every
+//! layer, and of every manifest; only a manifest that got a tag is an image that was published.
+
+use serde::Deserialize;
+
+use super::secret::{SharedSecrets, Verified};
+use super::{Published, Unreadable};
+
+/// A registry that may send notifications.
+#[derive(Debug)]
+pub struct RegistryHook {
+    /// For people.
+    pub name: String,
+    pub secrets: SharedSecrets,
+    /// What its images are pulled from, where that is not what whoever pushed called it.
+    pub host: Option<String>,
+}
+
+/// Types of manifests, of images and of lists of them.
+const MANIFESTS: [&str; 4] = [
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.oci.image.index.v1+json",
+];
+
+/// What an envelope says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Notified {
+    pub published: Vec<Published>,
+    /// Events that publish nothing: pulls, layers, deletions.
+    pub others: usize,
+    /// Images with names that are none, and why.
+    pub wrong: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Envelope {
+    events: Option<Vec<Event>>,
+}
+
+#[derive(Deserialize)]
+struct Event {
+    #[serde(default)]
+    action: String,
+    #[serde(default)]
+    target: Target,
+    #[serde(default)]
+    request: Request,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Target {
+    #[serde(rename = "mediaType")]
+    media_type: String,
+    repository: String,
+    tag: String,
+    url: String,
+}
+
+/// The request that made the event: a push of somebody's.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Request {
+    host: String,
+}
+
+impl RegistryHook {
+    pub fn read(&self, body: Verified<'_>) -> Result<Notified, Unreadable> {
+        let envelope: Envelope =
+            serde_json::from_slice(body.bytes()).map_err(|error| Unreadable(error.to_string()))?;
+        let mut notified = Notified::default();
+        for event in envelope.events.unwrap_or_default() {
+            let manifest = MANIFESTS.contains(&event.target.media_type.as_str());
+            if event.action != "push" || !manifest || event.target.tag.is_empty() {
+                notified.others += 1;
+                continue;
+            }
+            match self.published(&event) {
+                Ok(published) => notified.published.push(published),
+                Err(Unreadable(why)) => notified.wrong.push(why),
+            }
+        }
+        Ok(notified)
+    }
+
+    fn published(&self, event: &Event) -> Result<Published, Unreadable> {
+        let host = match &self.host {
+            Some(host) => host.clone(),
+            None => host_of(&event.target.url)
+                .or_else(|| (!event.request.host.is_empty()).then(|| event.request.host.clone()))
+                .ok_or_else(|| Unreadable("the event names no host".into()))?,
+        };
+        let (path, tag) = (&event.target.repository, &event.target.tag);
+        Published::new(&host, path, Some(tag))
+    }
+}
+
+/// Of a manifest's address. Names of images have no port where it is the usual one.
+fn host_of(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let authority = rest.split('/').next().filter(|host| !host.is_empty())?;
+    let usual = match scheme {
+        "https" => ":443",
+        _ => ":80",
+    };
+    Some(
+        authority
+            .strip_suffix(usual)
+            .unwrap_or(authority)
+            .to_owned(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::SecretString;
+    use serde_json::{Value, json};
+
+    fn hook(host: Option<&str>) -> RegistryHook {
+        RegistryHook {
+            name: "local".into(),
+            secrets: SharedSecrets::new(&[SecretString::from("correct-horse-battery")]),
+            host: host.map(str::to_owned),
+        }
+    }
+
+    /// As docker-registry 2.8 sends it.
+    fn event(media_type: &str, tag: Option<&str>) -> Value {
+        let mut event = json!({
+            "id": "e1a", "timestamp": "2026-11-25T20:00:00Z", "action": "push",
+            "target": {
+                "mediaType": media_type, "size": 708, "length": 708,
+                "digest": "sha256:0afb", "repository": "acme/workspace-template-hermes",
+                "url": "http://127.0.0.1:5000/v2/acme/workspace-template-hermes/manifests/sha256:0afb"
+            },
+            "request": { "id": "r", "addr": "127.0.0.1:4711", "host": "127.0.0.1:5000", "method": "PUT", "useragent": "docker" },
+            "actor": {}, "source": { "addr": "host:5000", "instanceID": "i" }
+        });
+        if let Some(tag) = tag {
+            event["target"]["tag"] = json!(tag);
+        }
+        event
+    }
+
+    #[track_caller]
+    fn read(hook: &RegistryHook, events: Value) -> Notified {
+        let body = json!({ "events": events }).to_string();
+        hook.read(Verified::for_test(body.as_bytes())).unwrap()
+    }
+
+    fn names(notified: &Notified) -> Vec<String> {
+        notified.published.iter().map(Published::name).collect()
+    }
+
+    #[test]
+    fn only_a_manifest_that_got_a_tag_was_published() {
+        let notified = read(
+            &hook(None),
+            json!([
+                event("application/octet-stream", None),
+                event(MANIFESTS[0], Some("latest")),
+                event(MANIFESTS[2], None),
+                event(MANIFESTS[3], Some("v2")),
+            ]),
+        );
+        let name = "127.0.0.1:5000/acme/workspace-template-hermes";
+        assert_eq!(
+            names(&notified),
+            [format!("{name}:latest"), format!("{name}:v2")]
+        );
+        assert_eq!(notified.others, 2);
+        let mut pull = event(MANIFESTS[0], Some("latest"));
+        pull["action"] = json!("pull");
+        assert_eq!(read(&hook(None), json!([pull])).others, 1);
+    }
+
+    #[test]
+    fn the_registry_is_called_as_it_is_pulled_from() {
+        let mut pushed = event(MANIFESTS[0], Some("v1"));
+        assert_eq!(
+            names(&read(&hook(Some("registry.example")), json!([pushed]))),
+            ["registry.example/acme/workspace-template-hermes:v1"]
+        );
+        pushed["target"]["url"] = json!("https://registry.example:443/v2/acme/x/manifests/y");
+        assert_eq!(
+            names(&read(&hook(None), json!([pushed]))),
+            ["registry.example/acme/workspace-template-hermes:v1"]
+        );
+        pushed["target"]["url"] = json!("");
+        assert_eq!(
+            names(&read(&hook(None), json!([pushed]))),
+            ["127.0.0.1:5000/acme/workspace-template-hermes:v1"]
+        );
+        pushed["request"]["host"] = json!("");
+        assert_eq!(
+            read(&hook(None), json!([pushed])).wrong,
+            ["the event names no host"]
+        );
+    }
+
+    #[test]
+    fn nonsense_is_an_error_or_nothing_for_us() {
+        for body in ["", "{", "[]", "{\"events\":7}", "{\"events\":[7]}"] {
+            let read = hook(None).read(Verified::for_test(body.as_bytes()));
+            assert!(read.is_err(), "{body} {read:?}");
+        }
+        for body in ["{}", "{\"events\":null}", "{\"events\":[]}"] {
+            let read = hook(None)
+                .read(Verified::for_test(body.as_bytes()))
+                .unwrap();
+            assert_eq!(read, Notified::default(), "{body}");
+        }
+        assert_eq!(
+            read(&hook(None), json!([{}, { "action": "push" }])).others,
+            2
+        );
+        let mut named = event(MANIFESTS[0], Some("v 1"));
+        named["target"]["repository"] = json!("../x");
+        assert_eq!(read(&hook(None), json!([named])).wrong.len(), 1);
+    }
+}

@@ -1,0 +1,249 @@
+//! Who may send a webhook: whoever has its secret. Signatures by HMAC, shared secrets by comparison, both in constant time.
+
+use std::path::Path;
+
+use ring::hmac;
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use super::Unverified;
+use crate::diagnostic::Diagnostic;
+use crate::secret::{ExposeSecret as _, SecretString};
+
+/// Shorter ones can be guessed: whoever sees a signed delivery can try billions of them a second.
+const LENGTH_MIN: usize = 16;
+/// One that is in use, and one that takes its place.
+const SECRETS_MAX: usize = 2;
+/// A file that is longer is another one than was meant.
+const FILE_BYTES_MAX: usize = 4096;
+
+/// What a delivery's signature is made with. Its `Debug` shows no key.
+#[derive(Debug)]
+pub struct SigningKeys(Vec<hmac::Key>);
+
+/// What a delivery brings along, kept as hashes: comparing these takes the same time whatever is sent.
+#[derive(Debug)]
+pub struct SharedSecrets(Vec<[u8; 32]>);
+
+/// A body of which it is known that it comes from somebody who has the secret. Only such a one is parsed.
+#[derive(Clone, Copy, Debug)]
+pub struct Verified<'a>(&'a [u8]);
+
+impl<'a> Verified<'a> {
+    pub(super) fn bytes(self) -> &'a [u8] {
+        self.0
+    }
+
+    #[cfg(test)]
+    pub(super) fn for_test(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+}
+
+/// The variable where it is set, otherwise the file; `None` where neither is. One secret a line, and two while one takes the
+/// other's place.
+pub fn find(
+    name: &str,
+    variable: Option<SecretString>,
+    file: Option<&Path>,
+) -> Result<Option<Vec<SecretString>>, Diagnostic> {
+    if let Some(text) = variable.filter(|text| !text.expose_secret().trim().is_empty()) {
+        return read(&text, &format!("`{name}`")).map(Some);
+    }
+    let Some(path) = file else { return Ok(None) };
+    let origin = format!("`{}`", path.display());
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Diagnostic::new(format!("cannot read the secret of a webhook from {origin}"))
+            .because(error.to_string())
+    })?;
+    read(&SecretString::from(text), &origin).map(Some)
+}
+
+fn read(text: &SecretString, origin: &str) -> Result<Vec<SecretString>, Diagnostic> {
+    let wrong = |problem: &str| {
+        Err(Diagnostic::new(format!(
+            "the secret of a webhook from {origin} cannot be used: {problem}"
+        ))
+        .hint("`openssl rand -hex 32` makes one"))
+    };
+    let text = text.expose_secret();
+    if text.len() > FILE_BYTES_MAX {
+        return wrong("it is longer than a page");
+    }
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let secrets: Vec<&str> = lines.collect();
+    if secrets.is_empty() {
+        return wrong("there is none in it");
+    }
+    if secrets.len() > SECRETS_MAX {
+        return wrong("it has more than two lines");
+    }
+    if secrets.iter().any(|secret| secret.len() < LENGTH_MIN) {
+        return wrong("one with fewer than 16 characters can be guessed");
+    }
+    if !secrets
+        .iter()
+        .all(|secret| secret.chars().all(|c| c.is_ascii_graphic()))
+    {
+        return wrong("it contains white space or characters that are not ASCII");
+    }
+    Ok(secrets.into_iter().map(SecretString::from).collect())
+}
+
+impl SigningKeys {
+    pub fn new(secrets: &[SecretString]) -> Self {
+        let key = |secret: &SecretString| {
+            hmac::Key::new(hmac::HMAC_SHA256, secret.expose_secret().as_bytes())
+        };
+        Self(secrets.iter().map(key).collect())
+    }
+
+    /// `signature` is `sha256=` and 64 hexadecimal digits, of the body as it came.
+    pub fn verify<'a>(&self, signature: &str, body: &'a [u8]) -> Result<Verified<'a>, Unverified> {
+        let digits = signature.strip_prefix("sha256=").ok_or(Unverified::Wrong)?;
+        let tag = from_hex(digits).ok_or(Unverified::Wrong)?;
+        // All of them, so that the time does not tell which one it was.
+        let verified = self.0.iter().fold(false, |verified, key| {
+            hmac::verify(key, body, &tag).is_ok() || verified
+        });
+        match verified {
+            true => Ok(Verified(body)),
+            false => Err(Unverified::Wrong),
+        }
+    }
+}
+
+impl SharedSecrets {
+    pub fn new(secrets: &[SecretString]) -> Self {
+        let hash = |secret: &SecretString| Sha256::digest(secret.expose_secret().as_bytes()).into();
+        Self(secrets.iter().map(hash).collect())
+    }
+
+    pub fn has(&self, sent: &str) -> bool {
+        let sent: [u8; 32] = Sha256::digest(sent.as_bytes()).into();
+        self.0.iter().fold(false, |found, secret| {
+            bool::from(secret.ct_eq(&sent)) || found
+        })
+    }
+
+    /// Whether somebody who has one of these has one of the others.
+    pub fn shares_one_with(&self, other: &Self) -> bool {
+        self.0.iter().any(|secret| other.0.contains(secret))
+    }
+
+    /// A body that came with one of these.
+    pub fn vouch<'a>(&self, sent: &str, body: &'a [u8]) -> Result<Verified<'a>, Unverified> {
+        match self.has(sent) {
+            true => Ok(Verified(body)),
+            false => Err(Unverified::Wrong),
+        }
+    }
+}
+
+/// Of SHA-256, and nothing else.
+fn from_hex(digits: &str) -> Option<[u8; 32]> {
+    let digits = digits.as_bytes();
+    if digits.len() != 64 {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        let nibble = |digit: u8| char::from(digit).to_digit(16);
+        let value = nibble(pair[0])? * 16 + nibble(pair[1])?;
+        *byte = u8::try_from(value).ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(text: &str) -> SecretString {
+        SecretString::from(text.to_owned())
+    }
+
+    /// From GitHub's own documentation of the signature.
+    const GITHUBS: (&str, &[u8], &str) = (
+        "It's a Secret to Everybody",
+        b"Hello, World!",
+        "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17",
+    );
+
+    #[test]
+    fn githubs_own_example_is_verified_and_nothing_near_it() {
+        let (key, body, signature) = GITHUBS;
+        let keys = SigningKeys::new(&[secret("another one that is in use"), secret(key)]);
+        assert_eq!(keys.verify(signature, body).unwrap().bytes(), body);
+        assert!(
+            keys.verify(&signature.to_uppercase().replace("SHA256", "sha256"), body)
+                .is_ok()
+        );
+        for wrong in [
+            "",
+            "sha256=",
+            &signature[7..],
+            &signature[..70],
+            &signature.replace('7', "8"),
+            &format!("{signature}00"),
+            &signature.replace("sha256", "sha1"),
+            &signature.replace("75", "+5"),
+        ] {
+            assert_eq!(
+                keys.verify(wrong, body).unwrap_err(),
+                Unverified::Wrong,
+                "{wrong}"
+            );
+        }
+        assert!(keys.verify(signature, b"Hello, World").is_err());
+        assert!(
+            SigningKeys::new(&[secret("it's a secret to everybody")])
+                .verify(signature, body)
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_shared_secret_is_compared_whole() {
+        let shared =
+            SharedSecrets::new(&[secret("correct-horse-battery"), secret("the-one-after-it")]);
+        assert!(shared.has("correct-horse-battery") && shared.has("the-one-after-it"));
+        for wrong in [
+            "",
+            "correct-horse-batter",
+            "correct-horse-battery ",
+            "Correct-horse-battery",
+        ] {
+            assert!(!shared.has(wrong), "{wrong:?}");
+            assert!(shared.vouch(wrong, b"").is_err());
+        }
+    }
+
+    #[test]
+    fn a_secret_that_protects_nothing_is_refused_without_being_shown() {
+        for (text, problem) in [
+            ("short-secret", "fewer than 16"),
+            (
+                "first-secret-of-all\nsecond-secret-of-all\nthird-secret-of-all",
+                "two lines",
+            ),
+            ("a secret with spaces in it", "white space"),
+        ] {
+            let error = find("X", Some(secret(text)), None).unwrap_err();
+            assert!(error.error.contains(problem), "{error}");
+            assert!(
+                !error.to_string().contains("secret-of") && !error.to_string().contains("short-"),
+                "{error}"
+            );
+        }
+        assert!(find("X", Some(secret(" \n")), None).unwrap().is_none());
+        let two = find(
+            "X",
+            Some(secret(" first-secret-of-all \n\nsecond-secret-of-all\n")),
+            None,
+        );
+        assert_eq!(two.unwrap().unwrap().len(), 2);
+        let debug = format!("{:?}", SigningKeys::new(&[secret("correct-horse-battery")]));
+        assert!(!debug.contains("correct"), "{debug}");
+    }
+}

@@ -1,0 +1,322 @@
+//! How often a registry is asked, and when it is left alone. Time is an argument: nothing here waits.
+//!
+//! Three things close a registry for a while: it says so (429, 503, `Retry-After`, no requests remaining), it does not answer,
+//! or we have asked as often as we let ourselves.
+
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, header};
+
+/// No registry is left alone for longer, whatever it says: Docker Hub counts within six hours.
+const LONGEST: Duration = Duration::from_secs(6 * 60 * 60);
+/// After a 429 that does not say how long; doubled each time, up to an hour.
+const LIMITED: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(60 * 60));
+/// After a 503 that does not say how long, or no answer at all: something restarts, as a rule. Up to five minutes.
+const BROKEN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(5 * 60));
+
+/// How many requests a registry gets within which time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub requests: u32,
+    pub window: Duration,
+}
+
+/// Why a registry is left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It has said so.
+    Asked,
+    /// It did not answer, or only that it cannot.
+    Unavailable,
+    /// We have asked often enough.
+    Budget,
+}
+
+/// Until when, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closed {
+    pub until: Instant,
+    pub why: Why,
+}
+
+/// Of one registry.
+#[derive(Debug)]
+pub struct Budget {
+    rate: Rate,
+    window: Option<Instant>,
+    used: u32,
+    closed: Option<Closed>,
+    /// Refusals and silences in a row, of those that do not say how long.
+    limited: u32,
+    broken: u32,
+}
+
+impl Budget {
+    pub fn new(rate: Rate) -> Self {
+        Self {
+            rate,
+            window: None,
+            used: 0,
+            closed: None,
+            limited: 0,
+            broken: 0,
+        }
+    }
+
+    /// One request more, where it may be made.
+    pub fn take(&mut self, now: Instant) -> Result<(), Closed> {
+        if let Some(closed) = self.closed(now) {
+            return Err(closed);
+        }
+        self.used += 1;
+        Ok(())
+    }
+
+    /// Whether it is left alone now.
+    pub fn closed(&mut self, now: Instant) -> Option<Closed> {
+        self.closed = self.closed.filter(|closed| closed.until > now);
+        if self.closed.is_some() {
+            return self.closed;
+        }
+        let began = *self.window.get_or_insert(now);
+        if now.saturating_duration_since(began) >= self.rate.window {
+            (self.window, self.used) = (Some(now), 0);
+        }
+        let until = self.window.unwrap_or(now) + self.rate.window;
+        (self.used >= self.rate.requests).then_some(Closed {
+            until,
+            why: Why::Budget,
+        })
+    }
+
+    /// What an answer says about the next request. `clock` is the same moment as `now`, for dates.
+    pub fn answered(
+        &mut self,
+        status: u16,
+        headers: &HeaderMap,
+        now: Instant,
+        clock: jiff::Timestamp,
+    ) {
+        let said = retry_after(headers, clock);
+        let (wait, why) = match status {
+            429 => {
+                self.limited = self.limited.saturating_add(1);
+                (
+                    Some(said.unwrap_or(doubled(LIMITED, self.limited))),
+                    Why::Asked,
+                )
+            }
+            503 => {
+                self.broken = self.broken.saturating_add(1);
+                match said {
+                    Some(said) => (Some(said), Why::Asked),
+                    None => (Some(doubled(BROKEN, self.broken)), Why::Unavailable),
+                }
+            }
+            _ => {
+                (self.limited, self.broken) = (0, 0);
+                (none_remaining(headers), Why::Asked)
+            }
+        };
+        if let Some(wait) = wait {
+            self.close(now, wait, why);
+        }
+    }
+
+    /// No answer came.
+    pub fn silent(&mut self, now: Instant) {
+        // Those that were under way at once are silent together, which is one silence.
+        if self
+            .closed(now)
+            .is_some_and(|it| it.why == Why::Unavailable)
+        {
+            return;
+        }
+        self.broken = self.broken.saturating_add(1);
+        self.close(now, doubled(BROKEN, self.broken), Why::Unavailable);
+    }
+
+    /// Somebody has reason to think that it answers again. What it has said itself still holds.
+    pub fn reconsider(&mut self) {
+        self.broken = 0;
+        self.closed = self.closed.filter(|closed| closed.why == Why::Asked);
+    }
+
+    fn close(&mut self, now: Instant, wait: Duration, why: Why) {
+        let until = now + wait.min(LONGEST);
+        // An answer that was under way does not shorten what another one has said.
+        if self
+            .closed
+            .is_none_or(|closed| closed.until < until || closed.why != Why::Asked)
+        {
+            self.closed = Some(Closed { until, why });
+        }
+    }
+}
+
+fn doubled((first, most): (Duration, Duration), times: u32) -> Duration {
+    let doublings = times.saturating_sub(1).min(16);
+    first.saturating_mul(1 << doublings).min(most)
+}
+
+/// Seconds or a date.
+fn retry_after(headers: &HeaderMap, clock: jiff::Timestamp) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+    // One that has passed is no reason to ask again at once.
+    Some(Duration::try_from(date.duration_since(clock)).unwrap_or(Duration::from_secs(1)))
+}
+
+/// How long nothing remains, where an answer says that nothing does: Docker Hub's `0;w=21600`, which says in which time it
+/// counts, and the draft of the IETF with a time of reset.
+fn none_remaining(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name)?.to_str().ok();
+    let number = |text: &str| text.split([';', ',']).next()?.trim().parse::<u64>().ok();
+    let remaining = text("ratelimit-remaining")?;
+    if number(remaining)? > 0 {
+        return None;
+    }
+    let reset = text("ratelimit-reset").and_then(number);
+    let window = remaining
+        .split(';')
+        .find_map(|part| part.trim().strip_prefix("w=")?.trim().parse::<u64>().ok());
+    // In a window of hours some of it comes back long before its end.
+    let wait = reset.or(window.map(|window| window.min(LIMITED.1.as_secs())));
+    Some(wait.map_or(LIMITED.0, Duration::from_secs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn budget(requests: u32) -> Budget {
+        Budget::new(Rate {
+            requests,
+            window: 60 * SECOND,
+        })
+    }
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect::<HeaderMap>()
+    }
+
+    fn clock() -> jiff::Timestamp {
+        "2026-11-25T12:00:00Z".parse().unwrap()
+    }
+
+    /// How long it is left alone after an answer, in seconds.
+    #[track_caller]
+    fn alone(budget: &mut Budget, status: u16, pairs: &[(&'static str, &str)]) -> Option<u64> {
+        let now = Instant::now();
+        budget.answered(status, &headers(pairs), now, clock());
+        let closed = budget.closed(now)?;
+        Some((closed.until - now).as_secs())
+    }
+
+    #[test]
+    fn so_many_requests_in_a_window_and_then_again() {
+        let (mut budget, now) = (budget(2), Instant::now());
+        assert_eq!(budget.take(now), Ok(()));
+        assert_eq!(budget.take(now + SECOND), Ok(()));
+        let closed = budget.take(now + 2 * SECOND).unwrap_err();
+        assert_eq!(closed.why, Why::Budget);
+        assert_eq!(closed.until, now + 60 * SECOND);
+        assert_eq!(budget.take(closed.until), Ok(()));
+    }
+
+    #[test]
+    fn a_registry_is_left_alone_for_as_long_as_it_says() {
+        assert_eq!(alone(&mut budget(9), 429, &[("retry-after", "7")]), Some(7));
+        assert_eq!(alone(&mut budget(9), 503, &[("retry-after", "8")]), Some(8));
+        let date = [("retry-after", "Wed, 25 Nov 2026 12:02:00 GMT")];
+        assert_eq!(alone(&mut budget(9), 429, &date), Some(120));
+        let passed = [("retry-after", "Wed, 25 Nov 2026 11:00:00 GMT")];
+        assert_eq!(alone(&mut budget(9), 429, &passed), Some(1));
+        let ages = [("retry-after", "999999999999")];
+        assert_eq!(alone(&mut budget(9), 429, &ages), Some(LONGEST.as_secs()));
+    }
+
+    #[test]
+    fn one_that_does_not_say_is_left_alone_for_longer_each_time() {
+        let mut budget = budget(9);
+        let times: Vec<_> = (0..8).map(|_| alone(&mut budget, 429, &[])).collect();
+        let expected = [60, 120, 240, 480, 960, 1920, 3600, 3600].map(Some);
+        assert_eq!(times, expected);
+        let mut budget = Budget::new(budget.rate);
+        assert_eq!(
+            alone(&mut budget, 429, &[("retry-after", "soon")]),
+            Some(60)
+        );
+    }
+
+    #[test]
+    fn an_answer_ends_the_doubling() {
+        let mut budget = budget(9);
+        alone(&mut budget, 503, &[]);
+        alone(&mut budget, 503, &[]);
+        budget.closed = None;
+        assert_eq!(alone(&mut budget, 200, &[]), None);
+        assert_eq!(alone(&mut budget, 503, &[]), Some(5));
+    }
+
+    #[test]
+    fn nothing_remaining_is_a_reason_to_wait() {
+        let hub = [("ratelimit-remaining", "0;w=21600")];
+        assert_eq!(alone(&mut budget(9), 200, &hub), Some(3600));
+        let draft = [("ratelimit-remaining", "0"), ("ratelimit-reset", "30")];
+        assert_eq!(alone(&mut budget(9), 200, &draft), Some(30));
+        let some = [("ratelimit-remaining", "76;w=21600")];
+        assert_eq!(alone(&mut budget(9), 200, &some), None);
+    }
+
+    #[test]
+    fn those_that_were_silent_together_are_one_silence() {
+        let (mut budget, now) = (budget(99), Instant::now());
+        for _ in 0..16 {
+            budget.silent(now);
+        }
+        let closed = budget.closed(now).unwrap();
+        assert_eq!(
+            (closed.until - now, closed.why),
+            (5 * SECOND, Why::Unavailable)
+        );
+        budget.silent(closed.until);
+        assert_eq!(
+            budget.closed(closed.until).unwrap().until - closed.until,
+            10 * SECOND
+        );
+        budget.reconsider();
+        assert_eq!(budget.closed(closed.until), None);
+    }
+
+    #[test]
+    fn what_a_registry_says_is_not_reconsidered_nor_shortened() {
+        let (mut budget, now) = (budget(9), Instant::now());
+        budget.answered(429, &headers(&[("retry-after", "100")]), now, clock());
+        budget.answered(429, &headers(&[("retry-after", "10")]), now, clock());
+        budget.silent(now);
+        budget.reconsider();
+        let closed = budget.closed(now).unwrap();
+        assert_eq!((closed.until - now, closed.why), (100 * SECOND, Why::Asked));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_answer_closes_for_ever(status in 100u16..600, said in "[ -~]{0,40}", remaining in "[ -~]{0,40}") {
+            let (mut budget, now) = (budget(1), Instant::now());
+            let said = said.trim();
+            budget.answered(status, &headers(&[("retry-after", said), ("ratelimit-remaining", remaining.trim())]), now, clock());
+            if let Some(closed) = budget.closed(now) {
+                proptest::prop_assert!(closed.until <= now + LONGEST);
+            }
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Tokens of a registry: how they are asked for, what they cover, and how long they are good.
+//!
+//! One token may cover many repositories. Knows nothing of connections.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use reqwest::Url;
+use serde::Deserialize;
+
+use super::challenge::Realm;
+use crate::secret::{ExposeSecret as _, Login, SecretString};
+
+/// Where the answer does not say, as the specification has it.
+const LIFETIME: Duration = Duration::from_secs(60);
+/// A server that promises more is asked again all the same: whose access was taken away should not keep it for ever.
+const LIFETIME_MAX: Duration = Duration::from_secs(12 * 60 * 60);
+/// Renewed so long before its end, or a quarter of its life where that is less: it must outlive the requests it is for.
+const EARLY: Duration = Duration::from_secs(10);
+
+/// The scopes of one request, in bytes. Servers take request lines of 8 KiB, the usual limit of nginx; 100 repositories of 50
+/// characters fit.
+const SCOPES_BYTES_MAX: usize = 7_000;
+
+/// What is told to a server of OAuth 2.
+const CLIENT_ID: &str = "refit";
+
+#[derive(Debug)]
+pub(super) struct Token {
+    /// Tells it from others, after it was renewed.
+    pub(super) number: u64,
+    pub(super) value: SecretString,
+    pub(super) repositories: BTreeSet<String>,
+    /// Which batch it was asked for in.
+    pub(super) batch: u64,
+    /// From then on another one is asked for.
+    until: Instant,
+}
+
+impl Token {
+    pub(super) fn new(
+        number: u64,
+        batch: u64,
+        repositories: BTreeSet<String>,
+        granted: Granted,
+        asked: Instant,
+    ) -> Self {
+        let early = EARLY.min(granted.lifetime / 4);
+        Self {
+            number,
+            value: granted.value,
+            repositories,
+            batch,
+            until: asked + granted.lifetime - early,
+        }
+    }
+
+    /// For a repository. One that was got in this batch is good for all of it, however short its life.
+    pub(super) fn is_good_for(&self, repository: &str, batch: u64, now: Instant) -> bool {
+        (now < self.until || self.batch == batch) && self.repositories.contains(repository)
+    }
+
+    pub(super) fn is_over(&self, batch: u64, now: Instant) -> bool {
+        now >= self.until && self.batch != batch
+    }
+}
+
+/// What a server gives.
+#[derive(Debug)]
+pub(super) struct Granted {
+    value: SecretString,
+    lifetime: Duration,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    token: Option<String>,
+    /// Its name in OAuth 2.
+    access_token: Option<String>,
+    expires_in: Option<f64>,
+    issued_at: Option<String>,
+}
+
+/// `None` where there is no token in it that could be sent.
+pub(super) fn granted(body: &[u8], clock: jiff::Timestamp) -> Option<Granted> {
+    let answer: Answer = serde_json::from_slice(body).ok()?;
+    let tokens = [answer.token, answer.access_token].into_iter().flatten();
+    let value = tokens.into_iter().find(|token| !token.is_empty())?;
+    let sendable = value.bytes().all(|byte| byte.is_ascii_graphic());
+    let issued = answer.issued_at.and_then(|at| at.parse().ok());
+    sendable.then(|| Granted {
+        value: value.into(),
+        lifetime: lifetime(answer.expires_in, issued, clock),
+    })
+}
+
+/// A token may come from a cache of the server's, and be old already. One that seems to be over when it comes shows only that
+/// the two clocks differ.
+fn lifetime(
+    expires_in: Option<f64>,
+    issued: Option<jiff::Timestamp>,
+    clock: jiff::Timestamp,
+) -> Duration {
+    let whole = expires_in
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .unwrap_or(LIFETIME)
+        .min(LIFETIME_MAX);
+    let age = issued.and_then(|issued| Duration::try_from(clock.duration_since(issued)).ok());
+    match age {
+        Some(age) if age < whole => whole - age,
+        Some(_) | None => whole,
+    }
+}
+
+/// Repositories that one token is asked for, `must` among them.
+pub(super) fn together(must: &str, others: impl IntoIterator<Item = String>) -> BTreeSet<String> {
+    let bytes = |repository: &str| scope(repository).len() + "&scope=".len();
+    let mut together = BTreeSet::from([must.to_owned()]);
+    let mut used = bytes(must);
+    for other in others {
+        if together.contains(&other) {
+            continue;
+        }
+        used += bytes(&other);
+        if used > SCOPES_BYTES_MAX {
+            break;
+        }
+        together.insert(other);
+    }
+    together
+}
+
+fn scope(repository: &str) -> String {
+    format!("repository:{repository}:pull")
+}
+
+/// How a token is asked for.
+pub(super) enum Ask {
+    /// With the login as HTTP Basic, where there is one.
+    Get(Url),
+    /// With an identity token in the body. The body is secret.
+    Post(Url, SecretString),
+}
+
+pub(super) fn ask(realm: &Realm, login: Option<&Login>, repositories: &BTreeSet<String>) -> Ask {
+    let mut url = realm.url.clone();
+    match login {
+        Some(Login::IdentityToken(identity)) => {
+            let scopes: Vec<String> = repositories.iter().map(|it| scope(it)).collect();
+            let mut body = form_urlencoded::Serializer::new(String::new());
+            body.append_pair("grant_type", "refresh_token")
+                .append_pair("service", realm.service.as_deref().unwrap_or_default())
+                .append_pair("client_id", CLIENT_ID)
+                .append_pair("scope", &scopes.join(" "))
+                .append_pair("refresh_token", identity.expose_secret());
+            Ask::Post(url, body.finish().into())
+        }
+        Some(Login::Password { .. }) | None => {
+            // A repository's characters need no escape in a query, and unescaped twice as many fit.
+            let mut query: Vec<String> = url.query().map(str::to_owned).into_iter().collect();
+            query.extend(realm.service.as_ref().map(|service| {
+                let service: String = form_urlencoded::byte_serialize(service.as_bytes()).collect();
+                format!("service={service}")
+            }));
+            query.extend(repositories.iter().map(|it| format!("scope={}", scope(it))));
+            url.set_query(Some(&query.join("&")));
+            Ask::Get(url)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clock() -> jiff::Timestamp {
+        "2026-11-25T12:00:00Z".parse().unwrap()
+    }
+
+    #[track_caller]
+    fn lives(answer: &str, seconds: u64) {
+        let granted = granted(answer.as_bytes(), clock()).expect("there is a token in it");
+        assert_eq!(granted.lifetime, Duration::from_secs(seconds), "{answer}");
+    }
+
+    #[test]
+    fn a_token_lives_as_long_as_the_server_says() {
+        lives(r#"{"token":"t"}"#, 60);
+        lives(r#"{"token":"t","expires_in":300}"#, 300);
+        lives(
+            r#"{"access_token":"t","expires_in":300,"issued_at":"2026-11-25T11:58:00Z"}"#,
+            180,
+        );
+        // The server's clock is behind, or ahead.
+        lives(
+            r#"{"token":"t","expires_in":300,"issued_at":"2026-11-25T11:00:00Z"}"#,
+            300,
+        );
+        lives(
+            r#"{"token":"t","expires_in":300,"issued_at":"2026-11-25T13:00:00Z"}"#,
+            300,
+        );
+        lives(r#"{"token":"t","expires_in":1e30}"#, 60);
+        lives(r#"{"token":"t","expires_in":999999999}"#, 12 * 60 * 60);
+        lives(r#"{"token":"t","expires_in":-1}"#, 60);
+    }
+
+    #[test]
+    fn what_could_not_be_sent_is_no_token() {
+        for answer in [
+            "",
+            "{}",
+            r#"{"token":""}"#,
+            r#"{"token":"a b"}"#,
+            r#"{"token":"a\nb"}"#,
+        ] {
+            assert!(granted(answer.as_bytes(), clock()).is_none(), "{answer}");
+        }
+    }
+
+    #[test]
+    fn it_is_renewed_before_its_end_and_good_for_the_batch_it_was_got_in() {
+        let now = Instant::now();
+        let granted = granted(br#"{"token":"t","expires_in":60}"#, clock()).unwrap();
+        let token = Token::new(1, 7, BTreeSet::from(["a".to_owned()]), granted, now);
+        let after = |seconds| now + Duration::from_secs(seconds);
+        assert!(token.is_good_for("a", 8, after(49)));
+        assert!(!token.is_good_for("b", 8, after(49)));
+        assert!(!token.is_good_for("a", 8, after(50)));
+        assert!(token.is_good_for("a", 7, after(50)));
+    }
+
+    #[test]
+    fn a_hundred_repositories_are_one_request_and_a_thousand_are_not() {
+        let names = |count| (0..count).map(|n| format!("acme/workspace-template-runtime-{n}"));
+        assert_eq!(together("acme/first", names(99)).len(), 100);
+        assert!(together("acme/first", names(1000)).len() < 200);
+        let realm = Realm {
+            url: "https://ghcr.io/token?x=1".parse().unwrap(),
+            service: Some("a b".into()),
+        };
+        let Ask::Get(url) = ask(&realm, None, &together("acme/b", ["acme/a".to_owned()])) else {
+            panic!("without an identity token it is a GET")
+        };
+        assert_eq!(
+            url.as_str(),
+            "https://ghcr.io/token?x=1&service=a+b&scope=repository:acme/a:pull&scope=repository:acme/b:pull"
+        );
+    }
+}

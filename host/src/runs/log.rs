@@ -1,0 +1,87 @@
+//! What the daemon's log says of a refresh: its beginning, each image and container, its end. Within a span that has its number.
+//!
+//! What somebody would search or count for is a field, in the words of the report. Nothing of it is a secret: a record has no login.
+
+use super::Run;
+use crate::diagnostic::Diagnostic;
+use crate::journal::{Event, ImageOutcome};
+use crate::refresh::{RefreshError, Report};
+
+pub(super) fn began(run: &Run) {
+    let (request, policy) = (&run.request, &run.policy);
+    tracing::info!(
+        targets = ?request.targets,
+        images = ?request.images,
+        recreate = request.recreate,
+        force = request.force,
+        policy = policy.name,
+        policy_version = policy.version,
+        generation = policy.generation,
+        "a refresh begins"
+    );
+}
+
+/// What is under way is for those who watch, and would only be noise here.
+pub(super) fn event(event: &Event) {
+    match event {
+        Event::PullEnded(record) => {
+            let duration_ms = milliseconds(record.duration);
+            let outcome = record.outcome.as_str();
+            let digest = record.digest.as_deref();
+            match &record.failure {
+                Some(failure) => {
+                    tracing::warn!(image = %record.image, outcome, duration_ms, hints = ?failure.hints, "{}", failure.sentence());
+                }
+                None if record.outcome == ImageOutcome::Pulled => {
+                    tracing::info!(image = %record.image, outcome, digest, duration_ms, "an image was pulled");
+                }
+                None => {
+                    tracing::debug!(image = %record.image, outcome, digest, duration_ms, "an image is up to date");
+                }
+            }
+        }
+        // One that failed is told by whoever knows its causes.
+        Event::RecreateEnded(record) => tracing::info!(
+            container = record.container,
+            outcome = record.outcome.as_str(),
+            strategy = record.strategy.as_str(),
+            gap_ms = record.gap.map(milliseconds),
+            from_image_id = record.from_image_id.as_ref().map(|id| id.as_str()),
+            to_image_id = record.to_image_id.as_str(),
+            duration_ms = milliseconds(record.duration),
+            "a container was worked on"
+        ),
+        Event::PullStarted { .. }
+        | Event::Layer { .. }
+        | Event::RecreateStarted { .. }
+        | Event::Step { .. } => {}
+    }
+}
+
+pub(super) fn ended(run: &Run, answer: &Result<Report, RefreshError>) {
+    let entry = run.shown().entry;
+    let (outcome, duration_ms) = (entry.outcome.as_str(), entry.duration_ms);
+    if let Err(error) = answer {
+        let told = Diagnostic::of(error);
+        tracing::error!(outcome, duration_ms, hints = ?told.hints, "a refresh failed: {}", told.sentence());
+        return;
+    }
+    let summary = entry.summary.unwrap_or_default();
+    tracing::info!(
+        outcome,
+        duration_ms,
+        pulled = summary.pulled,
+        up_to_date = summary.up_to_date,
+        pull_failed = summary.pull_failed,
+        recreated = summary.recreated,
+        removed = summary.removed,
+        current = summary.current,
+        unknown = summary.unknown,
+        recreate_failed = summary.recreate_failed,
+        "a refresh has ended"
+    );
+}
+
+fn milliseconds(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

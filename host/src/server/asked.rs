@@ -1,0 +1,50 @@
+//! The body of who asks for a plan or a refresh.
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use serde::Deserialize;
+
+use super::problem::Problem;
+use crate::refresh::{Request, Trigger};
+
+/// What is asked for; `{}` is everything that the policy knows.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Asked {
+    /// In the policy's vocabulary; the default policy's are runtimes. Empty means all.
+    targets: Vec<String>,
+    /// By registry and repository. Empty means all.
+    images: Vec<String>,
+    /// Whether containers may be recreated.
+    recreate: bool,
+    /// Recreate also what is up to date.
+    force: bool,
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self {
+            targets: vec![],
+            images: vec![],
+            recreate: true,
+            force: false,
+        }
+    }
+}
+
+impl Asked {
+    pub(super) fn request(asked: Result<Json<Self>, JsonRejection>) -> Result<Request, Problem> {
+        let Json(asked) = asked.map_err(|rejection| {
+            let problem =
+                Problem::new(rejection.status(), "bad-body", "the request cannot be read");
+            problem.hint(rejection.body_text())
+        })?;
+        Ok(Request {
+            trigger: Trigger::Api,
+            targets: asked.targets,
+            images: asked.images,
+            recreate: asked.recreate,
+            force: asked.force,
+        })
+    }
+}

@@ -1,0 +1,275 @@
+//! What one kind of request may take of the daemon: handlers at once, time to answer, time for a body to come, and how often.
+//!
+//! Whoever is above a bound is answered, and told when to come again. Each is a layer for some routes; which, `router` says.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, HttpBody, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+use tokio::time::Sleep;
+
+use super::problem::Problem;
+use super::repeated::Repeated;
+
+/// Places for handlers of one kind. Who finds none waits a moment, and is then sent away. Those who wait are bounded by the
+/// connections that there may be, since each has one request at a time.
+#[derive(Clone, Debug)]
+pub(super) struct Gate {
+    places: Arc<Semaphore>,
+    patience: Duration,
+    full: Arc<Repeated>,
+}
+
+impl Gate {
+    pub(super) fn new(places: usize, patience: Duration, full: &'static str) -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(places)),
+            patience,
+            full: Repeated::new(full, 1),
+        }
+    }
+}
+
+/// The layer of a [`Gate`].
+pub(super) async fn through(
+    State(gate): State<Gate>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let place = tokio::time::timeout(gate.patience, gate.places.acquire()).await;
+    match place {
+        Ok(Ok(_place)) => Ok(next.run(request).await),
+        // It is never closed.
+        Ok(Err(_)) | Err(_) => {
+            if gate.full.happened() {
+                tracing::warn!(
+                    path = request.uri().path(),
+                    "requests are sent away: as many as may be are under way"
+                );
+            }
+            let busy = "too many requests are under way";
+            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy)
+                .again_in(Duration::from_secs(1)))
+        }
+    }
+}
+
+/// The layer of those that must be answered soon: what they ask has a bound of its own, and this is the one above it.
+pub(super) async fn answered_within(
+    State(limit): State<Duration>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(answer) => Ok(answer),
+        Err(_) => {
+            let slow = format!("there was no answer within {} s", limit.as_secs());
+            Err(
+                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too-slow", slow)
+                    .again_in(Duration::from_secs(5)),
+            )
+        }
+    }
+}
+
+/// The layer of those whose body must have come by then. A client that sends a byte now and then is cut off.
+pub(super) async fn sent_within(
+    State(limit): State<Duration>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let late = Arc::new(AtomicBool::new(false));
+    let request = request.map(|body| {
+        Body::new(Timely {
+            body,
+            limit,
+            deadline: None,
+            late: late.clone(),
+        })
+    });
+    let answer = next.run(request).await;
+    if !late.load(Ordering::Relaxed) {
+        return answer;
+    }
+    too_slow(limit).into_response()
+}
+
+fn too_slow(limit: Duration) -> Problem {
+    Problem::new(
+        StatusCode::REQUEST_TIMEOUT,
+        "body-too-slow",
+        format!("the body did not arrive within {} s", limit.as_secs()),
+    )
+    .closing()
+}
+
+/// A body that must be whole by a deadline, which begins to run when somebody wants to read it.
+struct Timely {
+    body: Body,
+    limit: Duration,
+    deadline: Option<Pin<Box<Sleep>>>,
+    late: Arc<AtomicBool>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the body did not arrive in time")]
+struct Late;
+
+impl HttpBody for Timely {
+    type Data = Bytes;
+    type Error = axum::BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+        let this = self.get_mut();
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        let limit = this.limit;
+        let deadline = this
+            .deadline
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        match deadline.as_mut().poll(context) {
+            Poll::Ready(()) => {
+                this.late.store(true, Ordering::Relaxed);
+                Poll::Ready(Some(Err(Late.into())))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A whole body as it came, for those who must not parse it yet.
+pub(super) async fn whole(body: Body, bytes_max: usize, limit: Duration) -> Result<Bytes, Problem> {
+    let too_large = || {
+        Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body-too-large",
+            format!("the body is larger than {bytes_max} bytes"),
+        )
+        .closing()
+    };
+    if body.size_hint().lower() > bytes_max as u64 {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(limit, to_bytes(body, bytes_max)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) if is_length(&error) => Err(too_large()),
+        Ok(Err(_)) => {
+            let broken = "the body did not arrive whole";
+            Err(Problem::new(StatusCode::BAD_REQUEST, "body-broken", broken).closing())
+        }
+        Err(_) => Err(too_slow(limit)),
+    }
+}
+
+fn is_length(error: &axum::Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<http_body_util::LengthLimitError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// How often something may happen: so many at once, and so many a second for ever.
+#[derive(Debug)]
+pub(super) struct Rate {
+    burst: f64,
+    per_second: f64,
+    left: Mutex<(f64, Instant)>,
+}
+
+impl Rate {
+    pub(super) fn new(burst: u32, per_second: u32) -> Self {
+        let burst = f64::from(burst);
+        Self {
+            burst,
+            per_second: f64::from(per_second),
+            left: Mutex::new((burst, Instant::now())),
+        }
+    }
+
+    /// Takes one, or says when there will be one.
+    pub(super) fn take(&self) -> Result<(), Duration> {
+        self.take_at(Instant::now())
+    }
+
+    fn take_at(&self, now: Instant) -> Result<(), Duration> {
+        let mut guard = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let (left, since) = *guard;
+        let grown = now.saturating_duration_since(since).as_secs_f64() * self.per_second;
+        let left = (left + grown).min(self.burst);
+        let taken = if left < 1.0 { left } else { left - 1.0 };
+        *guard = (taken, now.max(since));
+        if left < 1.0 {
+            return Err(Duration::from_secs_f64((1.0 - left) / self.per_second));
+        }
+        Ok(())
+    }
+}
+
+/// For `Retry-After`, which counts whole seconds.
+pub(super) fn seconds(after: Duration) -> HeaderValue {
+    HeaderValue::from(after.as_secs() + u64::from(after.subsec_nanos() > 0))
+}
+
+/// The connection is of no use any more: the rest of a body would come on it.
+pub(super) fn close(response: &mut Response) {
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(header::CONNECTION, close);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_let_through_and_then_so_many_a_second() {
+        let rate = Rate::new(3, 2);
+        let began = Instant::now();
+        let at = |milliseconds| began + Duration::from_millis(milliseconds);
+        let let_through = (0..10).filter(|_| rate.take_at(at(1)).is_ok()).count();
+        assert_eq!(let_through, 3);
+        let wait = rate.take_at(at(1)).unwrap_err();
+        assert!(wait <= Duration::from_millis(500), "{wait:?}");
+        assert!(rate.take_at(at(502)).is_ok());
+        assert!(rate.take_at(at(502)).is_err());
+        let later = (0..10)
+            .filter(|_| rate.take_at(at(3_600_000)).is_ok())
+            .count();
+        assert_eq!(later, 3, "an hour of rest is one burst");
+        assert!(
+            rate.take_at(at(0)).is_err(),
+            "a clock that went back gives nothing"
+        );
+    }
+
+    #[test]
+    fn a_wait_is_rounded_up_to_seconds() {
+        for (wait, told) in [(1, "1"), (1000, "1"), (1001, "2")] {
+            assert_eq!(seconds(Duration::from_millis(wait)), told);
+        }
+    }
+}

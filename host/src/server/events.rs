@@ -1,0 +1,171 @@
+//! `GET /v1/refreshes/{id}/events`: what a refresh tells, as it happens, as Server-Sent Events.
+//!
+//! A watcher is told at its own pace, from the feed of the refresh: one that is slow misses progress, one that never reads is a
+//! socket that waits, and neither is noticed by the refresh.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{self, Stream};
+use serde::Deserialize;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+
+use super::Served;
+use super::history;
+use super::problem::Problem;
+use crate::history::Id;
+use crate::runs::Run;
+use crate::runs::feed::{Position, Told};
+
+/// Watchers at once. Each is a connection and a few events; a platform has a dashboard or two, and an operator.
+const STREAMS_MAX: usize = 64;
+static STREAMS: Semaphore = Semaphore::const_new(STREAMS_MAX);
+
+/// Events that are held for one watcher.
+const HELD: usize = 32;
+
+/// Shorter than proxies wait for a connection that says nothing; and how soon a watcher that left is found out.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// How soon a browser that lost the connection comes back.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Where a refresh can be watched.
+pub(super) fn place(id: Id) -> String {
+    format!("/v1/refreshes/{id}/events")
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Parameters {
+    /// As `Last-Event-ID`, for clients that cannot set headers.
+    after: Option<Position>,
+}
+
+pub(super) async fn watch(
+    State(served): State<Served>,
+    id: Result<Path<Id>, PathRejection>,
+    parameters: Result<Query<Parameters>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let Path(id) = id.map_err(|_| history::none())?;
+    let position = position(parameters, &headers)?;
+    let Some(run) = served.runs.find(id) else {
+        return Err(match history::entry(&served, id).await? {
+            None => history::none(),
+            Some(_) => Problem::new(
+                StatusCode::NOT_FOUND,
+                "no-events",
+                "this refresh is no longer told of, or is another process's",
+            )
+            .hint(format!("`GET /v1/refreshes/{id}` says what became of it")),
+        });
+    };
+    let since = run.feed.since(position, 1);
+    if since.ended && since.told.is_empty() {
+        // For a browser's `EventSource` that means: do not come back.
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let Ok(place) = STREAMS.try_acquire() else {
+        let problem = Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too-many-watchers",
+            format!("{STREAMS_MAX} streams of events are being read"),
+        );
+        return Err(problem.hint("ask again when somebody has left"));
+    };
+    let mut answer = Sse::new(events(run, position, place))
+        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+        .into_response();
+    // nginx would otherwise collect events until its buffer is full.
+    answer.headers_mut().insert(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
+    Ok(answer)
+}
+
+/// The header goes first: a browser that comes back has the newer one there.
+fn position(
+    parameters: Result<Query<Parameters>, QueryRejection>,
+    headers: &HeaderMap,
+) -> Result<Position, Problem> {
+    let wrong = |hint: String| {
+        let problem = Problem::new(
+            StatusCode::BAD_REQUEST,
+            "bad-query",
+            "the place to begin at cannot be read",
+        );
+        problem.hint(hint)
+    };
+    let Query(parameters) = parameters.map_err(|rejection| wrong(rejection.body_text()))?;
+    let Some(last) = headers.get("last-event-id") else {
+        return Ok(parameters.after.unwrap_or_default());
+    };
+    let last = last.to_str().ok().and_then(|last| last.trim().parse().ok());
+    last.ok_or_else(|| wrong("`Last-Event-ID` is the `id` of an event that was told".into()))
+}
+
+struct Watcher {
+    run: Arc<Run>,
+    position: Position,
+    changes: watch::Receiver<Position>,
+    held: VecDeque<(Position, Told)>,
+    ended: bool,
+    greeted: bool,
+    _place: SemaphorePermit<'static>,
+}
+
+fn events(
+    run: Arc<Run>,
+    position: Position,
+    place: SemaphorePermit<'static>,
+) -> impl Stream<Item = Result<Event, Infallible>> {
+    let watcher = Watcher {
+        changes: run.feed.changes(),
+        run,
+        position,
+        held: VecDeque::new(),
+        ended: false,
+        greeted: false,
+        _place: place,
+    };
+    stream::unfold(watcher, |mut watcher| async move {
+        let event = watcher.next().await?;
+        Some((Ok(event), watcher))
+    })
+}
+
+impl Watcher {
+    async fn next(&mut self) -> Option<Event> {
+        if !self.greeted {
+            self.greeted = true;
+            return Some(Event::default().retry(RETRY));
+        }
+        loop {
+            if let Some((position, told)) = self.held.pop_front() {
+                self.position = position;
+                let event = Event::default().id(position.to_string()).event(told.name());
+                return event.json_data(&told).ok();
+            }
+            if self.ended {
+                return None;
+            }
+            self.changes.mark_unchanged();
+            let since = self.run.feed.since(self.position, HELD);
+            self.ended = since.ended;
+            self.held = since.told.into();
+            if self.held.is_empty() && !self.ended {
+                // The feed lives as long as the run that we hold.
+                self.changes.changed().await.ok()?;
+            }
+        }
+    }
+}

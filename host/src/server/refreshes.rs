@@ -1,0 +1,119 @@
+//! `POST /v1/refreshes` begins a refresh and answers at once; `DELETE /v1/refreshes/{id}` ends one early.
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::asked::Asked;
+use super::by::By;
+use super::history::{self, View};
+use super::problem::Problem;
+use super::{Served, events};
+use crate::diagnostic::Diagnostic;
+use crate::history::{Id, Outcome};
+use crate::runs::once::{Key, KeyError, Once};
+
+/// As in <https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/>.
+const KEY: &str = "idempotency-key";
+
+/// A refresh that was begun.
+#[derive(Serialize)]
+struct Accepted {
+    id: Id,
+    /// Where it can be watched.
+    events: String,
+}
+
+pub(super) async fn begin(
+    State(served): State<Served>,
+    By(by): By,
+    headers: HeaderMap,
+    asked: Result<Json<Asked>, JsonRejection>,
+) -> Result<Response, Problem> {
+    let key = key(&headers)?;
+    let request = Asked::request(asked)?;
+    // It runs in a task of its own: nobody waits for its end here.
+    let begun = match key {
+        None => served.runs.begin(request, by).await.map(Once::Begun),
+        Some(key) => served.runs.begin_once(key, request, by).await,
+    };
+    let id = match begun.map_err(|why| Problem::not_begun(&why))? {
+        Once::Begun(begun) => begun.run.id,
+        Once::Before(id) => id,
+        Once::Different => {
+            let problem = Problem::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "key-reused",
+                "this `Idempotency-Key` was sent before, with another request",
+            );
+            return Err(problem.hint("make a new key for each refresh"));
+        }
+    };
+    let accepted = Accepted {
+        id,
+        events: events::place(id),
+    };
+    let place = format!("/v1/refreshes/{id}");
+    Ok((
+        StatusCode::ACCEPTED,
+        [(header::LOCATION, place)],
+        Json(accepted),
+    )
+        .into_response())
+}
+
+fn key(headers: &HeaderMap) -> Result<Option<Key>, Problem> {
+    let Some(sent) = headers.get(KEY) else {
+        return Ok(None);
+    };
+    // The draft has it as a string in quotes, and few clients write them.
+    let key = sent.to_str().map_err(|_| KeyError);
+    let key = key.and_then(|key| key.trim_matches('"').parse());
+    key.map(Some).map_err(|error| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "bad-key",
+            "`Idempotency-Key` cannot be read",
+        )
+        .hint(error.to_string())
+    })
+}
+
+pub(super) async fn cancel(
+    State(served): State<Served>,
+    By(by): By,
+    id: Result<Path<Id>, PathRejection>,
+) -> Result<Response, Problem> {
+    let Path(id) = id.map_err(|_| history::none())?;
+    let ended = || {
+        Problem::new(
+            StatusCode::CONFLICT,
+            "already-ended",
+            "the refresh has ended already",
+        )
+    };
+    if let Some(run) = served.runs.find(id) {
+        if !run.cancel() {
+            return Err(ended());
+        }
+        tracing::info!(
+            id,
+            by,
+            "a refresh is ended early: what was begun is finished, nothing new is begun"
+        );
+        return Ok((StatusCode::ACCEPTED, Json(View::of(&run))).into_response());
+    }
+    match history::entry(&served, id).await? {
+        None => Err(history::none()),
+        Some(entry) if entry.outcome == Outcome::Running => Err(Problem::of(
+            StatusCode::CONFLICT,
+            "not-ours",
+            Diagnostic::new("another process makes this refresh")
+                .hint("Ctrl-C ends a `refit refresh` early, or SIGTERM"),
+        )),
+        Some(_) => Err(ended()),
+    }
+}

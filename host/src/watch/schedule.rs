@@ -1,0 +1,207 @@
+//! When to look, and when to look again after a failure. Time and chance are arguments: nothing here waits.
+
+use std::time::Duration;
+
+use croner::Cron;
+use croner::parser::{CronParser, Seconds, Year};
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+use crate::diagnostic::Hints;
+
+/// What somebody typed makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum ScheduleError {
+    #[error("`{0}`, and no time zone is called that: write it like `Europe/Berlin`")]
+    Zone(String),
+    #[error("`{text}`, which cron does not understand: {problem}")]
+    Cron { text: String, problem: String },
+    #[error("`{0}`, which never comes")]
+    Never(String),
+    #[error("`{0}` is not a time of day: write it like `22:00`")]
+    Time(String),
+}
+
+impl Hints for ScheduleError {}
+
+/// Without a name, the machine's own.
+pub fn zone(name: Option<&str>) -> Result<TimeZone, ScheduleError> {
+    match name {
+        None => Ok(TimeZone::system()),
+        Some(name) => TimeZone::get(name).map_err(|_| ScheduleError::Zone(name.to_owned())),
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Ticks {
+    Every(SignedDuration),
+    Cron(Box<Cron>, TimeZone),
+}
+
+/// When to look at everything.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    ticks: Ticks,
+    jitter: Duration,
+}
+
+impl Schedule {
+    pub fn every(seconds: u64) -> Self {
+        Self {
+            ticks: Ticks::Every(SignedDuration::from_secs(
+                i64::try_from(seconds).unwrap_or(i64::MAX),
+            )),
+            jitter: Duration::ZERO,
+        }
+    }
+
+    /// Minutes are the finest: registries are not asked each second.
+    pub fn cron(text: &str, zone: TimeZone) -> Result<Self, ScheduleError> {
+        let parser = CronParser::builder()
+            .seconds(Seconds::Disallowed)
+            .year(Year::Disallowed)
+            .build();
+        let cron = parser.parse(text).map_err(|error| ScheduleError::Cron {
+            text: text.to_owned(),
+            problem: error.to_string(),
+        })?;
+        let schedule = Self {
+            ticks: Ticks::Cron(Box::new(cron), zone),
+            jitter: Duration::ZERO,
+        };
+        // The thirtieth of February.
+        match schedule.tick(Timestamp::now()) {
+            Some(_) => Ok(schedule),
+            None => Err(ScheduleError::Never(text.to_owned())),
+        }
+    }
+
+    #[must_use]
+    pub fn with_jitter(mut self, seconds: u64) -> Self {
+        self.jitter = Duration::from_secs(seconds);
+        self
+    }
+
+    /// The look after one that began `now`. What was missed while the machine slept is not made up for. `chance` is 0 to 1.
+    pub fn next(&self, now: Timestamp, chance: f64) -> Timestamp {
+        let tick = self.tick(now).unwrap_or(Timestamp::MAX);
+        tick.checked_add(self.jitter.mul_f64(chance.clamp(0.0, 1.0)))
+            .unwrap_or(Timestamp::MAX)
+    }
+
+    fn tick(&self, now: Timestamp) -> Option<Timestamp> {
+        match &self.ticks {
+            Ticks::Every(interval) => now.checked_add(*interval).ok(),
+            Ticks::Cron(cron, zone) => {
+                let here = now.to_zoned(zone.clone());
+                let next = cron.find_next_occurrence(&here, false).ok()?;
+                Some(next.timestamp())
+            }
+        }
+    }
+}
+
+/// How long to wait after so many failures in a row.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    pub first: Duration,
+    pub most: Duration,
+}
+
+impl Backoff {
+    /// Twice as long each time, and up to a quarter more at random, so that those who failed together do not come back together.
+    pub fn wait(&self, failures: u32, chance: f64) -> Duration {
+        let doublings = failures.saturating_sub(1).min(20);
+        let wait = self.first.saturating_mul(1 << doublings).min(self.most);
+        wait.mul_f64(1.0 + chance.clamp(0.0, 1.0) / 4.0)
+    }
+}
+
+/// 0 to 1.
+pub fn chance() -> f64 {
+    let mut bytes = [0; 4];
+    // Where the system has no randomness there is none in the times, which is no harm.
+    let _ = SystemRandom::new().fill(&mut bytes);
+    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn berlin() -> TimeZone {
+        zone(Some("Europe/Berlin")).unwrap()
+    }
+
+    #[test]
+    fn an_interval_counts_from_the_last_look() {
+        let schedule = Schedule::every(300).with_jitter(60);
+        let now = at("2026-11-25T12:00:00Z");
+        assert_eq!(schedule.next(now, 0.0), at("2026-11-25T12:05:00Z"));
+        assert_eq!(schedule.next(now, 0.5), at("2026-11-25T12:05:30Z"));
+    }
+
+    #[test]
+    fn cron_is_in_its_time_zone() {
+        let schedule = Schedule::cron("30 3 * * mon-fri", berlin()).unwrap();
+        // A Friday; the next working day is in winter as well.
+        let next = schedule.next(at("2026-11-27T12:00:00Z"), 0.0);
+        assert_eq!(next, at("2026-11-30T02:30:00Z"));
+        // In summer it is an hour earlier by the world's clock.
+        let next = schedule.next(at("2026-07-01T12:00:00Z"), 0.0);
+        assert_eq!(next, at("2026-07-02T01:30:00Z"));
+    }
+
+    #[test]
+    fn an_hour_that_comes_twice_or_never_is_one_look() {
+        let schedule = Schedule::cron("30 2 * * *", berlin()).unwrap();
+        // 2026-03-29: from 2:00 to 3:00. 2026-10-25: from 3:00 back to 2:00.
+        let spring = schedule.next(at("2026-03-28T12:00:00Z"), 0.0);
+        assert!(spring < at("2026-03-29T12:00:00Z"), "{spring}");
+        let autumn = schedule.next(at("2026-10-24T12:00:00Z"), 0.0);
+        assert_eq!(autumn, at("2026-10-25T00:30:00Z"));
+        assert_eq!(schedule.next(autumn, 0.0), at("2026-10-26T01:30:00Z"));
+    }
+
+    #[test]
+    fn what_never_comes_or_makes_no_sense_is_refused() {
+        for text in [
+            "",
+            "* * * *",
+            "61 * * * *",
+            "* * * * * *",
+            "0 0 30 2 *",
+            "now",
+        ] {
+            let schedule = Schedule::cron(text, TimeZone::UTC);
+            assert!(schedule.is_err(), "{text:?} gives {schedule:?}");
+        }
+        assert!(zone(Some("Europe/Atlantis")).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn the_next_look_is_never_now_nor_before(seconds in -10_000_000_000i64..10_000_000_000, chance: f64, interval in 1u64..700_000) {
+            let now = Timestamp::from_second(seconds).unwrap();
+            let schedules = [Schedule::every(interval), Schedule::cron("*/7 1-5 * * *", berlin()).unwrap()];
+            for schedule in schedules {
+                let next = schedule.with_jitter(30).next(now, chance);
+                prop_assert!(next > now);
+            }
+        }
+
+        #[test]
+        fn waits_grow_to_their_bound(failures: u32, chance in 0.0..=1.0) {
+            let backoff = Backoff { first: Duration::from_secs(5), most: Duration::from_secs(300) };
+            let wait = backoff.wait(failures, chance);
+            prop_assert!(wait >= backoff.first && wait <= backoff.most.mul_f64(1.25));
+            prop_assert!(backoff.wait(failures.saturating_add(1), chance) >= wait);
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! What is known of each image that is watched: what it is behind, and what it waits for. Pure; for those who decide and those
+//! who look.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+
+use super::adopt::Finding;
+use super::memory::{Memory, Pause};
+use super::windows::Windows;
+use crate::diagnostic::Diagnostic;
+use crate::image::ImageRef;
+use crate::journal::{ImageOutcome, ImageRecord, RecreationOutcome};
+use crate::refresh::{RefreshError, Report, Trigger};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// What its registry has is here, and no container that follows it is to be recreated.
+    Current,
+    Behind,
+    /// It could not be found out.
+    Unknown,
+}
+
+/// What keeps a finding from being adopted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum By {
+    Pause,
+    /// A refresh for it is under way.
+    Refresh,
+    Window,
+    Age,
+    /// The last refresh for it failed, or none could be begun.
+    Backoff,
+    Approval,
+    Rejected,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Held {
+    pub by: By,
+    /// `None`: until somebody does something.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+    /// The number of the approval that it waits for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approval: Option<u64>,
+}
+
+impl Held {
+    pub fn by(by: By, until: Option<Timestamp>) -> Self {
+        Self {
+            by,
+            until,
+            approval: None,
+        }
+    }
+}
+
+/// An image that is watched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Watched {
+    pub image: ImageRef,
+    pub verdict: Verdict,
+    /// Since when the verdict is this one.
+    pub since: Timestamp,
+    /// The digest of the one on this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local: Option<String>,
+    /// The digest of the one in the registry, as of the last check that said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote: Option<String>,
+    /// When we saw that one there first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_seen: Option<Timestamp>,
+    /// When its registry was asked last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checked: Option<Timestamp>,
+    /// Why it is unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Diagnostic>,
+    /// Containers that would be recreated.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
+}
+
+impl Watched {
+    pub fn finding(&self) -> Option<Finding> {
+        let digest = match self.verdict {
+            Verdict::Behind => self.remote.clone()?,
+            Verdict::Current | Verdict::Unknown => return None,
+        };
+        Some(Finding {
+            image: self.image.clone(),
+            digest,
+        })
+    }
+}
+
+/// What a look says of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub image: ImageRef,
+    pub verdict: Verdict,
+    pub remote: Option<String>,
+    pub reason: Option<Diagnostic>,
+    pub containers: Vec<String>,
+}
+
+/// What a plan says of each image. An image is behind where it would be pulled, and where a container that follows it would be
+/// recreated: what was pulled by somebody, and never adopted, is found too.
+pub fn seen(report: &Report) -> Vec<Seen> {
+    let mut last: BTreeMap<String, &ImageRecord> = BTreeMap::new();
+    last.extend(report.images.iter().map(|it| (it.image.to_string(), it)));
+    let of = |record: &ImageRecord| {
+        let containers = to_recreate(report, record);
+        let verdict = match record.outcome {
+            ImageOutcome::Failed => Verdict::Unknown,
+            ImageOutcome::WouldPull | ImageOutcome::Pulled => Verdict::Behind,
+            ImageOutcome::UpToDate if containers.is_empty() => Verdict::Current,
+            ImageOutcome::UpToDate => Verdict::Behind,
+        };
+        Seen {
+            image: record.image.clone(),
+            verdict,
+            remote: record.digest.clone(),
+            reason: record.failure.clone(),
+            containers,
+        }
+    };
+    last.into_values().map(of).collect()
+}
+
+/// Containers that would come to run this image.
+fn to_recreate(report: &Report, record: &ImageRecord) -> Vec<String> {
+    let recreations = report
+        .containers
+        .iter()
+        .filter_map(|it| it.recreation.as_ref());
+    let would = recreations.filter(|it| it.outcome == RecreationOutcome::WouldRecreate);
+    let same = would.filter(|it| is_of(it.to_image_id.as_str(), record));
+    same.map(|it| it.container.clone()).collect()
+}
+
+/// Of an image that would only be pulled a plan knows the digest alone, and has it stand for the id.
+fn is_of(image_id: &str, record: &ImageRecord) -> bool {
+    match &record.id {
+        Some(id) => id.as_str() == image_id,
+        None => record.digest.as_deref() == Some(image_id),
+    }
+}
+
+/// What came of a refresh for an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Came {
+    /// Something was done, and nothing failed.
+    Progress,
+    /// Nothing was, or something failed: doing the same again at once would come to the same.
+    Nothing,
+}
+
+pub fn came(finding: &Finding, answer: Result<&Report, &RefreshError>) -> Came {
+    let Ok(report) = answer else {
+        return Came::Nothing;
+    };
+    let mut records = report.images.iter().rev();
+    let Some(record) = records.find(|record| record.image == finding.image) else {
+        return Came::Nothing;
+    };
+    let recreations = report
+        .containers
+        .iter()
+        .filter_map(|it| it.recreation.as_ref());
+    let mut of_image = recreations.filter(|it| is_of(it.to_image_id.as_str(), record));
+    let failed = record.outcome == ImageOutcome::Failed
+        || of_image.clone().any(|it| it.outcome.is_failure());
+    let done = record.outcome == ImageOutcome::Pulled
+        || of_image.any(|it| {
+            matches!(
+                it.outcome,
+                RecreationOutcome::Recreated | RecreationOutcome::Removed
+            )
+        });
+    match done && !failed {
+        true => Came::Progress,
+        false => Came::Nothing,
+    }
+}
+
+/// What decides when a finding may be adopted.
+pub struct Gate<'a> {
+    pub windows: &'a Windows,
+    pub minimum_age: SignedDuration,
+    pub paused: Option<&'a Pause>,
+    /// Repositories that a refresh is under way for.
+    pub under_way: &'a BTreeSet<String>,
+}
+
+impl Gate<'_> {
+    /// Of several reasons the one that holds longest.
+    pub fn holds(&self, finding: &Finding, memory: &Memory, now: Timestamp) -> Option<Held> {
+        if self.paused.is_some() {
+            return Some(Held::by(By::Pause, None));
+        }
+        if self.under_way.contains(&finding.image.repository()) {
+            return Some(Held::by(By::Refresh, None));
+        }
+        let later = |at: Option<Timestamp>| at.filter(|at| *at > now);
+        let first_seen = memory.first_seen(finding).unwrap_or(now);
+        let old_enough = first_seen
+            .checked_add(self.minimum_age)
+            .unwrap_or(Timestamp::MAX);
+        let (_, retry_at) = memory.failures(finding);
+        let reasons = [
+            (By::Window, self.windows.opens(now)),
+            (By::Age, later(Some(old_enough))),
+            (By::Backoff, later(retry_at)),
+        ];
+        let holding = reasons
+            .into_iter()
+            .filter_map(|(by, until)| Some((by, until?)));
+        let (by, until) = holding.max_by_key(|(_, until)| *until)?;
+        Some(Held::by(by, Some(until)))
+    }
+}
+
+/// A refresh takes whole repositories, so what holds one image holds the others of its repository.
+pub fn hold_together(images: &mut BTreeMap<String, Watched>) {
+    let mut held: HashMap<String, Held> = HashMap::new();
+    for watched in images.values() {
+        if let Some(one) = &watched.held {
+            let other = held.entry(watched.image.repository());
+            let other = other.or_insert_with(|| one.clone());
+            // `None` is the longest.
+            if other.until.is_some() && one.until.is_none_or(|until| Some(until) > other.until) {
+                *other = one.clone();
+            }
+        }
+    }
+    for watched in images.values_mut() {
+        if watched.verdict == Verdict::Behind && watched.held.is_none() {
+            watched.held = held.get(&watched.image.repository()).cloned();
+        }
+    }
+}
+
+/// How many images are what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    pub current: usize,
+    pub behind: usize,
+    pub unknown: usize,
+}
+
+/// The last look.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Looked {
+    pub started: Timestamp,
+    pub duration_ms: u64,
+    pub trigger: Trigger,
+    /// Of how many images.
+    pub images: usize,
+    /// Why nothing is known: the engine or the policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Diagnostic>,
+}
+
+/// All that is known at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct Snapshot {
+    pub enabled: bool,
+    /// Whether it looks by itself. Otherwise it looks when somebody says that an image may have changed.
+    pub scheduled: bool,
+    pub paused: Option<Pause>,
+    pub next_look: Option<Timestamp>,
+    pub last_look: Option<Looked>,
+    /// Rises with each look.
+    pub looks: u64,
+    pub summary: Summary,
+    pub images: Vec<Watched>,
+    /// What it knew could not be read, or cannot be kept over a restart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Diagnostic>,
+}
+
+impl Snapshot {
+    /// Of a daemon that does not watch.
+    pub fn off() -> Self {
+        Self {
+            enabled: false,
+            scheduled: false,
+            paused: None,
+            next_look: None,
+            last_look: None,
+            looks: 0,
+            summary: Summary::default(),
+            images: vec![],
+            problem: None,
+        }
+    }
+}
+
+pub fn summary<'a>(images: impl Iterator<Item = &'a Watched>) -> Summary {
+    let mut summary = Summary::default();
+    for watched in images {
+        match watched.verdict {
+            Verdict::Current => summary.current += 1,
+            Verdict::Behind => summary.behind += 1,
+            Verdict::Unknown => summary.unknown += 1,
+        }
+    }
+    summary
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! What replacing many containers costs, beside the order of calls of other updaters. See `refit_tests::measure`.
+//!
+//! `measure REFIT [--containers 8,40] [--runs 3] [--orders floor,replace] [--json FILE]`. `cargo xtask bench engine` builds what it
+//! takes. The orders take turns within each run, so that what else the machine does meets all of them.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use bollard::Docker;
+use refit_tests::measure::fleet::Images;
+use refit_tests::measure::order::{Given, Order};
+use refit_tests::measure::table::{Sample, markdown, rows};
+use refit_tests::registry::{Access, Registry};
+use refit_tests::{Proxy, World, progress, with_world_for};
+
+/// A hundred containers in six orders, three times, took less than two hours on a loaded machine.
+const WHOLE: Duration = Duration::from_secs(4 * 60 * 60);
+/// Of bollard, for one answer.
+const ANSWER_SECONDS: u64 = 300;
+
+#[derive(Clone)]
+struct Asked {
+    refit: PathBuf,
+    containers: Vec<usize>,
+    runs: usize,
+    orders: Vec<Order>,
+    json: Option<PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let asked = asked(std::env::args().skip(1))?;
+    with_world_for(WHOLE, "measure", |world| async move {
+        measure(&world, asked).await
+    })
+    .await
+}
+
+fn asked(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Asked> {
+    let usage = "measure REFIT [--containers 8,40] [--runs 3] [--orders floor,original,watchtower,replace-1,replace,overlap] [--json FILE]";
+    let mut asked = Asked {
+        refit: arguments.next().context(usage)?.into(),
+        containers: vec![8, 40],
+        runs: 3,
+        orders: Order::ALL.to_vec(),
+        json: None,
+    };
+    while let Some(option) = arguments.next() {
+        let value = arguments
+            .next()
+            .with_context(|| format!("`{option}` takes a value: {usage}"))?;
+        match option.as_str() {
+            "--containers" => {
+                let numbers: Result<Vec<usize>, _> = value.split(',').map(str::parse).collect();
+                asked.containers =
+                    numbers.context("`--containers` takes numbers, separated by commas")?;
+            }
+            "--runs" => asked.runs = value.parse().context("`--runs` takes a number")?,
+            "--orders" => {
+                let orders = value.split(',').map(|name| {
+                    let found = Order::ALL.into_iter().find(|order| order.name() == name);
+                    found.with_context(|| format!("there is no order `{name}`: {usage}"))
+                });
+                asked.orders = orders.collect::<anyhow::Result<_>>()?;
+            }
+            "--json" => asked.json = Some(value.into()),
+            _ => bail!("there is no option `{option}`: {usage}"),
+        }
+    }
+    Ok(asked)
+}
+
+async fn measure(world: &World, asked: Asked) -> anyhow::Result<()> {
+    let registry = Registry::start(Access::Anybody).await?;
+    let proxy = Proxy::before(world).await?;
+    let socket = proxy.docker_host();
+    let docker = Docker::connect_with_unix(&socket, ANSWER_SECONDS, bollard::API_DEFAULT_VERSION)?
+        .negotiate_version()
+        .await?;
+    let images = Images::publish(world, &registry).await?;
+    let given = Given {
+        world,
+        images: &images,
+        proxy: &proxy,
+        docker: &docker,
+        refit: &asked.refit,
+    };
+    let mut samples = Vec::new();
+    for &containers in &asked.containers {
+        for run in 1..=asked.runs {
+            for &order in &asked.orders {
+                let sample = once(&given, &registry, order, containers).await?;
+                progress(&format!(
+                    "{containers} containers, run {run} of {}, {}: {} ms",
+                    asked.runs,
+                    order.name(),
+                    sample.total_ms
+                ));
+                samples.push(sample);
+            }
+        }
+    }
+    let rows = rows(&samples);
+    if let Some(file) = &asked.json {
+        let text = serde_json::to_string_pretty(&rows)?;
+        std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    progress(&markdown(&rows));
+    Ok(())
+}
+
+async fn once(
+    given: &Given<'_>,
+    registry: &Registry,
+    order: Order,
+    containers: usize,
+) -> anyhow::Result<Sample> {
+    let fleet = given.images.start(order.shape(containers)).await?;
+    let (calls, requests) = (given.proxy.asked().len(), registry.requests()?.len());
+    let began = Instant::now();
+    order.run(given, &fleet).await?;
+    let total_ms = u64::try_from(began.elapsed().as_millis())?;
+    let (calls, requests) = (
+        given.proxy.asked().len() - calls,
+        registry.requests()?.len() - requests,
+    );
+    let gaps = match order {
+        Order::Original => vec![],
+        _ => given.images.gaps(&fleet, order.renews()).await?,
+    };
+    given.images.clear(fleet).await?;
+    Ok(Sample {
+        order,
+        containers,
+        total_ms,
+        gaps_ms: gaps.into_iter().flatten().collect(),
+        engine_calls: calls,
+        registry_requests: requests,
+    })
+}

@@ -1,0 +1,167 @@
+//! What was measured, for people and for programs: medians and spread.
+
+use serde::Serialize;
+
+use super::order::Order;
+
+/// One measurement.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    pub order: Order,
+    pub containers: usize,
+    pub total_ms: u64,
+    /// One per container, where something took its place.
+    pub gaps_ms: Vec<u64>,
+    pub engine_calls: usize,
+    pub registry_requests: usize,
+}
+
+/// All measurements of one order and size.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    pub order: &'static str,
+    pub containers: usize,
+    pub runs: usize,
+    pub total_ms: Spread,
+    /// Of the runs' medians.
+    pub gap_ms: Option<Spread>,
+    /// The longest of any container in any run.
+    pub gap_longest_ms: Option<u64>,
+    pub engine_calls: u64,
+    pub registry_requests: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    pub least: u64,
+    pub median: u64,
+    pub most: u64,
+}
+
+impl Spread {
+    /// `None` of nothing.
+    pub fn of(mut values: Vec<u64>) -> Option<Self> {
+        values.sort_unstable();
+        Some(Self {
+            least: *values.first()?,
+            median: values[values.len() / 2],
+            most: *values.last()?,
+        })
+    }
+}
+
+/// Sorted by size and order.
+pub fn rows(samples: &[Sample]) -> Vec<Row> {
+    let mut kinds: Vec<_> = samples
+        .iter()
+        .map(|sample| (sample.containers, sample.order))
+        .collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    kinds
+        .into_iter()
+        .filter_map(|(containers, order)| {
+            let of = |pick: &dyn Fn(&Sample) -> Option<u64>| {
+                let ours = samples
+                    .iter()
+                    .filter(|sample| (sample.containers, sample.order) == (containers, order));
+                Spread::of(ours.filter_map(pick).collect())
+            };
+            Some(Row {
+                order: order.name(),
+                containers,
+                runs: samples
+                    .iter()
+                    .filter(|sample| (sample.containers, sample.order) == (containers, order))
+                    .count(),
+                total_ms: of(&|sample| Some(sample.total_ms))?,
+                gap_ms: of(&|sample| Spread::of(sample.gaps_ms.clone()).map(|gap| gap.median)),
+                gap_longest_ms: of(&|sample| sample.gaps_ms.iter().max().copied())
+                    .map(|it| it.most),
+                engine_calls: of(&|sample| Some(sample.engine_calls as u64))?.median,
+                registry_requests: of(&|sample| Some(sample.registry_requests as u64))?.median,
+            })
+        })
+        .collect()
+}
+
+/// Markdown.
+pub fn markdown(rows: &[Row]) -> String {
+    let mut text = String::from(
+        "| containers | order | runs | total s, median (least to most) | gap ms, median of the runs' medians (least to most) | longest gap ms | engine calls | registry requests |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+    );
+    for row in rows {
+        let seconds = |ms: u64| ms as f64 / 1000.0;
+        let total = row.total_ms;
+        let gap = row.gap_ms.map_or_else(
+            || "nothing runs".to_owned(),
+            |gap| format!("{} ({} to {})", gap.median, gap.least, gap.most),
+        );
+        let longest = row
+            .gap_longest_ms
+            .map_or_else(|| "–".to_owned(), |ms| ms.to_string());
+        text.push_str(&format!(
+            "| {} | {} | {} | {:.1} ({:.1} to {:.1}) | {gap} | {longest} | {} | {} |\n",
+            row.containers,
+            row.order,
+            row.runs,
+            seconds(total.median),
+            seconds(total.least),
+            seconds(total.most),
+            row.engine_calls,
+            row.registry_requests,
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_by_size_and_order_and_tell_the_median() {
+        let sample = |containers, order, total_ms, gaps_ms: &[u64]| Sample {
+            order,
+            containers,
+            total_ms,
+            gaps_ms: gaps_ms.to_vec(),
+            engine_calls: 1,
+            registry_requests: 2,
+        };
+        let rows = rows(&[
+            sample(40, Order::Replace, 9000, &[5, 1, 9]),
+            sample(8, Order::Replace, 3000, &[1]),
+            sample(8, Order::Original, 1000, &[]),
+            sample(8, Order::Replace, 1000, &[7]),
+            sample(8, Order::Replace, 2000, &[3]),
+        ]);
+        let kinds: Vec<_> = rows
+            .iter()
+            .map(|row| (row.containers, row.order, row.runs))
+            .collect();
+        assert_eq!(
+            kinds,
+            [(8, "original", 1), (8, "replace", 3), (40, "replace", 1)]
+        );
+        assert_eq!(rows[0].gap_ms, None);
+        assert_eq!(
+            rows[1].total_ms,
+            Spread {
+                least: 1000,
+                median: 2000,
+                most: 3000
+            }
+        );
+        assert_eq!(
+            rows[1].gap_ms,
+            Some(Spread {
+                least: 1,
+                median: 3,
+                most: 7
+            })
+        );
+        assert_eq!(rows[2].gap_longest_ms, Some(9));
+    }
+}
