@@ -10,6 +10,7 @@ const sidebar = [
     text: 'Running Refit',
     items: [
       { text: "Operator's guide", link: '/operating' },
+      { text: 'Installing', link: '/packaging' },
       { text: 'Configuration', link: '/configuration' },
       { text: 'Swapping policies', link: '/policies' },
       { text: 'Security model', link: '/security' },

@@ -11,12 +11,23 @@ use crate::image::ImageRef;
 
 /// Something a policy may ask the host to do.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
 #[derive(utoipa::ToSchema)]
 pub enum Verb {
+    /// Look at a container.
     Inspect,
+    /// Pull an image.
     Pull,
     /// Recreate by strategy `replace`.
     Replace,

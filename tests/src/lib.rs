@@ -20,6 +20,7 @@ pub mod http;
 pub mod image;
 pub mod measure;
 pub mod proxy;
+pub mod references;
 pub mod refit;
 pub mod registry;
 pub mod scenario;
@@ -36,4 +37,9 @@ pub use image::ImageSpec;
 pub use proxy::Proxy;
 pub use refit::Refit;
 pub use report::progress;
+/// Makes sure that systemd's tools are there, which need no systemd that runs.
+pub fn install_systemd() -> anyhow::Result<()> {
+    install::ensure(&[("systemd-analyze", "systemd")])
+}
+
 pub use world::{World, with_world, with_world_for};

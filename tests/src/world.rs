@@ -2,8 +2,9 @@
 //!
 //! `with_world` runs a test's body in one. Whatever the body does, panic included, its containers are shown if it failed, and
 //! everything that carries the world's prefix or labels, or hangs on such a thing, is removed. `KEEP=1` leaves it for a look.
-//! The parts: `publish` (images), `run` (containers, networks, volumes), `observe` (what is), `clean`.
+//! The parts: `publish` (images), `build` (those with a Dockerfile), `run` (containers, networks, volumes), `observe` (what is), `clean`.
 
+mod build;
 mod clean;
 mod diagnose;
 mod observe;

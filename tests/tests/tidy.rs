@@ -248,6 +248,18 @@ fn every_key_of_the_configuration_is_documented() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_references_are_current() -> anyhow::Result<()> {
+    for page in refit_tests::references::pages()? {
+        ensure!(
+            page.is_current(),
+            "{} is not what the program says of itself; `cargo xtask references` writes it anew",
+            page.name
+        );
+    }
+    Ok(())
+}
+
 /// The packages of this machine's build, as cargo resolved them.
 /// `proof::one_that_exits…` is a test of the fidelity suite, `e2e::refresh::…` of another; a last part may be left out, and then a
 /// whole module is meant.

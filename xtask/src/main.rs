@@ -1,9 +1,10 @@
 //! `cargo xtask`: the chores of this repository. Each sets up what it needs first, so that a machine with rustup is enough.
 //!
 //! Standard library only: this is the first thing that a newcomer builds, and it should be there in seconds. [`setup`] gets what
-//! is missing, [`guests`] builds the example policies and [`docs`] the site, [`run`] runs programs and says what takes time; the
-//! other chores are here.
+//! is missing, [`guests`] builds the example policies, [`docs`] the site and [`dist`] what is handed out, [`run`] runs programs and
+//! says what takes time; the other chores are here.
 
+mod dist;
 mod docs;
 mod guests;
 mod run;
@@ -23,9 +24,14 @@ usage: cargo xtask <chore>
   lint         check formatting, clippy, documentation, and what cargo-deny checks
   guests       build the example policies in Python, JavaScript and Rust, and print where they are
   bench [ARGS] measure what policies cost; ARGS go to `cargo bench --package refit`
+  dist [ARGS]  build what is handed out: a static program, completions, man pages, the context of the image;
+               `--target T` for another machine than this one, `--profile P` for another profile than `dist`
+  image [ARGS] the same, and the test that builds an image of it and has it refresh containers on a real engine
   bench engine [ARGS]
                measure what replacing containers costs, on a real engine and beside other updaters; ARGS go to `measure`
   docs         build the site of docs/, where a dead link is an error
+  references   write the pages of docs/ anew that are made of the program: commands, keys of the
+               configuration, the HTTP interface
   setup        get what building and testing takes: a C compiler, the wasm32-wasip2 target
 
 Build output goes to CARGO_TARGET_DIR, by default `refit/target` in your cache folder, where it outlives a checkout.
@@ -43,13 +49,16 @@ fn main() -> ExitCode {
         (Some("guests"), []) => guests::build().map(|components| guests::tell(&components)),
         (Some("bench"), [engine, arguments @ ..]) if engine == "engine" => bench_engine(arguments),
         (Some("bench"), arguments) => bench(arguments),
+        (Some("dist"), arguments) => dist::build(arguments).map(|_| ()),
+        (Some("image"), arguments) => image(arguments),
         (Some("docs"), []) => docs::build(),
+        (Some("references"), []) => references(),
         (Some("setup"), []) => setup::all(),
         (Some("help" | "--help" | "-h"), _) => {
             run::say(USAGE.trim_end());
             return ExitCode::SUCCESS;
         }
-        (Some(chore @ ("demo" | "docs" | "guests" | "lint" | "setup")), _) => {
+        (Some(chore @ ("demo" | "docs" | "guests" | "lint" | "references" | "setup")), _) => {
             return unusable(&format!("`{chore}` takes no arguments"));
         }
         (Some(other), _) => return unusable(&format!("there is no chore `{other}`")),
@@ -80,6 +89,35 @@ fn demo() -> Result<(), Failed> {
     step(
         "running the demo",
         Command::new(binaries.join("demo")).arg(binaries.join("refit")),
+    )
+}
+
+fn image(arguments: &[OsString]) -> Result<(), Failed> {
+    let folder = dist::build(arguments)?;
+    step(
+        "testing the program and its image",
+        cargo()
+            .args(["test", "--workspace", "--test", "image"])
+            .env("REFIT_DIST", folder),
+    )
+}
+
+fn references() -> Result<(), Failed> {
+    setup::all()?;
+    step(
+        "building refit and what writes the pages (from nothing this takes minutes)",
+        cargo().args(["build", "--workspace", "--exclude", "xtask", "--bins"]),
+    )?;
+    let programs = target_directory().join("debug");
+    step(
+        "writing the pages",
+        &mut Command::new(programs.join("references")),
+    )?;
+    step(
+        "writing the page of the HTTP interface",
+        Command::new("node")
+            .arg("docs/.vitepress/scripts/http.mjs")
+            .env("REFIT", programs.join("refit")),
     )
 }
 
@@ -146,6 +184,19 @@ fn lint() -> Result<(), Failed> {
             "clippy",
             "--workspace",
             "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]),
+    )?;
+    // Left out of the above, since it wants to have `cargo xtask dist` built.
+    step(
+        "clippy, on the test of what is handed out",
+        cargo().args([
+            "clippy",
+            "--workspace",
+            "--test",
+            "image",
             "--",
             "-D",
             "warnings",

@@ -30,9 +30,58 @@ fn c_compiler() -> Result<(), Failed> {
 
 /// The default policy is a component, and is built along with the host.
 pub(crate) fn wasm_target() -> Result<(), Failed> {
+    target(WASM)
+}
+
+/// What a program without a libc of the machine's takes: Rust's part, and for what has C in it (ring, SQLite) a C compiler.
+pub(crate) fn musl(triple: &str) -> Result<(), Failed> {
+    target(triple)?;
+    let architecture = triple.split('-').next().unwrap_or(triple);
+    let ours = architecture == env::consts::ARCH;
+    let compiler = match ours {
+        true => "musl-gcc".to_owned(),
+        false => format!("{architecture}-linux-musl-gcc"),
+    };
+    if is_there(&compiler) {
+        return Ok(());
+    }
+    if !ours {
+        return Err(Failed::new(format!("there is no `{compiler}` on this machine"))
+            .hint("install a cross compiler for musl, whichever it comes from: it has to be on the path by that name"));
+    }
+    apt(
+        "musl-tools",
+        "a C compiler that links no libc of the machine's",
+    )
+}
+
+/// A package of Debian's, where root may install it.
+pub(crate) fn apt(package: &str, what: &str) -> Result<(), Failed> {
+    let can = is_there("apt-get") && Path::new("/etc/debian_version").exists();
+    if !can {
+        return Err(Failed::new(format!("this machine lacks {what}")).hint(format!(
+            "install what Debian calls `{package}`; as root on Debian or Ubuntu this is done for you"
+        )));
+    }
+    // Another apt on this machine is waited for; a mirror that is stuck is not.
+    let script = format!(
+        "apt-get update -qq && apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 {package}"
+    );
+    step(
+        &format!("installing {package} with apt-get"),
+        Command::new("timeout")
+            .args(["15m", "sh", "-c", &script])
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(std::process::Stdio::null())
+            .stdout(std::io::stderr()),
+    )
+    .map_err(|failed| failed.hint(format!("install `{package}` by hand, and run again")))
+}
+
+fn target(triple: &str) -> Result<(), Failed> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let asked = Command::new(rustc)
-        .args(["--print", "target-libdir", "--target", WASM])
+        .args(["--print", "target-libdir", "--target", triple])
         .output();
     let folder = asked
         .ok()
@@ -41,7 +90,7 @@ pub(crate) fn wasm_target() -> Result<(), Failed> {
     if folder.is_some_and(|folder| folder.is_dir()) {
         return Ok(());
     }
-    rustup(&["target", "add", WASM])
+    rustup(&["target", "add", triple])
 }
 
 /// A part of the toolchain that a minimal installation lacks.

@@ -11,14 +11,17 @@ use crate::grants::Verb;
 pub const SIGNATURE_BYTES_MAX: usize = 8 << 10;
 
 /// A key that the operator trusts.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(deny_unknown_fields)]
 pub struct KeyConfig {
-    /// For people: whose it is.
+    /// Whose it is, for people.
     pub name: String,
-    /// The public key as minisign prints it: `RW` and 54 more characters.
+    /// The public key as minisign prints it, the second line of its `.pub` file.
+    #[schemars(regex(pattern = "^RW[A-Za-z0-9+/]{54}$"))]
     pub key: String,
-    /// What a policy that is signed with it may do at most. Without it, all that the grants say.
+    /// What a policy that is signed with it may do at most, of the words of `[grants] verbs`. Unset: all that the grants say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verbs: Option<Vec<Verb>>,
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::approvals;
 use crate::artifact::{ArtifactRef, Source, reference};
@@ -33,6 +34,21 @@ pub(super) struct Arguments {
     pub(super) log_format: LogFormat,
     #[command(subcommand)]
     pub(super) command: Command,
+}
+
+/// All that people may type. clap's generators show hidden commands as well.
+pub(super) fn visible() -> clap::Command {
+    use clap::CommandFactory as _;
+    let whole = Arguments::command();
+    let commands = whole.get_subcommands().filter(|it| !it.is_hide_set());
+    clap::Command::new("refit")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(whole.get_about().cloned().unwrap_or_default())
+        .after_help(whole.get_after_help().cloned().unwrap_or_default())
+        .subcommand_required(true)
+        .max_term_width(100)
+        .args(whole.get_arguments())
+        .subcommands(commands.cloned())
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -67,8 +83,18 @@ pub(super) enum Command {
     Openapi,
     /// Check the engine, the logins, the policy and its grants
     Doctor(DoctorArguments),
+    /// Ask a daemon whether it is alive, with status 0 where it is: for a container's health check
+    Healthcheck(HealthcheckArguments),
     /// Run hostile policies, and see that each is held to its limits; needs no engine and changes nothing
     Selftest(SelftestArguments),
+    /// Print what makes a shell complete the commands and flags of this program
+    Completions { shell: Shell },
+    /// Print the manual page of this program, or write those of all commands to a folder
+    Man {
+        /// A folder that is there
+        #[arg(value_name = "FOLDER")]
+        folder: Option<PathBuf>,
+    },
     /// Compile a component from stdin to stdout, for the process that started this one
     #[command(name = COMPILE_SUBCOMMAND, hide = true)]
     CompilePolicy(CompileArguments),
@@ -548,6 +574,8 @@ pub(super) enum ConfigCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Print the JSON Schema of `refit.toml`, for editors; reads no configuration
+    Schema,
 }
 
 #[derive(Debug, Args)]
@@ -558,6 +586,16 @@ pub(super) struct DoctorArguments {
     /// As JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct HealthcheckArguments {
+    /// Whether a refresh would find what it needs, too: an engine that answers, and nothing half done from before
+    #[arg(long)]
+    pub(super) ready: bool,
+    /// Address of the daemon [default: `[serve] listen`]
+    #[arg(long, value_name = "URL")]
+    pub(super) server: Option<String>,
 }
 
 #[derive(Debug, Args)]

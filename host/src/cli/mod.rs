@@ -6,7 +6,9 @@ mod arguments;
 mod commands;
 mod display;
 mod logging;
+pub mod reference;
 mod remote;
+mod supervisor;
 mod table;
 
 use std::process::ExitCode;
@@ -91,6 +93,9 @@ async fn run(arguments: Arguments) -> Result<Status, Diagnostic> {
         Command::Recover(arguments) => commands::recover(common, arguments).await,
         Command::Config(arguments) => commands::config(common, arguments),
         Command::Openapi => commands::openapi(),
+        Command::Healthcheck(arguments) => commands::healthcheck(common, arguments).await,
+        Command::Completions { shell } => commands::completions(shell),
+        Command::Man { folder } => commands::man(folder.as_deref()),
         Command::Doctor(arguments) => commands::doctor(common, arguments).await,
         Command::CompilePolicy(limits) => commands::compile_policy(&limits),
         Command::Selftest(arguments) => commands::selftest(arguments).await,

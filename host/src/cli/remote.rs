@@ -120,6 +120,35 @@ impl Daemon {
         Ok(Answer::Refused(problem(status, &body)))
     }
 
+    /// Whether it answers 200 at a path that needs no token, before `limit` has passed.
+    pub(super) async fn is_well(&self, path: &str, limit: Duration) -> Result<(), Diagnostic> {
+        let not = |cause: String| {
+            Diagnostic::new(format!(
+                "the daemon at `http://{}` is not well",
+                self.authority
+            ))
+            .because(cause)
+        };
+        let request = Request::builder()
+            .uri(path)
+            .header(header::HOST, &self.authority)
+            .body(Full::new(Bytes::new()))
+            .map_err(|error| not(error.to_string()))?;
+        let asking = async {
+            let stream = TcpStream::connect(&self.authority).await;
+            exchange(stream.map_err(|error| error.to_string())?, request).await
+        };
+        let (status, body) = match tokio::time::timeout(limit, asking).await {
+            Ok(answer) => answer.map_err(not)?,
+            Err(_) => return Err(not(format!("no answer within {} s", limit.as_secs()))),
+        };
+        if status == StatusCode::OK {
+            return Ok(());
+        }
+        let body = serde_json::from_slice(&body).unwrap_or_default();
+        Err(not(problem(status, &body).error))
+    }
+
     fn request(&self, by: Option<&str>, ask: Ask<'_>) -> Result<Request<Full<Bytes>>, http::Error> {
         let mut request = Request::builder()
             .method(ask.method)

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
@@ -10,17 +11,19 @@ use crate::refresh::Trigger;
 /// A month. What nobody has looked at by then is due anew, and is better looked at as it is then.
 const SECONDS_MAX: u64 = 30 * 24 * 60 * 60;
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// Refreshes that wait for a person.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApprovalConfig {
-    /// What asks for refreshes that wait. None: each begins at once.
+    /// What proposes refreshes that wait: `"schedule"`, `"webhook"`. Of what is not named here, each begins at once.
     pub required_for: Vec<Proposer>,
-    /// How long one waits.
+    /// How long one waits, 2592000 (a month) at most: somebody looks once a day.
+    #[schemars(range(min = 1, max = SECONDS_MAX))]
     pub expires_seconds: u64,
 }
 
 /// What proposes a refresh without a person. A person who asks for one has approved it by asking.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Proposer {
     Schedule,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
@@ -12,25 +13,28 @@ use crate::registry::credentials::GHCR;
 /// Each is a secret that a request is compared with, and a name in logs. Nobody has more.
 const REGISTRIES_MAX: usize = 32;
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// Who may say by a webhook that an image was published.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HooksConfig {
     pub github: GithubHookConfig,
     /// Registries that send the notifications of the OCI distribution.
+    #[schemars(length(max = REGISTRIES_MAX))]
     pub registry: Vec<RegistryHookConfig>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// GitHub's webhook of packages.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct GithubHookConfig {
-    /// A file with the webhook's secret. `GITHUB_WEBHOOK_SECRET` sets it too, and goes first. With neither there is no such hook.
+    /// File with the webhook's secret. `GITHUB_WEBHOOK_SECRET` goes first. With neither there is no such webhook.
     pub secret_file: Option<PathBuf>,
     /// Where the packages that it tells of are pulled from.
     pub registry: String,
 }
 
 /// One registry. Which one sent a notification is known by its secret.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegistryHookConfig {
     /// For people: logs and answers say it.

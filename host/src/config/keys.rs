@@ -1,13 +1,18 @@
 //! The keys of `refit.toml`, their defaults, and the reasons for these. Types only.
+//!
+//! The comment on a key is what people read of it, in docs/configuration.md and in their editor: after a change,
+//! `cargo xtask references` writes the page anew.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use super::approval::ApprovalConfig;
+use super::schema;
 use super::watch::WatchConfig;
 use crate::artifact;
 use crate::artifact::signature::KeyConfig;
@@ -17,13 +22,26 @@ pub use super::hooks::HooksConfig;
 pub use super::metrics::MetricsConfig;
 pub use super::notify::NotifyConfig;
 
+/// A week. More than that is a slip of the finger, and sums of larger times could overflow.
+pub(super) const SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
+/// Some thirty times the default: every query and every end of a refresh walks through them.
+pub(super) const KEEP_MAX: u32 = 30_000;
+/// Ten years.
+pub(super) const DAYS_MAX: u32 = 3650;
+/// A day; counts of half a year are nobody's.
+const REQUESTS_WINDOW_MAX: u64 = 24 * 60 * 60;
+
 /// A key may be left out anywhere; [`Config::default`] says what then holds.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Address of the engine. Without it, `DOCKER_HOST`, the Docker CLI's context, or the usual socket.
+    /// Address of the container engine, `unix:///path/to.sock` or `tcp://host:port`. Unset: `DOCKER_HOST`, then the Docker CLI's
+    /// context, then `unix:///var/run/docker.sock`. Flag: `--engine`.
     pub engine: Option<String>,
-    /// Where policies keep their state. Without it, a folder for the user.
+    /// Where policies keep their state, where the daemon keeps the policies that were swapped in (`policies`) and all keep what
+    /// they compiled (`compiled`, under a seal; may be deleted), where refreshes are written down (`history`), where those are
+    /// that wait for approval (`approvals`), and where two Refits on one machine see that the other is at work. Unset:
+    /// `$XDG_STATE_HOME/refit`, then `~/.local/state/refit`, and for root `/var/lib/refit`.
     pub state_dir: Option<PathBuf>,
     pub images: ImagesConfig,
     pub credentials: CredentialsConfig,
@@ -42,103 +60,150 @@ pub struct Config {
     pub watch: WatchConfig,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// Images that are pulled.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImagesConfig {
-    /// Platform to pull and create for, `linux/amd64`. Empty: whatever the engine chooses. `MOLECULE_IMAGE_PLATFORM` sets it too.
+    /// Platform to pull and to create for, `linux/amd64`. Empty: whatever the engine chooses. Unset: `linux/amd64` on Apple silicon,
+    /// elsewhere whatever the engine chooses.
+    #[schemars(schema_with = "schema::platform")]
     pub platform: Option<String>,
-    /// How many images that a tag meant before are kept of each repository, for a way back; older ones are removed after a
-    /// refresh where no container refers to them. Without it, all are kept.
+    /// How many images that a tag meant before are kept of each repository that was pulled. Older ones are removed after a
+    /// refresh where no container refers to them. Unset: all are kept.
     pub keep_previous: Option<usize>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// Logins at registries.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CredentialsConfig {
     /// The registry that `GHCR_USER` and `GHCR_TOKEN` are for. They are sent nowhere else.
     pub registry: String,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// How registries are spoken to.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RegistriesConfig {
-    /// Registries, as `host:port`, that policies are fetched from, and the watcher asks, without TLS. Those on this machine need
-    /// not be listed.
+    /// Registries, as `host:port`, that policies are fetched from and pushed to, and the watcher asks, without TLS. Those on loopback
+    /// need not be listed. Images are pulled by the engine, which has a list of its own.
     pub plain_http: Vec<String>,
-    /// How often the watcher may ask one registry within the window.
+    /// Requests that the watcher may make of one registry within the window. What is left is `unknown`, and asked in the next one.
+    #[schemars(range(min = 1))]
     pub requests_max: u32,
+    /// That window.
+    #[schemars(range(min = 1, max = REQUESTS_WINDOW_MAX))]
     pub requests_window_seconds: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// Which policy decides, and with which configuration.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PolicyConfig {
-    /// A component file, or `oci://…`. Without it, the default policy that is built in.
+    /// File with a policy component, or one in a registry: `oci://ghcr.io/acme/canary:1.2.0`, with `@sha256:…` behind it to pin it.
+    /// Unset: the default policy, which is built in. Flag: `--policy`.
+    #[schemars(schema_with = "schema::component")]
     pub component: Option<artifact::Source>,
-    /// Whether the daemon looks at the file again and again, and swaps it in when it has changed.
+    /// Whether `refit serve` looks at the file, and the signature beside it, twice a second, and swaps it in when it has changed and
+    /// been left alone for half a second. Not for one in a registry.
     pub watch: bool,
-    /// Who may ship policies. With none, nobody needs to sign anything.
+    /// Who may ship policies. With any key, a policy is taken only if one of them signed it; see below. The built-in policy needs
+    /// no signature.
     pub keys: Vec<KeyConfig>,
-    /// Handed to the policy as JSON. What it may contain, the policy says.
+    /// A table that is handed to the policy as JSON. What may be in it, the policy says; it is checked before anything is done.
     pub config: serde_json::Map<String, serde_json::Value>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// What the host lets any policy see and do. A policy cannot widen it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct GrantsConfig {
+    /// Patterns of registry and repository, without tag, that may be pulled. `*` does not cross a `/`, `**` does.
     pub images: Vec<String>,
+    /// Patterns of the names of containers that a policy may know of.
     pub containers: Vec<String>,
+    /// Labels that such a container must carry, all of them: `{ "acme.refresh" = "yes" }`.
     pub labels: BTreeMap<String, String>,
+    /// Names of environment variables of a container that a policy may read.
     pub environment: Vec<String>,
+    /// What a policy may ask for.
     pub verbs: Vec<Verb>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// How much, how long and how many at once.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
-    /// Any call to the engine but a pull.
+    /// Time for any call to the engine but a pull.
+    #[schemars(range(min = 1, max = SECONDS_MAX))]
     pub engine_seconds: u64,
-    /// One pull.
+    /// Time for one pull.
+    #[schemars(range(min = 1, max = SECONDS_MAX))]
     pub pull_seconds: u64,
-    /// A whole refresh.
+    /// Time for a whole refresh. What was begun by then is finished.
+    #[schemars(range(min = 1, max = SECONDS_MAX))]
     pub refresh_seconds: u64,
+    /// Images that one refresh may pull.
     pub pulls_max: u32,
+    /// Containers that one refresh may inspect.
     pub inspects_max: u32,
+    /// Containers that one refresh may recreate.
     pub recreates_max: u32,
+    /// Pulls at once.
+    #[schemars(range(min = 1))]
     pub pull_concurrency: usize,
+    /// Inspections at once.
+    #[schemars(range(min = 1))]
     pub inspect_concurrency: usize,
-    /// Containers that are down at once.
+    /// Containers that are down at once, over all refreshes. More are faster in all, with a longer gap for each. Flag:
+    /// `--concurrency`.
+    #[schemars(range(min = 1))]
     pub recreate_concurrency: usize,
-    /// Containers at once whose replacement is made ready, takes over, or proves itself.
+    /// Containers of one refresh at once whose replacement is made ready, takes over, or proves itself. `1`: one is begun when the
+    /// one before it is done.
+    #[schemars(range(min = 1))]
     pub recreate_pipeline: usize,
-    /// Computing time for compiling a policy, all threads together.
+    /// Computing time for compiling a policy, all threads together. Four times as long on the clock.
+    #[schemars(range(min = 1, max = SECONDS_MAX))]
     pub compile_seconds: u64,
     /// Address space of the process that compiles it, in MiB.
+    #[schemars(range(min = 1))]
     pub compile_megabytes: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// When a replacement counts as good, so that the old container may be removed.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProofConfig {
-    /// How long a replacement must keep running before the old container is removed.
+    /// How long it must keep running.
+    #[schemars(range(max = SECONDS_MAX))]
     pub grace_seconds: u64,
     /// How long one with a health check may take to become healthy, beyond its own start period.
+    #[schemars(range(max = SECONDS_MAX))]
     pub health_seconds: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// What became of refreshes is written down.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HistoryConfig {
-    /// How many refreshes are kept; 0: none is written down.
+    /// How many refreshes are kept, 30000 at most: a month of them at thirty a day, and with 40 containers each some 30 MB. `0`: none
+    /// is written down.
+    #[schemars(range(max = KEEP_MAX))]
     pub keep: u32,
+    /// How many days each is kept, 3650 at most: whoever asks what a container ran a quarter ago finds it.
+    #[schemars(range(min = 1, max = DAYS_MAX))]
     pub keep_days: u32,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// The daemon.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServeConfig {
+    /// Where the daemon listens. Beyond loopback only with an admin token. Flag: `--listen`.
+    #[schemars(schema_with = "schema::socket_address")]
     pub listen: SocketAddr,
-    /// A file with the admin token. `ADMIN_TOKEN` sets it too, and goes first.
+    /// File with the admin token. `ADMIN_TOKEN` goes first.
     pub token_file: Option<PathBuf>,
 }
 
@@ -170,13 +235,11 @@ impl RegistriesConfig {
         if self.requests_max == 0 {
             return Err(zero("registries.requests_max"));
         }
-        /// A day; counts of half a year are nobody's.
-        const WINDOW_MAX: u64 = 24 * 60 * 60;
         match self.requests_window_seconds {
-            1..=WINDOW_MAX => Ok(()),
+            1..=REQUESTS_WINDOW_MAX => Ok(()),
             seconds => Err(ConfigError::Value {
                 key: "registries.requests_window_seconds",
-                problem: format!("{seconds}, and may be 1 to {WINDOW_MAX}"),
+                problem: format!("{seconds}, and may be 1 to {REQUESTS_WINDOW_MAX}"),
             }),
         }
     }

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// Who may look at the metrics.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetricsConfig {
-    /// A file with a token that `/metrics` takes beside the admin's, so that whoever collects them need not hold that.
+    /// File with a token that `/metrics` takes beside the admin's, so that whoever collects the numbers need not hold that.
     pub token_file: Option<PathBuf>,
 }

@@ -9,6 +9,8 @@ pub mod hooks;
 pub mod keys;
 pub mod metrics;
 pub mod notify;
+pub mod reference;
+pub mod schema;
 pub mod watch;
 
 use std::net::SocketAddr;
@@ -21,6 +23,7 @@ use figment::{Figment, error::Kind};
 use serde::Serialize;
 
 pub use self::keys::Config;
+use self::keys::{DAYS_MAX, KEEP_MAX, SECONDS_MAX};
 use crate::artifact;
 use crate::capabilities::guard::Counts;
 use crate::diagnostic::{Diagnostic, Hints};
@@ -250,8 +253,6 @@ impl Config {
                 });
             }
         }
-        /// A week. More than that is a slip of the finger, and sums of larger times could overflow.
-        const SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
         let times: [(&'static str, u64); 6] = [
             ("limits.compile_seconds", self.limits.compile_seconds),
             ("limits.engine_seconds", self.limits.engine_seconds),
@@ -268,10 +269,6 @@ impl Config {
                 });
             }
         }
-        /// Some thirty times the default: every query and every end of a refresh walks through them.
-        const KEEP_MAX: u32 = 30_000;
-        /// Ten years.
-        const DAYS_MAX: u32 = 3650;
         let kept: [(&'static str, u32, u32, u32); 2] = [
             ("history.keep", self.history.keep, 0, KEEP_MAX),
             ("history.keep_days", self.history.keep_days, 1, DAYS_MAX),

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
@@ -20,23 +21,28 @@ const BATCH_SECONDS_MAX: u64 = 60 * 60;
 const HIDDEN: &str = "(hidden)";
 
 /// One who is told.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NotifyConfig {
-    /// For people: logs and errors say it, and never the address.
+    /// What logs and errors call it; they never say the address.
     pub name: String,
+    /// How it is told: `webhook`, `slack` or `ntfy`.
     pub kind: Dialect,
-    /// Where to post. It may hold a secret, as Slack's do; then it is better in a file.
+    /// Where to post. It may hold a secret, as Slack's do, and is better in a file then. Hidden wherever it would be printed.
+    #[schemars(with = "Option<String>")]
     #[serde(default, serialize_with = "hidden", deserialize_with = "secret")]
     pub url: Option<SecretString>,
+    /// A file with it, in its place.
     #[serde(default)]
     pub url_file: Option<PathBuf>,
-    /// Sent as `Authorization: Bearer`.
+    /// File with a token, sent as `Authorization: Bearer`.
     #[serde(default)]
     pub token_file: Option<PathBuf>,
+    /// What is told: `failed`, `recreated`, `held`, `behind`, `unknown`.
     #[serde(default = "usual")]
     pub on: Vec<Kind>,
-    /// What comes within so long of the first is one message.
+    /// What comes within so long of the first is one message, 3600 (an hour) at most.
+    #[schemars(range(max = BATCH_SECONDS_MAX))]
     #[serde(default = "batch_seconds")]
     pub batch_seconds: u64,
 }

@@ -1,5 +1,6 @@
 //! `[watch]`: whether registries are watched, how often, and when what was found may be adopted.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
@@ -7,40 +8,53 @@ use crate::watch::schedule::Schedule;
 use crate::watch::windows::Windows;
 use crate::watch::{Settings, schedule, windows};
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// Watching for new images.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WatchConfig {
-    /// `IMAGE_AUTO_REFRESH` sets it too.
+    /// Whether `refit serve` looks by itself. `IMAGE_AUTO_REFRESH` sets it too.
     pub enabled: bool,
-    /// Between two looks at all images.
+    /// From one look to the next, at most a week.
+    #[schemars(range(min = 1, max = SECONDS_MAX))]
     pub interval_seconds: u64,
-    /// When to look, instead of an interval: five fields, as cron has them.
+    /// When to look instead: five fields, as cron has them, and `@hourly` and the like.
     pub cron: Option<String>,
-    /// Of `cron`, and of windows that name none: `Europe/Berlin`. Without it, the machine's.
+    /// Time zone of `cron`, and of windows that name none: `Europe/Berlin`. Unset: the machine's.
     pub time_zone: Option<String>,
-    /// Each look comes later by up to this, at random.
+    /// Each look comes later by up to this, at random, so that machines which were started together do not ask together.
+    #[schemars(range(max = SECONDS_MAX))]
     pub jitter_seconds: u64,
-    /// How long an image must have been in its registry, as far as we have seen it, before it is adopted.
+    /// How long a digest must have been in its registry, since a look saw it first, before it is adopted.
+    #[schemars(range(max = AGE_MAX))]
     pub minimum_age_seconds: u64,
-    /// How soon a refresh that failed is tried again. Doubled each time.
+    /// How soon a refresh that failed is tried again for the same digest. Twice as long each time, up to six hours.
+    #[schemars(range(min = 1, max = SECONDS_MAX))]
     pub retry_seconds: u64,
     /// When updates may be adopted. With none, always.
+    #[schemars(length(max = WINDOWS_MAX))]
     pub windows: Vec<WindowConfig>,
 }
 
-/// `days`, the days on which it begins, may be left out: every day.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// When updates may be adopted.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WindowConfig {
+    /// The days on which it begins: `"mon"`, `"tue"`, … None: each.
     #[serde(default)]
     pub days: Vec<windows::Day>,
-    /// `22:00`
+    /// Time of day, `"22:00"`.
+    #[schemars(regex(pattern = TIME_OF_DAY))]
     pub start: String,
-    /// `06:00`; one that is not later than the start is on the next day.
+    /// Time of day, `"06:00"`. One that is not later than the start is on the next day.
+    #[schemars(regex(pattern = TIME_OF_DAY))]
     pub end: String,
+    /// Unset: that of `[watch]`.
     #[serde(default)]
     pub time_zone: Option<String>,
 }
+
+/// As much of it as a pattern can say.
+const TIME_OF_DAY: &str = "^[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?$";
 
 impl Default for WatchConfig {
     fn default() -> Self {

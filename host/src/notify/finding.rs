@@ -2,6 +2,7 @@
 //!
 //! Pure: a refresh's outcome in, findings out.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::approvals::Held;
@@ -14,7 +15,9 @@ use crate::refresh::{ContainerReport, PolicyReport, RefreshError, Report, Reques
 use crate::watch::status::{self as watch, Snapshot, Watched};
 
 /// What somebody can want to be told of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Something that was asked for did not come about.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::schedule::ScheduleError;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Day {
     #[serde(alias = "monday")]

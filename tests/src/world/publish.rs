@@ -144,7 +144,7 @@ impl World {
         .await
     }
 
-    async fn push(&self, reference: &str) -> anyhow::Result<()> {
+    pub(super) async fn push(&self, reference: &str) -> anyhow::Result<()> {
         let (repository, tag) = split(reference)?;
         let options = PushImageOptionsBuilder::new().tag(tag).build();
         let pushing =

@@ -6,6 +6,7 @@
 mod approvals;
 mod artifact;
 mod command_line;
+mod companions;
 mod credentials;
 mod dev;
 mod disk;
@@ -31,6 +32,7 @@ mod swap;
 mod swap_start;
 mod trust;
 mod watch;
+mod workflow;
 
 use std::time::Duration;
 

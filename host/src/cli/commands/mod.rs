@@ -2,8 +2,10 @@
 
 mod approvals;
 mod author;
+mod companions;
 mod compare;
 mod doctor;
+mod healthcheck;
 mod history;
 mod notify;
 mod policy;
@@ -33,7 +35,9 @@ use crate::setup;
 use crate::snapshot::Snapshot;
 
 pub(super) use self::approvals::approvals;
+pub(super) use self::companions::{completions, man};
 pub(super) use self::doctor::doctor;
+pub(super) use self::healthcheck::healthcheck;
 pub(super) use self::history::history;
 pub(super) use self::notify::notify;
 pub(super) use self::policy::policy;
@@ -180,7 +184,13 @@ pub(super) async fn recover(
 }
 
 pub(super) fn config(common: Common, arguments: ConfigArguments) -> Result<Status, Diagnostic> {
-    let ConfigCommand::Show { json } = arguments.command;
+    let json = match arguments.command {
+        ConfigCommand::Show { json } => json,
+        ConfigCommand::Schema => {
+            print(&config::schema::text());
+            return Ok(Status::Done);
+        }
+    };
     let settings = common.load(Flags::default())?.settings()?;
     if json {
         let text = serde_json::to_string_pretty(&settings).unwrap_or_default();

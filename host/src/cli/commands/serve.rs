@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::super::Status;
 use super::super::arguments::ServeArguments;
+use super::super::supervisor::Supervisor;
 use super::{Common, compiler, shutdown_signal};
 use crate::config::{Config, Flags, PolicyFlags, ServeFlags};
 use crate::daemon;
@@ -55,10 +56,18 @@ pub(in super::super) async fn serve(
         common,
         flags,
     ));
-    let shutdown = shutdown_signal();
+    let supervisor = Supervisor::find();
+    let (told, stopping) = (shutdown_signal(), supervisor.clone());
+    let shutdown = async move {
+        told.await;
+        stopping.stopping();
+    };
     let active = refresher.active();
     tracing::info!(%address, generation = active.number, policy = active.policy().title(), digest = active.policy().digest, token = token.is_some(), "serving");
     drop(active);
+    tokio::spawn(supervisor.clone().lives());
+    // The socket takes connections from here on.
+    supervisor.serving();
     let parts = daemon::Parts {
         refresher,
         approval: setup::approval(&config),
