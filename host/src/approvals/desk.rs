@@ -305,7 +305,7 @@ impl Approvals {
                     findings: now.findings(),
                     plan: now,
                 };
-                Some(turn.keep(self.new(&turn, wanted)).await?)
+                Some(turn.keep(self.held(&turn, wanted)).await?)
             }
         };
         let superseded_by = new.as_ref().map(|new| new.id);
@@ -378,7 +378,7 @@ impl Approvals {
         if self.book.waiting(|_| true).len() >= WAITING_MAX + earlier.len() {
             return Err(ApprovalError::TooMany { most: WAITING_MAX });
         }
-        let new = turn.keep(self.new(turn, wanted)).await?;
+        let new = turn.keep(self.held(turn, wanted)).await?;
         self.tell(&new);
         for held in earlier {
             let superseded = Fate::Superseded {
@@ -391,7 +391,7 @@ impl Approvals {
         Ok(new)
     }
 
-    fn new(&self, turn: &Turn<'_>, wanted: Wanted) -> Held {
+    fn held(&self, turn: &Turn<'_>, wanted: Wanted) -> Held {
         let created = Timestamp::now();
         let Wanted {
             request,

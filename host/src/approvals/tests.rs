@@ -22,11 +22,13 @@ use crate::watch::adopt::{Adopt, Adopted, Proposal};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Images with their digests, and containers that are behind.
+type Stale = (Vec<(&'static str, &'static str)>, Vec<&'static str>);
+
 /// Plans as it is told, and begins what it is asked for.
 #[derive(Default)]
 struct Pretended {
-    /// Images with their digests, and containers that are behind.
-    now: Mutex<(Vec<(&'static str, &'static str)>, Vec<&'static str>)>,
+    now: Mutex<Stale>,
     begun: Mutex<Vec<(Option<String>, Warrant)>>,
     under_way: Mutex<Vec<history::Id>>,
     full: Mutex<bool>,

@@ -89,18 +89,15 @@ impl Capabilities for Warranted {
     }
 
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
-        let covered = |pulled: &PulledImage| {
-            let covered = self.warrant.covers(image, pulled.digest.as_deref());
-            covered.map_err(CallError::Denied)
-        };
+        let covered = |pulled: &PulledImage| self.warrant.covers(image, pulled.digest.as_deref());
         if !self.warrant.images.contains_key(image) {
             let denied = self.warrant.covers(image, None);
             return Err(CallError::Denied(denied.err().unwrap_or_default()));
         }
         // Before it is here: a tag that has moved is best not moved on this machine.
-        covered(&self.look.pull(image).await?)?;
+        covered(&self.look.pull(image).await?).map_err(CallError::Denied)?;
         let pulled = self.inner.pull(image).await?;
-        covered(&pulled)?;
+        covered(&pulled).map_err(CallError::Denied)?;
         Ok(pulled)
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ring::hmac;
 use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq as _;
+use subtle::{Choice, ConstantTimeEq as _};
 
 use super::Unverified;
 use crate::diagnostic::Diagnostic;
@@ -103,12 +103,10 @@ impl SigningKeys {
         let digits = signature.strip_prefix("sha256=").ok_or(Unverified::Wrong)?;
         let tag = from_hex(digits).ok_or(Unverified::Wrong)?;
         // All of them, so that the time does not tell which one it was.
-        let verified = self.0.iter().fold(false, |verified, key| {
-            hmac::verify(key, body, &tag).is_ok() || verified
-        });
-        match verified {
-            true => Ok(Verified(body)),
-            false => Err(Unverified::Wrong),
+        let verified = |key: &&hmac::Key| hmac::verify(key, body, &tag).is_ok();
+        match self.0.iter().filter(verified).count() {
+            0 => Err(Unverified::Wrong),
+            _ => Ok(Verified(body)),
         }
     }
 }
@@ -121,9 +119,11 @@ impl SharedSecrets {
 
     pub fn has(&self, sent: &str) -> bool {
         let sent: [u8; 32] = Sha256::digest(sent.as_bytes()).into();
-        self.0.iter().fold(false, |found, secret| {
-            bool::from(secret.ct_eq(&sent)) || found
-        })
+        let none = Choice::from(0);
+        let found = self.0.iter();
+        found
+            .fold(none, |found, secret| found | secret.ct_eq(&sent))
+            .into()
     }
 
     /// Whether somebody who has one of these has one of the others.

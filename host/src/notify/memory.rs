@@ -91,9 +91,9 @@ impl Memory {
         let Some(told) = told.get_mut(sink) else {
             return false;
         };
-        settled
-            .iter()
-            .fold(false, |any, about| told.remove(about).is_some() || any)
+        let before = told.len();
+        told.retain(|about, _| !settled.contains(about));
+        told.len() < before
     }
 
     /// Blocks, for some milliseconds.

@@ -229,7 +229,7 @@ pub(super) enum NothingState {
 #[expect(dead_code, reason = "only described, never made")]
 #[serde(untagged)]
 pub(super) enum Answer {
-    Same(Held),
+    Same(Box<Held>),
     Nothing(NothingToDo<'static>),
 }
 
