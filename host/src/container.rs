@@ -238,6 +238,9 @@ pub struct Image {
     pub id: ImageId,
     /// `repository@sha256:…`, as the registries that it was pulled from serve it.
     pub repo_digests: Vec<String>,
+    /// What it runs on, `linux` and `amd64`.
+    pub os: String,
+    pub architecture: String,
     /// What it gives to every container made from it: `Env`, `Cmd`, `Labels`, `Healthcheck`, …
     pub config: Object,
 }

@@ -160,6 +160,13 @@ impl FromStr for Platform {
     }
 }
 
+impl Platform {
+    /// Of an image whose variant nobody knows: one that asks for a variant is none that is known to be here.
+    pub fn is(&self, os: &str, architecture: &str) -> bool {
+        self.os == os && self.architecture == architecture && self.variant.is_none()
+    }
+}
+
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.os, self.architecture)?;

@@ -292,6 +292,10 @@ impl Capabilities for Journal {
         answer
     }
 
+    async fn expect_pulls(&self, images: &[ImageRef]) {
+        self.inner.expect_pulls(images).await;
+    }
+
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
         (self.events)(Event::PullStarted {
             image: image.clone(),

@@ -126,12 +126,21 @@ pub async fn generations(
 
 /// The engine, the logins and the state: all that does not depend on a policy.
 pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
+    let credentials = credentials(config)?;
+    let digests = digests(config, credentials.clone());
+    let digests = digests.inspect_err(|error| {
+        tracing::warn!(
+            "registries are asked through the engine only: {}",
+            Diagnostic::of(error).sentence()
+        );
+    });
     Ok(Workshop {
         engine: Arc::new(DockerEngine::new(
             engine_address(config)?,
             config.call_limits(),
         )),
-        credentials: credentials(config)?,
+        credentials,
+        digests: digests.ok().map(Arc::new),
         platform: config.platform()?,
         patience: Patience {
             proof: config.proof(),
@@ -272,16 +281,20 @@ pub fn digests(config: &Config, credentials: Credentials) -> Result<Digests, Set
 /// What a daemon watches with. `None` where nothing is to be watched for: no schedule, and `rung` says that nobody rings.
 pub fn watching(
     config: &Config,
-    credentials: Credentials,
+    workshop: &Workshop,
     rung: bool,
 ) -> Result<Option<Watching>, Diagnostic> {
     let settings = config.watch.settings()?;
     if settings.ticks.is_none() && !rung {
         return Ok(None);
     }
+    let digests = match &workshop.digests {
+        Some(digests) => digests.clone(),
+        None => Arc::new(digests(config, workshop.credentials.clone())?),
+    };
     Ok(Some(Watching {
         settings,
-        digests: Arc::new(digests(config, credentials)?),
+        digests,
         bell: Arc::default(),
         state_folder: config.state_folder(),
     }))

@@ -194,6 +194,7 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
     let workshop = Workshop {
         engine: Arc::new(Nothing),
         credentials,
+        digests: None,
         platform: None,
         patience: Patience {
             proof: Proof {

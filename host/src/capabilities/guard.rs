@@ -45,6 +45,11 @@ impl Quota {
         }
     }
 
+    fn left(&self) -> usize {
+        let left = self.limit - self.used.load(Ordering::Relaxed);
+        usize::try_from(left).unwrap_or(usize::MAX)
+    }
+
     fn take<E>(&self) -> Result<(), CallError<E>> {
         // Saturates: a guest that asks four thousand million times gets no fresh start.
         let used = self
@@ -103,6 +108,15 @@ impl Capabilities for Guard {
         self.grants.may(Verb::Inspect).map_err(CallError::Denied)?;
         self.inspects.take()?;
         self.inner.inspect(container).await
+    }
+
+    async fn expect_pulls(&self, images: &[ImageRef]) {
+        if self.cancel.is_cancelled() {
+            return;
+        }
+        let granted = images.iter().filter(|it| self.grants.may_pull(it).is_ok());
+        let granted: Vec<ImageRef> = granted.take(self.pulls.left()).cloned().collect();
+        self.inner.expect_pulls(&granted).await;
     }
 
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
+use super::foreseen::Foreseen;
 use super::ties::KnownTies;
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy, Transfer};
 use crate::container::{Container, Listed, State};
@@ -20,12 +21,15 @@ use crate::recreate::recover::{Outcome, Patience, Recovered, recover};
 use crate::recreate::replace::{Manner, NewImage, Replaced, replace, successor};
 use crate::recreate::{RecreateError, Step, guard, overlap, remove};
 use crate::registry::credentials::Credentials;
+use crate::registry::digests::Digests;
 use crate::secret::Login;
 
 /// What every refresh on one engine shares.
 pub struct Workshop {
     pub engine: Arc<dyn Engine>,
     pub credentials: Credentials,
+    /// Asked before a pull; without it all that is asked for is pulled.
+    pub digests: Option<Arc<Digests>>,
     /// Asked for when pulling and when creating, see [`crate::image::image_platform`].
     pub platform: Option<Platform>,
     pub patience: Patience,
@@ -227,6 +231,7 @@ pub struct Live {
     pub events: Events,
     /// Set when the refresh is to end: what was stopped by then is finished, and nothing else is.
     pub ending: CancellationToken,
+    pub foreseen: Foreseen,
 }
 
 #[async_trait]
@@ -249,18 +254,38 @@ impl Capabilities for Live {
         Ok(self.workshop.engine.inspect(container.id.as_str()).await?)
     }
 
+    async fn expect_pulls(&self, images: &[ImageRef]) {
+        if let Some(digests) = &self.workshop.digests {
+            self.foreseen.ask(digests, images).await;
+        }
+    }
+
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
         let engine = &self.workshop.engine;
         let failed = |source| PullError::Engine {
             image: image.clone(),
             source,
         };
-        let login = self.workshop.login(image).await?;
         let before = match engine.image(&image.to_string()).await {
-            Ok(image) => Some(image.id),
+            Ok(image) => Some(image),
             Err(error) if error.is_not_found() => None,
             Err(error) => return Err(failed(error).into()),
         };
+        let platform = self.workshop.platform.as_ref();
+        if let Some(here) = &before
+            && let Some(digest) = self
+                .foreseen
+                .is_here(image, here, platform)
+                .map_err(PullError::from)?
+        {
+            return Ok(PulledImage {
+                reference: image.clone(),
+                id: here.id.clone(),
+                digest: Some(digest),
+                transfer: Transfer::UpToDate,
+            });
+        }
+        let login = self.workshop.login(image).await?;
         let progress = |layer| {
             (self.events)(Event::Layer {
                 image: image.clone(),
@@ -268,18 +293,13 @@ impl Capabilities for Live {
             })
         };
         engine
-            .pull(
-                image,
-                self.workshop.platform.as_ref(),
-                login.as_ref(),
-                &progress,
-            )
+            .pull(image, platform, login.as_ref(), &progress)
             .await?;
         let after = engine.image(&image.to_string()).await.map_err(failed)?;
         Ok(PulledImage {
             reference: image.clone(),
             digest: digest_for(&after.repo_digests, image),
-            transfer: if before.as_ref() == Some(&after.id) {
+            transfer: if before.is_some_and(|before| before.id == after.id) {
                 Transfer::UpToDate
             } else {
                 Transfer::Pulled

@@ -4,6 +4,7 @@
 //! work, [`plan`] looks and records. Around either stand [`guard`] (grants, counts, cancellation) and the
 //! [journal](crate::journal). Knows nothing of WebAssembly.
 
+pub mod foreseen;
 pub mod guard;
 pub mod live;
 pub mod plan;
@@ -105,6 +106,8 @@ pub trait Capabilities: Send + Sync {
     /// Sorted by name.
     async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>>;
     async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>>;
+    /// These are pulled next, one by one: whoever can find out about all of them at once may do so now.
+    async fn expect_pulls(&self, _: &[ImageRef]) {}
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>>;
     async fn recreate(&self, recreation: Recreation)
     -> Result<Recreated, CallError<RecreateError>>;

@@ -88,6 +88,14 @@ impl Capabilities for Warranted {
         self.inner.inspect(container).await
     }
 
+    async fn expect_pulls(&self, images: &[ImageRef]) {
+        let covered = images
+            .iter()
+            .filter(|it| self.warrant.images.contains_key(it));
+        let covered: Vec<ImageRef> = covered.cloned().collect();
+        self.inner.expect_pulls(&covered).await;
+    }
+
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
         let covered = |pulled: &PulledImage| self.warrant.covers(image, pulled.digest.as_deref());
         if !self.warrant.images.contains_key(image) {

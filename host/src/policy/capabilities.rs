@@ -146,10 +146,14 @@ impl docker::Host for HostState {
         self.spent.calls(images.len().max(1))?;
         self.spent.text(images.iter().map(String::len).sum())?;
         let capabilities = self.capabilities();
+        let images = images.iter().map(|image| image.parse::<ImageRef>());
+        let images: Vec<_> = images.collect();
+        let expected: Vec<ImageRef> = images.iter().flatten().cloned().collect();
+        capabilities.expect_pulls(&expected).await;
         let calls = images.into_iter().map(|image| {
             let capabilities = capabilities.clone();
             async move {
-                let image: ImageRef = image.parse().map_err(convert::invalid_reference)?;
+                let image = image.map_err(convert::invalid_reference)?;
                 capabilities.pull(&image).await.map_err(convert::pull_error)
             }
         });

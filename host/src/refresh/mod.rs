@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::capabilities::Capabilities;
+use crate::capabilities::foreseen::Foreseen;
 use crate::capabilities::guard::{Counts, Guard};
 use crate::capabilities::live::{Live, Workshop};
 use crate::capabilities::plan::{Plan, RemoteDigests};
@@ -500,6 +501,7 @@ impl Refresher {
                     force,
                     events: events.clone(),
                     ending: cancel.clone(),
+                    foreseen: Foreseen::default(),
                 });
                 match warrant {
                     Some(warrant) => Arc::new(Warranted::new(live, Arc::new(plan), warrant)),

@@ -82,6 +82,10 @@ impl Capabilities for Recorder {
         answer
     }
 
+    async fn expect_pulls(&self, images: &[ImageRef]) {
+        self.inner.expect_pulls(images).await;
+    }
+
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
         let answer = self.inner.pull(image).await;
         let facts = match &answer {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use async_trait::async_trait;
 use bollard::query_parameters::InspectContainerOptions;
+use refit::capabilities::foreseen::Foreseen;
 use refit::capabilities::live::{Live, Workshop};
 use refit::capabilities::ties::KnownTies;
 use refit::capabilities::{
@@ -129,6 +130,7 @@ impl Bench {
             engine: self.engine.clone(),
             credentials: Credentials::new(&EnvironmentVariables::default(), "ghcr.io", None)
                 .expect("no variable is wrong where none is set"),
+            digests: None,
             platform: self.platform.clone(),
             patience: Patience {
                 proof: self.proof,
@@ -171,6 +173,7 @@ impl Bench {
             force: self.force,
             events: self.events.clone(),
             ending: CancellationToken::new(),
+            foreseen: Foreseen::default(),
         };
         live.recreate(wanted).await.map_err(|error| match error {
             CallError::Failed(error) => error,

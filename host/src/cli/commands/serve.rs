@@ -36,8 +36,7 @@ pub(in super::super) async fn serve(
     let notifier = setup::notifier(&config)?;
     let refresher = setup::refresher(&config, compiler(&config), Keep::Generations).await?;
     let refresher = refresher.written_down_in(setup::history(&config, None));
-    let credentials = refresher.workshop().credentials.clone();
-    let watching = setup::watching(&config, credentials, !hooks.is_empty())?;
+    let watching = setup::watching(&config, refresher.workshop(), !hooks.is_empty())?;
     refresher.generations().write_down().await;
     let cannot = |error: std::io::Error| {
         Diagnostic::new(format!("cannot listen on {}", config.serve.listen))

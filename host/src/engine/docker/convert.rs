@@ -125,6 +125,8 @@ pub(super) fn container(document: &[u8]) -> Result<Container, serde_json::Error>
 struct ImageDocument {
     id: String,
     repo_digests: Option<Vec<String>>,
+    os: Option<String>,
+    architecture: Option<String>,
     config: Option<Object>,
 }
 
@@ -133,6 +135,8 @@ pub(super) fn image(document: &[u8]) -> Result<Image, serde_json::Error> {
     Ok(Image {
         id: ImageId::new(found.id),
         repo_digests: found.repo_digests.unwrap_or_default(),
+        os: found.os.unwrap_or_default(),
+        architecture: found.architecture.unwrap_or_default(),
         config: found.config.unwrap_or_default(),
     })
 }

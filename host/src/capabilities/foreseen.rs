@@ -1,0 +1,121 @@
+//! What registries have of the images that a refresh is about to pull, asked in one batch: an image that is here already costs one
+//! HEAD, and no pull.
+//!
+//! Refit asks, and not the engine. What cannot be found out is pulled as if nobody had asked; only a registry that wants to be left
+//! alone is left alone by both.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::live::digest_for;
+use crate::container::Image;
+use crate::image::{ImageRef, Platform};
+use crate::registry::digests::{DigestError, Digests, Found, Reason};
+
+/// A machine that does not reach a registry which its engine reaches waits this long, once a batch.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Of one refresh.
+#[derive(Default)]
+pub struct Foreseen(Mutex<Found>);
+
+impl Foreseen {
+    pub async fn ask(&self, digests: &Digests, images: &[ImageRef]) {
+        let asking = digests.of(images.iter().cloned());
+        if let Ok(found) = tokio::time::timeout(PATIENCE, asking).await {
+            self.lock().extend(found);
+        }
+    }
+
+    /// The digest, if a pull would bring what is here. An error: it would go where nobody is to ask now.
+    pub fn is_here(
+        &self,
+        image: &ImageRef,
+        here: &Image,
+        platform: Option<&Platform>,
+    ) -> Result<Option<String>, DigestError> {
+        let there = match self.lock().get(image).cloned() {
+            Some(Ok(digest)) => digest,
+            Some(Err(error)) if matches!(error.reason, Reason::RateLimited { .. }) => {
+                return Err(error);
+            }
+            Some(Err(_)) | None => return Ok(None),
+        };
+        let same = digest_for(&here.repo_digests, image).as_ref() == Some(&there);
+        // One digest can stand for images of several platforms, of which one is here.
+        let fits = platform.is_none_or(|platform| platform.is(&here.os, &here.architecture));
+        Ok((same && fits).then_some(there))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Found> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::ImageId;
+
+    const HERE: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
+    const OTHER: &str = "sha256:2222222222222222222222222222222222222222222222222222222222222222";
+
+    fn image() -> ImageRef {
+        "ghcr.io/acme/app:1".parse().unwrap()
+    }
+
+    fn here() -> Image {
+        Image {
+            id: ImageId::new("sha256:3"),
+            repo_digests: vec![format!("ghcr.io/acme/app@{HERE}")],
+            os: "linux".into(),
+            architecture: "amd64".into(),
+            config: crate::container::Object::new(),
+        }
+    }
+
+    fn foreseen(found: Result<&str, Reason>) -> Foreseen {
+        let found = found.map(str::to_owned).map_err(|reason| DigestError {
+            registry: "ghcr.io".into(),
+            image: image(),
+            reason,
+        });
+        Foreseen(Mutex::new([(image(), found)].into()))
+    }
+
+    fn is_here(foreseen: &Foreseen, platform: Option<&str>) -> Option<String> {
+        let platform = platform.map(|it| it.parse().unwrap());
+        foreseen
+            .is_here(&image(), &here(), platform.as_ref())
+            .unwrap()
+    }
+
+    #[test]
+    fn what_is_here_is_what_the_registry_has_for_this_platform() {
+        let same = foreseen(Ok(HERE));
+        assert_eq!(is_here(&same, None).as_deref(), Some(HERE));
+        assert_eq!(is_here(&same, Some("linux/amd64")).as_deref(), Some(HERE));
+        assert_eq!(is_here(&same, Some("linux/arm64")), None);
+        assert_eq!(is_here(&foreseen(Ok(OTHER)), None), None);
+        assert_eq!(is_here(&Foreseen::default(), None), None);
+    }
+
+    #[test]
+    fn what_could_not_be_found_out_is_pulled_but_not_where_nobody_is_to_ask() {
+        for reason in [
+            Reason::NotFound,
+            Reason::Unavailable {
+                problem: "refused".into(),
+            },
+            Reason::Budget {
+                until: jiff::Timestamp::MAX,
+            },
+        ] {
+            assert_eq!(is_here(&foreseen(Err(reason)), None), None);
+        }
+        let limited = foreseen(Err(Reason::RateLimited {
+            until: jiff::Timestamp::MAX,
+        }));
+        limited.is_here(&image(), &here(), None).unwrap_err();
+    }
+}
