@@ -5,6 +5,7 @@
 //! error and not a surprise.
 
 pub mod approval;
+pub mod credentials;
 pub mod hooks;
 pub mod keys;
 pub mod metrics;
@@ -289,6 +290,7 @@ impl Config {
                 problem: "true, and `policy.component` is no file that could be watched".into(),
             });
         }
+        self.credentials.check()?;
         self.hooks.check()?;
         notify::check(&self.notify)?;
         self.approval.check()?;
