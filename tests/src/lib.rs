@@ -25,6 +25,7 @@ pub mod refit;
 pub mod registry;
 pub mod scenario;
 pub mod sshd;
+pub mod tokens;
 pub mod world;
 
 mod bounded;

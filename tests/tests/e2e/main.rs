@@ -16,6 +16,7 @@ mod flood;
 mod guests;
 mod history;
 mod hooks;
+mod logins;
 mod matching;
 mod notify;
 mod openapi;
