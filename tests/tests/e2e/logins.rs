@@ -277,7 +277,9 @@ async fn an_identity_token_that_is_over_is_told_as_a_login_that_was_refused() ->
         let registry = Registry::start_trusting(&tokens).await?;
         let (hermes, _) = behind(&w, &registry, "hermes").await?;
         let refit = with_identity("config.json", refit(&w, &registry, &["hermes"])?, &registry)?
-            .set("state_dir", "state");
+            .set("state_dir", "state")
+            .set("watch.enabled", true)
+            .set("watch.jitter_seconds", 0);
         tokens.withdraw();
         for command in ["refresh", "plan"] {
             let output = refit
@@ -293,11 +295,7 @@ async fn an_identity_token_that_is_over_is_told_as_a_login_that_was_refused() ->
             );
             assert_eq!(container(&report, &hermes.name)["verdict"], "unknown");
         }
-        let daemon = refit
-            .set("watch.enabled", true)
-            .set("watch.jitter_seconds", 0)
-            .serve()
-            .await?;
+        let daemon = refit.serve().await?;
         until("the watcher's word", || async {
             let status = daemon.request("GET", "/v1/watch").await?.json()?;
             Ok(status["images"][0]["verdict"] == "unknown"

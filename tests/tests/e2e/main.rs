@@ -31,6 +31,7 @@ mod snapshot;
 mod ssh;
 mod swap;
 mod swap_start;
+mod tls;
 mod trust;
 mod watch;
 mod workflow;

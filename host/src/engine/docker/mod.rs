@@ -10,6 +10,7 @@ mod ssh;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use super::address::{EngineAddress, Way};
+use super::tls::{self, TlsError};
 use super::{
     CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal,
     UnnamedImage,
@@ -85,8 +87,14 @@ impl DockerEngine {
     async fn connect(&self) -> Result<Client, EngineError> {
         let unreachable = |source: Error| EngineError::Unreachable {
             address: self.address.url.clone(),
-            source: plain(source),
+            source: self.in_the_way(source),
         };
+        if let Way::Tls(files) = &self.address.way {
+            files.check().map_err(|error| EngineError::Unreachable {
+                address: self.address.url.clone(),
+                source: Box::new(error),
+            })?;
+        }
         let docker = self.open().map_err(unreachable)?;
         let seconds = match &self.address.way {
             // A log-in comes before the engine's own time.
@@ -150,9 +158,35 @@ impl DockerEngine {
             Way::Local => Docker::connect_with_socket(url, seconds, version),
             Way::Plain => Docker::connect_with_http(url, seconds, version),
             Way::Tls(tls) => {
-                Docker::connect_with_ssl(url, &tls.key, &tls.cert, &tls.ca, seconds, version)
+                // Where there is none it sends none.
+                let none = Path::new("");
+                let client = tls.client.as_ref();
+                let (key, cert) =
+                    client.map_or((none, none), |it| (it.key.as_path(), it.cert.as_path()));
+                Docker::connect_with_ssl(url, key, cert, &tls.ca, seconds, version)
             }
             Way::Ssh(destination) => ssh::open(destination.clone(), seconds, version),
+        }
+    }
+
+    /// Why the first call came to nothing.
+    fn in_the_way(&self, error: Error) -> Box<dyn std::error::Error + Send + Sync> {
+        match (&self.address.way, error) {
+            (
+                Way::Plain,
+                Error::DockerResponseServerError {
+                    status_code: 400,
+                    message,
+                },
+            ) if tls::is_spoken_only(&message) => Box::new(TlsError::Only),
+            (Way::Tls(files), error) => {
+                let error = plain(error);
+                match files.explain(error.as_ref(), &self.address.url) {
+                    Some(explained) => Box::new(explained),
+                    None => error,
+                }
+            }
+            (_, error) => plain(error),
         }
     }
 
