@@ -66,7 +66,7 @@ impl Certificates {
     async fn authority(&self, name: &str) -> anyhow::Result<()> {
         let folder = self.folder.join(name);
         fs::create_dir_all(&folder)?;
-        let mut openssl = self.request("authority of refit-tests", &folder.join("ca-key.pem"));
+        let mut openssl = self.request(&format!("authority: {name}"), &folder.join("ca-key.pem"));
         openssl
             .args(["-addext", "basicConstraints=critical,CA:TRUE", "-out"])
             .arg(folder.join("ca.pem"));

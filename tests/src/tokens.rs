@@ -55,6 +55,7 @@ struct Shared {
     certificate: String,
     identity: Mutex<Option<String>>,
     asked: Mutex<Vec<Grant>>,
+    issued: Mutex<Vec<String>>,
 }
 
 /// Somebody asked for a token.
@@ -104,6 +105,7 @@ impl TokenServer {
             folder,
             identity: Mutex::new(Some(identity.to_owned())),
             asked: Mutex::default(),
+            issued: Mutex::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0")
             .await
@@ -134,6 +136,11 @@ impl TokenServer {
     /// Who asked so far.
     pub fn asked(&self) -> Vec<Grant> {
         lock(&self.shared.asked).clone()
+    }
+
+    /// The tokens that were given.
+    pub fn issued(&self) -> Vec<String> {
+        lock(&self.shared.issued).clone()
     }
 
     pub fn forget(&self) {
@@ -237,6 +244,7 @@ async fn respond(request: Request<Incoming>, shared: &Shared) -> anyhow::Result<
         return Ok((401, json!({ "errors": errors })));
     }
     let token = signed(shared, &scope).await?;
+    lock(&shared.issued).push(token.clone());
     Ok((
         200,
         json!({ "token": token, "access_token": token, "expires_in": LIFETIME, "scope": scope }),

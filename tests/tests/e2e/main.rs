@@ -5,6 +5,7 @@
 
 mod approvals;
 mod artifact;
+mod canaries;
 mod command_line;
 mod companions;
 mod credentials;

@@ -102,17 +102,35 @@ async fn what_is_wrong_with_certificates_is_told_apart() -> anyhow::Result<()> {
             ],
         )?;
         let refit = by_tls(refit, &url, Path::new("certs"));
-        snapshot!(said(&refit, &tls).await?, @"");
+        snapshot!(said(&refit, &tls).await?, @r"
+    cannot reach the container engine at `tcp://127.0.0.1:PORT`
+      caused by: its certificate is not from the authority in `certs/ca.pem`
+      caused by: invalid peer certificate: UnknownIssuer
+
+    hint: `certs/ca.pem` must hold the certificate of the authority that signed the engine's (`--tlscacert`, or `--tlscert` where it signed itself)
+    ");
 
         // Known by another name.
         let (_, port) = tls.address.rsplit_once(':').unwrap_or_default();
         let refit = by_tls(new()?, &format!("tcp://localhost:{port}"), &ours);
-        snapshot!(said(&refit, &tls).await?, @"");
+        snapshot!(said(&refit, &tls).await?, @r#"
+    cannot reach the container engine at `tcp://localhost:PORT`
+      caused by: its certificate is not for `localhost`
+      caused by: invalid peer certificate: certificate not valid for name "localhost"; certificate is only valid for IpAddress(127.0.0.1)
+
+    hint: call the engine by a name that its certificate has, or give it one that has this name
+    "#);
 
         // Without the client's certificate, in the environment and in a context, where it may be missing.
         let refit = copied(new()?, &[("ca.pem", &ours)])?;
         let refit = by_tls(refit, &url, Path::new("certs"));
-        snapshot!(said(&refit, &tls).await?, @"");
+        snapshot!(said(&refit, &tls).await?, @r"
+    cannot reach the container engine at `tcp://127.0.0.1:PORT`
+      caused by: cannot read the client certificate `certs/cert.pem`
+      caused by: No such file or directory (os error 2)
+
+    hint: `ca.pem`, `cert.pem` and `key.pem` are looked for in `DOCKER_CERT_PATH`, in the Docker CLI's folder, or in that of its context
+    ");
         let id: String = Sha256::digest(b"far")
             .iter()
             .map(|byte| format!("{byte:02x}"))
@@ -130,7 +148,13 @@ async fn what_is_wrong_with_certificates_is_told_apart() -> anyhow::Result<()> {
                 &format!("docker/contexts/tls/{id}/docker/ca.pem"),
                 fs::read(ours.join("ca.pem"))?,
             )?;
-        snapshot!(said(&refit, &tls).await?, @"");
+        snapshot!(said(&refit, &tls).await?, @r"
+    cannot reach the container engine at `tcp://127.0.0.1:PORT`
+      caused by: it wants a client certificate, and there is none
+      caused by: received fatal alert: BadCertificate
+
+    hint: the engine takes certificates for clients from its own authority, `--tlscacert`
+    ");
 
         // With a stranger's.
         let refit = copied(
@@ -142,7 +166,13 @@ async fn what_is_wrong_with_certificates_is_told_apart() -> anyhow::Result<()> {
             ],
         )?;
         let refit = by_tls(refit, &url, Path::new("certs"));
-        snapshot!(said(&refit, &tls).await?, @"");
+        snapshot!(said(&refit, &tls).await?, @r"
+    cannot reach the container engine at `tcp://127.0.0.1:PORT`
+      caused by: it refused the certificate in `certs/cert.pem`
+      caused by: received fatal alert: BadCertificate
+
+    hint: the engine takes certificates for clients from its own authority, `--tlscacert`
+    ");
 
         // With another one's key.
         let refit = copied(
@@ -154,13 +184,29 @@ async fn what_is_wrong_with_certificates_is_told_apart() -> anyhow::Result<()> {
             ],
         )?;
         let refit = by_tls(refit, &url, Path::new("certs"));
-        snapshot!(said(&refit, &tls).await?, @"");
+        snapshot!(said(&refit, &tls).await?, @r"
+    cannot reach the container engine at `tcp://127.0.0.1:PORT`
+      caused by: the key in `certs/key.pem` is not that of the certificate in `certs/cert.pem`
+
+    hint: `ca.pem`, `cert.pem` and `key.pem` are looked for in `DOCKER_CERT_PATH`, in the Docker CLI's folder, or in that of its context
+    ");
 
         // Without TLS where there is, and with it where there is none.
         let refit = new()?.env("DOCKER_HOST", &url);
-        snapshot!(said(&refit, &tls).await?, @"");
+        snapshot!(said(&refit, &tls).await?, @r"
+    cannot reach the container engine at `tcp://127.0.0.1:PORT`
+      caused by: it speaks TLS only
+
+    hint: set `DOCKER_TLS_VERIFY=1`, and `DOCKER_CERT_PATH` to the folder with `ca.pem`, `cert.pem` and `key.pem`
+    ");
         let refit = by_tls(new()?, &format!("tcp://{}", registry.host()), &ours);
-        snapshot!(said(&refit, &tls).await?, @"");
+        snapshot!(said(&refit, &tls).await?, @r"
+    cannot reach the container engine at `tcp://REGISTRY`
+      caused by: what answers there does not speak TLS
+      caused by: received corrupt message of type InvalidContentType
+
+    hint: unset `DOCKER_TLS_VERIFY` and `DOCKER_CERT_PATH` where the way to it is safe, or start it with `--tlsverify`
+    ");
         Ok(())
     })
     .await
