@@ -441,7 +441,7 @@ async fn no_secret_is_seen_anywhere_in_a_whole_day() -> anyhow::Result<()> {
             ("GET", "/v1/policy", &admin, "", 200),
             ("GET", "/v1/openapi.json", &admin, "", 200),
             ("GET", "/nowhere", &admin, "", 404),
-            ("POST", "/v1/approvals/1/approve", &admin, "", 200),
+            ("POST", "/v1/approvals/1/approve", &admin, "", 202),
         ] {
             let answer = seen.ask(&daemon, method, path, headers, body).await?;
             assert_eq!(answer.status, status, "{method} {path}: {}", answer.text);
@@ -478,7 +478,7 @@ async fn no_secret_is_seen_anywhere_in_a_whole_day() -> anyhow::Result<()> {
         for (arguments, status) in [
             (["config", "show"].as_slice(), 0), (&["config", "schema"], 0), (&["history"], 0), (&["history", "show", "1", "--json"], 0),
             (&["recover"], 0), (&["doctor", "--json"], 0), (&["notify", "test"], 1), (&["policy", "record", "--output", "record.json"], 0),
-            (&["plan", "--snapshot", "record.json"], 0),
+            (&["plan", "--snapshot", "record.json"], 1),
         ] {
             seen.run(&refit, arguments, status).await?;
         }

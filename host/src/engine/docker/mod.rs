@@ -46,6 +46,9 @@ const API_MINIMUM: &str = "1.41";
 /// How long the engine may take to say who it is. A healthy one needs milliseconds; Podman was seen to need four seconds.
 const CONNECT_SECONDS_MAX: u64 = 15;
 
+/// Seen with Podman 4.3.
+const NO_DISTRIBUTION: &str = "this engine, Podman, cannot ask a registry what is behind a tag without pulling it, so a plan cannot tell; a refresh pulls, and can";
+
 /// What the engine may take beyond a container's own stop timeout to kill it and to tell us.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
 
@@ -69,6 +72,13 @@ pub struct DockerEngine {
 struct Client {
     docker: Docker,
     version: Arc<EngineVersion>,
+}
+
+impl Client {
+    fn is_podman(&self) -> bool {
+        let product = self.version.product.as_deref();
+        product.is_some_and(|product| product.contains("Podman"))
+    }
 }
 
 impl DockerEngine {
@@ -355,6 +365,16 @@ impl Engine for DockerEngine {
         .await;
         let document = match answer {
             Ok(Ok(document)) => document,
+            // A registry that has no such image says more than that.
+            Ok(Err(Error::DockerResponseServerError {
+                status_code: 404,
+                message,
+            })) if client.is_podman() && message.trim() == "Not Found" => {
+                return Err(PullError::Other {
+                    image: image.clone(),
+                    source: NO_DISTRIBUTION.into(),
+                });
+            }
             Ok(Err(error)) => return Err(self.pull_error(image, login, error)),
             Err(_) => {
                 return Err(PullError::TimedOut {
