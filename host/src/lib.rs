@@ -13,7 +13,7 @@
 //! - [`generation`]: which policy is in use, which was before it, and the way from one to the next.
 //! - [`refresh`]: one refresh, start to end, and its report; [`retention`]: what becomes of images that were replaced;
 //!   [`history`]: what became of each refresh; [`runs`]: those of a daemon, while they run; [`metrics`]: all of it in numbers.
-//! - [`notify`]: who is told what came of them.
+//! - [`private`]: files for their owner alone; [`notify`]: who is told what came of them.
 //! - [`watch`]: what finds out that there is something to refresh; [`hooks`]: what others say of it; [`approvals`]: what waits
 //!   until a person says yes.
 //! - [`author`]: the kit of those who write policies.
@@ -65,6 +65,7 @@ pub mod journal;
 pub mod metrics;
 pub mod notify;
 pub mod policy;
+pub mod private;
 pub mod progress;
 pub mod recreate;
 pub mod refresh;

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -35,7 +36,7 @@ const START: Duration = Duration::from_secs(60);
 /// A way of running the program. Each run is made the same way, so that a plan and a refresh see the same world.
 pub struct Refit {
     program: PathBuf,
-    home: TempDir,
+    home: Arc<TempDir>,
     settings: BTreeMap<String, Value>,
     environment: BTreeMap<String, String>,
     secrets: Vec<String>,
@@ -57,6 +58,8 @@ pub struct Daemon {
     log: watch::Receiver<String>,
     reading: JoinHandle<()>,
     secrets: Vec<String>,
+    /// It works in there, as long as it runs.
+    _home: Arc<TempDir>,
 }
 
 impl Refit {
@@ -71,7 +74,7 @@ impl Refit {
         }
         let refit = Self {
             program: program.into(),
-            home,
+            home: Arc::new(home),
             settings: BTreeMap::new(),
             environment: BTreeMap::new(),
             secrets: Vec::new(),
@@ -206,6 +209,7 @@ impl Refit {
             log,
             reading,
             secrets: self.secrets.clone(),
+            _home: self.home.clone(),
         })
     }
 

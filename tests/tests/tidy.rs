@@ -219,36 +219,6 @@ fn words_for_tests_do_not_hide_a_test() -> anyhow::Result<()> {
 }
 
 #[test]
-fn every_key_of_the_configuration_is_documented() -> anyhow::Result<()> {
-    let page = fs::read_to_string(root().join("docs/configuration.md"))
-        .context("cannot read docs/configuration.md")?;
-    let config = serde_json::to_value(refit::config::Config::default())?;
-    for (name, value) in config
-        .as_object()
-        .context("the configuration is no table")?
-    {
-        // The table `[policy.config]` belongs to the policy; here it is a key that holds one.
-        let keys: Vec<&String> = match value {
-            Value::Object(table) => {
-                ensure!(
-                    page.contains(&format!("\n### `[{name}]`\n")),
-                    "docs/configuration.md has no section `[{name}]`"
-                );
-                table.keys().collect()
-            }
-            _ => vec![name],
-        };
-        for key in keys {
-            ensure!(
-                page.contains(&format!("\n| `{key}` |")),
-                "docs/configuration.md does not say what `{key}` is"
-            );
-        }
-    }
-    Ok(())
-}
-
-#[test]
 fn the_references_are_current() -> anyhow::Result<()> {
     for page in refit_tests::references::pages()? {
         ensure!(

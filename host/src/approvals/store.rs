@@ -1,10 +1,10 @@
 //! The files: one for each approval, written beside and moved into place, so that a process that dies leaves the old or the new
-//! one. What cannot be read is moved aside and told of. All of this blocks.
+//! one, for their owner alone: they name containers and people. What cannot be read is moved aside and told of. All of this blocks.
 //!
 //! One process at a time: another daemon with the same state directory cannot hold anything, since two could approve one.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Held, Id};
 use crate::diagnostic::Hints;
+use crate::private;
 
 /// Raised when a field changes its meaning or goes.
 const FORMAT: u32 = 1;
@@ -84,7 +85,7 @@ impl Store {
     /// Makes the folder where it is not there.
     pub(super) fn open(state: &Path) -> Result<(Self, Found), StoreError> {
         let folder = folder(state);
-        private_folder(&folder).map_err(failed("make", &folder))?;
+        private::folder(&folder).map_err(failed("make", &folder))?;
         let lock = lock(&folder)?;
         let mut found = Found::default();
         let mut last = 0;
@@ -134,16 +135,7 @@ impl Store {
         let bytes = serde_json::to_vec_pretty(&document)
             .map_err(|source| StoreError::Senseless { source })?;
         let path = self.file(held.id);
-        let beside = path.with_extension("new");
-        let put = private_file(&beside)
-            .and_then(|mut file| {
-                file.write_all(&bytes)?;
-                file.sync_all()
-            })
-            .and_then(|()| fs::rename(&beside, &path))
-            .and_then(|()| File::open(&self.folder)?.sync_all());
-        put.inspect_err(|_| drop(fs::remove_file(&beside)))
-            .map_err(failed("write", &path))
+        private::replace(&path, &bytes).map_err(failed("write", &path))
     }
 
     /// One that stays costs room, and nothing else.
@@ -276,26 +268,4 @@ fn lock(folder: &Path) -> Result<File, StoreError> {
 fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
     move |source| StoreError::Io { act, path, source }
-}
-
-/// It names containers and people: for its owner alone.
-fn private_file(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        options.mode(0o600);
-    }
-    options.open(path)
-}
-
-fn private_folder(folder: &Path) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
-    }
-    Ok(())
 }

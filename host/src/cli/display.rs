@@ -68,7 +68,8 @@ fn so_far(pull: &Transferred) -> String {
     }
 }
 
-/// What is told where there are no bars: what ended, why it failed, and now and then how far a long pull is.
+/// What is told where there are no bars: what ended, and now and then how far a long pull is. Why one failed
+/// is in the report, once for all of them.
 #[derive(Default)]
 struct Plain {
     /// With the time of the last line about it.
@@ -94,13 +95,8 @@ impl Plain {
             }
             Event::PullEnded(record) => {
                 self.pulls.remove(&record.image);
-                let line = image_line(record);
-                Some(match &record.failure {
-                    Some(failure) => format!("{line}  {}", failure.sentence()),
-                    None => line,
-                })
+                Some(image_line(record))
             }
-            // Why one failed is in the log, as it happens.
             Event::RecreateEnded(record) => Some(recreation_line(record)),
             Event::RecreateStarted { .. } | Event::Step { .. } => None,
         }
@@ -183,7 +179,6 @@ impl Shown {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diagnostic::Diagnostic;
     use crate::engine::LayerProgress;
     use crate::journal::{ImageOutcome, ImageRecord};
 
@@ -203,13 +198,13 @@ mod tests {
         }
     }
 
-    fn ended(outcome: ImageOutcome, failure: Option<Diagnostic>) -> Event {
+    fn ended(outcome: ImageOutcome) -> Event {
         Event::PullEnded(ImageRecord {
             image: image(),
             outcome,
             id: None,
             digest: None,
-            failure,
+            failure: None,
             duration: Duration::ZERO,
         })
     }
@@ -242,23 +237,9 @@ mod tests {
         );
         assert_eq!(plain.line(&layer("Extracting", 1), at(31)), None);
         assert_eq!(
-            plain
-                .line(&ended(ImageOutcome::Pulled, None), at(32))
-                .as_deref(),
+            plain.line(&ended(ImageOutcome::Pulled), at(32)).as_deref(),
             Some("pulled            ghcr.io/acme/app:1")
         );
         assert_eq!(plain.line(&layer("Extracting", 1), at(99)), None);
-    }
-
-    #[test]
-    fn a_pull_that_failed_says_why() {
-        let failure = Diagnostic::new("cannot pull `ghcr.io/acme/app:1`").because("no such tag");
-        let event = ended(ImageOutcome::Failed, Some(failure));
-        assert_eq!(
-            Plain::default().line(&event, Instant::now()).as_deref(),
-            Some(
-                "not pulled        ghcr.io/acme/app:1  cannot pull `ghcr.io/acme/app:1`: no such tag"
-            )
-        );
     }
 }

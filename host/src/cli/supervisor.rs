@@ -61,9 +61,13 @@ impl Supervisor {
 }
 
 fn tell(telling: &Receiver<NotifyState<'static>>) {
+    // It is told several times a second that the daemon lives; that it cannot be is worth a line.
+    let mut works = true;
     for state in telling {
-        if let Err(error) = sd_notify::notify(std::slice::from_ref(&state)) {
+        let told = sd_notify::notify(std::slice::from_ref(&state));
+        if let (true, Err(error)) = (works, &told) {
             tracing::warn!("cannot tell the service manager `{state}`: {error}");
         }
+        works = told.is_ok();
     }
 }

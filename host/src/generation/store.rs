@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use super::Content;
 use crate::artifact::signature::Signer;
 use crate::diagnostic::Hints;
 use crate::policy::{digest, limits};
+use crate::private;
 
 /// Raised when a field changes its meaning or goes.
 const FORMAT: u32 = 1;
@@ -293,7 +294,7 @@ impl Store {
         ledger: &Ledger,
         components: &[(String, Bytes)],
     ) -> Result<(), StoreError> {
-        private_folder(&self.folder).map_err(failed("make", &self.folder))?;
+        private::folder(&self.folder).map_err(failed("make", &self.folder))?;
         let _lock = self.lock()?;
         // One that makes no sense is nobody's; it is written over.
         if let Ok(found) = self.read()
@@ -318,18 +319,8 @@ impl Store {
         Ok(())
     }
 
-    /// Beside, flushed, and moved into place, the folder flushed too: after a loss of power it is the old file or the new one.
     fn put(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-        let beside = path.with_extension("new");
-        let put = private_file(&beside)
-            .and_then(|mut file| {
-                file.write_all(bytes)?;
-                file.sync_all()
-            })
-            .and_then(|()| fs::rename(&beside, path))
-            .and_then(|()| File::open(&self.folder)?.sync_all());
-        put.inspect_err(|_| drop(fs::remove_file(&beside)))
-            .map_err(failed("write", path))
+        private::replace(path, bytes).map_err(failed("write", path))
     }
 
     /// Between processes. The system lets go of it when the file is closed, however the process ends.
@@ -397,28 +388,6 @@ fn read_at_most(path: &Path, most: u64) -> Result<Option<Vec<u8>>, StoreError> {
         });
     }
     Ok(Some(bytes))
-}
-
-/// Written over where a process that died has left one.
-fn private_file(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        options.mode(0o600);
-    }
-    options.open(path)
-}
-
-fn private_folder(folder: &Path) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::journal::RecreationOutcome;
 use crate::policy::Verdict;
+use crate::private;
 use crate::refresh::{PolicyReport, Report};
 
 /// How long a statement waits for another process's. One of ours takes milliseconds.
@@ -238,13 +239,7 @@ pub(super) fn open(place: &Place, keep: Keep) -> Result<File, HistoryError> {
 fn prepared(place: &Place) -> Result<Connection, HistoryError> {
     // Made by us, so that only its owner reads it: it has the names of containers and images. Never opened by us where it is
     // there, since closing it would take away SQLite's own locks.
-    let made = {
-        let mut options = fs::File::options();
-        options.write(true).create_new(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        options.open(&place.path)
-    };
+    let made = private::new_file(&place.path);
     if let Err(error) = made
         && error.kind() != std::io::ErrorKind::AlreadyExists
     {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::finding::Sameness;
+use crate::private;
 
 /// Of one sink. Those that were told longest ago go first.
 const KEPT_MAX: usize = 2000;
@@ -129,10 +130,7 @@ fn write(file: &Path, told: &Told) -> std::io::Result<()> {
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    // A daemon that is killed midway leaves the one before.
-    let beside = file.with_extension(format!("json.{}", std::process::id()));
-    std::fs::write(&beside, serde_json::to_vec(told)?)?;
-    std::fs::rename(&beside, file)
+    private::replace(file, &serde_json::to_vec(told)?)
 }
 
 fn hash(cause: &str) -> String {

@@ -144,16 +144,22 @@ fn text(findings: &[Finding], dropped: u64) -> String {
 }
 
 fn told(finding: &Finding) -> String {
-    let mut told = format!(
-        "{}: {}.\n",
-        word(finding.kind).to_uppercase(),
-        plain(&finding.what)
-    );
-    told.push_str(&format!("  Now: {}.\n", plain(&finding.now)));
+    let word = word(finding.kind).to_uppercase();
+    let mut told = format!("{word}: {}\n", sentence(&finding.what));
+    told.push_str(&format!("  Now: {}\n", sentence(&finding.now)));
     for next in &finding.next {
-        told.push_str(&format!("  Next: {}.\n", plain(next)));
+        told.push_str(&format!("  Next: {}\n", sentence(next)));
     }
     told
+}
+
+/// With a mark at its end, where it has none.
+fn sentence(text: &str) -> String {
+    let text = plain(text);
+    match text.ends_with(['.', '!', '?']) {
+        true => text,
+        false => text + ".",
+    }
 }
 
 fn origin(context: &Context) -> String {

@@ -102,7 +102,6 @@ impl Notifier {
             }
         });
         let outlets = outlets.collect();
-        work.close();
         Ok(Arc::new(Self {
             outlets,
             work,
@@ -157,6 +156,7 @@ impl Notifier {
     /// Delivers what waits, once, and no longer than this.
     pub async fn close(&self, limit: Duration) {
         self.closing.cancel();
+        self.work.close();
         if tokio::time::timeout(limit, self.work.wait()).await.is_err() {
             tracing::warn!("gave up telling what came of the last refreshes");
         }

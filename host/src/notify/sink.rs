@@ -392,7 +392,7 @@ mod tests {
             "",
             "hooks.example/T/secret",
             "ftp://hooks.example/secret",
-            "https:///secret",
+            "https://",
         ] {
             let error =
                 Sink::new("ops", Dialect::Slack, SecretString::from(url), None).unwrap_err();

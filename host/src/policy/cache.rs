@@ -6,7 +6,7 @@
 //! entry that does not hold is compiled anew. Losing the folder costs time, nothing else, and no error of the cache is an error
 //! of a load.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,6 +17,7 @@ use ring::hmac;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::compile::COMPILED_BYTES_MAX;
+use crate::private;
 
 /// Compiled components that are kept: some versions of some policies, for more than one version of Refit.
 const CACHE_ENTRIES_MAX: usize = 16;
@@ -148,7 +149,7 @@ impl Cache {
         seal.update(code);
         let seal = seal.sign();
         let beside = self.beside();
-        let written = private_file(&beside).and_then(|mut file| {
+        let written = private::new_file(&beside).and_then(|mut file| {
             file.write_all(&header)?;
             file.write_all(code)?;
             // Not flushed to the disk: what a crash of the machine cuts short has no seal that holds.
@@ -160,7 +161,7 @@ impl Cache {
 
     /// Of this installation: 32 random bytes that only this user can read, made at the first use.
     fn key(&self) -> io::Result<hmac::Key> {
-        private_folder(&self.folder)?;
+        private::folder(&self.folder)?;
         let path = self.folder.join(KEY);
         // Twice: the first time it may not be there yet, or not be fit to be a key.
         for _ in 0..2 {
@@ -188,7 +189,7 @@ impl Cache {
             .fill(&mut bytes)
             .map_err(|_| io::Error::other("the system has no random numbers"))?;
         let beside = self.beside();
-        let made = private_file(&beside).and_then(|mut file| {
+        let made = private::new_file(&beside).and_then(|mut file| {
             file.write_all(&bytes)?;
             file.sync_all()
         });
@@ -259,32 +260,6 @@ fn read_key(path: &Path) -> io::Result<Option<[u8; KEY_BYTES]>> {
     let mut bytes = Vec::new();
     file.take(KEY_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes.try_into().ok().filter(|_| metadata.is_file()))
-}
-
-/// A new file that only this user can read.
-fn private_file(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        options.mode(0o600);
-    }
-    options.open(path)
-}
-
-/// A folder that only this user can look into. One that others can is made so.
-fn private_folder(folder: &Path) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        let permissions = fs::metadata(folder)?.permissions();
-        if permissions.mode() & 0o077 != 0 {
-            fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -3,12 +3,13 @@
 //! A small file of JSON that is written beside and moved into place. One that makes no sense is moved aside, told of, and begun
 //! anew: lost are then a pause, what has failed, and how old images are, so that they wait for longer and not for less.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use super::memory::Memory;
 use crate::diagnostic::{Diagnostic, Hints};
+use crate::private;
 
 /// 2000 of 500 bytes, and some.
 pub(super) const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -88,24 +89,8 @@ impl Store {
     /// A text of [`Memory::text`]. After a loss of power it is the old file or the new one.
     fn write(&self, text: &[u8]) -> Result<(), MemoryError> {
         let folder = self.path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder).map_err(self.failed("write"))?;
-        let beside = self.path.with_extension("new");
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::OpenOptionsExt as _;
-            options.mode(0o600);
-        }
-        let put = options
-            .open(&beside)
-            .and_then(|mut file| {
-                file.write_all(text)?;
-                file.sync_all()
-            })
-            .and_then(|()| fs::rename(&beside, &self.path))
-            .and_then(|()| File::open(folder)?.sync_all());
-        put.inspect_err(|_| drop(fs::remove_file(&beside)))
+        fs::create_dir_all(folder)
+            .and_then(|()| private::replace(&self.path, text))
             .map_err(self.failed("write"))
     }
 

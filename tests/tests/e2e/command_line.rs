@@ -69,7 +69,7 @@ async fn an_unknown_key() -> anyhow::Result<()> {
     snapshot!(output.stderr, @r#"
     error: the configuration cannot be used: unknown key `pull_second` in `[limits]` in refit.toml
 
-    hint: the keys there are `engine_seconds`, `pull_seconds`, `refresh_seconds`, `pulls_max`, `inspects_max`, `recreates_max`, `pull_concurrency`, `inspect_concurrency`, `recreate_concurrency`, `compile_seconds`, `compile_megabytes`
+    hint: the keys there are `engine_seconds`, `pull_seconds`, `refresh_seconds`, `pulls_max`, `inspects_max`, `recreates_max`, `pull_concurrency`, `inspect_concurrency`, `recreate_concurrency`, `recreate_pipeline`, `compile_seconds`, `compile_megabytes`
     "#);
     let output = refit
         .unset("limits.pull_second")
@@ -110,7 +110,7 @@ async fn a_value_that_cannot_be() -> anyhow::Result<()> {
             json!(["ghcr.io/[a"]),
             "`ghcr.io/[a` in `[grants] images` is not a pattern",
         ),
-        ("engine", json!("ssh://host"), "cannot use `ssh://host`"),
+        ("engine", json!("ftp://host"), "cannot use `ftp://host`"),
     ] {
         let output = without_engine()?
             .set(key, value.clone())
@@ -198,38 +198,56 @@ async fn what_is_in_force_is_shown_with_where_it_came_from() -> anyhow::Result<(
         .expect(0);
     assert_eq!(output.stderr, "");
     snapshot!(output.stdout, @r#"
-    credentials.registry        = "ghcr.io"  # default
-    engine                      = "unix:///flag.sock"  # a flag
-    grants.containers           = ["ws-*"]  # default
-    grants.environment          = []  # default
-    grants.images               = ["ghcr.io/molecule-ai/workspace-template-*"]  # default
-    grants.labels               = {}  # default
-    grants.verbs                = ["inspect","pull","replace","remove","overlap"]  # default
-    history.keep                = 1000  # default
-    history.keep_days           = 100  # default
-    images.keep_previous        = (unset)  # default
-    images.platform             = ""  # MOLECULE_IMAGE_PLATFORM
-    limits.compile_megabytes    = 2048  # default
-    limits.compile_seconds      = 120  # default
-    limits.engine_seconds       = 60  # default
-    limits.inspect_concurrency  = 8  # default
-    limits.inspects_max         = 20000  # default
-    limits.pull_concurrency     = 4  # default
-    limits.pull_seconds         = 77  # REFIT_LIMITS__PULL_SECONDS
-    limits.pulls_max            = 200  # default
-    limits.recreate_concurrency = 2  # default
-    limits.recreates_max        = 5000  # default
-    limits.refresh_seconds      = 14400  # default
-    policy.component            = (unset)  # default
-    policy.config.runtimes      = ["hermes"]  # refit.toml
-    policy.keys                 = []  # default
-    policy.watch                = false  # default
-    proof.grace_seconds         = 1  # refit.toml
-    proof.health_seconds        = 120  # default
-    registries.plain_http       = []  # default
-    serve.listen                = "127.0.0.1:8787"  # default
-    serve.token_file            = (unset)  # default
-    state_dir                   = (unset)  # default
+    approval.expires_seconds           = 86400  # default
+    approval.required_for              = []  # default
+    credentials.registry               = "ghcr.io"  # default
+    engine                             = "unix:///flag.sock"  # a flag
+    grants.containers                  = ["ws-*"]  # default
+    grants.environment                 = []  # default
+    grants.images                      = ["ghcr.io/molecule-ai/workspace-template-*"]  # default
+    grants.labels                      = {}  # default
+    grants.verbs                       = ["inspect","pull","replace","remove","overlap"]  # default
+    history.keep                       = 1000  # default
+    history.keep_days                  = 100  # default
+    hooks.github.registry              = "ghcr.io"  # default
+    hooks.github.secret_file           = (unset)  # default
+    hooks.registry                     = []  # default
+    images.keep_previous               = (unset)  # default
+    images.platform                    = ""  # MOLECULE_IMAGE_PLATFORM
+    limits.compile_megabytes           = 2048  # default
+    limits.compile_seconds             = 120  # default
+    limits.engine_seconds              = 60  # default
+    limits.inspect_concurrency         = 8  # default
+    limits.inspects_max                = 20000  # default
+    limits.pull_concurrency            = 4  # default
+    limits.pull_seconds                = 77  # REFIT_LIMITS__PULL_SECONDS
+    limits.pulls_max                   = 200  # default
+    limits.recreate_concurrency        = 2  # default
+    limits.recreate_pipeline           = 16  # default
+    limits.recreates_max               = 5000  # default
+    limits.refresh_seconds             = 14400  # default
+    metrics.token_file                 = (unset)  # default
+    notify                             = []  # default
+    policy.component                   = (unset)  # default
+    policy.config.runtimes             = ["hermes"]  # refit.toml
+    policy.keys                        = []  # default
+    policy.watch                       = false  # default
+    proof.grace_seconds                = 1  # refit.toml
+    proof.health_seconds               = 120  # default
+    registries.plain_http              = []  # default
+    registries.requests_max            = 600  # default
+    registries.requests_window_seconds = 60  # default
+    serve.listen                       = "127.0.0.1:8787"  # default
+    serve.token_file                   = (unset)  # default
+    state_dir                          = (unset)  # default
+    watch.cron                         = (unset)  # default
+    watch.enabled                      = false  # default
+    watch.interval_seconds             = 300  # default
+    watch.jitter_seconds               = 30  # default
+    watch.minimum_age_seconds          = 0  # default
+    watch.retry_seconds                = 300  # default
+    watch.time_zone                    = (unset)  # default
+    watch.windows                      = []  # default
     "#);
     let output = refit.run(&["config", "show", "--json"]).await?.expect(0);
     let settings = output.json();

@@ -381,14 +381,17 @@ async fn until_they_run(
         "{} containers ran a pushed image {took:.1?} after {what} (with a second of proof each, two at a time)",
         containers.len()
     ));
-    for container in containers {
-        replaced(w, container, image).await?;
-    }
     Ok(())
 }
 
-/// The newest refresh has this trigger, and recreated so many.
-async fn asked_by_a_webhook(daemon: &Daemon, recreated: usize) -> anyhow::Result<()> {
+/// A refresh that a webhook asked for has recreated all of them, and nothing is left over.
+async fn done_for_a_webhook(
+    w: &World,
+    daemon: &Daemon,
+    containers: &[Running],
+    image: &Published,
+) -> anyhow::Result<()> {
+    let recreated = containers.len();
     until("the refresh in the history", || async {
         let answer = daemon
             .request("GET", "/v1/refreshes?limit=20")
@@ -400,7 +403,11 @@ async fn asked_by_a_webhook(daemon: &Daemon, recreated: usize) -> anyhow::Result
             .find(|it| it["summary"]["recreated"] == recreated);
         Ok(done.is_some_and(|it| it["request"]["trigger"] == "webhook"))
     })
-    .await
+    .await?;
+    for container in containers {
+        replaced(w, container, image).await?;
+    }
+    Ok(())
 }
 
 async fn workspaces(w: &World, registry: &Registry) -> anyhow::Result<(Vec<Running>, Running)> {
@@ -444,7 +451,7 @@ async fn a_push_to_the_real_registry_reaches_all_containers_by_itself() -> anyho
             "its push, by the registry's notification",
         )
         .await?;
-        asked_by_a_webhook(&daemon, containers.len()).await?;
+        done_for_a_webhook(&w, &daemon, &containers, &v2).await?;
         untouched(&w, &other).await?;
         drop(daemon);
         own.stop().await
@@ -493,7 +500,7 @@ async fn githubs_delivery_reaches_all_containers_of_its_image_and_no_other() -> 
             );
         }
         until_they_run(&w, &containers, &v2, "GitHub's delivery").await?;
-        asked_by_a_webhook(&daemon, containers.len()).await?;
+        done_for_a_webhook(&w, &daemon, &containers, &v2).await?;
         untouched(&w, &other).await
     })
     .await

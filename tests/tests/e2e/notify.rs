@@ -112,7 +112,7 @@ async fn what_was_done_and_what_failed_is_told_once_and_in_words() -> anyhow::Re
         for words in [
             &format!("`{}` runs image {} now", hermes.name, &v2.id[7..19]),
             "has no image",
-            "the next refresh tries again",
+            "is the image published yet?\n",
             "asked by the API",
             "policy workspace",
             "`refit history show 1`",

@@ -153,9 +153,10 @@ async fn the_description_is_valid_and_answers_keep_to_it() -> anyhow::Result<()>
         for name in ["began", "pull-started", "pull-progress", "pull-ended", "step", "recreate-ended", "ended"] {
             assert!(names.contains(&name), "{name} is not in {names:?}");
         }
+        let last = told.last().context("it told something")?.id.clone();
         let data: Vec<_> = told.into_iter().map(|it| it.data).collect();
         answers.all.push(json!({ "method": "GET", "path": events, "status": status, "type": kind, "body": data }));
-        answers.get(events, &format!("{place}?after={}", data.len() * 1000)).await.ok();
+        answers.get(events, &format!("{place}?after={last}")).await?;
         answers.get(events, &format!("{place}?after=x")).await?;
         answers.ask("POST", refreshes, refreshes, &[JSON, key], r#"{"force":true}"#).await?;
         answers.get(one, &format!("/v1/refreshes/{}", begun["id"])).await?;

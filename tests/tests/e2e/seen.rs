@@ -88,7 +88,7 @@ async fn a_refresh_is_watched_from_its_beginning_to_its_end() -> anyhow::Result<
         let daemon = refit.serve().await?;
 
         let asked = json!({ "targets": ["hermes"] });
-        let by = ("X-Refit-By", "publish.yml\u{1b} run 42");
+        let by = ("X-Refit-By", "publish.yml\t run 42");
         let key = ("Idempotency-Key", "\"run-42\"");
         let id = begin(&daemon, &[by, key], &asked).await?;
         assert_eq!(begin(&daemon, &[key], &asked).await?, id, "asked again");
@@ -355,6 +355,7 @@ async fn a_refresh_moves_the_numbers_that_it_should() -> anyhow::Result<()> {
             .set("metrics.token_file", "metrics-token")
             .serve()
             .await?;
+        daemon.until_ready().await?;
         let look = async |token| http::request(daemon.address, "GET", "/metrics", token).await;
         for token in [None, Some("wrong")] {
             assert_eq!(look(token).await?.status, 401);

@@ -358,7 +358,8 @@ async fn an_image_is_adopted_when_it_is_old_enough_and_nobody_is_asked_again() -
         let v2 = w.publish(registry, "hermes", ImageSpec::new("v2")).await?;
         let refit = through(&w, &gateway, registry, &["hermes"])?
             .set("watch.interval_seconds", NEVER)
-            .set("watch.minimum_age_seconds", 8);
+            // Longer than a daemon takes to stop and to start again, on a machine that is busy.
+            .set("watch.minimum_age_seconds", 25);
         let daemon = refit.serve().await?;
         let status = until_status(&daemon, "it waits", is_held("hermes", "age")).await?;
         let first_seen = image(&status, "hermes")["first_seen"].clone();

@@ -111,14 +111,14 @@ impl Task {
         let adopted = tokio::time::timeout(ADOPT, self.adopt.adopt(proposal)).await;
         match adopted {
             Ok(Adopted::Begun(begun)) => self.begun(begun, repositories, findings),
-            Ok(Adopted::Held(number)) => self.held(
+            Ok(Adopted::Held(number)) => self.answered(
                 &findings,
                 Held {
                     approval: Some(number),
                     ..Held::by(By::Approval, None)
                 },
             ),
-            Ok(Adopted::Rejected) => self.held(&findings, Held::by(By::Rejected, None)),
+            Ok(Adopted::Rejected) => self.answered(&findings, Held::by(By::Rejected, None)),
             Ok(Adopted::NotBegun(error)) => self.not_begun(&findings, &Diagnostic::of(&error)),
             Err(_) => {
                 let problem = format!("no answer within {} s", ADOPT.as_secs());
@@ -131,6 +131,14 @@ impl Task {
     fn due(&self) -> Vec<Finding> {
         let free = self.images.values().filter(|it| it.held.is_none());
         free.filter_map(Watched::finding).collect()
+    }
+
+    fn answered(&mut self, findings: &[Finding], held: Held) {
+        for finding in findings {
+            let answer = (finding.digest.clone(), held.clone());
+            self.answered.insert(finding.image.to_string(), answer);
+        }
+        self.held(findings, held);
     }
 
     fn held(&mut self, findings: &[Finding], held: Held) {

@@ -49,6 +49,8 @@ pub(super) struct Task {
     look_again: Option<Timestamp>,
     /// Findings that nobody could begin a refresh for, until when.
     put_off: BTreeMap<String, (String, Held)>,
+    /// What was said of findings when they were last proposed, by image with the digest: shown until they are proposed anew.
+    answered: BTreeMap<String, (String, Held)>,
     /// Something may hold no more: these are looked at again, without asking registries anew.
     reconsider: Option<Scope>,
     under_way: JoinSet<Ended>,
@@ -77,6 +79,7 @@ impl Task {
             failed_looks: 0,
             look_again: None,
             put_off: BTreeMap::new(),
+            answered: BTreeMap::new(),
             reconsider: None,
             under_way: JoinSet::new(),
             repositories_under_way: BTreeSet::new(),
@@ -278,6 +281,8 @@ impl Task {
         self.triggers.retain(|name, _| waiting.contains(name));
         self.put_off
             .retain(|name, _| self.images.contains_key(name));
+        self.answered
+            .retain(|name, _| self.images.contains_key(name));
     }
 
     fn watched(
@@ -319,6 +324,21 @@ impl Task {
         }
     }
 
+    /// What is about to be proposed again is held, for all that anybody knows, by what held it before.
+    fn shown(&self) -> impl Iterator<Item = Watched> {
+        self.images.iter().map(|(name, watched)| {
+            let mut shown = watched.clone();
+            if shown.held.is_none()
+                && let Some(finding) = watched.finding()
+                && let Some((digest, held)) = self.answered.get(name)
+                && *digest == finding.digest
+            {
+                shown.held = Some(held.clone());
+            }
+            shown
+        })
+    }
+
     fn publish(&self) {
         let times = [self.next_tick, self.look_again];
         let memory = self.watcher.kept.memory();
@@ -333,7 +353,7 @@ impl Task {
                 last_look: self.last_look.clone(),
                 looks: self.number,
                 summary: summary(self.images.values()),
-                images: self.images.values().cloned().collect(),
+                images: self.shown().collect(),
                 problem: self.watcher.kept.trouble(),
             };
         });
