@@ -49,7 +49,7 @@ impl Canaries {
     }
 
     /// Everything in which one was found: the place where it was put, and that where it must not be.
-    fn found<'a>(&'a self, seen: &'a [(String, Vec<u8>)]) -> Vec<(&'a str, &'a str)> {
+    fn found<'a>(&'a self, seen: &'a [Sight]) -> Vec<(&'a str, &'a str)> {
         let mut found = Vec::new();
         for (place, bytes) in seen {
             let text = String::from_utf8_lossy(bytes);
@@ -103,9 +103,12 @@ fn forms(canary: &str) -> Vec<String> {
     forms
 }
 
+/// Where something could be seen, and what.
+type Sight = (String, Vec<u8>);
+
 /// All that anybody could see.
 #[derive(Clone, Default)]
-struct Seen(Arc<Mutex<Vec<(String, Vec<u8>)>>>);
+struct Seen(Arc<Mutex<Vec<Sight>>>);
 
 impl Seen {
     fn push(&self, place: impl Into<String>, bytes: impl Into<Vec<u8>>) {
@@ -517,7 +520,7 @@ async fn no_secret_is_seen_anywhere_in_a_whole_day() -> anyhow::Result<()> {
             canaries.also(&format!("token {number} of the server of tokens"), token.rsplit('.').next().unwrap_or_default());
         }
 
-        let was_notified = |(place, body): &(String, Vec<u8>)| place == "a notification" && !body.is_empty();
+        let was_notified = |(place, body): &Sight| place == "a notification" && !body.is_empty();
         assert!(seen.0.lock().unwrap().iter().any(was_notified), "nobody was told anything");
         nothing_of(&canaries, &seen);
         Ok(())
