@@ -12,6 +12,7 @@ const sidebar = [
       { text: "Operator's guide", link: '/operating' },
       { text: 'Installing', link: '/packaging' },
       { text: 'Configuration', link: '/configuration' },
+      { text: 'Logins, secrets, engines', link: '/credentials' },
       { text: 'Swapping policies', link: '/policies' },
       { text: 'Security model', link: '/security' },
       { text: 'Command line', link: '/commands' },

@@ -73,6 +73,7 @@ pub mod registry;
 pub mod retention;
 pub mod runs;
 pub mod secret;
+pub mod secret_file;
 pub mod selftest;
 pub mod server;
 pub mod setup;

@@ -28,7 +28,7 @@ use crate::hooks::registry::RegistryHook;
 use crate::hooks::secret::{self, SharedSecrets, SigningKeys};
 use crate::notify::Notifier;
 use crate::notify::memory::Memory;
-use crate::notify::sink::{Sink, SinkError};
+use crate::notify::sink::Sink;
 use crate::policy::{Compiler, PolicyEngine, PolicyError};
 use crate::recreate::guard;
 use crate::recreate::lanes::Lanes;
@@ -36,9 +36,10 @@ use crate::recreate::lease::Leases;
 use crate::recreate::recover::Patience;
 use crate::refresh::Refresher;
 use crate::registry::budget::Rate;
-use crate::registry::credentials::{CredentialError, Credentials, EnvironmentVariables};
+use crate::registry::credentials::{Credentials, EnvironmentVariables};
 use crate::registry::digests::{Digests, SetUpError};
 use crate::secret::SecretString;
+use crate::secret_file::{self, Found};
 use crate::watch::watcher::Watching;
 
 pub fn engine_address(config: &Config) -> Result<EngineAddress, Diagnostic> {
@@ -48,13 +49,14 @@ pub fn engine_address(config: &Config) -> Result<EngineAddress, Diagnostic> {
     )?)
 }
 
-pub fn credentials(config: &Config) -> Result<Credentials, CredentialError> {
+pub fn credentials(config: &Config) -> Result<Credentials, Diagnostic> {
     let folder = EngineEnvironment::read().config_folder;
-    Credentials::new(
-        &EnvironmentVariables::read(),
+    Ok(Credentials::new(
+        &EnvironmentVariables::read()?,
         &config.credentials.registry,
+        &config.credentials.logins(),
         folder.as_deref(),
-    )
+    )?)
 }
 
 pub fn grants(config: &Config) -> Result<Grants, Diagnostic> {
@@ -167,9 +169,11 @@ pub fn history(config: &Config, by: Option<String>) -> Option<Arc<History>> {
 pub fn hooks(config: &Config) -> Result<Hooks, Diagnostic> {
     const GITHUB: &str = "GITHUB_WEBHOOK_SECRET";
     const REGISTRY: &str = "REGISTRY_WEBHOOK_SECRET";
-    let variable = |name: &str| std::env::var(name).ok().map(SecretString::from);
+    const WHAT: &str = "the secret of a webhook";
+    let read = |found: Found| secret::read(&found.text, &found.origin);
     let github = &config.hooks.github;
-    let secrets = secret::find(GITHUB, variable(GITHUB), github.secret_file.as_deref())?;
+    let found = secret_file::find(GITHUB, WHAT, github.secret_file.as_deref())?;
+    let secrets = found.map(read).transpose()?;
     let github = secrets.map(|secrets| Github {
         keys: SigningKeys::new(&secrets),
         registry: github.registry.clone(),
@@ -190,11 +194,11 @@ pub fn hooks(config: &Config) -> Result<Hooks, Diagnostic> {
             .registry
             .iter()
             .any(|it| it.name == registry.name);
-        let from_variable = match registry.secret_file {
-            Some(_) => None,
-            None => variable(REGISTRY),
+        let found = match &registry.secret_file {
+            Some(file) => Some(secret_file::at(WHAT, file)?),
+            None => secret_file::find(REGISTRY, WHAT, None)?,
         };
-        let secrets = secret::find(REGISTRY, from_variable, registry.secret_file.as_deref())?;
+        let secrets = found.map(read).transpose()?;
         let Some(secrets) = secrets else {
             if !spoken {
                 continue;
@@ -225,14 +229,9 @@ pub fn hooks(config: &Config) -> Result<Hooks, Diagnostic> {
 
 /// Those who are to be told, with their addresses and tokens.
 pub fn sinks(config: &Config) -> Result<Vec<Sink>, Diagnostic> {
-    let read = |sink: &NotifyConfig, what: &'static str, file: &Path| {
-        let text = std::fs::read_to_string(file);
-        text.map(SecretString::from)
-            .map_err(|source| SinkError::Unreadable {
-                sink: sink.name.clone(),
-                what,
-                source,
-            })
+    let read = |sink: &NotifyConfig, what: &str, file: &Path| {
+        let what = format!("{what} of the sink `{}`", sink.name);
+        secret_file::at(&what, file).map(|found| found.text)
     };
     let sink = |sink: &NotifyConfig| {
         let url = match (&sink.url, &sink.url_file) {

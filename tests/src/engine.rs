@@ -6,6 +6,7 @@
 //! drops the mounts. The price: `State.Pid` in an inspect counts in that namespace, not in the host's.
 
 use std::env;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tokio::net::UnixDatagram;
 use tokio::sync::OnceCell;
 
 use crate::bounded::{self, within};
+use crate::certificates::Certificates;
 use crate::install;
 use crate::keeper::{self, Keep, Kept};
 use crate::report::progress;
@@ -33,7 +35,16 @@ static SHARED: OnceCell<Engine> = OnceCell::const_new();
 #[derive(Debug)]
 pub struct Engine {
     host: String,
+    tls: Option<Tls>,
     kept: Option<Kept>,
+}
+
+/// Where an engine speaks TLS, and takes certificates for clients only.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// `127.0.0.1:port`. Its certificate is for no other name.
+    pub address: String,
+    pub certificates: Certificates,
 }
 
 /// Whose network a private engine lays its bridges in.
@@ -53,7 +64,11 @@ pub async fn shared() -> anyhow::Result<&'static Engine> {
 impl Engine {
     async fn find_or_start() -> anyhow::Result<Self> {
         if let Ok(host) = env::var("DOCKER_HOST") {
-            let engine = Self { host, kept: None };
+            let engine = Self {
+                host,
+                tls: None,
+                kept: None,
+            };
             engine.ping().await.with_context(|| {
                 format!("DOCKER_HOST is {}; correct it, or unset it and the tests find or start an engine", engine.host)
             })?;
@@ -73,6 +88,7 @@ impl Engine {
     async fn at_usual_socket() -> Option<Self> {
         let engine = Self {
             host: format!("unix://{USUAL_SOCKET}"),
+            tls: None,
             kept: None,
         };
         (Path::new(USUAL_SOCKET).exists() && engine.ping().await.is_ok()).then_some(engine)
@@ -117,6 +133,14 @@ impl Engine {
         let notified = directory.join("notify.sock");
         let ready = UnixDatagram::bind(&notified)
             .with_context(|| format!("cannot listen at {}", notified.display()))?;
+        let tls = match networks {
+            Networks::Machine => Some(Tls {
+                address: format!("127.0.0.1:{}", quiet_port()?),
+                certificates: Certificates::make(directory.join("tls")).await?,
+            }),
+            // Nobody would reach it.
+            Networks::Isolated => None,
+        };
         let kept = Kept::start(Keep {
             name: "engine",
             lock: (networks == Networks::Machine).then_some(Path::new(LOCK)),
@@ -127,12 +151,13 @@ impl Engine {
                     format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default()),
                 ),
             ],
-            command: command(&directory, place, &host, networks),
+            command: command(&directory, place, &host, networks, tls.as_ref()),
             directory,
         })?;
         kept.until(START, until_ready(ready)).await?;
         let engine = Self {
             host,
+            tls,
             kept: Some(kept),
         };
         engine.ping().await?;
@@ -161,6 +186,11 @@ impl Engine {
     /// What `DOCKER_HOST` must be for a program to use this engine.
     pub fn docker_host(&self) -> &str {
         &self.host
+    }
+
+    /// Its other address; none if the engine was there before us.
+    pub fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     /// Where a private engine keeps everything; none if the engine was there before us.
@@ -197,7 +227,24 @@ impl Engine {
     }
 }
 
-fn command(directory: &Path, place: &Path, host: &str, networks: Networks) -> Vec<String> {
+/// A free one that no system hands out by itself: another test cannot be given it before the engine takes it.
+fn quiet_port() -> anyhow::Result<u16> {
+    const TRIES: usize = 50;
+    let ports = std::iter::repeat_with(|| fastrand::u16(20_000..30_000));
+    let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    ports
+        .take(TRIES)
+        .find(free)
+        .context("cannot find a free port on 127.0.0.1")
+}
+
+fn command(
+    directory: &Path,
+    place: &Path,
+    host: &str,
+    networks: Networks,
+    tls: Option<&Tls>,
+) -> Vec<String> {
     let mut command = vec![
         "unshare",
         "--mount",
@@ -213,6 +260,10 @@ fn command(directory: &Path, place: &Path, host: &str, networks: Networks) -> Ve
     }
     command.extend(["dockerd", "--host", host, "--group", "root"]);
     let mut command: Vec<String> = command.into_iter().map(str::to_owned).collect();
+    if let Some(tls) = tls {
+        command.extend(["--host".to_owned(), format!("tcp://{}", tls.address)]);
+        command.extend(tls.certificates.arguments());
+    }
     for (option, path) in [
         ("--data-root", place.join("data")),
         ("--exec-root", directory.join("exec")),

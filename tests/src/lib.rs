@@ -11,6 +11,7 @@
 //! Linux only in part: with `DOCKER_HOST` set the private engine is not needed, but `docker-registry` and a route to the
 //! containers' bridge are.
 
+pub mod certificates;
 pub mod container;
 pub mod engine;
 pub mod events;
@@ -25,6 +26,7 @@ pub mod refit;
 pub mod registry;
 pub mod scenario;
 pub mod sshd;
+pub mod tokens;
 pub mod world;
 
 mod bounded;

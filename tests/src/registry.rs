@@ -16,6 +16,7 @@ use tokio::sync::OnceCell;
 
 use crate::install;
 use crate::keeper::{self, Keep, Kept};
+use crate::tokens::TokenServer;
 
 /// A registry is up after 50 ms; the rest is for a loaded machine.
 const START: Duration = Duration::from_secs(20);
@@ -96,6 +97,14 @@ impl Registry {
         Self::start_as(None, &notifications).await
     }
 
+    /// A registry of the test's own that lets in whoever brings a token of this server's.
+    pub async fn start_trusting(tokens: &TokenServer) -> anyhow::Result<Self> {
+        let mut registry = Self::start_as(None, &tokens.auth()).await?;
+        // What the kit's own pushes are let in with, at the server of tokens.
+        registry.password = Some(PASSWORD.to_owned());
+        Ok(registry)
+    }
+
     async fn start_behind(password: Option<&str>) -> anyhow::Result<Self> {
         Self::start_as(password, "").await
     }
@@ -132,7 +141,8 @@ impl Registry {
                 config.display().to_string(),
             ],
         })?;
-        kept.until(START, until_answering(port, password.is_some()))
+        let wants_login = password.is_some() || more.starts_with("auth:");
+        kept.until(START, until_answering(port, wants_login))
             .await?;
         Ok(Self {
             port,
@@ -214,8 +224,8 @@ fn configuration(directory: &Path, port: u16, password: Option<&str>) -> anyhow:
 }
 
 /// Awaits the right answer to the API's version check. Bounded by the caller.
-async fn until_answering(port: u16, wants_password: bool) -> anyhow::Result<()> {
-    let expected = match wants_password {
+async fn until_answering(port: u16, wants_login: bool) -> anyhow::Result<()> {
+    let expected = match wants_login {
         false => "HTTP/1.1 200",
         true => "HTTP/1.1 401",
     };

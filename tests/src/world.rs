@@ -23,7 +23,7 @@ use bollard::Docker;
 use bollard::auth::DockerCredentials;
 use futures_util::FutureExt;
 
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, Tls};
 use crate::registry::Registry;
 use crate::report;
 
@@ -148,6 +148,11 @@ impl World {
     /// What `DOCKER_HOST` must be for a program to use this world's engine.
     pub fn docker_host(&self) -> &str {
         self.shared.engine.docker_host()
+    }
+
+    /// Where the same engine speaks TLS; none if it was there before us.
+    pub fn tls(&self) -> Option<&Tls> {
+        self.shared.engine.tls()
     }
 
     /// The full name of a workspace: `ws-<prefix>-<suffix>`.

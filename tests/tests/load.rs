@@ -172,7 +172,7 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
         environment: vec![],
         verbs: vec![Verb::Inspect, Verb::Pull, Verb::Replace],
     };
-    let credentials = Credentials::new(&EnvironmentVariables::default(), "ghcr.io", None)?;
+    let credentials = Credentials::new(&EnvironmentVariables::default(), "ghcr.io", &[], None)?;
     let terms = Terms {
         grants: Arc::new(Grants::new(&patterns)?),
         trust: Trust::default(),

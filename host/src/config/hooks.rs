@@ -27,7 +27,7 @@ pub struct HooksConfig {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct GithubHookConfig {
-    /// File with the webhook's secret. `GITHUB_WEBHOOK_SECRET` goes first. With neither there is no such webhook.
+    /// File with the webhook's secret. `GITHUB_WEBHOOK_SECRET` and `GITHUB_WEBHOOK_SECRET_FILE` go first. With neither there is no such webhook.
     pub secret_file: Option<PathBuf>,
     /// Where the packages that it tells of are pulled from.
     pub registry: String,
@@ -39,7 +39,7 @@ pub struct GithubHookConfig {
 pub struct RegistryHookConfig {
     /// For people: logs and answers say it.
     pub name: String,
-    /// A file with the secret that it sends. `REGISTRY_WEBHOOK_SECRET` is for the one without a file.
+    /// A file with the secret that it sends. `REGISTRY_WEBHOOK_SECRET`, or the file that `REGISTRY_WEBHOOK_SECRET_FILE` names, is for the one without a file.
     #[serde(default)]
     pub secret_file: Option<PathBuf>,
     /// What the images are pulled from, `registry.example:5000`. Without it, what the registry was called by whoever pushed.
@@ -94,13 +94,13 @@ impl HooksConfig {
 }
 
 /// Whether an image's name can begin with it.
-fn is_registry(host: &str) -> bool {
+pub(super) fn is_registry(host: &str) -> bool {
     format!("{host}/image")
         .parse::<ImageRef>()
         .is_ok_and(|image| image.registry() == host)
 }
 
-fn no_registry(key: &'static str, host: &str) -> ConfigError {
+pub(super) fn no_registry(key: &'static str, host: &str) -> ConfigError {
     let shown: String = host.chars().take(80).collect();
     ConfigError::Value {
         key,

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use super::approval::ApprovalConfig;
+use super::credentials::CredentialsConfig;
 use super::schema;
 use super::watch::WatchConfig;
 use crate::artifact;
@@ -71,14 +72,6 @@ pub struct ImagesConfig {
     /// How many images that a tag meant before are kept of each repository that was pulled. Older ones are removed after a
     /// refresh where no container refers to them. Unset: all are kept.
     pub keep_previous: Option<usize>,
-}
-
-/// Logins at registries.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct CredentialsConfig {
-    /// The registry that `GHCR_USER` and `GHCR_TOKEN` are for. They are sent nowhere else.
-    pub registry: String,
 }
 
 /// How registries are spoken to.
@@ -203,16 +196,8 @@ pub struct ServeConfig {
     /// Where the daemon listens. Beyond loopback only with an admin token. Flag: `--listen`.
     #[schemars(schema_with = "schema::socket_address")]
     pub listen: SocketAddr,
-    /// File with the admin token. `ADMIN_TOKEN` goes first.
+    /// File with the admin token. `ADMIN_TOKEN` and `ADMIN_TOKEN_FILE` go first.
     pub token_file: Option<PathBuf>,
-}
-
-impl Default for CredentialsConfig {
-    fn default() -> Self {
-        Self {
-            registry: crate::registry::credentials::GHCR.to_owned(),
-        }
-    }
 }
 
 impl Default for RegistriesConfig {

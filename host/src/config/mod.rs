@@ -5,6 +5,7 @@
 //! error and not a surprise.
 
 pub mod approval;
+pub mod credentials;
 pub mod hooks;
 pub mod keys;
 pub mod metrics;
@@ -204,13 +205,38 @@ fn wrong(error: &figment::Error) -> ConfigError {
         }
         // A message of several lines, with a picture of the place.
         Kind::Message(message) if key.is_empty() => {
-            let said = [place.trim_start(), message.trim()];
+            let message = without_addresses(message.trim());
+            let said = [place.trim_start(), &message];
             let said = said.into_iter().filter(|part| !part.is_empty());
             (said.collect::<Vec<_>>().join(": "), vec![])
+        }
+        // What stands there may be an address that is in the wrong place.
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected)
+            if key.starts_with("notify") =>
+        {
+            (format!("`{key}`{place} is not {expected}"), vec![])
+        }
+        Kind::UnknownVariant(_, expected) if key.starts_with("notify") => {
+            let expected = expected.join("`, `");
+            (format!("`{key}`{place} is none of `{expected}`"), vec![])
         }
         kind => (format!("`{key}`{place}: {kind}"), vec![]),
     };
     ConfigError::Wrong { problem, hints }
+}
+
+/// The picture without lines of the file that may hold a secret: the addresses of those who are notified do.
+fn without_addresses(message: &str) -> String {
+    let line = |line: &str| match line.split_once(" | ") {
+        Some((number, text))
+            if number.trim().parse::<u32>().is_ok()
+                && (text.contains("://") || text.contains("url")) =>
+        {
+            format!("{number} | (hidden)")
+        }
+        _ => line.to_owned(),
+    };
+    message.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// The path of an unknown key may or may not end in the key itself.
@@ -289,6 +315,7 @@ impl Config {
                 problem: "true, and `policy.component` is no file that could be watched".into(),
             });
         }
+        self.credentials.check()?;
         self.hooks.check()?;
         notify::check(&self.notify)?;
         self.approval.check()?;

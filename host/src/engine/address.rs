@@ -2,11 +2,12 @@
 //!
 //! As the Docker CLI does it, so that `refit` on a laptop talks to the engine that `docker` talks to. Knows no engine client.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use sha2::{Digest as _, Sha256};
 
 use super::ssh::Destination;
+use super::tls::TlsFiles;
 use crate::diagnostic::Hints;
 
 /// Where an engine listens, the way there, and who said so.
@@ -30,24 +31,6 @@ pub enum Way {
     Ssh(Destination),
 }
 
-/// A client certificate, its key, and the authority that the engine's certificate must come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFiles {
-    pub ca: PathBuf,
-    pub cert: PathBuf,
-    pub key: PathBuf,
-}
-
-impl TlsFiles {
-    fn in_folder(folder: &Path) -> Self {
-        Self {
-            ca: folder.join("ca.pem"),
-            cert: folder.join("cert.pem"),
-            key: folder.join("key.pem"),
-        }
-    }
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum AddressError {
     #[error("cannot use `{url}` (from {chosen_by}) as an engine address")]
@@ -58,6 +41,10 @@ pub enum AddressError {
         chosen_by: String,
         problem: &'static str,
     },
+    #[error(
+        "cannot use `{url}` (from {chosen_by}) as an engine address: it has a login in it, which no engine takes"
+    )]
+    Login { url: String, chosen_by: String },
     #[error("cannot find the Docker context `{name}` (from {chosen_by})")]
     Context {
         name: String,
@@ -75,7 +62,7 @@ pub enum AddressError {
 impl Hints for AddressError {
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::Scheme { .. } => vec!["use `unix:///path/to.sock`, `tcp://host:port` or `ssh://user@host`".into()],
+            Self::Scheme { .. } | Self::Login { .. } => vec!["use `unix:///path/to.sock`, `tcp://host:port` or `ssh://user@host`".into()],
             Self::Ssh { .. } => vec![
                 "it looks like `ssh://user@host:22`, and may end in the path of the engine's socket over there; whatever else is to be said belongs into `~/.ssh/config`".into(),
             ],
@@ -157,6 +144,11 @@ fn at(
             .unwrap_or_default();
         TlsFiles::in_folder(&folder)
     };
+    let (scheme, rest) = url.split_once("://").unwrap_or_default();
+    if matches!(scheme, "tcp" | "http" | "https") && rest.contains('@') {
+        let url = without_password(url);
+        return Err(AddressError::Login { url, chosen_by });
+    }
     // The Go client takes TLS when either variable is set, and skips verification when only the path is. We always verify.
     let wants_tls = environment.docker_tls_verify || environment.docker_cert_path.is_some();
     let way = match url.split_once("://").map(|(scheme, _)| scheme) {
@@ -255,13 +247,15 @@ fn from_context(
     )?;
     let tls = contexts.join("tls").join(&folder).join("docker");
     if address.way == Way::Plain && tls.is_dir() {
-        address.way = Way::Tls(TlsFiles::in_folder(&tls));
+        address.way = Way::Tls(TlsFiles::of_context(&tls));
     }
     Ok(address)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn environment() -> EngineEnvironment {
@@ -329,7 +323,7 @@ mod tests {
             (address.url.as_str(), address.chosen_by.as_str()),
             ("tcp://far:2376", "context `remote`")
         );
-        assert_eq!(address.way, Way::Tls(TlsFiles::in_folder(&tls)));
+        assert_eq!(address.way, Way::Tls(TlsFiles::of_context(&tls)));
 
         environment.docker_context = Some("absent".into());
         assert!(matches!(
@@ -354,7 +348,11 @@ mod tests {
 
     #[test]
     fn a_password_in_an_address_is_refused_and_not_shown() {
-        for url in ["ssh://me:secret@host", "ftp://me:secret@host/x"] {
+        for url in [
+            "ssh://me:secret@host",
+            "ftp://me:secret@host/x",
+            "tcp://me:secret@host:2376",
+        ] {
             let error = choose(Some(url), &environment()).unwrap_err();
             assert!(!error.to_string().contains("secret"), "{error}");
         }

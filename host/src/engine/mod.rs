@@ -7,12 +7,14 @@ pub mod address;
 pub mod docker;
 pub mod probe;
 pub mod ssh;
+pub mod tls;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 
 use self::ssh::SshError;
+use self::tls::TlsError;
 use crate::container::{Container, ContainerId, Image, Listed, Object};
 use crate::diagnostic::Hints;
 use crate::image::{ImageId, ImageRef, Platform};
@@ -183,6 +185,9 @@ impl Hints for EngineError {
         match self {
             Self::Unreachable { source, .. } if over_ssh(source.as_ref()).is_some() => {
                 over_ssh(source.as_ref()).map(SshError::hints).unwrap_or_default()
+            }
+            Self::Unreachable { source, .. } if source.is::<TlsError>() => {
+                source.downcast_ref().map(TlsError::hints).unwrap_or_default()
             }
             Self::Unreachable { source, .. } => match io_kind(source.as_ref()) {
                 Some(std::io::ErrorKind::NotFound) => vec![

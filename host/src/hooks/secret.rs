@@ -1,7 +1,5 @@
 //! Who may send a webhook: whoever has its secret. Signatures by HMAC, shared secrets by comparison, both in constant time.
 
-use std::path::Path;
-
 use ring::hmac;
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConstantTimeEq as _};
@@ -40,26 +38,8 @@ impl<'a> Verified<'a> {
     }
 }
 
-/// The variable where it is set, otherwise the file; `None` where neither is. One secret a line, and two while one takes the
-/// other's place.
-pub fn find(
-    name: &str,
-    variable: Option<SecretString>,
-    file: Option<&Path>,
-) -> Result<Option<Vec<SecretString>>, Diagnostic> {
-    if let Some(text) = variable.filter(|text| !text.expose_secret().trim().is_empty()) {
-        return read(&text, &format!("`{name}`")).map(Some);
-    }
-    let Some(path) = file else { return Ok(None) };
-    let origin = format!("`{}`", path.display());
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Diagnostic::new(format!("cannot read the secret of a webhook from {origin}"))
-            .because(error.to_string())
-    })?;
-    read(&SecretString::from(text), &origin).map(Some)
-}
-
-fn read(text: &SecretString, origin: &str) -> Result<Vec<SecretString>, Diagnostic> {
+/// What a variable or a file holds: one secret a line, and two while one takes the other's place. `origin` is for people.
+pub fn read(text: &SecretString, origin: &str) -> Result<Vec<SecretString>, Diagnostic> {
     let wrong = |problem: &str| {
         Err(Diagnostic::new(format!(
             "the secret of a webhook from {origin} cannot be used: {problem}"
@@ -229,20 +209,19 @@ mod tests {
             ),
             ("a secret with spaces in it", "white space"),
         ] {
-            let error = find("X", Some(secret(text)), None).unwrap_err();
+            let error = read(&secret(text), "`X`").unwrap_err();
             assert!(error.error.contains(problem), "{error}");
             assert!(
                 !error.to_string().contains("secret-of") && !error.to_string().contains("short-"),
                 "{error}"
             );
         }
-        assert!(find("X", Some(secret(" \n")), None).unwrap().is_none());
-        let two = find(
-            "X",
-            Some(secret(" first-secret-of-all \n\nsecond-secret-of-all\n")),
-            None,
+        assert!(read(&secret(" \n"), "`X`").is_err());
+        let two = read(
+            &secret(" first-secret-of-all \n\nsecond-secret-of-all\n"),
+            "`X`",
         );
-        assert_eq!(two.unwrap().unwrap().len(), 2);
+        assert_eq!(two.unwrap().len(), 2);
         let debug = format!("{:?}", SigningKeys::new(&[secret("correct-horse-battery")]));
         assert!(!debug.contains("correct"), "{debug}");
     }

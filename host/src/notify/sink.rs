@@ -56,12 +56,6 @@ pub struct Sink {
 /// A sink that cannot be told anything.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
-    #[error("cannot read {what} of the sink `{sink}`")]
-    Unreadable {
-        sink: String,
-        what: &'static str,
-        source: std::io::Error,
-    },
     #[error("the address of the sink `{sink}` is no URL of `https://` or `http://`")]
     Address { sink: String },
     #[error("the token of the sink `{sink}` does not fit into an HTTP header")]

@@ -26,6 +26,9 @@ pub fn differences(wanted: &Replacement, made: &Container) -> Vec<String> {
     for (field, asked) in &wanted.request.host_config {
         let name = format!("HostConfig.{field}");
         let is = made_host_config.get(field);
+        if field == "NetworkMode" && is_bridge_by_another_name(wanted, made, asked, is) {
+            continue;
+        }
         compare(&name, asked, is, &mut found);
         // Nothing of an image comes in here: what is there beside what was asked for is the engine's own.
         let engine_adds = ["SecurityOpt", "Ulimits"].contains(&field.as_str());
@@ -58,6 +61,25 @@ pub fn differences(wanted: &Replacement, made: &Container) -> Vec<String> {
         }
     }
     found
+}
+
+/// Podman says `bridge` of a container in any network that is one, also of its own default, `podman`. Whether the container is in
+/// the network that was asked for is compared below.
+fn is_bridge_by_another_name(
+    wanted: &Replacement,
+    made: &Container,
+    asked: &Value,
+    is: Option<&Value>,
+) -> bool {
+    let network = asked.as_str().unwrap_or_default();
+    is.and_then(Value::as_str) == Some("bridge")
+        && !made.endpoints.contains_key("bridge")
+        && wanted
+            .request
+            .endpoint
+            .as_ref()
+            .is_some_and(|(name, _)| name == network)
+        && endpoint(wanted, made, network).is_some()
 }
 
 /// By name, or by the id under which it was asked for. Before its start a container's endpoint does not say which id its network
@@ -224,6 +246,25 @@ mod tests {
             differences(&wanted, &made),
             [r#"HostConfig.MaskedPaths: asked for ["/a"], made ["/a","/b"]"#]
         );
+    }
+
+    #[test]
+    fn podmans_word_for_any_bridge_is_no_difference_where_the_network_is_the_same() {
+        let in_network = |name: &str| {
+            let mut container = container(json!({}), json!({ "NetworkMode": "bridge" }));
+            container.endpoints = [(name.to_owned(), Object::new())].into();
+            container
+        };
+        let wanted = Intent::of(&in_network("podman"), &Object::new())
+            .on("x:latest", &ImageId::new("sha256:new"));
+        assert_eq!(
+            differences(&wanted, &in_network("podman")),
+            Vec::<String>::new()
+        );
+        // Docker's own bridge, and another network, are others.
+        for other in ["bridge", "net"] {
+            assert!(!differences(&wanted, &in_network(other)).is_empty());
+        }
     }
 
     #[test]

@@ -1,29 +1,32 @@
 //! Whose login is for which registry.
 //!
-//! `GHCR_USER` and `GHCR_TOKEN` come first, and only for the registry they are for; then what `docker login` left behind
-//! (`config.json`: `auths`, `credHelpers`, `credsStore`); then nothing, which is an anonymous pull. A login is looked up anew
-//! for each pull, so a token that was renewed is used at once.
+//! `GHCR_USER` and `GHCR_TOKEN` come first, and only for the registry they are for; then `[[credentials.login]]`; then what
+//! `docker login` left behind (`docker_config`); then nothing, which is an anonymous pull. A login is looked up anew for each
+//! pull, so a file or a token that was renewed is used at once.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use docker_credential::{CredentialRetrievalError, DockerCredential};
-
+use super::docker_config::{self, HELPER_SECONDS_MAX};
 use crate::diagnostic::Hints;
-use crate::secret::{ExposeSecret as _, Login, SecretString};
+use crate::secret::{ExposeSecret as _, Login};
+use crate::secret_file::{self, Place, SecretFileError};
 
 /// The registry that `GHCR_USER` and `GHCR_TOKEN` are for, unless the configuration names another.
 pub const GHCR: &str = "ghcr.io";
 
-/// How long a credential helper may take. One that asks a key chain takes milliseconds; one that waits for a person to unlock
-/// it would hang a refresh.
-const HELPER_SECONDS_MAX: u64 = 20;
+/// For a file with a secret. It is there or not; one on a network drive that is gone would hang a refresh.
+const FILE_SECONDS_MAX: u64 = 10;
 
 /// Where a login was found, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// `GHCR_USER` and `GHCR_TOKEN`
     Environment,
+    /// `GHCR_USER` and `GHCR_TOKEN_FILE`
+    EnvironmentFile(PathBuf),
+    /// `[[credentials.login]]`
+    Configured(PathBuf),
     DockerConfig(PathBuf),
 }
 
@@ -31,6 +34,12 @@ impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Environment => f.write_str("`GHCR_USER` and `GHCR_TOKEN`"),
+            Self::EnvironmentFile(path) => {
+                write!(f, "`GHCR_USER` and `{}`", path.display())
+            }
+            Self::Configured(path) => {
+                write!(f, "`[[credentials.login]]` and `{}`", path.display())
+            }
             Self::DockerConfig(path) => write!(f, "`{}`", path.display()),
         }
     }
@@ -39,11 +48,15 @@ impl std::fmt::Display for Source {
 /// A login could not be read. None was sent.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialError {
-    #[error("`{variable}` contains {what}")]
-    Malformed {
-        variable: &'static str,
-        what: &'static str,
+    #[error("{origin} contains {what}")]
+    Malformed { origin: String, what: &'static str },
+    #[error("the login for `{registry}` cannot be had")]
+    File {
+        registry: String,
+        source: SecretFileError,
     },
+    #[error("the login for `{registry}` cannot be had: `{}` did not open within {FILE_SECONDS_MAX} s", .path.display())]
+    FileTimedOut { registry: String, path: PathBuf },
     #[error("cannot read `{}`: {problem}", .path.display())]
     Config { path: PathBuf, problem: String },
     #[error("the credential helper for `{registry}` did not answer within {HELPER_SECONDS_MAX} s")]
@@ -55,9 +68,17 @@ pub enum CredentialError {
 impl Hints for CredentialError {
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::Malformed { variable, .. } => vec![format!(
-                "`{variable}` must be one line of visible characters: check how it was copied, for example `export {variable}=\"$(cat FILE)\"`"
-            )],
+            Self::Malformed { origin, .. } if origin.contains('/') => {
+                vec![format!("{origin} must hold one line of visible characters")]
+            }
+            Self::Malformed { origin, .. } => {
+                let variable = origin.trim_matches('`');
+                vec![format!(
+                    "{origin} must be one line of visible characters: check how it was copied, for example `export {variable}=\"$(cat FILE)\"`"
+                )]
+            }
+            Self::File { source, .. } => source.hints(),
+            Self::FileTimedOut { .. } => vec!["is it on a network drive?".into()],
             Self::Config { .. } => vec!["`docker login` writes it anew".into()],
             Self::HelperTimedOut { .. } | Self::Helper { .. } => {
                 vec!["run `docker-credential-NAME list` by hand to see what it says".into()]
@@ -69,199 +90,207 @@ impl Hints for CredentialError {
 /// All that logins are taken from.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
-    environment: Option<EnvironmentLogin>,
+    /// The first one for a registry counts.
+    named: Vec<Named>,
     /// `config.json` of the Docker CLI; it need not exist.
     docker_config: Option<PathBuf>,
 }
 
+/// A login for one registry, sent to no other.
 #[derive(Clone, Debug)]
-struct EnvironmentLogin {
+struct Named {
     registry: String,
-    login: Login,
+    /// `None`: the secret is an identity token.
+    username: Option<String>,
+    secret: Place,
+    source: Source,
+}
+
+/// A login of the configuration. Its secret is in a file, and never in the configuration itself.
+#[derive(Clone, Debug)]
+pub struct FileLogin {
+    pub registry: String,
+    /// `None`: the file holds an identity token.
+    pub username: Option<String>,
+    pub file: PathBuf,
 }
 
 /// `GHCR_USER` and `GHCR_TOKEN` as they are set.
 #[derive(Clone, Debug, Default)]
 pub struct EnvironmentVariables {
     pub user: Option<String>,
-    pub token: Option<SecretString>,
+    pub token: Option<Place>,
 }
 
 impl EnvironmentVariables {
-    pub fn read() -> Self {
-        Self {
+    pub fn read() -> Result<Self, SecretFileError> {
+        Ok(Self {
             user: std::env::var("GHCR_USER").ok(),
-            token: std::env::var("GHCR_TOKEN").ok().map(SecretString::from),
-        }
+            token: secret_file::place("GHCR_TOKEN")?,
+        })
     }
 }
 
 impl Credentials {
-    /// `registry` is the one that the variables are for. Both or none of them count; surrounding white space does not.
+    /// `registry` is the one that the variables are for. Both or none of them count; surrounding white space does not. Files are
+    /// read, so that one that is missing is found out at the start.
     pub fn new(
         variables: &EnvironmentVariables,
         registry: &str,
+        logins: &[FileLogin],
         docker_config_folder: Option<&Path>,
     ) -> Result<Self, CredentialError> {
-        let user = variables
-            .user
-            .as_deref()
-            .map(str::trim)
-            .filter(|user| !user.is_empty());
-        let token = variables
-            .token
-            .as_ref()
-            .map(|token| token.expose_secret().trim())
-            .filter(|token| !token.is_empty());
-        let environment = match (user, token) {
-            (Some(user), Some(token)) => {
-                one_line("GHCR_USER", user)?;
-                one_line("GHCR_TOKEN", token)?;
-                let login = Login::Password {
-                    username: user.to_owned(),
-                    password: token.to_owned().into(),
-                };
-                Some(EnvironmentLogin {
-                    registry: registry.to_owned(),
-                    login,
-                })
+        let mut named: Vec<Named> = from_environment(variables, registry)?.into_iter().collect();
+        named.extend(logins.iter().map(|login| Named {
+            registry: login.registry.clone(),
+            username: login.username.clone(),
+            secret: Place::File(login.file.clone()),
+            source: Source::Configured(login.file.clone()),
+        }));
+        for named in &named {
+            if let Place::File(path) = &named.secret {
+                secret_file::warn_of_readers(named.what(), path);
             }
-            (None, None) => None,
-            (user, _) => {
-                let (set, missing) = if user.is_some() {
-                    ("GHCR_USER", "GHCR_TOKEN")
-                } else {
-                    ("GHCR_TOKEN", "GHCR_USER")
-                };
-                tracing::warn!("`{set}` is set without `{missing}`: neither is used");
-                None
-            }
-        };
+            named.login()?;
+        }
         Ok(Self {
-            environment,
+            named,
             docker_config: docker_config_folder.map(|folder| folder.join("config.json")),
         })
     }
 
     /// The login for a registry, and where it was found. `None`: anonymous.
     pub async fn login(&self, registry: &str) -> Result<Option<(Login, Source)>, CredentialError> {
-        if let Some(environment) = self
-            .environment
-            .as_ref()
-            .filter(|environment| environment.registry == registry)
-        {
-            return Ok(Some((environment.login.clone(), Source::Environment)));
+        if let Some(named) = self.named.iter().find(|named| named.registry == registry) {
+            let source = named.source.clone();
+            return Ok(Some((named.clone().login_in_time().await?, source)));
         }
         let Some(path) = self.docker_config.clone().filter(|path| path.is_file()) else {
             return Ok(None);
         };
-
-        let (asked_path, server) = (path.clone(), config_key(registry).to_owned());
-        // Reads a file and may run a helper program: neither belongs on an async thread.
-        let asked = tokio::task::spawn_blocking(move || ask_docker_config(&asked_path, &server));
-        let answer = tokio::time::timeout(Duration::from_secs(HELPER_SECONDS_MAX), asked).await;
         let registry = registry.to_owned();
-        match answer {
-            Err(_) => Err(CredentialError::HelperTimedOut { registry }),
-            Ok(Err(join)) => Err(CredentialError::Helper {
-                registry,
-                problem: join.to_string(),
+        match docker_config::login(&path, &registry).await {
+            Ok(login) => Ok(login.map(|login| (login, Source::DockerConfig(path)))),
+            Err(docker_config::Problem::File(problem)) => {
+                Err(CredentialError::Config { path, problem })
+            }
+            Err(docker_config::Problem::Helper(problem)) => {
+                Err(CredentialError::Helper { registry, problem })
+            }
+            Err(docker_config::Problem::HelperTimedOut) => {
+                Err(CredentialError::HelperTimedOut { registry })
+            }
+        }
+    }
+}
+
+fn from_environment(
+    variables: &EnvironmentVariables,
+    registry: &str,
+) -> Result<Option<Named>, CredentialError> {
+    let user = variables.user.as_deref().map(str::trim);
+    match (user.filter(|user| !user.is_empty()), &variables.token) {
+        (Some(user), Some(token)) => {
+            one_line("`GHCR_USER`", user)?;
+            let (secret, source) = match token {
+                Place::Variable(token) => (
+                    Place::Variable(token.expose_secret().trim().into()),
+                    Source::Environment,
+                ),
+                Place::File(path) => (
+                    Place::File(path.clone()),
+                    Source::EnvironmentFile(path.clone()),
+                ),
+            };
+            Ok(Some(Named {
+                registry: registry.to_owned(),
+                username: Some(user.to_owned()),
+                secret,
+                source,
+            }))
+        }
+        (None, None) => Ok(None),
+        (user, token) => {
+            let token = match token {
+                Some(Place::File(_)) => "GHCR_TOKEN_FILE",
+                Some(Place::Variable(_)) | None => "GHCR_TOKEN",
+            };
+            let (set, missing) = if user.is_some() {
+                ("GHCR_USER", token)
+            } else {
+                (token, "GHCR_USER")
+            };
+            tracing::warn!("`{set}` is set without `{missing}`: neither is used");
+            Ok(None)
+        }
+    }
+}
+
+impl Named {
+    fn what(&self) -> &'static str {
+        match self.username {
+            Some(_) => "the password",
+            None => "the identity token",
+        }
+    }
+
+    /// As it is now.
+    fn login(&self) -> Result<Login, CredentialError> {
+        let secret = match &self.secret {
+            Place::Variable(text) => text.clone(),
+            Place::File(path) => secret_file::read(self.what(), path).map_err(|source| {
+                let registry = self.registry.clone();
+                CredentialError::File { registry, source }
+            })?,
+        };
+        match (&self.source, &self.username) {
+            (Source::Configured(_), Some(username)) => Ok(Login::Password {
+                username: username.clone(),
+                // It may have lines: Google's is a JSON file.
+                password: secret,
             }),
-            Ok(Ok(found)) => match found {
-                Ok(DockerCredential::UsernamePassword(username, password)) => Ok(Some((
-                    Login::Password {
-                        username,
-                        password: password.into(),
-                    },
-                    Source::DockerConfig(path),
-                ))),
-                Ok(DockerCredential::IdentityToken(token)) => Ok(Some((
-                    Login::IdentityToken(token.into()),
-                    Source::DockerConfig(path),
-                ))),
-                Err(error) => no_login(error, registry, path).map_or(Ok(None), Err),
-            },
+            (Source::Configured(path), None) => {
+                let token = secret.expose_secret().trim();
+                one_line(&format!("`{}`", path.display()), token)?;
+                Ok(Login::IdentityToken(token.into()))
+            }
+            (source, username) => {
+                let origin = match source {
+                    Source::EnvironmentFile(path) => format!("`{}`", path.display()),
+                    _ => "`GHCR_TOKEN`".to_owned(),
+                };
+                let token = secret.expose_secret().trim();
+                one_line(&origin, token)?;
+                Ok(Login::Password {
+                    username: username.clone().unwrap_or_default(),
+                    password: token.into(),
+                })
+            }
+        }
+    }
+
+    async fn login_in_time(self) -> Result<Login, CredentialError> {
+        let Place::File(path) = self.secret.clone() else {
+            return self.login();
+        };
+        let late = CredentialError::FileTimedOut {
+            registry: self.registry.clone(),
+            path,
+        };
+        let limit = Duration::from_secs(FILE_SECONDS_MAX);
+        match tokio::time::timeout(limit, tokio::task::spawn_blocking(move || self.login())).await {
+            Ok(Ok(login)) => login,
+            Ok(Err(_)) | Err(_) => Err(late),
         }
     }
 }
 
-fn ask_docker_config(
-    path: &Path,
-    server: &str,
-) -> Result<DockerCredential, CredentialRetrievalError> {
-    let file = std::fs::File::open(path).map_err(|_| CredentialRetrievalError::ConfigReadError)?;
-    docker_credential::get_credential_from_reader(std::io::BufReader::new(file), server)
-}
-
-/// Docker Hub is filed under an address of its own.
-fn config_key(registry: &str) -> &str {
-    match registry {
-        "docker.io" => "https://index.docker.io/v1/",
-        other => other,
-    }
-}
-
-/// `None` where the error only says that nobody logged in.
-fn no_login(
-    error: CredentialRetrievalError,
-    registry: String,
-    path: PathBuf,
-) -> Option<CredentialError> {
-    use CredentialRetrievalError as E;
-    match error {
-        E::NoCredentialConfigured | E::ConfigNotFound => None,
-        // What every helper says of a server it has no login for.
-        E::HelperFailure {
-            ref stdout,
-            ref stderr,
-            ..
-        } if [stdout, stderr]
-            .iter()
-            .any(|said| said.contains("credentials not found")) =>
-        {
-            None
-        }
-        E::HelperFailure { helper, stderr, .. } => {
-            // Of what a helper printed only the first line of stderr is shown: stdout is where secrets go.
-            let said = stderr
-                .lines()
-                .next()
-                .unwrap_or("no message")
-                .chars()
-                .take(200)
-                .collect::<String>();
-            Some(CredentialError::Helper {
-                registry,
-                problem: format!("`{helper}` said: {said}"),
-            })
-        }
-        E::HelperCommunicationError => Some(CredentialError::Helper {
-            registry,
-            // The library does not say which.
-            problem: "it could not be run, or ended before it had read what it was asked".into(),
-        }),
-        E::MalformedHelperResponse => Some(CredentialError::Helper {
-            registry,
-            problem: "its answer makes no sense".into(),
-        }),
-        // An entry without a login, `"ghcr.io": {}`, is what `docker login` leaves for a helper that is gone.
-        E::CredentialDecodingError => Some(CredentialError::Config {
-            path,
-            problem: format!("the login for `{registry}` is malformed"),
-        }),
-        E::CredentialMismatchError => Some(CredentialError::Config {
-            path,
-            problem: format!("the login for `{registry}` contradicts itself"),
-        }),
-        E::ConfigReadError => Some(CredentialError::Config {
-            path,
-            problem: "it is not readable JSON".into(),
-        }),
-    }
-}
-
-fn one_line(variable: &'static str, value: &str) -> Result<(), CredentialError> {
-    let malformed = |what| Err(CredentialError::Malformed { variable, what });
+/// `origin` is for people.
+fn one_line(origin: &str, value: &str) -> Result<(), CredentialError> {
+    let malformed = |what| {
+        let origin = origin.to_owned();
+        Err(CredentialError::Malformed { origin, what })
+    };
     if value.chars().any(|c| matches!(c, '\n' | '\r')) {
         return malformed("a line break");
     }
@@ -278,7 +307,7 @@ mod tests {
     fn variables(user: &str, token: &str) -> EnvironmentVariables {
         EnvironmentVariables {
             user: Some(user.into()),
-            token: Some(token.to_owned().into()),
+            token: (!token.is_empty()).then(|| Place::Variable(token.into())),
         }
     }
 
@@ -291,7 +320,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_variables_are_trimmed_and_only_for_their_registry() {
-        let credentials = Credentials::new(&variables(" me ", "token\n"), GHCR, None).unwrap();
+        let credentials = Credentials::new(&variables(" me ", "token\n"), GHCR, &[], None).unwrap();
         let (login, source) = credentials.login("ghcr.io").await.unwrap().unwrap();
         assert_eq!(password(&login), ("me", "token"));
         assert_eq!(source, Source::Environment);
@@ -311,21 +340,23 @@ mod tests {
     #[tokio::test]
     async fn one_variable_alone_is_none() {
         for (user, token) in [("me", ""), ("", "token"), (" ", "token")] {
-            let credentials = Credentials::new(&variables(user, token), GHCR, None).unwrap();
+            let credentials = Credentials::new(&variables(user, token), GHCR, &[], None).unwrap();
             assert!(credentials.login(GHCR).await.unwrap().is_none());
         }
     }
 
     #[test]
     fn a_token_with_a_line_break_is_refused_without_being_shown() {
-        let error = Credentials::new(&variables("me", "ghp_secret\nmore"), GHCR, None).unwrap_err();
+        let error =
+            Credentials::new(&variables("me", "ghp_secret\nmore"), GHCR, &[], None).unwrap_err();
         assert_eq!(error.to_string(), "`GHCR_TOKEN` contains a line break");
         assert!(!format!("{error:?}").contains("ghp_secret"));
     }
 
     #[test]
     fn a_token_is_not_printed_by_accident() {
-        let credentials = Credentials::new(&variables("me", "ghp_secret"), GHCR, None).unwrap();
+        let credentials =
+            Credentials::new(&variables("me", "ghp_secret"), GHCR, &[], None).unwrap();
         assert!(!format!("{credentials:?}").contains("ghp_secret"));
     }
 
@@ -337,7 +368,7 @@ mod tests {
         let config = r#"{"auths":{"127.0.0.1:5000":{"auth":"bWU6c2VjcmV0"},"https://index.docker.io/v1/":{"auth":"bWU6","identitytoken":"refresh"},"broken.example":{"auth":"%%%"}}}"#;
         std::fs::write(folder.join("config.json"), config).unwrap();
         let credentials =
-            Credentials::new(&EnvironmentVariables::default(), GHCR, Some(&folder)).unwrap();
+            Credentials::new(&EnvironmentVariables::default(), GHCR, &[], Some(&folder)).unwrap();
 
         let (login, _) = credentials.login("127.0.0.1:5000").await.unwrap().unwrap();
         assert_eq!(password(&login), ("me", "secret"));

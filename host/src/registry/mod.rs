@@ -7,5 +7,6 @@ pub mod challenge;
 pub mod counts;
 pub mod credentials;
 pub mod digests;
+mod docker_config;
 pub mod refusal;
 mod token;

@@ -15,6 +15,7 @@ use super::problem::Problem;
 use super::repeated::Repeated;
 use crate::diagnostic::Diagnostic;
 use crate::secret::{ExposeSecret as _, SecretString};
+use crate::secret_file;
 
 /// Kept as its hash: comparing hashes takes the same time whatever is sent, also for another length.
 #[derive(Debug)]
@@ -37,30 +38,19 @@ const OTHER_HEADERS: [&str; 6] = [
 const OTHER_PARAMETERS: [&str; 4] = ["token", "access_token", "admin_token", "api_key"];
 
 impl AdminToken {
-    /// `ADMIN_TOKEN` where it is set, otherwise the file; surrounding white space does not count. `None` where neither is.
-    pub fn find(
-        variable: Option<SecretString>,
-        file: Option<&Path>,
-    ) -> Result<Option<Self>, Diagnostic> {
-        if let Some(token) = variable.filter(|token| !token.expose_secret().trim().is_empty()) {
-            return Self::new(&token, "admin token", "`ADMIN_TOKEN`").map(Some);
-        }
-        file.map(|path| Self::read(path, "admin token")).transpose()
+    /// `ADMIN_TOKEN` or the file that `ADMIN_TOKEN_FILE` names, otherwise the file of the configuration; surrounding white space
+    /// does not count. `None` where none is.
+    pub fn find(configured: Option<&Path>) -> Result<Option<Self>, Diagnostic> {
+        let found = secret_file::find("ADMIN_TOKEN", "the admin token", configured)?;
+        let token = found.map(|found| Self::new(&found.text, "admin token", &found.origin));
+        token.transpose()
     }
 
     /// The token for `/metrics` alone, so that whoever collects them need not hold the admin's.
     pub fn of_metrics(file: Option<&Path>) -> Result<Option<Self>, Diagnostic> {
-        file.map(|path| Self::read(path, "metrics token"))
-            .transpose()
-    }
-
-    fn read(path: &Path, what: &str) -> Result<Self, Diagnostic> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            Diagnostic::new(format!("cannot read the {what} from `{}`", path.display()))
-                .because(error.to_string())
-        })?;
-        let origin = format!("`{}`", path.display());
-        Self::new(&SecretString::from(text), what, &origin)
+        let Some(path) = file else { return Ok(None) };
+        let found = secret_file::at("the metrics token", path)?;
+        Self::new(&found.text, "metrics token", &found.origin).map(Some)
     }
 
     fn new(token: &SecretString, what: &str, origin: &str) -> Result<Self, Diagnostic> {
@@ -181,15 +171,13 @@ fn is_bearer(request: &Request) -> bool {
 mod tests {
     use super::*;
 
-    fn variable(text: &str) -> Option<SecretString> {
-        Some(SecretString::from(text.to_owned()))
+    fn token(text: &str) -> Result<AdminToken, Diagnostic> {
+        AdminToken::new(&SecretString::from(text), "admin token", "`ADMIN_TOKEN`")
     }
 
     #[test]
     fn a_token_is_trimmed_and_compared_whole() {
-        let token = AdminToken::find(variable(" secret\n"), None)
-            .unwrap()
-            .unwrap();
+        let token = token(" secret\n").unwrap();
         assert!(token.is("secret"));
         for other in ["", "secre", "secrets", "Secret"] {
             assert!(!token.is(other));
@@ -197,14 +185,13 @@ mod tests {
     }
 
     #[test]
-    fn none_is_not_the_empty_one() {
-        assert!(AdminToken::find(None, None).unwrap().is_none());
-        assert!(AdminToken::find(variable("  "), None).unwrap().is_none());
+    fn an_empty_one_is_refused() {
+        assert!(token("  ").is_err());
     }
 
     #[test]
     fn a_token_in_two_lines_is_refused_without_being_shown() {
-        let error = AdminToken::find(variable("sec\nret"), None).unwrap_err();
+        let error = token("sec\nret").unwrap_err();
         assert!(!error.to_string().contains("sec\n"), "{error}");
     }
 }

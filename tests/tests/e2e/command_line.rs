@@ -200,6 +200,7 @@ async fn what_is_in_force_is_shown_with_where_it_came_from() -> anyhow::Result<(
     snapshot!(output.stdout, @r#"
     approval.expires_seconds           = 86400  # default
     approval.required_for              = []  # default
+    credentials.login                  = []  # default
     credentials.registry               = "ghcr.io"  # default
     engine                             = "unix:///flag.sock"  # a flag
     grants.containers                  = ["ws-*"]  # default

@@ -211,7 +211,10 @@ async fn a_helper_that_is_not_there_is_told_of() -> anyhow::Result<()> {
         })
         .await?;
         let told = record.to_string();
-        assert!(told.contains("it could not be run"), "{record:#}");
+        assert!(
+            told.contains("`docker-credential-absent` could not be run"),
+            "{record:#}"
+        );
         Ok(())
     })
     .await

@@ -5,6 +5,7 @@
 
 mod approvals;
 mod artifact;
+mod canaries;
 mod command_line;
 mod companions;
 mod credentials;
@@ -16,6 +17,7 @@ mod flood;
 mod guests;
 mod history;
 mod hooks;
+mod logins;
 mod matching;
 mod notify;
 mod openapi;
@@ -30,6 +32,7 @@ mod snapshot;
 mod ssh;
 mod swap;
 mod swap_start;
+mod tls;
 mod trust;
 mod watch;
 mod workflow;

@@ -128,7 +128,7 @@ impl Bench {
     pub(crate) fn workshop(&self) -> Arc<Workshop> {
         Arc::new(Workshop {
             engine: self.engine.clone(),
-            credentials: Credentials::new(&EnvironmentVariables::default(), "ghcr.io", None)
+            credentials: Credentials::new(&EnvironmentVariables::default(), "ghcr.io", &[], None)
                 .expect("no variable is wrong where none is set"),
             digests: None,
             platform: self.platform.clone(),

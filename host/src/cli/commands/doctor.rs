@@ -15,7 +15,7 @@ use crate::generation::start::Keep;
 use crate::generation::store::Store;
 use crate::history::Archive;
 use crate::image::ImageRef;
-use crate::registry::credentials::{CredentialError, Credentials};
+use crate::registry::credentials::Credentials;
 use crate::setup;
 
 #[derive(Serialize)]
@@ -289,7 +289,7 @@ fn approvals(config: &Config) -> Option<Check> {
 }
 
 /// One line for each registry that the policy or a granted image can come from.
-async fn logins(config: &Config, credentials: Result<Credentials, CredentialError>) -> Vec<Check> {
+async fn logins(config: &Config, credentials: Result<Credentials, Diagnostic>) -> Vec<Check> {
     let credentials = match credentials {
         Ok(credentials) => credentials,
         Err(error) => return vec![Check::failed("login", error)],

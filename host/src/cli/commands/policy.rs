@@ -18,7 +18,7 @@ use crate::artifact::{Artifact, Source, file};
 use crate::config::{Config, Flags};
 use crate::diagnostic::Diagnostic;
 use crate::policy::{CONTRACT_TEXT, limits};
-use crate::secret::SecretString;
+use crate::secret_file;
 
 const WASM: &str = "application/wasm";
 pub(super) const JSON: &str = "application/json";
@@ -198,31 +198,13 @@ pub(super) fn object(text: &str) -> Result<Value, Diagnostic> {
 }
 
 pub(super) fn daemon(config: &Config, server: &ServerArguments) -> Result<Daemon, Diagnostic> {
-    let token = match std::env::var("ADMIN_TOKEN")
-        .ok()
-        .filter(|it| !it.trim().is_empty())
-    {
-        Some(token) => Some(SecretString::from(token)),
-        None => token_file(config)?,
-    };
+    let configured = config.serve.token_file.as_deref();
+    let token = secret_file::find("ADMIN_TOKEN", "the admin token", configured)
+        .map_err(|error| Diagnostic::from(error).hint("or set `ADMIN_TOKEN`"))?
+        .map(|found| found.text);
     match &server.server {
         Some(url) => Daemon::at(url, token),
         None => Ok(Daemon::listening_on(config.serve.listen, token)),
-    }
-}
-
-fn token_file(config: &Config) -> Result<Option<SecretString>, Diagnostic> {
-    let Some(path) = &config.serve.token_file else {
-        return Ok(None);
-    };
-    match std::fs::read_to_string(path) {
-        Ok(token) => Ok(Some(token.into())),
-        Err(error) => Err(Diagnostic::new(format!(
-            "cannot read the admin token from `{}`",
-            path.display()
-        ))
-        .because(error.to_string())
-        .hint("or set `ADMIN_TOKEN`")),
     }
 }
 

@@ -12,7 +12,6 @@ use crate::diagnostic::Diagnostic;
 use crate::generation::start::Keep;
 use crate::generation::swap::Asked;
 use crate::generation::{Generations, watch};
-use crate::secret::SecretString;
 use crate::server::{self, AdminToken};
 use crate::setup;
 
@@ -28,8 +27,7 @@ pub(in super::super) async fn serve(
     // Before anything that takes long: without a handler the signal ends the process.
     let reloads = reload_signals();
     let config = common.clone().load(flags.clone())?.config;
-    let variable = std::env::var("ADMIN_TOKEN").ok().map(SecretString::from);
-    let token = AdminToken::find(variable, config.serve.token_file.as_deref())?;
+    let token = AdminToken::find(config.serve.token_file.as_deref())?;
     let metrics_token = AdminToken::of_metrics(config.metrics.token_file.as_deref())?;
     daemon::may_listen(config.serve.listen, token.as_ref())?;
     let hooks = setup::hooks(&config)?;

@@ -10,6 +10,7 @@ mod ssh;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use super::address::{EngineAddress, Way};
+use super::tls::{self, TlsError};
 use super::{
     CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal,
     UnnamedImage,
@@ -43,6 +45,9 @@ const API_MINIMUM: &str = "1.41";
 
 /// How long the engine may take to say who it is. A healthy one needs milliseconds; Podman was seen to need four seconds.
 const CONNECT_SECONDS_MAX: u64 = 15;
+
+/// Seen with Podman 4.3.
+const NO_DISTRIBUTION: &str = "this engine, Podman, cannot ask a registry what is behind a tag without pulling it, so a plan cannot tell; a refresh pulls, and can";
 
 /// What the engine may take beyond a container's own stop timeout to kill it and to tell us.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
@@ -69,6 +74,13 @@ struct Client {
     version: Arc<EngineVersion>,
 }
 
+impl Client {
+    fn is_podman(&self) -> bool {
+        let product = self.version.product.as_deref();
+        product.is_some_and(|product| product.contains("Podman"))
+    }
+}
+
 impl DockerEngine {
     pub fn new(address: EngineAddress, limits: CallLimits) -> Self {
         Self {
@@ -85,8 +97,14 @@ impl DockerEngine {
     async fn connect(&self) -> Result<Client, EngineError> {
         let unreachable = |source: Error| EngineError::Unreachable {
             address: self.address.url.clone(),
-            source: plain(source),
+            source: self.in_the_way(source),
         };
+        if let Way::Tls(files) = &self.address.way {
+            files.check().map_err(|error| EngineError::Unreachable {
+                address: self.address.url.clone(),
+                source: Box::new(error),
+            })?;
+        }
         let docker = self.open().map_err(unreachable)?;
         let seconds = match &self.address.way {
             // A log-in comes before the engine's own time.
@@ -150,9 +168,35 @@ impl DockerEngine {
             Way::Local => Docker::connect_with_socket(url, seconds, version),
             Way::Plain => Docker::connect_with_http(url, seconds, version),
             Way::Tls(tls) => {
-                Docker::connect_with_ssl(url, &tls.key, &tls.cert, &tls.ca, seconds, version)
+                // Where there is none it sends none.
+                let none = Path::new("");
+                let client = tls.client.as_ref();
+                let (key, cert) =
+                    client.map_or((none, none), |it| (it.key.as_path(), it.cert.as_path()));
+                Docker::connect_with_ssl(url, key, cert, &tls.ca, seconds, version)
             }
             Way::Ssh(destination) => ssh::open(destination.clone(), seconds, version),
+        }
+    }
+
+    /// Why the first call came to nothing.
+    fn in_the_way(&self, error: Error) -> Box<dyn std::error::Error + Send + Sync> {
+        match (&self.address.way, error) {
+            (
+                Way::Plain,
+                Error::DockerResponseServerError {
+                    status_code: 400,
+                    message,
+                },
+            ) if tls::is_spoken_only(&message) => Box::new(TlsError::Only),
+            (Way::Tls(files), error) => {
+                let error = plain(error);
+                match files.explain(error.as_ref(), &self.address.url) {
+                    Some(explained) => Box::new(explained),
+                    None => error,
+                }
+            }
+            (_, error) => plain(error),
         }
     }
 
@@ -321,6 +365,16 @@ impl Engine for DockerEngine {
         .await;
         let document = match answer {
             Ok(Ok(document)) => document,
+            // A registry that has no such image says more than that.
+            Ok(Err(Error::DockerResponseServerError {
+                status_code: 404,
+                message,
+            })) if client.is_podman() && message.trim() == "Not Found" => {
+                return Err(PullError::Other {
+                    image: image.clone(),
+                    source: NO_DISTRIBUTION.into(),
+                });
+            }
             Ok(Err(error)) => return Err(self.pull_error(image, login, error)),
             Err(_) => {
                 return Err(PullError::TimedOut {

@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::*;
 use crate::registry::credentials::EnvironmentVariables;
+use crate::secret_file::Place;
 
 const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
@@ -93,9 +94,9 @@ impl Fake {
     fn digests(&self, requests: u32) -> Digests {
         let variables = EnvironmentVariables {
             user: Some("me".into()),
-            token: Some("word".to_owned().into()),
+            token: Some(Place::Variable("word".into())),
         };
-        let credentials = Credentials::new(&variables, &self.host, None).unwrap();
+        let credentials = Credentials::new(&variables, &self.host, &[], None).unwrap();
         digests(credentials, requests)
     }
 }
@@ -335,6 +336,7 @@ async fn an_identity_token_is_sent_in_a_body_and_never_to_the_registry() {
     let credentials = Credentials::new(
         &EnvironmentVariables::default(),
         "ghcr.io",
+        &[],
         Some(folder.path()),
     )
     .unwrap();

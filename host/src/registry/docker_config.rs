@@ -1,0 +1,351 @@
+//! What `docker login` leaves behind: the Docker CLI's `config.json`, and the helper programs that it names.
+//!
+//! In the CLI's own order: the registry's helper (`credHelpers`), the helper for all (`credsStore`), then the file itself
+//! (`auths`). What a helper prints on stdout is secret whatever it says, and of stderr only the first line is told.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::Command;
+
+use crate::secret::{Login, SecretString};
+
+/// Somebody with logins at a hundred registries has 20 KB.
+const BYTES_MAX: u64 = 4 << 20;
+/// A login, or an error. The longest known hold a token of a few KB.
+const HELPER_BYTES_MAX: u64 = 64 << 10;
+/// One that asks a key chain takes milliseconds, one that asks a cloud a few seconds; one that waits for a person to unlock it
+/// would hang a refresh.
+pub(super) const HELPER_SECONDS_MAX: u64 = 20;
+/// Of what a helper says on stderr.
+const SAID_CHARACTERS_MAX: usize = 200;
+
+/// Docker Hub is filed under an address of its own.
+const HUB: &str = "https://index.docker.io/v1/";
+
+/// What a helper calls the user of an identity token.
+const IDENTITY: &str = "<token>";
+
+/// How the file writes `user:password`. It is padded, and others who write it leave that out.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Why there is no login, where there should be one.
+#[derive(Debug)]
+pub(super) enum Problem {
+    File(String),
+    Helper(String),
+    HelperTimedOut,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Document {
+    auths: Option<BTreeMap<String, Entry>>,
+    creds_store: Option<String>,
+    cred_helpers: Option<BTreeMap<String, String>>,
+}
+
+/// `"ghcr.io": {}` says that a helper has it.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Entry {
+    auth: Option<SecretText>,
+    username: Option<String>,
+    password: Option<SecretText>,
+    identitytoken: Option<SecretText>,
+}
+
+/// A helper's answer to `get`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Answer {
+    #[serde(default)]
+    username: String,
+    secret: SecretText,
+}
+
+/// Without a `Debug` that could show it.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct SecretText(String);
+
+/// The login for a registry, as the file has it now. `None`: nobody logged in there.
+pub(super) async fn login(path: &Path, registry: &str) -> Result<Option<Login>, Problem> {
+    let server = match registry {
+        "docker.io" => HUB,
+        other => other,
+    };
+    let file = path.to_owned();
+    let document = tokio::task::spawn_blocking(move || read(&file))
+        .await
+        .map_err(|error| Problem::File(error.to_string()))??;
+    let helper = document
+        .cred_helpers
+        .as_ref()
+        .and_then(|helpers| helpers.get(server))
+        .filter(|helper| !helper.is_empty());
+    if let Some(helper) = helper {
+        return ask(helper, server).await;
+    }
+    if let Some(store) = document.creds_store.as_deref().filter(|it| !it.is_empty())
+        && let Some(login) = ask(store, server).await?
+    {
+        return Ok(Some(login));
+    }
+    match document
+        .auths
+        .as_ref()
+        .and_then(|auths| entry(auths, server))
+    {
+        Some(entry) => in_entry(entry)
+            .map_err(|what| Problem::File(format!("the login for `{registry}` {what}"))),
+        None => Ok(None),
+    }
+}
+
+fn read(path: &Path) -> Result<Document, Problem> {
+    let mut text = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut text))
+        .map_err(|error| Problem::File(error.to_string()))?;
+    if text.len() as u64 > BYTES_MAX {
+        return Err(Problem::File("it is longer than 4 MiB".into()));
+    }
+    // What is wrong with it, the error would say by quoting it.
+    serde_json::from_slice(&text).map_err(|_| Problem::File("it is not readable JSON".into()))
+}
+
+/// By its own name, or by one that means the same host, as older versions and hands wrote it.
+fn entry<'a>(auths: &'a BTreeMap<String, Entry>, server: &str) -> Option<&'a Entry> {
+    auths.get(server).or_else(|| {
+        let mut others = auths.iter();
+        let (_, entry) = others.find(|(key, _)| host(key) == host(server))?;
+        Some(entry)
+    })
+}
+
+fn host(address: &str) -> &str {
+    let rest = address
+        .strip_prefix("https://")
+        .or_else(|| address.strip_prefix("http://"))
+        .unwrap_or(address);
+    match rest.split('/').next().unwrap_or(rest) {
+        "docker.io" | "registry-1.docker.io" => "index.docker.io",
+        other => other,
+    }
+}
+
+fn in_entry(entry: &Entry) -> Result<Option<Login>, &'static str> {
+    let filled = |text: &Option<SecretText>| {
+        let text = text.as_ref().map(|text| text.0.clone());
+        text.filter(|text| !text.is_empty())
+    };
+    if let Some(token) = filled(&entry.identitytoken) {
+        return Ok(Some(Login::IdentityToken(token.into())));
+    }
+    if let Some(auth) = filled(&entry.auth) {
+        let text = BASE64.decode(auth.trim()).map_err(|_| "is no base64")?;
+        let text = String::from_utf8(text).map_err(|_| "is not text")?;
+        let (username, password) = text.split_once(':').ok_or("has no password")?;
+        return Ok(Some(Login::Password {
+            username: username.to_owned(),
+            // Old versions of Docker filled it up.
+            password: password.trim_matches('\0').into(),
+        }));
+    }
+    match (&entry.username, filled(&entry.password)) {
+        (Some(username), Some(password)) if !username.is_empty() => Ok(Some(Login::Password {
+            username: username.clone(),
+            password: password.into(),
+        })),
+        _ => Ok(None),
+    }
+}
+
+/// Ends with this call: a helper that takes too long is killed.
+async fn ask(helper: &str, server: &str) -> Result<Option<Login>, Problem> {
+    let program = format!("docker-credential-{helper}");
+    let limit = Duration::from_secs(HELPER_SECONDS_MAX);
+    match tokio::time::timeout(limit, run(&program, server)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Problem::HelperTimedOut),
+    }
+}
+
+async fn run(program: &str, server: &str) -> Result<Option<Login>, Problem> {
+    let cannot =
+        |what: &str, error: std::io::Error| Problem::Helper(format!("`{program}` {what}: {error}"));
+    let mut child = Command::new(program)
+        .arg("get")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| cannot("could not be run", error))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        match stdin.write_all(server.as_bytes()).await {
+            // One that knows a single login need not read which is asked for.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            written => written.map_err(|error| cannot("could not be asked", error))?,
+        }
+    }
+    let (mut answer, mut said) = (Vec::new(), Vec::new());
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let reading = async {
+        let answered = async {
+            match stdout {
+                Some(stdout) => stdout.take(HELPER_BYTES_MAX).read_to_end(&mut answer).await,
+                None => Ok(0),
+            }
+        };
+        let told = async {
+            match stderr {
+                Some(stderr) => stderr.take(HELPER_BYTES_MAX).read_to_end(&mut said).await,
+                None => Ok(0),
+            }
+        };
+        tokio::try_join!(answered, told)
+    };
+    reading
+        .await
+        .map_err(|error| cannot("could not be heard", error))?;
+    let status = child
+        .wait()
+        .await
+        .map_err(|error| cannot("could not be run", error))?;
+    if status.success() {
+        return understood(&answer)
+            .ok_or_else(|| Problem::Helper("its answer makes no sense".into()));
+    }
+    let said = String::from_utf8_lossy(&said);
+    // What every helper says of a server it has no login for, on stdout or stderr.
+    let none = "credentials not found";
+    if said.contains(none) || String::from_utf8_lossy(&answer).contains(none) {
+        return Ok(None);
+    }
+    let said = said.lines().next().unwrap_or("no message");
+    let said: String = said.chars().take(SAID_CHARACTERS_MAX).collect();
+    Err(Problem::Helper(format!("`{program}` said: {said}")))
+}
+
+/// Some say so that they have none by an answer without any.
+fn understood(answer: &[u8]) -> Option<Option<Login>> {
+    let Answer { username, secret } = serde_json::from_slice(answer).ok()?;
+    let secret = SecretString::from(secret.0);
+    Some(match username.as_str() {
+        _ if crate::secret::ExposeSecret::expose_secret(&secret).is_empty() => None,
+        IDENTITY => Some(Login::IdentityToken(secret)),
+        _ => Some(Login::Password {
+            username,
+            password: secret,
+        }),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::ExposeSecret as _;
+
+    fn found(config: &str, server: &str) -> Result<Option<(String, String)>, &'static str> {
+        let document: Document = serde_json::from_str(config).unwrap();
+        let auths = document.auths.unwrap_or_default();
+        let login = entry(&auths, server).map_or(Ok(None), in_entry)?;
+        Ok(login.map(shown))
+    }
+
+    fn shown(login: Login) -> (String, String) {
+        match login {
+            Login::Password { username, password } => {
+                (username, password.expose_secret().to_owned())
+            }
+            Login::IdentityToken(token) => (IDENTITY.into(), token.expose_secret().to_owned()),
+        }
+    }
+
+    fn is(username: &str, secret: &str) -> Result<Option<(String, String)>, &'static str> {
+        Ok(Some((username.into(), secret.into())))
+    }
+
+    #[test]
+    fn every_way_in_which_a_login_was_ever_written_is_read() {
+        // `me:secret`, padded or not, and of a Docker that filled it up with zeros.
+        for auth in ["bWU6c2VjcmV0", "bWU6c2VjcmV0Cg==", "bWU6c2VjcmV0AAA="] {
+            let config = format!(r#"{{"auths":{{"a.example":{{"auth":"{auth}"}}}}}}"#);
+            let (user, secret) = found(&config, "a.example").unwrap().unwrap();
+            assert_eq!((user.as_str(), secret.trim_end()), ("me", "secret"));
+        }
+        let identity = r#"{"auths":{"a.example":{"auth":"bWU6","identitytoken":"refresh"}}}"#;
+        assert_eq!(found(identity, "a.example"), is(IDENTITY, "refresh"));
+        // An empty one is none.
+        let password = r#"{"auths":{"a.example":{"auth":"bWU6eA==","identitytoken":""}}}"#;
+        assert_eq!(found(password, "a.example"), is("me", "x"));
+        let plain = r#"{"auths":{"a.example":{"username":"me","password":"x:y"}}}"#;
+        assert_eq!(found(plain, "a.example"), is("me", "x:y"));
+        let colons = r#"{"auths":{"a.example":{"auth":"bWU6eDp5"}}}"#;
+        assert_eq!(found(colons, "a.example"), is("me", "x:y"));
+        for none in [
+            "{}",
+            r#"{"auths":null}"#,
+            r#"{"auths":{"a.example":{}}}"#,
+            r#"{"auths":{"a.example":{"auth":""}},"HttpHeaders":{"x":"y"}}"#,
+        ] {
+            assert_eq!(found(none, "a.example"), Ok(None), "{none}");
+        }
+        for broken in ["%%%", "bWU=", "/////w=="] {
+            let config = format!(r#"{{"auths":{{"a.example":{{"auth":"{broken}"}}}}}}"#);
+            assert!(found(&config, "a.example").is_err(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_host_has_many_names_and_another_port_is_another_host() {
+        let config = |key: &str| format!(r#"{{"auths":{{"{key}":{{"auth":"bWU6eA=="}}}}}}"#);
+        for key in [
+            "a.example",
+            "https://a.example",
+            "https://a.example/v2/",
+            "http://a.example/v1/",
+        ] {
+            assert_eq!(found(&config(key), "a.example"), is("me", "x"), "{key}");
+        }
+        for key in [
+            HUB,
+            "docker.io",
+            "index.docker.io",
+            "https://index.docker.io/v2/",
+        ] {
+            assert_eq!(found(&config(key), HUB), is("me", "x"), "{key}");
+        }
+        for key in ["a.example:443", "b.a.example", "a.example.evil"] {
+            assert_eq!(found(&config(key), "a.example"), Ok(None), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_helpers_answer_is_a_password_an_identity_token_or_none() {
+        let answer = |text: &str| understood(text.as_bytes()).map(|login| login.map(shown));
+        assert_eq!(
+            answer(r#"{"ServerURL":"a","Username":"me","Secret":"x"}"#),
+            Some(Some(("me".into(), "x".into())))
+        );
+        assert_eq!(
+            answer(r#"{"Username":"<token>","Secret":"refresh"}"#),
+            Some(Some((IDENTITY.into(), "refresh".into())))
+        );
+        assert_eq!(answer(r#"{"Username":"","Secret":""}"#), Some(None));
+        assert_eq!(answer("nothing"), None);
+    }
+}
