@@ -33,11 +33,11 @@ impl Foreseen {
         image: &ImageRef,
         here: &Image,
         platform: Option<&Platform>,
-    ) -> Result<Option<String>, DigestError> {
+    ) -> Result<Option<String>, Box<DigestError>> {
         let there = match self.lock().get(image).cloned() {
             Some(Ok(digest)) => digest,
             Some(Err(error)) if matches!(error.reason, Reason::RateLimited { .. }) => {
-                return Err(error);
+                return Err(Box::new(error));
             }
             Some(Err(_)) | None => return Ok(None),
         };

@@ -276,7 +276,7 @@ impl Capabilities for Live {
             && let Some(digest) = self
                 .foreseen
                 .is_here(image, here, platform)
-                .map_err(PullError::from)?
+                .map_err(|error| PullError::from(*error))?
         {
             return Ok(PulledImage {
                 reference: image.clone(),
