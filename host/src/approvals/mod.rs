@@ -4,7 +4,7 @@
 //!
 //! - *Approving does what was approved, and no more.* The plan is made again first; where a digest has moved, what was held is
 //!   superseded by what is so now. The refresh itself is then bound to images and containers of the plan by a
-//!   [`Warrant`](crate::capabilities::warrant::Warrant), since a tag may move at any time.
+//!   [`Warrant`], since a tag may move at any time.
 //! - *What is approved is begun*: at once, or when there is room, or by the next start of the daemon. "Approved" is on the disk
 //!   before a refresh begins, and its number after it has begun. So one whose daemon dies between the two is begun at the next
 //!   start, and where it had begun already, what it did by then is found done: it is never lost, and what is done is not done again.

@@ -1,6 +1,6 @@
 //! Whether the engine answers, asked as often as anybody likes and of the engine once a second at most.
 //!
-//! Also of one that hangs: then nobody waits longer than [`PATIENCE`] and a turn. Knows nothing of who asks.
+//! Also of one that hangs: then nobody waits longer than two seconds and a turn. Knows nothing of who asks.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
