@@ -18,7 +18,7 @@ use refit_tests::{ContainerSpec, ImageSpec, World, progress, with_world};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// What issue 7 allows.
+/// What is handed out may have, of a program that is not optimised as that one is there is nothing to say.
 const PROGRAM_BYTES_MAX: u64 = 25 << 20;
 const IMAGE_BYTES_MAX: u64 = 12 << 20;
 
@@ -31,6 +31,20 @@ fn dist() -> anyhow::Result<PathBuf> {
     let folder = std::env::var_os("REFIT_DIST")
         .context("REFIT_DIST does not say where the program is; `cargo xtask image` does")?;
     Ok(PathBuf::from(folder))
+}
+
+/// Holds for the profile that is handed out.
+fn is_at_most(most: u64, bytes: u64) -> anyhow::Result<()> {
+    let profile = std::env::var("REFIT_DIST_PROFILE")
+        .context("REFIT_DIST_PROFILE is not set; `cargo xtask image` does")?;
+    if profile != "dist" {
+        progress(&format!(
+            "NOT HELD to {most} bytes: it was built with the profile `{profile}`"
+        ));
+        return Ok(());
+    }
+    ensure!(bytes <= most, "{bytes} bytes, and {most} at most");
+    Ok(())
 }
 
 fn architecture() -> &'static str {
@@ -173,7 +187,7 @@ fn the_program_needs_nothing_of_the_machine() -> anyhow::Result<()> {
     let program = program()?;
     let bytes = fs::metadata(&program)?.len();
     progress(&format!("the program is {:.1} MB", bytes as f64 / 1e6));
-    ensure!(bytes <= PROGRAM_BYTES_MAX, "{bytes} bytes");
+    is_at_most(PROGRAM_BYTES_MAX, bytes)?;
     // Its status differs between a static program and a static one that can be moved; its words do not, much.
     let told = Command::new("ldd").arg(&program).output()?;
     let told = [told.stdout, told.stderr].concat();
@@ -257,8 +271,7 @@ async fn the_image_is_small_and_says_what_it_is() -> anyhow::Result<()> {
             layers.len()
         ));
         ensure!(bytes > 1 << 20, "{manifest:#}");
-        ensure!(bytes <= IMAGE_BYTES_MAX, "{bytes} bytes");
-        Ok(())
+        is_at_most(IMAGE_BYTES_MAX, bytes)
     })
     .await
 }

@@ -23,8 +23,14 @@ const FILES: [&str; 5] = [
     "refit.toml",
 ];
 
-/// Builds all of it, and answers where it is.
-pub(crate) fn build(arguments: &[OsString]) -> Result<PathBuf, Failed> {
+/// What was built.
+pub(crate) struct Built {
+    pub(crate) folder: PathBuf,
+    pub(crate) profile: String,
+}
+
+/// Builds all of it.
+pub(crate) fn build(arguments: &[OsString]) -> Result<Built, Failed> {
     let usual = format!("{}-unknown-linux-musl", env::consts::ARCH);
     let (mut triple, mut profile) = (usual.clone(), "dist".to_owned());
     let mut arguments = arguments.iter();
@@ -73,7 +79,7 @@ pub(crate) fn build(arguments: &[OsString]) -> Result<PathBuf, Failed> {
     }
     checksums(&folder)?;
     say(&format!("xtask: it is in {}", folder.display()));
-    Ok(folder)
+    Ok(Built { folder, profile })
 }
 
 /// As the engine and BuildKit call it.

@@ -93,12 +93,13 @@ fn demo() -> Result<(), Failed> {
 }
 
 fn image(arguments: &[OsString]) -> Result<(), Failed> {
-    let folder = dist::build(arguments)?;
+    let built = dist::build(arguments)?;
     step(
         "testing the program and its image",
         cargo()
             .args(["test", "--workspace", "--test", "image"])
-            .env("REFIT_DIST", folder),
+            .env("REFIT_DIST", built.folder)
+            .env("REFIT_DIST_PROFILE", built.profile),
     )
 }
 

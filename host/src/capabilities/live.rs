@@ -231,6 +231,8 @@ pub struct Live {
     pub events: Events,
     /// Set when the refresh is to end: what was stopped by then is finished, and nothing else is.
     pub ending: CancellationToken,
+    /// Whether registries are asked what they have before anything is pulled.
+    pub asks_first: bool,
     pub foreseen: Foreseen,
 }
 
@@ -255,7 +257,7 @@ impl Capabilities for Live {
     }
 
     async fn expect_pulls(&self, images: &[ImageRef]) {
-        if let Some(digests) = &self.workshop.digests {
+        if let Some(digests) = self.workshop.digests.as_ref().filter(|_| self.asks_first) {
             self.foreseen.ask(digests, images).await;
         }
     }

@@ -496,8 +496,11 @@ impl Refresher {
             (Mode::Plan, Some(snapshot)) => Arc::new(Replay::new(snapshot.clone(), force)),
             (Mode::Plan, None) => Arc::new(plan),
             (Mode::Refresh, _) => {
+                // What the watcher has found is known to be behind, and has just been asked for.
+                let asks_first = matches!(request.trigger, Trigger::Operator | Trigger::Api);
                 let live = Arc::new(Live {
                     workshop,
+                    asks_first,
                     force,
                     events: events.clone(),
                     ending: cancel.clone(),

@@ -496,6 +496,8 @@ async fn no_secret_is_seen_anywhere_in_a_whole_day() -> anyhow::Result<()> {
         }
         // A reload that fails, and the evening: the identity token is withdrawn.
         registries.tokens.withdraw();
+        let last = registries.all().into_iter().next_back().context("the last registry")?;
+        w.publish(last, "hermes", ImageSpec::new("v3")).await?;
         let answer = seen.ask(&daemon, "POST", ask, &admin, "").await?;
         assert!(answer.text.contains("hints"), "{}", answer.text);
         daemon.hang_up()?;
