@@ -122,6 +122,10 @@ fn told(body: &Value) -> String {
         "next look",
         match body["next_look"].is_string() {
             true => when(&body["next_look"]),
+            false if body["last_look"].is_null() => {
+                "the first, as soon as the daemon is ready (`/readyz` says what it waits for)"
+                    .into()
+            }
             false => "when somebody rings".to_owned(),
         },
     );
