@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use crate::image::ImageId;
+use crate::image::{ImageId, ImageRef};
 
 /// A JSON object of the engine's interface.
 pub type Object = Map<String, Value>;
@@ -245,9 +245,45 @@ pub struct Image {
     pub config: Object,
 }
 
+impl Image {
+    /// The digest under which the repository of this reference serves it. An image may carry digests of several repositories.
+    pub fn digest_as(&self, reference: &ImageRef) -> Option<String> {
+        self.repo_digests.iter().find_map(|entry| {
+            let (repository, digest) = entry.split_once('@')?;
+            // The engine writes Docker Hub's short names here.
+            let same = repository
+                .parse::<ImageRef>()
+                .is_ok_and(|it| it.repository() == reference.repository());
+            same.then(|| digest.to_owned())
+        })
+    }
+}
+
 fn text_map(value: Option<&Value>) -> BTreeMap<String, String> {
     let entries = value.and_then(Value::as_object).into_iter().flatten();
     entries
         .map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned()))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_of_another_repository_is_not_taken() {
+        let (a, b) = (
+            "sha256:".to_owned() + &"a".repeat(64),
+            "sha256:".to_owned() + &"b".repeat(64),
+        );
+        let image = Image {
+            id: ImageId::new("sha256:c"),
+            repo_digests: vec![format!("ghcr.io/other/app@{a}"), format!("nginx@{b}")],
+            os: "linux".into(),
+            architecture: "amd64".into(),
+            config: Object::new(),
+        };
+        assert_eq!(image.digest_as(&"nginx:1".parse().unwrap()), Some(b));
+        assert_eq!(image.digest_as(&"ghcr.io/acme/app".parse().unwrap()), None);
+    }
 }

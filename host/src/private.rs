@@ -5,15 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::Path;
 
-/// To write into. One that is there is written over; its mode stays.
-pub fn file(path: &Path) -> io::Result<File> {
-    open(
-        path,
-        OpenOptions::new().write(true).create(true).truncate(true),
-    )
-}
-
-/// The same, and an error where one is there.
+/// To write into. An error where one is there.
 pub fn new_file(path: &Path) -> io::Result<File> {
     open(path, OpenOptions::new().write(true).create_new(true))
 }
@@ -38,7 +30,9 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
-    let put = file(&beside)
+    // One that a writer who died has left is written over.
+    let mut options = OpenOptions::new();
+    let put = open(&beside, options.write(true).create(true).truncate(true))
         .and_then(|mut file| {
             file.write_all(bytes)?;
             file.sync_all()

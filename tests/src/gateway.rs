@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use base64::Engine as _;
@@ -17,9 +17,10 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::AbortHandle;
 
 use crate::registry::{PASSWORD, Registry, USER};
+use crate::serve::{lock, serve};
 
 type Body = BoxBody<Bytes, hyper::Error>;
 
@@ -81,7 +82,10 @@ impl Gateway {
             answer: Mutex::default(),
             given: Mutex::default(),
         });
-        let accepting = tokio::spawn(accept(listener, shared.clone())).abort_handle();
+        let answering = shared.clone();
+        let service = service_fn(move |request| pass(request, answering.clone()));
+        let serving = serve(move |cx| listener.poll_accept(cx), service);
+        let accepting = tokio::spawn(serving).abort_handle();
         Ok(Self {
             host,
             shared,
@@ -136,27 +140,6 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         self.accepting.abort();
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    // Aborted with this task.
-    let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        let shared = shared.clone();
-        connections.spawn(async move {
-            let service = service_fn(|request| pass(request, shared.clone()));
-            // A client that hangs up is no concern of ours.
-            let _ = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-        });
     }
 }
 

@@ -33,6 +33,7 @@ mod bounded;
 mod install;
 mod keeper;
 mod report;
+mod serve;
 
 pub use container::ContainerSpec;
 pub use image::ImageSpec;

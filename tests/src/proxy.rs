@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -20,9 +20,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::AbortHandle;
 
 use crate::bounded::within;
+use crate::serve::{lock, serve};
 use crate::world::World;
 
 /// How long a test waits for a request that it holds. Refit starts in milliseconds, compiles its policy in a second, and a
@@ -99,7 +100,10 @@ impl Proxy {
             engine: engine.into(),
             ..Shared::default()
         });
-        let accepting = tokio::spawn(accept(listener, shared.clone())).abort_handle();
+        let answering = shared.clone();
+        let service = service_fn(move |request| pass(request, answering.clone()));
+        let serving = serve(move |cx| listener.poll_accept(cx), service);
+        let accepting = tokio::spawn(serving).abort_handle();
         Ok(Self {
             folder,
             shared,
@@ -187,27 +191,6 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         self.release();
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-async fn accept(listener: UnixListener, shared: Arc<Shared>) {
-    // Aborted with this task.
-    let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        let shared = shared.clone();
-        connections.spawn(async move {
-            let service = service_fn(|request| pass(request, shared.clone()));
-            // A client that hangs up is no concern of ours.
-            let _ = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-        });
     }
 }
 

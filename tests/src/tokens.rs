@@ -19,17 +19,17 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::process::Command;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::AbortHandle;
 
 use crate::bounded::within;
 use crate::install;
 use crate::registry::{PASSWORD, USER};
+use crate::serve::{lock, serve};
 
 /// A key of 2048 bits takes a second or two on a loaded machine, a signature milliseconds.
 const OPENSSL: Duration = Duration::from_secs(30);
@@ -111,7 +111,10 @@ impl TokenServer {
             .await
             .context("cannot listen on 127.0.0.1")?;
         let host = listener.local_addr()?.to_string();
-        let accepting = tokio::spawn(accept(listener, shared.clone())).abort_handle();
+        let answering = shared.clone();
+        let service = service_fn(move |request| respond_to(request, answering.clone()));
+        let serving = serve(move |cx| listener.poll_accept(cx), service);
+        let accepting = tokio::spawn(serving).abort_handle();
         Ok(Self {
             host,
             shared,
@@ -158,28 +161,7 @@ impl Drop for TokenServer {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    // Aborted with this task.
-    let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        let shared = shared.clone();
-        connections.spawn(async move {
-            let service = service_fn(|request| serve(request, shared.clone()));
-            // A client that hangs up is no concern of ours.
-            let _ = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-        });
-    }
-}
-
-async fn serve(
+async fn respond_to(
     request: Request<Incoming>,
     shared: Arc<Shared>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {

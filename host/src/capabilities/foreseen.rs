@@ -4,10 +4,9 @@
 //! Refit asks, and not the engine. What cannot be found out is pulled as if nobody had asked; only a registry that wants to be left
 //! alone is left alone by both.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::live::digest_for;
 use crate::container::Image;
 use crate::image::{ImageRef, Platform};
 use crate::registry::digests::{DigestError, Digests, Found, Reason};
@@ -15,12 +14,23 @@ use crate::registry::digests::{DigestError, Digests, Found, Reason};
 /// A machine that does not reach a registry which its engine reaches waits this long, once a batch.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Of one refresh.
+/// Of one refresh. By default nobody is asked, and nothing is foreseen.
 #[derive(Default)]
-pub struct Foreseen(Mutex<Found>);
+pub struct Foreseen {
+    digests: Option<Arc<Digests>>,
+    found: Mutex<Found>,
+}
 
 impl Foreseen {
-    pub async fn ask(&self, digests: &Digests, images: &[ImageRef]) {
+    pub fn asking(digests: Option<Arc<Digests>>) -> Self {
+        Self {
+            digests,
+            found: Mutex::default(),
+        }
+    }
+
+    pub async fn ask(&self, images: &[ImageRef]) {
+        let Some(digests) = &self.digests else { return };
         let asking = digests.of(images.iter().cloned());
         if let Ok(found) = tokio::time::timeout(PATIENCE, asking).await {
             self.lock().extend(found);
@@ -41,14 +51,14 @@ impl Foreseen {
             }
             Some(Err(_)) | None => return Ok(None),
         };
-        let same = digest_for(&here.repo_digests, image).as_ref() == Some(&there);
+        let same = here.digest_as(image).as_ref() == Some(&there);
         // One digest can stand for images of several platforms, of which one is here.
         let fits = platform.is_none_or(|platform| platform.is(&here.os, &here.architecture));
         Ok((same && fits).then_some(there))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Found> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -80,7 +90,10 @@ mod tests {
             image: image(),
             reason,
         });
-        Foreseen(Mutex::new([(image(), found)].into()))
+        Foreseen {
+            digests: None,
+            found: Mutex::new([(image(), found)].into()),
+        }
     }
 
     fn is_here(foreseen: &Foreseen, platform: Option<&str>) -> Option<String> {

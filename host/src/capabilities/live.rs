@@ -28,7 +28,7 @@ use crate::secret::Login;
 pub struct Workshop {
     pub engine: Arc<dyn Engine>,
     pub credentials: Credentials,
-    /// Asked before a pull; without it all that is asked for is pulled.
+    /// Asked before a pull, and by the watcher. `None` where no request can be made.
     pub digests: Option<Arc<Digests>>,
     /// Asked for when pulling and when creating, see [`crate::image::image_platform`].
     pub platform: Option<Platform>,
@@ -231,8 +231,6 @@ pub struct Live {
     pub events: Events,
     /// Set when the refresh is to end: what was stopped by then is finished, and nothing else is.
     pub ending: CancellationToken,
-    /// Whether registries are asked what they have before anything is pulled.
-    pub asks_first: bool,
     pub foreseen: Foreseen,
 }
 
@@ -257,9 +255,7 @@ impl Capabilities for Live {
     }
 
     async fn expect_pulls(&self, images: &[ImageRef]) {
-        if let Some(digests) = self.workshop.digests.as_ref().filter(|_| self.asks_first) {
-            self.foreseen.ask(digests, images).await;
-        }
+        self.foreseen.ask(images).await;
     }
 
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
@@ -300,7 +296,7 @@ impl Capabilities for Live {
         let after = engine.image(&image.to_string()).await.map_err(failed)?;
         Ok(PulledImage {
             reference: image.clone(),
-            digest: digest_for(&after.repo_digests, image),
+            digest: after.digest_as(image),
             transfer: if before.is_some_and(|before| before.id == after.id) {
                 Transfer::UpToDate
             } else {
@@ -408,36 +404,5 @@ fn recreated(replaced: Replaced, image: &NewImage, from_image_id: ImageId) -> Re
         gap: Some(replaced.gap),
         followed: replaced.followed,
         left_over: (!replaced.left_over.is_empty()).then(|| replaced.left_over.join(", ")),
-    }
-}
-
-/// The digest under which this image's own repository serves it. An image may carry digests of several repositories.
-pub(crate) fn digest_for(repo_digests: &[String], image: &ImageRef) -> Option<String> {
-    repo_digests.iter().find_map(|entry| {
-        let (repository, digest) = entry.split_once('@')?;
-        // The engine writes Docker Hub's short names here.
-        let same = repository
-            .parse::<ImageRef>()
-            .is_ok_and(|it| it.repository() == image.repository());
-        same.then(|| digest.to_owned())
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_digest_of_another_repository_is_not_taken() {
-        let (a, b) = (
-            "sha256:".to_owned() + &"a".repeat(64),
-            "sha256:".to_owned() + &"b".repeat(64),
-        );
-        let digests = [format!("ghcr.io/other/app@{a}"), format!("nginx@{b}")];
-        assert_eq!(digest_for(&digests, &"nginx:1".parse().unwrap()), Some(b));
-        assert_eq!(
-            digest_for(&digests, &"ghcr.io/acme/app".parse().unwrap()),
-            None
-        );
     }
 }

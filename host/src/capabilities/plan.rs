@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::live::{Workshop, digest_for};
+use super::live::Workshop;
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy, Transfer};
 use crate::container::{Container, Listed};
 use crate::engine::{EngineError, PullError};
@@ -69,8 +69,7 @@ impl Capabilities for Plan {
                 .into());
             }
         };
-        let local =
-            local.filter(|local| digest_for(&local.repo_digests, image).as_ref() == Some(&digest));
+        let local = local.filter(|local| local.digest_as(image).as_ref() == Some(&digest));
         let (id, transfer) = match local {
             Some(local) => (local.id, Transfer::UpToDate),
             // A digest names a manifest and an id names a configuration, so this equals no container's image.

@@ -496,15 +496,17 @@ impl Refresher {
             (Mode::Plan, Some(snapshot)) => Arc::new(Replay::new(snapshot.clone(), force)),
             (Mode::Plan, None) => Arc::new(plan),
             (Mode::Refresh, _) => {
-                // What the watcher has found is known to be behind, and has just been asked for.
-                let asks_first = matches!(request.trigger, Trigger::Operator | Trigger::Api);
+                let foreseen = match request.trigger {
+                    Trigger::Operator | Trigger::Api => Foreseen::asking(workshop.digests.clone()),
+                    // What the watcher has found is known to be behind, and has just been asked for.
+                    Trigger::Schedule | Trigger::Webhook => Foreseen::default(),
+                };
                 let live = Arc::new(Live {
                     workshop,
-                    asks_first,
                     force,
                     events: events.clone(),
                     ending: cancel.clone(),
-                    foreseen: Foreseen::default(),
+                    foreseen,
                 });
                 match warrant {
                     Some(warrant) => Arc::new(Warranted::new(live, Arc::new(plan), warrant)),

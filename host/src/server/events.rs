@@ -47,6 +47,7 @@ pub(super) fn place(id: Id) -> String {
 #[serde(deny_unknown_fields)]
 pub(super) struct Parameters {
     /// As `Last-Event-ID`, for clients that cannot set headers.
+    #[param(value_type = Option<u64>)]
     after: Option<Position>,
 }
 

@@ -14,7 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use super::schedule::{Backoff, chance};
-use crate::capabilities::live::{Workshop, digest_for};
+use crate::capabilities::live::Workshop;
 use crate::capabilities::plan::RemoteDigests;
 use crate::engine::PullError;
 use crate::image::ImageRef;
@@ -214,7 +214,7 @@ impl Looks {
         let looks = images.into_iter().map(|image| async move {
             // Where it cannot be looked up it is left out, as if it were not here: it is for people to read.
             let local = engine.image(&image.to_string()).await.ok()?;
-            let digest = digest_for(&local.repo_digests, &image)?;
+            let digest = local.digest_as(&image)?;
             Some((image, digest))
         });
         let found = futures_util::stream::iter(looks).buffer_unordered(LOCAL_AT_ONCE);
@@ -352,7 +352,7 @@ impl RemoteDigests for Here {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(image.clone());
         let here = match self.workshop.engine.image(&image.to_string()).await {
-            Ok(local) => digest_for(&local.repo_digests, image),
+            Ok(local) => local.digest_as(image),
             Err(error) if error.is_not_found() => None,
             Err(source) => {
                 return Err(PullError::Engine {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -17,6 +18,7 @@ use refit_tests::{ContainerSpec, ImageSpec, Refit, http as client, registry, wit
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use crate::hooks::{package, sign};
 use crate::{refit, replaced, until, without_engine};
@@ -394,9 +396,20 @@ async fn a_refresh_goes_on_while_the_daemon_is_flooded() -> anyhow::Result<()> {
         }
         let before = daemon.resident_bytes()?;
 
+        // Half of the clients have asked.
+        let there = Arc::new(Notify::new());
+        let reads: Make = {
+            let (there, asked) = (there.clone(), AtomicUsize::new(0));
+            let read = get(&daemon, "/v1/refreshes", TOKEN);
+            Arc::new(move |number| {
+                if asked.fetch_add(1, Ordering::Relaxed) == CLIENTS / 2 {
+                    there.notify_one();
+                }
+                read(number)
+            })
+        };
         let refresh = async {
-            // When the flood is there.
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            there.notified().await;
             let began = Instant::now();
             let answer = loop {
                 let answer = daemon.refresh("").await?;
@@ -409,7 +422,7 @@ async fn a_refresh_goes_on_while_the_daemon_is_flooded() -> anyhow::Result<()> {
         let address = daemon.address;
         let floods = async {
             let mut all = Vec::new();
-            let reads = flood(address, CLIENTS, EACH, get(&daemon, "/v1/refreshes", TOKEN));
+            let reads = flood(address, CLIENTS, EACH, reads);
             let health = flood(address, 50, 40, get(&daemon, "/healthz", TOKEN));
             let (reads, health) = tokio::join!(reads, health);
             all.push(("2000 clients read /v1/refreshes", reads));

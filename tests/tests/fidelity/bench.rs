@@ -173,7 +173,6 @@ impl Bench {
             force: self.force,
             events: self.events.clone(),
             ending: CancellationToken::new(),
-            asks_first: false,
             foreseen: Foreseen::default(),
         };
         live.recreate(wanted).await.map_err(|error| match error {
