@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use bollard::models::{ContainerInspectResponse, RestartPolicyNameEnum};
 use refit_tests::world::Stamp;
-use refit_tests::{ContainerSpec, ImageSpec, World, registry, with_world};
+use refit_tests::{ContainerSpec, ImageSpec, Proxy, World, registry, with_world};
 use serde_json::json;
 
 use crate::snapshot::{progress, snapshot};
@@ -359,6 +359,37 @@ async fn what_is_current_is_left_alone_until_force_is_asked_for() -> anyhow::Res
         images: 1 up to date; containers: 1 recreated (done in N s)
         "#);
         replaced(&w, &old, &v1).await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn where_nothing_is_to_be_done_the_engine_is_asked_to_change_nothing() -> anyhow::Result<()> {
+    with_world("nothing to do", |w| async move {
+        let registry = registry::open().await?;
+        let v1 = w.publish(registry, "hermes", ImageSpec::new("v1")).await?;
+        let old = w.run(ContainerSpec::new("hermes", &v1.reference)).await?;
+        let proxy = Proxy::before(&w).await?;
+        let refit = refit(&w, registry, &["hermes"])?.env("DOCKER_HOST", &proxy.docker_host());
+        refit.run(&["refresh"]).await?.expect(0);
+        let asked = proxy.asked();
+        let read = |what: &str| asked.iter().filter(|it| it.path.contains(what)).count();
+        assert_eq!(proxy.changes(), [], "not even to pull");
+        assert_eq!(
+            (read("/images/"), read("/distribution/")),
+            (1, 0),
+            "{asked:?}"
+        );
+
+        w.publish(registry, "hermes", ImageSpec::new("v2")).await?;
+        refit.run(&["refresh"]).await?.expect(0);
+        let pulls = proxy.changes();
+        let pulls = pulls
+            .iter()
+            .filter(|it| it.path.ends_with("/images/create"));
+        assert_eq!(pulls.count(), 1, "what is not here is pulled");
+        anyhow::ensure!(!w.container_exists(&old.id).await?, "it was recreated");
+        Ok(())
     })
     .await
 }
