@@ -4,7 +4,7 @@
 //! takes. The orders take turns within each run, so that what else the machine does meets all of them.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use bollard::Docker;
@@ -118,7 +118,7 @@ async fn once(
 ) -> anyhow::Result<Sample> {
     let fleet = given.images.start(order.shape(containers)).await?;
     let (calls, requests) = (given.proxy.asked().len(), registry.requests()?.len());
-    let began = Instant::now();
+    let (began, began_at) = (Instant::now(), SystemTime::now());
     order.run(given, &fleet).await?;
     let total_ms = u64::try_from(began.elapsed().as_millis())?;
     let (calls, requests) = (
@@ -130,11 +130,14 @@ async fn once(
         _ => given.images.gaps(&fleet, order.renews()).await?,
     };
     given.images.clear(fleet).await?;
+    let began_ms = u64::try_from(began_at.duration_since(UNIX_EPOCH)?.as_millis())?;
+    let last = gaps.iter().map(|gap| gap.ended_ms).max();
     Ok(Sample {
         order,
         containers,
         total_ms,
-        gaps_ms: gaps.into_iter().flatten().collect(),
+        renewed_ms: last.map(|last| last.saturating_sub(began_ms)),
+        gaps_ms: gaps.iter().map(|gap| gap.ms).collect(),
         engine_calls: calls,
         registry_requests: requests,
     })

@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use bollard::models::RestartPolicyNameEnum;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
+use crate::bounded::{CALL, within};
 use crate::registry::Registry;
 use crate::world::{Published, Running, Stamp, World, stamps};
 use crate::{ContainerSpec, ImageSpec};
@@ -18,7 +19,10 @@ const STAMPS: &str = "/data/stamps";
 const AT_ONCE: usize = 4;
 /// Bytes of each image that do not compress, so that a pull transfers something.
 const FILLING: usize = 900_000;
-const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the stamps of a program that has just been started are looked at.
+const LISTENS_SOON: Duration = Duration::from_millis(50);
+/// Each look is an `exec`, a tenth of what a start costs the engine: at one a second forty containers left it time for little else.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The images of a world: the registry has the new version of each, the engine the old one.
 pub struct Images<'a> {
@@ -37,6 +41,15 @@ struct Image {
 /// Containers from the old versions, running.
 pub struct Fleet {
     pub containers: Vec<Running>,
+}
+
+/// For how long a container was down.
+#[derive(Debug, Clone, Copy)]
+pub struct Gap {
+    /// Milliseconds from the `stop` of the last program but one to the `listen` of the last; none where the two overlapped.
+    pub ms: u64,
+    /// When that listened, in milliseconds of Unix time.
+    pub ended_ms: u64,
 }
 
 /// What one measurement does to the fleet's shape.
@@ -128,24 +141,41 @@ impl<'a> Images<'a> {
         Ok(Fleet { containers })
     }
 
-    /// Milliseconds for which each container was down, as its own program saw it. `None` where nothing took its place.
-    pub async fn gaps(&self, fleet: &Fleet, renewed: bool) -> anyhow::Result<Vec<Option<u64>>> {
-        let reading = fleet.containers.iter().map(|container| async move {
-            if !self.world.container_exists(&container.name).await? {
-                return Ok(None);
-            }
-            let text = self
-                .world
-                .read_container_file(&container.name, STAMPS)
-                .await?;
-            gap(&stamps(&text), renewed)
-                .with_context(|| format!("container {} stamped\n{text}", container.name))
-                .map(Some)
-        });
+    /// What each container's own program saw. Fails where one does not run the version that it should.
+    pub async fn gaps(&self, fleet: &Fleet, renewed: bool) -> anyhow::Result<Vec<Gap>> {
+        let reading = fleet
+            .containers
+            .iter()
+            .enumerate()
+            .map(|(number, container)| {
+                let image = &self.images[number % IMAGES];
+                let image = if renewed { &image.new.id } else { &image.old };
+                self.gap(&container.name, image)
+            });
         futures_util::stream::iter(reading)
             .buffered(AT_ONCE)
             .try_collect()
             .await
+    }
+
+    async fn gap(&self, container: &str, image: &str) -> anyhow::Result<Gap> {
+        // By its image: an order that carries over what came from the old one has the new program say that it is the old.
+        let runs = self.world.inspect(container).await?.image;
+        ensure!(
+            runs.as_deref() == Some(image),
+            "container {container} runs {runs:?}, not {image}"
+        );
+        // Whoever started it did not wait until it listened.
+        let listening = async {
+            loop {
+                let text = self.world.read_container_file(container, STAMPS).await?;
+                match Gap::in_stamps(&stamps(&text)) {
+                    Some(gap) => return anyhow::Ok(gap),
+                    None => tokio::time::sleep(LISTENS_SOON).await,
+                }
+            }
+        };
+        within(CALL, &format!("see container {container} listen"), listening).await
     }
 
     pub async fn clear(&self, fleet: Fleet) -> anyhow::Result<()> {
@@ -164,16 +194,40 @@ impl<'a> Images<'a> {
     }
 }
 
-/// From the last `stop` to the `listen` behind it; where the two overlapped, none.
-fn gap(stamps: &[Stamp], renewed: bool) -> anyhow::Result<u64> {
-    let last = |event: &str| stamps.iter().rev().find(|stamp| stamp.event == event);
-    let stop = last("stop").context("it was never stopped")?;
-    let listen = last("listen").context("it never listened")?;
-    let version = if renewed { "v2" } else { "v1" };
-    ensure!(
-        listen.version == version,
-        "it runs {}, not {version}",
-        listen.version
-    );
-    Ok(listen.at_ms.saturating_sub(stop.at_ms))
+impl Gap {
+    /// `None` as long as the program that was started last does not listen.
+    fn in_stamps(stamps: &[Stamp]) -> Option<Self> {
+        let last = |event: &str| stamps.iter().rposition(|stamp| stamp.event == event);
+        let listen = stamps[last("start")?..]
+            .iter()
+            .find(|stamp| stamp.event == "listen")?;
+        let stop = &stamps[last("stop")?];
+        Some(Self {
+            ms: listen.at_ms.saturating_sub(stop.at_ms),
+            ended_ms: listen.at_ms,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: Option<(u64, u64)>) {
+        let gap = Gap::in_stamps(&stamps(text)).map(|gap| (gap.ms, gap.ended_ms));
+        assert_eq!(gap, expected, "{text}");
+    }
+
+    #[test]
+    fn a_gap_is_from_the_last_stop_to_the_next_listen() {
+        let first = "start 10 v1\nlisten 20 v1\n";
+        check(first, None);
+        check(&format!("{first}stop 100 v1\nstart 150 v1\n"), None);
+        let moved = "stop 100 v1\nstart 150 v2\nlisten 170 v2\n";
+        check(&format!("{first}{moved}"), Some((70, 170)));
+        // Both ran at once.
+        let overlapped = "start 50 v2\nlisten 60 v2\nstop 100 v1\n";
+        check(&format!("{first}{overlapped}"), Some((0, 60)));
+    }
 }

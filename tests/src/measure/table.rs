@@ -9,7 +9,10 @@ use super::order::Order;
 pub struct Sample {
     pub order: Order,
     pub containers: usize,
+    /// Until the order itself was done: for Refit, until the last proof has passed and the old containers are gone.
     pub total_ms: u64,
+    /// Until the last container's program listened; `None` where nothing took its place.
+    pub renewed_ms: Option<u64>,
     /// One per container, where something took its place.
     pub gaps_ms: Vec<u64>,
     pub engine_calls: usize,
@@ -23,6 +26,7 @@ pub struct Row {
     pub containers: usize,
     pub runs: usize,
     pub total_ms: Spread,
+    pub renewed_ms: Option<Spread>,
     /// Of the runs' medians.
     pub gap_ms: Option<Spread>,
     /// The longest of any container in any run.
@@ -75,6 +79,7 @@ pub fn rows(samples: &[Sample]) -> Vec<Row> {
                     .filter(|sample| (sample.containers, sample.order) == (containers, order))
                     .count(),
                 total_ms: of(&|sample| Some(sample.total_ms))?,
+                renewed_ms: of(&|sample| sample.renewed_ms),
                 gap_ms: of(&|sample| Spread::of(sample.gaps_ms.clone()).map(|gap| gap.median)),
                 gap_longest_ms: of(&|sample| sample.gaps_ms.iter().max().copied())
                     .map(|it| it.most),
@@ -88,32 +93,52 @@ pub fn rows(samples: &[Sample]) -> Vec<Row> {
 /// Markdown.
 pub fn markdown(rows: &[Row]) -> String {
     let mut text = String::from(
-        "| containers | order | runs | total s, median (least to most) | gap ms, median of the runs' medians (least to most) | longest gap ms | engine calls | registry requests |\n\
-         | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+        "| containers | order | runs | all new ones listen, s | done, s | gap, ms | longest gap, ms | engine calls | registry requests |\n\
+         | --: | --- | --: | --: | --: | --: | --: | --: | --: |\n",
     );
     for row in rows {
-        let seconds = |ms: u64| ms as f64 / 1000.0;
-        let total = row.total_ms;
-        let gap = row.gap_ms.map_or_else(
-            || "nothing runs".to_owned(),
-            |gap| format!("{} ({} to {})", gap.median, gap.least, gap.most),
-        );
-        let longest = row
-            .gap_longest_ms
-            .map_or_else(|| "–".to_owned(), |ms| ms.to_string());
+        let or_none =
+            |text: Option<String>| text.unwrap_or_else(|| "nothing takes its place".to_owned());
         text.push_str(&format!(
-            "| {} | {} | {} | {:.1} ({:.1} to {:.1}) | {gap} | {longest} | {} | {} |\n",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
             row.containers,
             row.order,
             row.runs,
-            seconds(total.median),
-            seconds(total.least),
-            seconds(total.most),
+            or_none(row.renewed_ms.map(seconds)),
+            seconds(row.total_ms),
+            or_none(row.gap_ms.map(milliseconds)),
+            or_none(row.gap_longest_ms.map(|ms| ms.to_string())),
             row.engine_calls,
             row.registry_requests,
         ));
     }
     text
+}
+
+/// The median, and the spread where there is one.
+fn milliseconds(spread: Spread) -> String {
+    let Spread {
+        least,
+        median,
+        most,
+    } = spread;
+    if least == most {
+        return median.to_string();
+    }
+    format!("{median} ({least} to {most})")
+}
+
+fn seconds(spread: Spread) -> String {
+    let seconds = |ms: u64| ms as f64 / 1000.0;
+    let (least, median, most) = (
+        seconds(spread.least),
+        seconds(spread.median),
+        seconds(spread.most),
+    );
+    if spread.least == spread.most {
+        return format!("{median:.1}");
+    }
+    format!("{median:.1} ({least:.1} to {most:.1})")
 }
 
 #[cfg(test)]
@@ -126,6 +151,7 @@ mod tests {
             order,
             containers,
             total_ms,
+            renewed_ms: gaps_ms.iter().max().copied(),
             gaps_ms: gaps_ms.to_vec(),
             engine_calls: 1,
             registry_requests: 2,
