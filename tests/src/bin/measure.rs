@@ -16,6 +16,8 @@ use refit_tests::{Proxy, World, progress, with_world_for};
 
 /// A hundred containers in six orders, three times, took less than two hours on a loaded machine.
 const WHOLE: Duration = Duration::from_secs(4 * 60 * 60);
+/// The kernel tells processor time in hundredths of a second, whatever it counts in itself.
+const TICK_MS: u64 = 10;
 /// Of bollard, for one answer.
 const ANSWER_SECONDS: u64 = 300;
 
@@ -38,7 +40,7 @@ async fn main() -> anyhow::Result<()> {
 }
 
 fn asked(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Asked> {
-    let usage = "measure REFIT [--containers 8,40] [--runs 3] [--orders floor,original,watchtower,replace-1,replace,overlap] [--json FILE]";
+    let usage = "measure REFIT [--containers 8,40] [--runs 3] [--orders floor,original,watchtower,watchtower-rolling,replace-1,replace,overlap] [--json FILE]";
     let mut asked = Asked {
         refit: arguments.next().context(usage)?.into(),
         containers: vec![8, 40],
@@ -59,8 +61,8 @@ fn asked(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Asked> {
             "--runs" => asked.runs = value.parse().context("`--runs` takes a number")?,
             "--orders" => {
                 let orders = value.split(',').map(|name| {
-                    let found = Order::ALL.into_iter().find(|order| order.name() == name);
-                    found.with_context(|| format!("there is no order `{name}`: {usage}"))
+                    Order::named(name)
+                        .with_context(|| format!("there is no order `{name}`: {usage}"))
                 });
                 asked.orders = orders.collect::<anyhow::Result<_>>()?;
             }
@@ -118,9 +120,11 @@ async fn once(
 ) -> anyhow::Result<Sample> {
     let fleet = given.images.start(order.shape(containers)).await?;
     let (calls, requests) = (given.proxy.asked().len(), registry.requests()?.len());
+    let busy = busy_ms()?;
     let (began, began_at) = (Instant::now(), SystemTime::now());
     order.run(given, &fleet).await?;
     let total_ms = u64::try_from(began.elapsed().as_millis())?;
+    let processor_ms = busy_ms()?.saturating_sub(busy);
     let (calls, requests) = (
         given.proxy.asked().len() - calls,
         registry.requests()?.len() - requests,
@@ -140,5 +144,20 @@ async fn once(
         gaps_ms: gaps.iter().map(|gap| gap.ms).collect(),
         engine_calls: calls,
         registry_requests: requests,
+        processor_ms,
     })
+}
+
+/// Milliseconds since the machine started for which its processors were busy, all of them together, from `/proc/stat`.
+fn busy_ms() -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
+    let all = text.lines().next().unwrap_or_default();
+    let mut ticks = all.split_whitespace().skip(1).map(str::parse::<u64>);
+    let mut busy = 0;
+    // user nice system idle iowait irq softirq
+    for counted in [true, true, true, false, false, true, true] {
+        let ticks = ticks.next().context("/proc/stat has other columns")??;
+        busy += if counted { ticks } else { 0 };
+    }
+    Ok(busy * TICK_MS)
 }

@@ -175,7 +175,12 @@ impl<'a> Images<'a> {
                 }
             }
         };
-        within(CALL, &format!("see container {container} listen"), listening).await
+        within(
+            CALL,
+            &format!("see container {container} listen"),
+            listening,
+        )
+        .await
     }
 
     pub async fn clear(&self, fleet: Fleet) -> anyhow::Result<()> {

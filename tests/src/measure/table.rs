@@ -17,12 +17,14 @@ pub struct Sample {
     pub gaps_ms: Vec<u64>,
     pub engine_calls: usize,
     pub registry_requests: usize,
+    /// Milliseconds that the machine's processors were busy with anything, all of them together.
+    pub processor_ms: u64,
 }
 
 /// All measurements of one order and size.
 #[derive(Debug, Serialize)]
 pub struct Row {
-    pub order: &'static str,
+    pub order: String,
     pub containers: usize,
     pub runs: usize,
     pub total_ms: Spread,
@@ -33,6 +35,7 @@ pub struct Row {
     pub gap_longest_ms: Option<u64>,
     pub engine_calls: u64,
     pub registry_requests: u64,
+    pub processor_ms: Spread,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -85,6 +88,7 @@ pub fn rows(samples: &[Sample]) -> Vec<Row> {
                     .map(|it| it.most),
                 engine_calls: of(&|sample| Some(sample.engine_calls as u64))?.median,
                 registry_requests: of(&|sample| Some(sample.registry_requests as u64))?.median,
+                processor_ms: of(&|sample| Some(sample.processor_ms))?,
             })
         })
         .collect()
@@ -93,14 +97,14 @@ pub fn rows(samples: &[Sample]) -> Vec<Row> {
 /// Markdown.
 pub fn markdown(rows: &[Row]) -> String {
     let mut text = String::from(
-        "| containers | order | runs | all new ones listen, s | done, s | gap, ms | longest gap, ms | engine calls | registry requests |\n\
-         | --: | --- | --: | --: | --: | --: | --: | --: | --: |\n",
+        "| containers | order | runs | all new ones listen, s | done, s | gap, ms | longest gap, ms | engine calls | registry requests | processors busy, s |\n\
+         | --: | --- | --: | --: | --: | --: | --: | --: | --: | --: |\n",
     );
     for row in rows {
         let or_none =
             |text: Option<String>| text.unwrap_or_else(|| "nothing takes its place".to_owned());
         text.push_str(&format!(
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
             row.containers,
             row.order,
             row.runs,
@@ -110,6 +114,7 @@ pub fn markdown(rows: &[Row]) -> String {
             or_none(row.gap_longest_ms.map(|ms| ms.to_string())),
             row.engine_calls,
             row.registry_requests,
+            seconds(row.processor_ms),
         ));
     }
     text
@@ -155,17 +160,18 @@ mod tests {
             gaps_ms: gaps_ms.to_vec(),
             engine_calls: 1,
             registry_requests: 2,
+            processor_ms: 3,
         };
         let rows = rows(&[
-            sample(40, Order::Replace, 9000, &[5, 1, 9]),
-            sample(8, Order::Replace, 3000, &[1]),
+            sample(40, Order::Replace(None), 9000, &[5, 1, 9]),
+            sample(8, Order::Replace(None), 3000, &[1]),
             sample(8, Order::Original, 1000, &[]),
-            sample(8, Order::Replace, 1000, &[7]),
-            sample(8, Order::Replace, 2000, &[3]),
+            sample(8, Order::Replace(None), 1000, &[7]),
+            sample(8, Order::Replace(None), 2000, &[3]),
         ]);
         let kinds: Vec<_> = rows
             .iter()
-            .map(|row| (row.containers, row.order, row.runs))
+            .map(|row| (row.containers, row.order.as_str(), row.runs))
             .collect();
         assert_eq!(
             kinds,
