@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
@@ -12,10 +13,17 @@ use crate::recreate::dependents::{Node, Ties};
 /// Inspections that are under way at once when the dependents of a container are looked for.
 const LOOKS_AT_ONCE: usize = 8;
 
+/// How long one look waits for another, whose findings it can use. One that the engine does not answer keeps nobody else longer.
+const ANOTHER_LOOK: Duration = Duration::from_secs(10);
+
 /// What every container of an engine has of others, as far as it was looked at. It never changes but for links, so each
 /// container is inspected once; those that are gone are forgotten.
 #[derive(Default)]
-pub struct KnownTies(Mutex<HashMap<ContainerId, Ties>>);
+pub struct KnownTies {
+    known: Mutex<HashMap<ContainerId, Ties>>,
+    /// Replacements begin together: each would inspect all that no one knows yet.
+    looking: tokio::sync::Mutex<()>,
+}
 
 impl KnownTies {
     pub(super) async fn of(
@@ -23,6 +31,7 @@ impl KnownTies {
         engine: &dyn Engine,
         listed: &[Listed],
     ) -> Result<Vec<Node>, EngineError> {
+        let _looking = tokio::time::timeout(ANOTHER_LOOK, self.looking.lock()).await;
         let mut known = self.lock().clone();
         let ids = listed.iter().map(|listed| &listed.id);
         let unknown: Vec<ContainerId> =
@@ -56,6 +65,6 @@ impl KnownTies {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ContainerId, Ties>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

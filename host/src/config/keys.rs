@@ -274,8 +274,9 @@ impl Default for LimitsConfig {
             inspect_concurrency: 8,
             // The engine is the bottleneck: four at a time were twice as fast as one, at twice the gap for each.
             recreate_concurrency: 2,
-            // A proof of five seconds is nothing but waiting, and five containers take over meanwhile.
-            recreate_pipeline: 16,
+            // A proof is nothing but waiting, and two containers a second take over meanwhile: enough for one of fifteen seconds. More
+            // would be down at once where a release works nowhere.
+            recreate_pipeline: 32,
             // Policies of 18 MB (Python) took 15 s. 19 MB of nothing but code took 47 s and 687 MiB in a debug build, two cores,
             // 2026-11-23: this is more than twice that.
             compile_seconds: 120,

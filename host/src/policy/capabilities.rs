@@ -157,10 +157,7 @@ impl docker::Host for HostState {
                 capabilities.pull(&image).await.map_err(convert::pull_error)
             }
         });
-        let answers: Vec<_> = futures_util::stream::iter(calls)
-            .buffered(self.concurrency.pulls)
-            .collect()
-            .await;
+        let answers = all(calls, self.concurrency.pulls).await;
         let mut handles = Vec::with_capacity(answers.len());
         for answer in answers {
             handles.push(match answer {
@@ -195,10 +192,7 @@ impl docker::Host for HostState {
             let capabilities = capabilities.clone();
             async move { capabilities.recreate(wanted).await }
         });
-        let answers: Vec<_> = futures_util::stream::iter(calls)
-            .buffered(self.concurrency.recreates)
-            .collect()
-            .await;
+        let answers = all(calls, self.concurrency.recreates).await;
         let answers = answers.into_iter().map(|answer| {
             answer
                 .map(convert::recreated)
@@ -240,6 +234,24 @@ impl host::Host for HostState {
             return Ok(Err(host::StateError::TooLarge(limit)));
         }
         Ok(self.state.set(&key, value).map_err(convert::state_error))
+    }
+}
+
+/// The answers in the order of the calls, of which `at_once` are under way. The next one begins when any is done: a call that takes
+/// long holds up nobody behind it, as it does in a stream that is `buffered`.
+fn all<T: Send>(
+    calls: impl Iterator<Item: Future<Output = T> + Send>,
+    at_once: usize,
+) -> impl Future<Output = Vec<T>> + Send {
+    let numbered = calls.enumerate();
+    let numbered: Vec<_> = numbered
+        .map(|(number, call)| async move { (number, call.await) })
+        .collect();
+    async move {
+        let answers = futures_util::stream::iter(numbered).buffer_unordered(at_once);
+        let mut answers: Vec<_> = answers.collect().await;
+        answers.sort_unstable_by_key(|(number, _)| *number);
+        answers.into_iter().map(|(_, answer)| answer).collect()
     }
 }
 

@@ -25,8 +25,11 @@ pub const LABEL_HEALTH: &str = "io.refit.health-seconds";
 /// The most that a label may ask for. A replacement that is waited for longer holds up a release.
 const LABEL_SECONDS_MAX: u64 = 60 * 60;
 
-/// How often a container that proves itself is looked at. A look costs the engine some 3 ms.
-const POLL: Duration = Duration::from_millis(200);
+/// The first looks at a container that proves itself follow each other so closely, as most that cannot work end at once. A look costs
+/// the engine some 3 ms, beside other containers' gaps.
+const LOOK_FIRST: Duration = Duration::from_millis(200);
+/// And the last ones no further apart than this.
+const LOOK_LAST: Duration = Duration::from_secs(2);
 
 impl Proof {
     /// With what the container's own labels say.
@@ -70,8 +73,18 @@ pub async fn prove(engine: &dyn Engine, id: &ContainerId, proof: Proof) -> Resul
         let proof = proof.for_container(&now);
         match verdict(&now, began.elapsed(), proof) {
             Some(verdict) => return verdict.map_err(StepError::Unfit),
-            None => tokio::time::sleep(POLL).await,
+            None => tokio::time::sleep(next_look(began.elapsed(), proof.grace)).await,
         }
+    }
+}
+
+/// Half of what it has been running for: a failure is found out within half as much time again as it took. A look is due when the
+/// grace time is over.
+fn next_look(running_for: Duration, grace: Duration) -> Duration {
+    let wait = (running_for / 2).clamp(LOOK_FIRST, LOOK_LAST);
+    match grace.checked_sub(running_for) {
+        Some(left) if !left.is_zero() => wait.min(left),
+        _ => wait,
     }
 }
 
@@ -158,6 +171,21 @@ mod tests {
         check(&checked(Health::Unhealthy), 1, Some(false));
         check(&checked(Health::Starting), 89, None);
         check(&checked(Health::Starting), 90, Some(false));
+    }
+
+    #[test]
+    fn looks_grow_apart_and_one_is_due_at_the_end_of_the_grace_time() {
+        let (mut at, mut looks) = (Duration::ZERO, vec![]);
+        while at < Duration::from_secs(12) {
+            at += next_look(at, PROOF.grace);
+            looks.push(at.as_millis());
+        }
+        assert_eq!(
+            looks,
+            [
+                200, 400, 600, 900, 1350, 2025, 3037, 4556, 5000, 7000, 9000, 11000, 13000
+            ]
+        );
     }
 
     #[test]

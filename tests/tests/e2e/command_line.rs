@@ -224,7 +224,7 @@ async fn what_is_in_force_is_shown_with_where_it_came_from() -> anyhow::Result<(
     limits.pull_seconds                = 77  # REFIT_LIMITS__PULL_SECONDS
     limits.pulls_max                   = 200  # default
     limits.recreate_concurrency        = 2  # default
-    limits.recreate_pipeline           = 16  # default
+    limits.recreate_pipeline           = 32  # default
     limits.recreates_max               = 5000  # default
     limits.refresh_seconds             = 14400  # default
     metrics.token_file                 = (unset)  # default
