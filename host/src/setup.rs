@@ -37,7 +37,7 @@ use crate::recreate::recover::Patience;
 use crate::refresh::Refresher;
 use crate::registry::budget::Rate;
 use crate::registry::credentials::{Credentials, EnvironmentVariables};
-use crate::registry::digests::{Digests, SetUpError};
+use crate::registry::digests::Digests;
 use crate::secret::SecretString;
 use crate::secret_file::{self, Found};
 use crate::watch::watcher::Watching;
@@ -130,19 +130,13 @@ pub async fn generations(
 pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
     let credentials = credentials(config)?;
     let digests = digests(config, credentials.clone());
-    let digests = digests.inspect_err(|error| {
-        tracing::warn!(
-            "registries are asked through the engine only: {}",
-            Diagnostic::of(error).sentence()
-        );
-    });
     Ok(Workshop {
         engine: Arc::new(DockerEngine::new(
             engine_address(config)?,
             config.call_limits(),
         )),
         credentials,
-        digests: digests.ok().map(Arc::new),
+        digests: Arc::new(digests),
         platform: config.platform()?,
         patience: Patience {
             proof: config.proof(),
@@ -269,7 +263,7 @@ pub fn approval(config: &Config) -> ApprovalTerms {
 }
 
 /// What asks registries for digests. `credentials` are those that images are pulled with.
-pub fn digests(config: &Config, credentials: Credentials) -> Result<Digests, SetUpError> {
+pub fn digests(config: &Config, credentials: Credentials) -> Digests {
     let rate = Rate {
         requests: config.registries.requests_max,
         window: Duration::from_secs(config.registries.requests_window_seconds),
@@ -287,13 +281,9 @@ pub fn watching(
     if settings.ticks.is_none() && !rung {
         return Ok(None);
     }
-    let digests = match &workshop.digests {
-        Some(digests) => digests.clone(),
-        None => Arc::new(digests(config, workshop.credentials.clone())?),
-    };
     Ok(Some(Watching {
         settings,
-        digests,
+        digests: workshop.digests.clone(),
         bell: Arc::default(),
         state_folder: config.state_folder(),
     }))

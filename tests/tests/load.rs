@@ -33,7 +33,9 @@ use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
 use refit::recreate::recover::Patience;
 use refit::refresh::{Bounds, Mode, Refresher, Report, Request, Trigger};
+use refit::registry::budget::Rate;
 use refit::registry::credentials::{Credentials, EnvironmentVariables};
+use refit::registry::digests::Digests;
 use refit::secret::Login;
 use serde_json::json;
 
@@ -191,10 +193,15 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
         .await
         .map_err(|error| anyhow::anyhow!(error.sentence()))?;
     let call = Duration::from_secs(60);
+    // Nobody is asked for a digest.
+    let rate = Rate {
+        requests: 0,
+        window: Duration::from_secs(60),
+    };
     let workshop = Workshop {
         engine: Arc::new(Nothing),
+        digests: Arc::new(Digests::new(credentials.clone(), vec![], rate)),
         credentials,
-        digests: None,
         platform: None,
         patience: Patience {
             proof: Proof {

@@ -22,9 +22,9 @@ pub struct Foreseen {
 }
 
 impl Foreseen {
-    pub fn asking(digests: Option<Arc<Digests>>) -> Self {
+    pub fn asking(digests: Arc<Digests>) -> Self {
         Self {
-            digests,
+            digests: Some(digests),
             found: Mutex::default(),
         }
     }

@@ -28,8 +28,8 @@ use crate::secret::Login;
 pub struct Workshop {
     pub engine: Arc<dyn Engine>,
     pub credentials: Credentials,
-    /// Asked before a pull, and by the watcher. `None` where no request can be made.
-    pub digests: Option<Arc<Digests>>,
+    /// Asked before a pull, and by the watcher.
+    pub digests: Arc<Digests>,
     /// Asked for when pulling and when creating, see [`crate::image::image_platform`].
     pub platform: Option<Platform>,
     pub patience: Patience,

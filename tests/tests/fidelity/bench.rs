@@ -29,7 +29,9 @@ use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
 use refit::recreate::recover::Patience;
 use refit::recreate::{RecreateError, Step};
+use refit::registry::budget::Rate;
 use refit::registry::credentials::{Credentials, EnvironmentVariables};
+use refit::registry::digests::Digests;
 use refit::secret::Login;
 use refit_tests::World;
 use serde_json::{Value, json};
@@ -126,11 +128,17 @@ impl Bench {
     }
 
     pub(crate) fn workshop(&self) -> Arc<Workshop> {
+        let credentials = Credentials::new(&EnvironmentVariables::default(), "ghcr.io", &[], None)
+            .expect("no variable is wrong where none is set");
+        // Nobody is asked here: what replaces is on the engine.
+        let rate = Rate {
+            requests: 0,
+            window: Duration::from_secs(60),
+        };
         Arc::new(Workshop {
             engine: self.engine.clone(),
-            credentials: Credentials::new(&EnvironmentVariables::default(), "ghcr.io", &[], None)
-                .expect("no variable is wrong where none is set"),
-            digests: None,
+            digests: Arc::new(Digests::new(credentials.clone(), vec![], rate)),
+            credentials,
             platform: self.platform.clone(),
             patience: Patience {
                 proof: self.proof,

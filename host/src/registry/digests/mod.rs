@@ -13,7 +13,7 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
@@ -25,7 +25,7 @@ use super::budget::Rate;
 use super::counts::Counts;
 use super::credentials::Credentials;
 use super::{address, budget};
-use crate::diagnostic::{Diagnostic, Hints};
+use crate::diagnostic::{Diagnostic, Hints, causes};
 use crate::engine::PullError;
 use crate::image::ImageRef;
 
@@ -152,26 +152,13 @@ impl From<DigestError> for PullError {
     }
 }
 
-/// No request can be made at all.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot set up requests to registries")]
-pub struct SetUpError(#[from] reqwest::Error);
-
-impl Hints for SetUpError {
-    fn hints(&self) -> Vec<String> {
-        vec![
-            "are there certificates of authorities on this machine? `SSL_CERT_FILE` names a file of them".into(),
-        ]
-    }
-}
-
 /// What is asked of registries, and how.
 #[derive(Debug)]
 pub struct Digests {
     /// By the machine's proxy, where it has one.
-    client: reqwest::Client,
+    client: LateClient,
     /// For registries on this machine.
-    direct: reqwest::Client,
+    direct: LateClient,
     credentials: Credentials,
     plain_http: Vec<String>,
     rate: Rate,
@@ -181,30 +168,36 @@ pub struct Digests {
     batches: AtomicU64,
 }
 
+/// Made when it is first needed: reading the machine's certificates takes as long as all else that a start does.
+type LateClient = OnceLock<Result<reqwest::Client, String>>;
+
 /// What was learned of each image that was asked for.
 pub type Found = HashMap<ImageRef, Result<String, DigestError>>;
 
+fn client(
+    by: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
+) -> Result<reqwest::Client, String> {
+    // The one provider of the whole process; somebody may have been first, and it is the same one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let builder = reqwest::Client::builder()
+        .user_agent(concat!("refit/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT)
+        .timeout(REQUEST)
+        .pool_max_idle_per_host(AT_ONCE)
+        // A login must not go where an answer points to.
+        .redirect(reqwest::redirect::Policy::none());
+    by(builder).build().map_err(|error| {
+        let causes = causes(&error).join(": ");
+        format!("requests cannot be made ({error}: {causes}): are there certificates of authorities on this machine? `SSL_CERT_FILE` names a file of them")
+    })
+}
+
 impl Digests {
     /// `plain_http` are the registries, as `host:port`, that are spoken to without TLS. Those on this machine need not be listed.
-    pub fn new(
-        credentials: Credentials,
-        plain_http: Vec<String>,
-        rate: Rate,
-    ) -> Result<Self, SetUpError> {
-        // The one provider of the whole process; somebody may have been first, and it is the same one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let builder = || {
-            reqwest::Client::builder()
-                .user_agent(concat!("refit/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(CONNECT)
-                .timeout(REQUEST)
-                .pool_max_idle_per_host(AT_ONCE)
-                // A login must not go where an answer points to.
-                .redirect(reqwest::redirect::Policy::none())
-        };
-        Ok(Self {
-            client: builder().build()?,
-            direct: builder().no_proxy().build()?,
+    pub fn new(credentials: Credentials, plain_http: Vec<String>, rate: Rate) -> Self {
+        Self {
+            client: LateClient::new(),
+            direct: LateClient::new(),
             credentials,
             plain_http,
             rate,
@@ -212,6 +205,17 @@ impl Digests {
             registries: Mutex::default(),
             at_once: Semaphore::new(AT_ONCE),
             batches: AtomicU64::new(1),
+        }
+    }
+
+    fn client_for(&self, registry: &str) -> Result<&reqwest::Client, Reason> {
+        let made = if address::is_loopback(registry) {
+            self.direct.get_or_init(|| client(|it| it.no_proxy()))
+        } else {
+            self.client.get_or_init(|| client(|it| it))
+        };
+        made.as_ref().map_err(|problem| Reason::Unavailable {
+            problem: problem.clone(),
         })
     }
 
@@ -263,11 +267,12 @@ impl Digests {
             Ok(login) => login.map(|(login, _)| login),
             Err(error) => return all(Reason::Credentials(Box::new(Diagnostic::of(&error)))),
         };
+        let client = match self.client_for(&name) {
+            Ok(client) => client,
+            Err(reason) => return all(reason),
+        };
         let conversation = Conversation {
-            client: match address::is_loopback(&name) {
-                true => &self.direct,
-                false => &self.client,
-            },
+            client,
             counts: &self.counts,
             registry: &registry,
             login,

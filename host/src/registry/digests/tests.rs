@@ -106,7 +106,7 @@ fn digests(credentials: Credentials, requests: u32) -> Digests {
         requests,
         window: Duration::from_secs(3600),
     };
-    Digests::new(credentials, vec![], rate).unwrap()
+    Digests::new(credentials, vec![], rate)
 }
 
 fn reasons(found: &Found) -> Vec<Reason> {
