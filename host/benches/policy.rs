@@ -1,4 +1,4 @@
-//! What a policy costs: a call, a decision about a thousand containers, a swap. `cargo xtask bench` builds the guests and runs this.
+//! What a policy costs: a call, a decision about a thousand containers, more and fewer of them, a swap. `cargo xtask bench` builds the guests and runs this.
 
 mod guests;
 
@@ -6,7 +6,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use criterion::{BatchSize, Criterion, SamplingMode, criterion_group, criterion_main};
+use criterion::{
+    BatchSize, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
+};
 use refit::artifact::Carrier;
 use refit::artifact::registry::Registries;
 use refit::artifact::signature::Trust;
@@ -18,8 +20,8 @@ use refit::generation::swap::{Asked, Candidate};
 use refit::grants::Grants;
 use refit::policy::limits::Times;
 use refit::policy::{
-    Allocation, Clock, CompileLimits, Compiler, Concurrency, Policy, PolicyEngine, PolicyState,
-    Session,
+    Allocation, Clock, CompileLimits, Compiler, Concurrency, DEFAULT_POLICY, Policy, PolicyEngine,
+    PolicyState, Session,
 };
 use refit::refresh::{Request, Trigger};
 use refit::registry::credentials::Credentials;
@@ -32,6 +34,8 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 const CONTAINERS: usize = 1_000;
+/// Whether what a refresh takes grows as the number of containers does.
+const SIZES: [usize; 4] = [100, 1_000, 2_500, 5_000];
 const RUNTIMES: [&str; 4] = ["claude-code", "hermes", "crewai", "openclaw"];
 const ALLOCATIONS: [(&str, Allocation); 2] = [
     ("on-demand", Allocation::OnDemand),
@@ -41,7 +45,7 @@ const ALLOCATIONS: [(&str, Allocation); 2] = [
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(30).measurement_time(Duration::from_secs(4)).warm_up_time(Duration::from_secs(1));
-    targets = instantiate, call, decide, swap
+    targets = instantiate, call, decide, scale, swap
 }
 criterion_main!(benches);
 
@@ -117,7 +121,7 @@ fn decide(criterion: &mut Criterion) {
         );
     });
 
-    let replay = Arc::new(Replay::new(snapshot(), false));
+    let replay = Arc::new(Replay::new(snapshot(CONTAINERS), false));
     group.bench_function("the snapshot alone", |bencher| {
         bencher.iter(|| runtime.block_on(look(&replay)));
     });
@@ -126,6 +130,29 @@ fn decide(criterion: &mut Criterion) {
         let decided = runtime.block_on(refresh(&policy, &replay));
         assert_eq!(decided, CONTAINERS, "{language} decides about all of them");
         group.bench_function(language, |bencher| {
+            bencher.iter(|| runtime.block_on(refresh(&policy, &replay)));
+        });
+    }
+}
+
+/// The same with the default policy, few containers and many.
+fn scale(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let mut group = criterion.benchmark_group("scale");
+    let bytes = Bytes::from_static(DEFAULT_POLICY);
+    let policy = load(&runtime, Allocation::OnDemand, "rust", &bytes);
+    for containers in SIZES {
+        let replay = Arc::new(Replay::new(snapshot(containers), false));
+        let decided = runtime.block_on(refresh(&policy, &replay));
+        assert_eq!(decided, containers, "it decides about all of them");
+        group.throughput(Throughput::Elements(containers as u64));
+        group.bench_function(
+            BenchmarkId::new("the snapshot alone", containers),
+            |bencher| {
+                bencher.iter(|| runtime.block_on(look(&replay)));
+            },
+        );
+        group.bench_function(BenchmarkId::new("with the policy", containers), |bencher| {
             bencher.iter(|| runtime.block_on(refresh(&policy, &replay)));
         });
     }
@@ -217,7 +244,7 @@ fn image(runtime: &str) -> String {
     format!("ghcr.io/molecule-ai/workspace-template-{runtime}:latest")
 }
 
-fn snapshot() -> Snapshot {
+fn snapshot(containers: usize) -> Snapshot {
     let id = |digit: &str| format!("sha256:{}", digit.repeat(64));
     let container = |n: usize| {
         let image = image(RUNTIMES[n % RUNTIMES.len()]);
@@ -230,7 +257,7 @@ fn snapshot() -> Snapshot {
     let document = json!({
         "snapshot": 1,
         "taken": "2026-11-23T00:00:00Z",
-        "containers": (0..CONTAINERS).map(container).collect::<Vec<_>>(),
+        "containers": (0..containers).map(container).collect::<Vec<_>>(),
         "images": RUNTIMES.map(|runtime| (image(runtime), json!({"id": id("2")})))
             .into_iter().collect::<serde_json::Map<_, _>>(),
     });
