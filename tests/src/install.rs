@@ -20,7 +20,7 @@ const DPKG_LOCK_SECONDS: u32 = 300;
 const APT_LIMIT: &str = "15m";
 
 /// Makes sure that each program is there; installs its package if not. Blocking: may take minutes.
-pub(crate) fn ensure(programs: &[(&str, &str)]) -> anyhow::Result<()> {
+pub fn ensure(programs: &[(&str, &str)]) -> anyhow::Result<()> {
     let _one_at_a_time = INSTALLING
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner());

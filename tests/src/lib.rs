@@ -4,9 +4,8 @@
 //! [`registry`] are shared by all tests of a process; `keeper` sees to it that nothing outlives the process.
 //! The kit knows Docker's API, and of Refit only how the program is run ([`refit`]): what it did is for the suites in
 //! `tests/tests` to judge. [`proxy`] stands between the two where an engine has to misbehave; [`faulty`] makes one numbered call
-//! go wrong, and [`scenario`] says what Refit promises then. [`measure`] says what it costs.
-//! go wrong, and [`scenario`] says what Refit promises then. [`gateway`] stands before a registry in the same way, and hands out
-//! tokens as those of clouds do.
+//! go wrong, and [`scenario`] says what Refit promises then. [`measure`] says what it costs. [`gateway`] stands before a registry in
+//! the same way, and hands out tokens as those of clouds do.
 //!
 //! Linux only in part: with `DOCKER_HOST` set the private engine is not needed, but `docker-registry` and a route to the
 //! containers' bridge are.
@@ -30,7 +29,7 @@ pub mod tokens;
 pub mod world;
 
 mod bounded;
-mod install;
+pub mod install;
 mod keeper;
 mod report;
 mod serve;
