@@ -35,6 +35,11 @@ fn main() {
     if let Err(error) = templates::build(&manifest, &root, &out) {
         panic!("cannot list the templates of policies: {error}");
     }
+    // Each pointer in the data of a program that can be moved takes 24 bytes of it, and so packed next to nothing. Not where a
+    // libc of the machine's starts the program: it may be too old to know.
+    if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|libc| libc == "musl") {
+        println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
     for path in [
         "plugin/sdk/src",
         "plugin/sdk/Cargo.toml",

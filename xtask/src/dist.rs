@@ -23,6 +23,16 @@ const FILES: [&str; 5] = [
     "refit.toml",
 ];
 
+/// How each is called, what cargo has to be told, and what it is.
+const PROGRAMS: [(&str, &[&str], &str); 2] = [
+    ("refit", &[], "refit"),
+    (
+        "refit-runtime",
+        &["--no-default-features"],
+        "refit without a compiler",
+    ),
+];
+
 /// What was built.
 pub(crate) struct Built {
     pub(crate) folder: PathBuf,
@@ -52,19 +62,20 @@ pub(crate) fn build(arguments: &[OsString]) -> Result<Built, Failed> {
     }
     setup::all()?;
     setup::musl(&triple)?;
-    step(
-        &format!("building refit for {triple} (from nothing this takes a quarter of an hour)"),
-        cargo()
-            .args(["build", "--package", "refit", "--bin", "refit"])
-            .args(["--target", &triple, "--profile", &profile]),
-    )?;
-    let built = target_directory()
-        .join(&triple)
-        .join(&profile)
-        .join("refit");
     let folder = target_directory().join("dist");
     let ours = folder.join(format!("linux-{}", architecture(&triple)));
-    copy(&built, &ours.join("refit"), 0o755)?;
+    for (name, features, what) in PROGRAMS {
+        step(
+            &format!("building {what} for {triple} (from nothing this takes half an hour)"),
+            cargo()
+                .args(["build", "--package", "refit", "--bin", "refit"])
+                .args(features)
+                .args(["--target", &triple, "--profile", &profile]),
+        )?;
+        let folder = target_directory().join(&triple).join(&profile);
+        // Both are called so there, and the next one takes its place.
+        copy(&folder.join("refit"), &ours.join(name), 0o755)?;
+    }
     for name in FILES {
         let from = root().join("packaging").join(name);
         copy(&from, &folder.join(name), 0o644)?;

@@ -24,7 +24,7 @@ usage: cargo xtask <chore>
   lint         check formatting, clippy, documentation, and what cargo-deny checks
   guests       build the example policies in Python, JavaScript and Rust, and print where they are
   bench [ARGS] measure what policies cost; ARGS go to `cargo bench --package refit`
-  dist [ARGS]  build what is handed out: a static program, completions, man pages, the context of the image;
+  dist [ARGS]  build what is handed out: static programs, completions, man pages, the context of the image;
                `--target T` for another machine than this one, `--profile P` for another profile than `dist`
   image [ARGS] the same, and the test that builds an image of it and has it refresh containers on a real engine
   bench engine [ARGS]
@@ -185,6 +185,20 @@ fn lint() -> Result<(), Failed> {
             "clippy",
             "--workspace",
             "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]),
+    )?;
+    step(
+        "clippy, on refit without a compiler",
+        cargo().args([
+            "clippy",
+            "--package",
+            "refit",
+            "--no-default-features",
+            "--lib",
+            "--bins",
             "--",
             "-D",
             "warnings",

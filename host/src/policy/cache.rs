@@ -6,6 +6,11 @@
 //! entry that does not hold is compiled anew. Losing the folder costs time, nothing else, and no error of the cache is an error
 //! of a load.
 
+#![cfg_attr(
+    not(feature = "compiler"),
+    allow(dead_code, reason = "what is new to keep comes from a compiler")
+)]
+
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -105,6 +110,33 @@ impl Cache {
         if let Err(error) = self.write(name, code).and_then(|()| self.sweep(name)) {
             self.tell(&error);
         }
+    }
+
+    /// What is kept for these bytes, however it was compiled, the last used first. Whether it holds, [`Cache::get`] says. Blocks.
+    #[cfg(any(test, not(feature = "compiler")))]
+    pub(super) fn names_of(&self, component: &[u8; 32]) -> Vec<Name> {
+        let mut found = Vec::new();
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        for entry in entries.take(2 * CACHE_ENTRIES_MAX) {
+            let mut header = [0; HEADER_BYTES];
+            let read = File::open(entry.path()).and_then(|mut file| file.read_exact(&mut header));
+            let used = entry.metadata().and_then(|metadata| metadata.modified());
+            let (Ok(()), Ok(used)) = (read, used) else {
+                continue;
+            };
+            let (component, compatibility) = (*component, header[48..].try_into());
+            let name = compatibility.map(|compatibility| Name {
+                component,
+                compatibility,
+            });
+            if let Ok(name) = name
+                && entry.file_name() == name.file().as_str()
+            {
+                found.push((used, name));
+            }
+        }
+        found.sort_by_key(|(used, _)| std::cmp::Reverse(*used));
+        found.into_iter().map(|(_, name)| name).collect()
     }
 
     fn tell(&self, error: &io::Error) {
@@ -288,6 +320,26 @@ mod tests {
         let next = Cache::in_folder(folder.path().join("compiled"));
         assert_eq!(next.get(&name(1)).as_deref(), Some(&b"code"[..]));
         assert_eq!(next.get(&name(2)), None);
+    }
+
+    #[test]
+    fn what_was_compiled_otherwise_is_found_the_last_used_first() {
+        let (folder, cache) = cache();
+        assert_eq!(cache.names_of(&[1; 32]), []);
+        let otherwise = Name {
+            compatibility: [8; 32],
+            ..name(1)
+        };
+        for name in [otherwise, name(2), name(1)] {
+            cache.put(&name, b"code");
+        }
+        let path = folder.path().join("compiled").join(otherwise.file());
+        let file = File::options().write(true).open(path).unwrap();
+        let long_ago = SystemTime::now() - Duration::from_secs(60);
+        file.set_modified(long_ago).unwrap();
+        assert_eq!(cache.names_of(&[1; 32]), [name(1), otherwise]);
+        assert!(cache.get(&otherwise).is_some());
+        assert_eq!(cache.names_of(&[1; 32]), [otherwise, name(1)]);
     }
 
     #[test]

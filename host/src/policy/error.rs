@@ -120,6 +120,10 @@ pub enum PolicyError {
     Invalid { origin: String, cause: String },
     #[error("cannot compile the policy `{origin}`: {cause}")]
     Compiler { origin: String, cause: String },
+    #[error(
+        "cannot compile the policy `{origin}`: this build of Refit has no compiler, and none of the policies that another one compiled for it is this one"
+    )]
+    NoCompiler { origin: String },
     #[error("`{origin}` speaks `{wants}`, this host speaks `{CONTRACT}@{CONTRACT_VERSION}`")]
     WrongContract { origin: String, wants: String },
     #[error("`{origin}` wants `{import}`, which this host does not offer")]
@@ -261,6 +265,7 @@ impl PolicyError {
         Self::Host(format!("{cause:#}"))
     }
 
+    #[cfg(feature = "compiler")]
     pub(super) fn invalid(origin: &str, cause: &wasmtime::Error) -> Self {
         Self::Invalid {
             origin: origin.to_owned(),
@@ -395,6 +400,7 @@ impl PolicyError {
             | Self::BadAnswer { .. }
             | Self::Config { .. }
             | Self::Compiler { .. }
+            | Self::NoCompiler { .. }
             | Self::Host(_) => None,
         }
     }
@@ -418,7 +424,7 @@ impl PolicyError {
             Self::Broke { .. } => Kind::Broke,
             Self::BadAnswer { .. } => Kind::BadAnswer,
             Self::Config { .. } => Kind::Config,
-            Self::Compiler { .. } => Kind::Compiler,
+            Self::Compiler { .. } | Self::NoCompiler { .. } => Kind::Compiler,
             Self::Host(_) => Kind::Host,
         }
     }
@@ -484,6 +490,9 @@ impl Hints for PolicyError {
             Self::Compiler { .. } => {
                 vec!["`[limits] compile_seconds` and `compile_megabytes` say what compiling may take".into()]
             }
+            Self::NoCompiler { .. } => vec![
+                format!("run a Refit {} that has one, on this machine, with the same state folder: `refit policy check FILE` compiles a policy, `refit doctor` the one that is configured", env!("CARGO_PKG_VERSION")),
+            ],
             Self::BadAnswer { .. } => vec!["report it to whoever made the policy".into()],
             Self::TooLarge { .. } | Self::Invalid { .. } | Self::Host(_) => vec![],
         }

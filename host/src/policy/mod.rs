@@ -33,7 +33,7 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use wasmtime::component::Component;
-use wasmtime::{Config, Engine, OptLevel, Store};
+use wasmtime::{Config, Engine, Store};
 
 use self::allocation::{Machine, Pool};
 use self::bindings::exports::refit::policy::policy as wit;
@@ -178,9 +178,10 @@ impl std::fmt::Display for Failure {
 fn configuration(metering: Metering) -> Config {
     let mut config = Config::new();
     metering.apply(&mut config);
+    #[cfg(feature = "compiler")]
+    config.cranelift_opt_level(wasmtime::OptLevel::Speed);
     config
         .epoch_interruption(true)
-        .cranelift_opt_level(OptLevel::Speed)
         .max_wasm_stack(limits::STACK_BYTES_MAX)
         .async_stack_size(limits::STACK_BYTES)
         .wasm_backtrace_max_frames(NonZeroUsize::new(limits::BACKTRACE_FRAMES_MAX));
@@ -199,7 +200,7 @@ fn configuration(metering: Metering) -> Config {
 }
 
 impl PolicyEngine {
-    /// Compiles in this process, and keeps nothing.
+    /// Compiles in this process, where there is a compiler, and keeps nothing.
     pub fn new() -> Result<Self, PolicyError> {
         Self::with_times(Times::default())
     }
@@ -231,7 +232,7 @@ impl PolicyEngine {
         Ok(Self {
             machine,
             pool,
-            compiler: Compiler::InProcess,
+            compiler: Compiler::default(),
             cache: None,
             times,
             metering,
@@ -279,8 +280,8 @@ impl PolicyEngine {
 
     /// From the cache, or by the compiler: from a tenth of a second (Rust) to many seconds (Python).
     pub async fn compile(&self, examined: Examined) -> Result<CompiledPolicy, PolicyError> {
-        let code = match self.recall(&examined).await {
-            Some(code) => code,
+        let component = match self.recall(&examined).await {
+            Some(component) => component,
             None => {
                 let code = self
                     .compiler
@@ -292,9 +293,16 @@ impl PolicyEngine {
                     )
                     .await?;
                 self.keep(&examined, &code).await;
-                code
+                self.adopt(code).await?
             }
         };
+        Ok(CompiledPolicy {
+            examined,
+            component,
+        })
+    }
+
+    async fn adopt(&self, code: Compiled) -> Result<Component, PolicyError> {
         let engine = self.machine.engine.clone();
         let pooled = self.pool.as_ref().map(|pool| pool.machine.engine.clone());
         let adopting = move || match pooled.map(|engine| code.adopt(&engine)) {
@@ -302,14 +310,10 @@ impl PolicyEngine {
             // It asks for more than a place in the pool has. Whether it may, the limits say when it is called.
             Some(Err(_)) | None => code.adopt(&engine),
         };
-        let component = match tokio::task::spawn_blocking(adopting).await {
-            Ok(component) => component.map_err(PolicyError::host)?,
-            Err(panicked) => return Err(PolicyError::Host(panicked.to_string())),
-        };
-        Ok(CompiledPolicy {
-            examined,
-            component,
-        })
+        match tokio::task::spawn_blocking(adopting).await {
+            Ok(component) => component.map_err(PolicyError::host),
+            Err(panicked) => Err(PolicyError::Host(panicked.to_string())),
+        }
     }
 
     /// Whether this host offers each function that it imports, with the types that it expects, and it exports what we call.
@@ -352,12 +356,44 @@ impl PolicyEngine {
         Ok(policy)
     }
 
-    async fn recall(&self, examined: &Examined) -> Option<Compiled> {
-        let (cache, name) = (self.cache.clone()?, self.cache_name(examined));
-        let found = tokio::task::spawn_blocking(move || cache.get(&name)).await;
-        found.ok().flatten().map(Compiled::unsealed)
+    /// What was compiled before, if it is of use here.
+    async fn recall(&self, examined: &Examined) -> Option<Component> {
+        for name in self.cache_names(examined).await {
+            let cache = self.cache.clone()?;
+            let found = tokio::task::spawn_blocking(move || cache.get(&name)).await;
+            let Some(code) = found.ok().flatten() else {
+                continue;
+            };
+            if let Ok(component) = self.adopt(Compiled::unsealed(code)).await {
+                return Some(component);
+            }
+        }
+        None
     }
 
+    #[cfg(feature = "compiler")]
+    #[expect(clippy::unused_async, reason = "without a compiler it reads the disk")]
+    async fn cache_names(&self, examined: &Examined) -> Vec<cache::Name> {
+        vec![self.cache_name(examined)]
+    }
+
+    /// Only a compiler can say under which name its code would be, so all of them are tried: wasmtime refuses what it has no use for.
+    #[cfg(not(feature = "compiler"))]
+    async fn cache_names(&self, examined: &Examined) -> Vec<cache::Name> {
+        let Some(cache) = self.cache.clone() else {
+            return vec![];
+        };
+        let component = Sha256::digest(&examined.bytes).into();
+        let names = tokio::task::spawn_blocking(move || cache.names_of(&component)).await;
+        names.unwrap_or_default()
+    }
+
+    /// Without a compiler there is nothing new to keep.
+    #[cfg(not(feature = "compiler"))]
+    #[expect(clippy::unused_async, reason = "with a compiler it writes to the disk")]
+    async fn keep(&self, _: &Examined, _: &Compiled) {}
+
+    #[cfg(feature = "compiler")]
     async fn keep(&self, examined: &Examined, code: &Compiled) {
         let Some(cache) = self.cache.clone() else {
             return;
@@ -367,6 +403,7 @@ impl PolicyEngine {
         let _ = tokio::task::spawn_blocking(move || cache.put(&name, &code)).await;
     }
 
+    #[cfg(feature = "compiler")]
     fn cache_name(&self, examined: &Examined) -> cache::Name {
         use std::hash::Hash as _;
         /// Takes in what is hashed, as `std` has no hash that is the same in the next process.

@@ -1,28 +1,21 @@
-//! Compiling a component: where, and within what.
+//! The compiler as a process of its own.
 //!
 //! A compiler that is fed bytes nobody vouches for can be made to take hours or all of the memory, and cannot be interrupted
 //! from within. So it runs in a process of its own (`refit compile-policy`, hidden), which limits itself before it looks at a
-//! byte, and which its parent kills when time is up. Both make their engine by [`super::configuration`], or one would refuse the
-//! other's work. What was compiled once is kept in [`super::cache`].
+//! byte, and which its parent kills when time is up. Both make their engine by [`configuration`], or one would refuse the
+//! other's work.
 
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use wasmtime::Engine;
-use wasmtime::component::Component;
 
-use super::limits::COMPONENT_BYTES_MAX;
-use super::{Metering, PolicyError, configuration};
-
-/// The subcommand that is the compiler process.
-pub const SUBCOMMAND: &str = "compile-policy";
-
-/// Machine code of a component. A Python policy of 18 MB made 34 MB, a JavaScript one of 12 MB 36 MB.
-pub(super) const COMPILED_BYTES_MAX: usize = 256 << 20;
+use super::{COMPILED_BYTES_MAX, CompileLimits, SUBCOMMAND};
+use crate::policy::limits::COMPONENT_BYTES_MAX;
+use crate::policy::{Metering, configuration, printable};
 
 /// What the compiler process may say on its way out, or of a component that is wrong.
 const COMPILER_SAYS_BYTES_MAX: usize = 8 << 10;
@@ -30,112 +23,7 @@ const COMPILER_SAYS_BYTES_MAX: usize = 8 << 10;
 /// How far the wall clock may run beyond the computing time: a busy machine must not fail a swap.
 const PATIENCE: u32 = 4;
 
-/// Where components are compiled.
-#[derive(Clone, Debug)]
-pub enum Compiler {
-    /// In this process, without a limit. For a program that embeds the library and loads its own policies only.
-    InProcess,
-    /// In a process of its own. `program` understands [`SUBCOMMAND`] as [`compile_from_stdin`] does it.
-    Child {
-        program: PathBuf,
-        limits: CompileLimits,
-    },
-}
-
-/// What the compiler process may use.
-#[derive(Clone, Copy, Debug)]
-pub struct CompileLimits {
-    /// Of all its threads together.
-    pub computing: Duration,
-    /// Address space.
-    pub memory_bytes: u64,
-}
-
-impl Compiler {
-    /// The program that runs now, as its own compiler.
-    pub fn this_program(limits: CompileLimits) -> Self {
-        // The very file that was started, also where an upgrade has put another one at its path: that would be another
-        // compiler, and its work of no use to us.
-        let itself = PathBuf::from("/proc/self/exe");
-        let program = if itself.exists() {
-            itself
-        } else {
-            std::env::current_exe().unwrap_or_else(|_| "refit".into())
-        };
-        Self::Child { program, limits }
-    }
-
-    pub(super) async fn compile(
-        &self,
-        engine: &Engine,
-        metering: Metering,
-        bytes: &Bytes,
-        origin: &str,
-    ) -> Result<Compiled, PolicyError> {
-        match self {
-            Self::InProcess => {
-                let (engine, bytes) = (engine.clone(), bytes.clone());
-                let compiled =
-                    tokio::task::spawn_blocking(move || engine.precompile_component(&bytes)).await;
-                match compiled {
-                    Ok(code) => Ok(Compiled(Bytes::from(
-                        code.map_err(|cause| PolicyError::invalid(origin, &cause))?,
-                    ))),
-                    Err(panicked) => Err(PolicyError::Invalid {
-                        origin: origin.to_owned(),
-                        cause: panicked.to_string(),
-                    }),
-                }
-            }
-            Self::Child { program, limits } => {
-                let failed = |cause| PolicyError::Compiler {
-                    origin: origin.to_owned(),
-                    cause,
-                };
-                match in_child(program, *limits, metering, bytes).await {
-                    Ok(Answer::Code(code)) => Ok(Compiled(code)),
-                    Ok(Answer::Invalid(cause)) => Err(PolicyError::Invalid {
-                        origin: origin.to_owned(),
-                        cause,
-                    }),
-                    Ok(Answer::Ended(how)) => Err(failed(how)),
-                    Err(error) => Err(failed(format!("the compiler did not run: {error}"))),
-                }
-            }
-        }
-    }
-}
-
-/// Machine code for a component. Made by our own compiler, or read from a cache whose seal held; by nothing else.
-pub(super) struct Compiled(Bytes);
-
-impl Compiled {
-    /// Of bytes whose seal was found whole: they are what [`Compiled::code`] gave to the cache.
-    pub(super) fn unsealed(code: Bytes) -> Self {
-        Self(code)
-    }
-
-    pub(super) fn code(&self) -> &Bytes {
-        &self.0
-    }
-
-    /// Makes it callable. Whether it was compiled by this version of wasmtime for this machine and these settings, wasmtime
-    /// looks at itself; whether it was tampered with, it does not.
-    #[expect(
-        unsafe_code,
-        reason = "machine code cannot be checked, only traced to where it came from"
-    )]
-    pub(super) fn adopt(&self, engine: &Engine) -> wasmtime::Result<Component> {
-        // SAFETY: `deserialize` asks for bytes that a wasmtime compiler has put out and nobody has changed since. A `Compiled`
-        // is made in three places: from `precompile_component` here; from the pipe of our own program, started by us to do
-        // the same; from a cache entry that carries an HMAC over exactly these bytes, under a key that only this user can
-        // read. Nothing that an operator or a guest hands in becomes one (`error::admit` refuses precompiled files), and the
-        // bytes are in our memory, where no other process changes them between the check and the use.
-        unsafe { Component::deserialize(engine, &self.0) }
-    }
-}
-
-enum Answer {
+pub(super) enum Answer {
     Code(Bytes),
     /// The component's fault.
     Invalid(String),
@@ -146,7 +34,7 @@ enum Answer {
 const CODE: u8 = 0;
 const INVALID: u8 = 1;
 
-async fn in_child(
+pub(super) async fn run(
     program: &PathBuf,
     limits: CompileLimits,
     metering: Metering,
@@ -212,7 +100,7 @@ async fn in_child(
     let kind = answer.remove(0);
     Ok(match kind {
         CODE => Answer::Code(Bytes::from(answer)),
-        _ => Answer::Invalid(super::printable(
+        _ => Answer::Invalid(printable(
             &String::from_utf8_lossy(&answer),
             COMPILER_SAYS_BYTES_MAX,
         )),
@@ -224,7 +112,7 @@ fn end_of(status: ExitStatus, said: &[u8], limits: CompileLimits) -> String {
     let said = String::from_utf8_lossy(said);
     let last = said.lines().rfind(|line| !line.trim().is_empty());
     let quoted = last.map_or_else(String::new, |line| {
-        format!(" (it said: {})", super::printable(line.trim(), 300))
+        format!(" (it said: {})", printable(line.trim(), 300))
     });
     #[cfg(unix)]
     {
