@@ -1,18 +1,20 @@
 //! What replacing many containers costs, beside the order of calls of other updaters. See `refit_tests::measure`.
 //!
-//! `measure REFIT [--containers 8,40] [--runs 3] [--orders floor,replace] [--json FILE]`. `cargo xtask bench engine` builds what it
+//! `measure REFIT [--containers 8,40] [--runs 3] [--orders floor,replace] [--json FILE]`, or `measure REFIT --scale 100,1000 [--json FILE]`. `cargo xtask bench engine` builds what it
 //! takes. The orders take turns within each run, so that what else the machine does meets all of them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use bollard::Docker;
 use refit_tests::measure::fleet::Images;
-use refit_tests::measure::order::{Given, Order};
+use refit_tests::measure::order::{Given, Left, Order, warm_up};
+use refit_tests::measure::scale;
 use refit_tests::measure::table::{Sample, markdown, rows};
 use refit_tests::registry::{Access, Registry};
 use refit_tests::{Proxy, World, progress, with_world_for};
+use serde::Serialize;
 
 /// A hundred containers in six orders, three times, took less than two hours on a loaded machine.
 const WHOLE: Duration = Duration::from_secs(4 * 60 * 60);
@@ -27,6 +29,8 @@ struct Asked {
     containers: Vec<usize>,
     runs: usize,
     orders: Vec<Order>,
+    /// Instead of the orders.
+    scale: Vec<usize>,
     json: Option<PathBuf>,
 }
 
@@ -40,12 +44,13 @@ async fn main() -> anyhow::Result<()> {
 }
 
 fn asked(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Asked> {
-    let usage = "measure REFIT [--containers 8,40] [--runs 3] [--orders floor,original,watchtower,watchtower-rolling,replace-1,replace,overlap] [--json FILE]";
+    let usage = "measure REFIT [--containers 8,40] [--runs 3] [--orders floor,ask,nothing,original,watchtower,watchtower-rolling,replace-1,replace,overlap] [--scale 100,1000] [--json FILE]";
     let mut asked = Asked {
         refit: arguments.next().context(usage)?.into(),
         containers: vec![8, 40],
         runs: 3,
         orders: Order::ALL.to_vec(),
+        scale: vec![],
         json: None,
     };
     while let Some(option) = arguments.next() {
@@ -53,10 +58,10 @@ fn asked(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Asked> {
             .next()
             .with_context(|| format!("`{option}` takes a value: {usage}"))?;
         match option.as_str() {
-            "--containers" => {
-                let numbers: Result<Vec<usize>, _> = value.split(',').map(str::parse).collect();
-                asked.containers =
-                    numbers.context("`--containers` takes numbers, separated by commas")?;
+            "--containers" => asked.containers = numbers(&value)?,
+            "--scale" => {
+                asked.scale = numbers(&value)?;
+                asked.scale.sort_unstable();
             }
             "--runs" => asked.runs = value.parse().context("`--runs` takes a number")?,
             "--orders" => {
@@ -73,6 +78,11 @@ fn asked(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Asked> {
     Ok(asked)
 }
 
+fn numbers(text: &str) -> anyhow::Result<Vec<usize>> {
+    let numbers: Result<Vec<usize>, _> = text.split(',').map(str::parse).collect();
+    numbers.with_context(|| format!("`{text}` is no numbers, separated by commas"))
+}
+
 async fn measure(world: &World, asked: Asked) -> anyhow::Result<()> {
     let registry = Registry::start(Access::Anybody).await?;
     let proxy = Proxy::before(world).await?;
@@ -81,13 +91,20 @@ async fn measure(world: &World, asked: Asked) -> anyhow::Result<()> {
         .negotiate_version()
         .await?;
     let images = Images::publish(world, &registry).await?;
+    let state = tempfile::tempdir()?;
     let given = Given {
         world,
         images: &images,
         proxy: &proxy,
         docker: &docker,
         refit: &asked.refit,
+        state: state.path(),
     };
+    warm_up(&given).await?;
+    if !asked.scale.is_empty() {
+        let rows = scale::rows(&given, &asked.scale).await?;
+        return tell(asked.json.as_deref(), &rows, &scale::markdown(&rows));
+    }
     let mut samples = Vec::new();
     for &containers in &asked.containers {
         for run in 1..=asked.runs {
@@ -104,11 +121,15 @@ async fn measure(world: &World, asked: Asked) -> anyhow::Result<()> {
         }
     }
     let rows = rows(&samples);
-    if let Some(file) = &asked.json {
-        let text = serde_json::to_string_pretty(&rows)?;
+    tell(asked.json.as_deref(), &rows, &markdown(&rows))
+}
+
+fn tell(json: Option<&Path>, rows: &impl Serialize, table: &str) -> anyhow::Result<()> {
+    if let Some(file) = json {
+        let text = serde_json::to_string_pretty(rows)?;
         std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
     }
-    progress(&markdown(&rows));
+    progress(table);
     Ok(())
 }
 
@@ -129,11 +150,13 @@ async fn once(
         given.proxy.asked().len() - calls,
         registry.requests()?.len() - requests,
     );
-    let gaps = match order {
-        Order::Original => vec![],
-        _ => given.images.gaps(&fleet, order.renews()).await?,
+    let gaps = match order.leaves() {
+        Left::Gone | Left::Running => vec![],
+        left @ (Left::Restarted | Left::Renewed) => {
+            given.images.gaps(&fleet, left == Left::Renewed).await?
+        }
     };
-    given.images.clear(fleet).await?;
+    given.images.clear().await?;
     let began_ms = u64::try_from(began_at.duration_since(UNIX_EPOCH)?.as_millis())?;
     let last = gaps.iter().map(|gap| gap.ended_ms).max();
     Ok(Sample {

@@ -58,6 +58,8 @@ pub struct Shape {
     pub containers: usize,
     /// Two containers cannot publish one port, so `overlap` is measured without.
     pub ports: bool,
+    /// They run the new versions, and there is nothing to do.
+    pub current: bool,
 }
 
 impl<'a> Images<'a> {
@@ -109,7 +111,13 @@ impl<'a> Images<'a> {
     }
 
     pub async fn start(&self, shape: Shape) -> anyhow::Result<Fleet> {
-        self.forget().await?;
+        if shape.current {
+            for reference in self.references() {
+                self.world.pull(reference).await?;
+            }
+        } else {
+            self.forget().await?;
+        }
         let world = self.world;
         let network = world.network("fleet").await?;
         let making = (0..shape.containers).map(|number| {
@@ -139,6 +147,19 @@ impl<'a> Images<'a> {
             world.until_healthy(&container.name).await?;
         }
         Ok(Fleet { containers })
+    }
+
+    /// Containers that were made and never started, from any version.
+    pub async fn create(&self, containers: std::ops::Range<usize>) -> anyhow::Result<()> {
+        let creating = containers.map(|number| {
+            let image = &self.images[number % IMAGES];
+            let spec = ContainerSpec::new(&format!("{number:04}"), &image.reference);
+            async move { self.world.create(spec).await.map(|_| ()) }
+        });
+        futures_util::stream::iter(creating)
+            .buffer_unordered(AT_ONCE)
+            .try_collect()
+            .await
     }
 
     /// What each container's own program saw. Fails where one does not run the version that it should.
@@ -183,19 +204,15 @@ impl<'a> Images<'a> {
         .await
     }
 
-    pub async fn clear(&self, fleet: Fleet) -> anyhow::Result<()> {
-        let world = self.world;
-        let removing = fleet.containers.iter().map(|container| async move {
-            if world.container_exists(&container.name).await? {
-                world.remove_container(&container.name).await?;
-            }
-            anyhow::Ok(())
-        });
+    /// All containers of the world.
+    pub async fn clear(&self) -> anyhow::Result<()> {
+        let containers = self.world.containers().await?;
+        let removing = containers.iter().map(|it| self.world.remove_container(it));
         futures_util::stream::iter(removing)
             .buffer_unordered(AT_ONCE)
             .try_collect::<Vec<()>>()
             .await?;
-        world.remove_networks_and_volumes().await
+        self.world.remove_networks_and_volumes().await
     }
 }
 

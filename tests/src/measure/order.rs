@@ -15,17 +15,17 @@ use bollard::models::{
 };
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptionsBuilder, InspectContainerOptions,
-    KillContainerOptionsBuilder, ListContainersOptions, RemoveContainerOptionsBuilder,
-    StopContainerOptions,
+    KillContainerOptionsBuilder, ListContainersOptions, ListContainersOptionsBuilder,
+    RemoveContainerOptionsBuilder, StopContainerOptions,
 };
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::fleet::{Fleet, Images, Shape};
-use crate::Proxy;
 use crate::world::World;
+use crate::{Proxy, Refit};
 
 /// A hundred containers took a minute and a half in the slowest order.
-const LONGEST: Duration = Duration::from_secs(15 * 60);
+pub(super) const LONGEST: Duration = Duration::from_secs(15 * 60);
 /// Between two looks of Watchtower at a container that it stops.
 const WATCHTOWER_POLL: Duration = Duration::from_secs(1);
 
@@ -33,6 +33,10 @@ const WATCHTOWER_POLL: Duration = Duration::from_secs(1);
 pub enum Order {
     /// Stop and start of the same containers, one at a time: nobody can be down for less.
     Floor,
+    /// What has to be asked of the engine to know that there is nothing to do, asked at once: a list, each container, each image.
+    Ask,
+    /// `refit refresh`, where there is nothing to do.
+    Nothing,
     /// The platform's original endpoint: pulls one after the other, a look at each container, removal by force. Nothing takes a
     /// container's place.
     Original,
@@ -47,8 +51,10 @@ pub enum Order {
 }
 
 impl Order {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Floor,
+        Self::Ask,
+        Self::Nothing,
         Self::Original,
         Self::Watchtower,
         Self::WatchtowerRolling,
@@ -60,6 +66,8 @@ impl Order {
     pub fn name(self) -> String {
         let name = match self {
             Self::Floor => "floor",
+            Self::Ask => "ask",
+            Self::Nothing => "nothing",
             Self::Original => "original",
             Self::Watchtower => "watchtower",
             Self::WatchtowerRolling => "watchtower-rolling",
@@ -82,23 +90,33 @@ impl Order {
         Shape {
             containers,
             ports: self != Self::Overlap,
+            current: matches!(self, Self::Ask | Self::Nothing),
         }
     }
 
-    /// Whether the containers run the new version afterwards.
-    pub fn renews(self) -> bool {
-        !matches!(self, Self::Floor | Self::Original)
+    /// What the containers were doing meanwhile.
+    pub fn leaves(self) -> Left {
+        match self {
+            Self::Floor => Left::Restarted,
+            Self::Ask | Self::Nothing => Left::Running,
+            Self::Original => Left::Gone,
+            Self::Watchtower | Self::WatchtowerRolling | Self::Replace(_) | Self::Overlap => {
+                Left::Renewed
+            }
+        }
     }
 
     pub async fn run(self, given: &Given<'_>, fleet: &Fleet) -> anyhow::Result<()> {
         let run = async {
             match self {
                 Self::Floor => floor(given, fleet).await,
+                Self::Ask => ask(given).await,
+                Self::Nothing => refresh(given, "replace", None).await,
                 Self::Original => original(given).await,
                 Self::Watchtower => watchtower(given).await,
                 Self::WatchtowerRolling => watchtower_rolling(given).await,
-                Self::Replace(at_once) => refit(given, "replace", at_once).await,
-                Self::Overlap => refit(given, "overlap", None).await,
+                Self::Replace(at_once) => refresh(given, "replace", at_once).await,
+                Self::Overlap => refresh(given, "overlap", None).await,
             }
         };
         match tokio::time::timeout(LONGEST, run).await {
@@ -106,6 +124,18 @@ impl Order {
             Err(_) => anyhow::bail!("`{}` did not end within {LONGEST:?}", self.name()),
         }
     }
+}
+
+/// How an order leaves the containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// With the old version.
+    Restarted,
+    /// With the new version.
+    Renewed,
+    /// As they were.
+    Running,
+    Gone,
 }
 
 /// What an order works with.
@@ -117,6 +147,8 @@ pub struct Given<'a> {
     pub docker: &'a Docker,
     /// The program to measure.
     pub refit: &'a Path,
+    /// Where it keeps its state, so that it compiles its policy once for all orders.
+    pub state: &'a Path,
 }
 
 async fn floor(given: &Given<'_>, fleet: &Fleet) -> anyhow::Result<()> {
@@ -127,6 +159,28 @@ async fn floor(given: &Given<'_>, fleet: &Fleet) -> anyhow::Result<()> {
             .await?;
         given.docker.start_container(&container.id, None).await?;
     }
+    Ok(())
+}
+
+pub(super) async fn ask(given: &Given<'_>) -> anyhow::Result<()> {
+    /// As many as Refit asks at once.
+    const AT_ONCE: usize = 32;
+    let options = ListContainersOptionsBuilder::new().all(true).build();
+    let listed = given.docker.list_containers(Some(options)).await?;
+    let inspecting = listed.iter().map(|listed| async {
+        let id = listed.id.as_deref().context("the engine gave no id")?;
+        let options = None::<InspectContainerOptions>;
+        anyhow::Ok(drop(given.docker.inspect_container(id, options).await?))
+    });
+    let looking = given
+        .images
+        .references()
+        .map(|image| async { anyhow::Ok(drop(given.docker.inspect_image(image).await?)) });
+    let (containers, images) = (
+        futures_util::stream::iter(inspecting).buffer_unordered(AT_ONCE),
+        futures_util::stream::iter(looking).buffer_unordered(AT_ONCE),
+    );
+    tokio::try_join!(containers.try_collect::<()>(), images.try_collect::<()>())?;
     Ok(())
 }
 
@@ -303,35 +357,39 @@ fn id(container: &ContainerInspectResponse) -> anyhow::Result<String> {
     container.id.clone().context("the engine gave no id")
 }
 
-/// The program, as a person would run it.
-async fn refit(given: &Given<'_>, strategy: &str, at_once: Option<u8>) -> anyhow::Result<()> {
+async fn refresh(given: &Given<'_>, strategy: &str, at_once: Option<u8>) -> anyhow::Result<()> {
     let at_once = at_once.map(|at_once| at_once.to_string());
     let mut arguments = vec!["refresh", "--json"];
     arguments.extend(at_once.iter().flat_map(|it| ["--concurrency", it.as_str()]));
-    let containers = format!("ws-{}-*", given.world.prefix());
-    let program = given
-        .refit
-        .to_str()
-        .context("the program's path is not UTF-8")?;
-    let output = crate::Refit::new(program, &given.proxy.docker_host())?
-        .set(
-            "policy.config.images",
-            given.world.template(given.images.registry),
-        )
+    let output = refit(given, given.refit, strategy)?;
+    let output = output.run_within(LONGEST, &arguments).await?;
+    ensure!(output.status == 0, "`refit refresh` failed:\n{output}");
+    Ok(())
+}
+
+/// As a person would run it. `program` is Refit, or what runs it.
+pub(super) fn refit(given: &Given<'_>, program: &Path, strategy: &str) -> anyhow::Result<Refit> {
+    let text = |path: &Path| path.to_str().map(str::to_owned);
+    let program = text(program).context("the program's path is not UTF-8")?;
+    let state = text(given.state).context("the folder's path is not UTF-8")?;
+    let world = given.world;
+    let containers = format!("ws-{}-*", world.prefix());
+    let registry = given.images.registry;
+    let images = format!("{}/{}/*", registry.host(), world.prefix());
+    Ok(Refit::new(&program, &given.proxy.docker_host())?
+        .env("XDG_STATE_HOME", &state)
+        .set("policy.config.images", world.template(registry))
         .set("policy.config.runtimes", given.images.runtimes())
         .set("policy.config.containers", containers.as_str())
         .set("policy.config.strategy", strategy)
-        .set(
-            "grants.images",
-            vec![format!(
-                "{}/{}/*",
-                given.images.registry.host(),
-                given.world.prefix()
-            )],
-        )
-        .set("grants.containers", vec![containers.clone()])
-        .run_within(LONGEST, &arguments)
-        .await?;
-    ensure!(output.status == 0, "`refit refresh` failed:\n{output}");
+        .set("grants.images", vec![images])
+        .set("grants.containers", vec![containers]))
+}
+
+/// Has it compile its policy, which it does once on a machine.
+pub async fn warm_up(given: &Given<'_>) -> anyhow::Result<()> {
+    let refit = refit(given, given.refit, "replace")?;
+    let output = refit.run_within(LONGEST, &["plan"]).await?;
+    ensure!(output.status == 0, "`refit plan` failed:\n{output}");
     Ok(())
 }

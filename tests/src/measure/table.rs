@@ -101,8 +101,7 @@ pub fn markdown(rows: &[Row]) -> String {
          | --: | --- | --: | --: | --: | --: | --: | --: | --: | --: |\n",
     );
     for row in rows {
-        let or_none =
-            |text: Option<String>| text.unwrap_or_else(|| "nothing takes its place".to_owned());
+        let or_none = |text: Option<String>| text.unwrap_or_else(|| "none".to_owned());
         text.push_str(&format!(
             "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
             row.containers,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bollard::models::{ContainerInspectResponse, RestartPolicyNameEnum};
+use refit_tests::proxy::Asked;
 use refit_tests::world::Stamp;
 use refit_tests::{ContainerSpec, ImageSpec, Proxy, World, registry, with_world};
 use serde_json::json;
@@ -366,20 +367,34 @@ async fn what_is_current_is_left_alone_until_force_is_asked_for() -> anyhow::Res
 #[tokio::test]
 async fn where_nothing_is_to_be_done_the_engine_is_asked_to_change_nothing() -> anyhow::Result<()> {
     with_world("nothing to do", |w| async move {
+        const CONTAINERS: usize = 12;
         let registry = registry::open().await?;
         let v1 = w.publish(registry, "hermes", ImageSpec::new("v1")).await?;
         let old = w.run(ContainerSpec::new("hermes", &v1.reference)).await?;
+        let crewai = w.publish(registry, "crewai", ImageSpec::new("v1")).await?;
+        for number in 1..CONTAINERS {
+            let image = [&v1, &crewai][number % 2];
+            let spec = ContainerSpec::new(&format!("other-{number}"), &image.reference);
+            w.create(spec).await?;
+        }
         let proxy = Proxy::before(&w).await?;
-        let refit = refit(&w, registry, &["hermes"])?.env("DOCKER_HOST", &proxy.docker_host());
+        let refit =
+            refit(&w, registry, &["hermes", "crewai"])?.env("DOCKER_HOST", &proxy.docker_host());
         refit.run(&["refresh"]).await?.expect(0);
         let asked = proxy.asked();
-        let read = |what: &str| asked.iter().filter(|it| it.path.contains(what)).count();
+        let read = |path: &str, last: &str| {
+            let of = |it: &&Asked| it.path.starts_with(path) && it.path.ends_with(last);
+            asked.iter().filter(of).count()
+        };
         assert_eq!(proxy.changes(), [], "not even to pull");
+        assert_eq!(read("/containers/json", ""), 1, "{asked:?}");
         assert_eq!(
-            (read("/images/"), read("/distribution/")),
-            (1, 0),
+            (read("/images/", "/json"), read("/distribution/", "")),
+            (2, 0),
             "{asked:?}"
         );
+        let looked_at = read("/containers/", "/json") - 1;
+        assert!(looked_at <= CONTAINERS, "{looked_at}: {asked:?}");
 
         w.publish(registry, "hermes", ImageSpec::new("v2")).await?;
         refit.run(&["refresh"]).await?.expect(0);
