@@ -36,7 +36,12 @@ struct Asked {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let asked = asked(std::env::args().skip(1))?;
+    let mut asked = asked(std::env::args().skip(1))?;
+    // It is run in a folder of its own.
+    asked.refit = asked
+        .refit
+        .canonicalize()
+        .context("cannot find the program")?;
     with_world_for(WHOLE, "measure", |world| async move {
         measure(&world, asked).await
     })
