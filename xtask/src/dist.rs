@@ -23,12 +23,13 @@ const FILES: [&str; 5] = [
     "refit.toml",
 ];
 
-/// How each is called, what cargo has to be told, and what it is.
-const PROGRAMS: [(&str, &[&str], &str); 2] = [
-    ("refit", &[], "refit"),
+/// How each is called, what cargo has to be told, its profile where that is `dist`, and what it is.
+const PROGRAMS: [(&str, &[&str], &str, &str); 2] = [
+    ("refit", &[], "dist", "refit"),
     (
         "refit-runtime",
         &["--no-default-features"],
+        "dist-runtime",
         "refit without a compiler",
     ),
 ];
@@ -64,16 +65,20 @@ pub(crate) fn build(arguments: &[OsString]) -> Result<Built, Failed> {
     setup::musl(&triple)?;
     let folder = target_directory().join("dist");
     let ours = folder.join(format!("linux-{}", architecture(&triple)));
-    for (name, features, what) in PROGRAMS {
+    for (name, features, smaller, what) in PROGRAMS {
+        let profile = match profile.as_str() {
+            "dist" => smaller,
+            other => other,
+        };
         step(
             &format!("building {what} for {triple} (from nothing this takes half an hour)"),
             cargo()
                 .args(["build", "--package", "refit", "--bin", "refit"])
                 .args(features)
-                .args(["--target", &triple, "--profile", &profile]),
+                .args(["--target", &triple, "--profile", profile]),
         )?;
-        let folder = target_directory().join(&triple).join(&profile);
-        // Both are called so there, and the next one takes its place.
+        let folder = target_directory().join(&triple).join(profile);
+        // Both may be called so there, and the next one takes its place.
         copy(&folder.join("refit"), &ours.join(name), 0o755)?;
     }
     for name in FILES {

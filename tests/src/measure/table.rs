@@ -133,16 +133,18 @@ fn milliseconds(spread: Spread) -> String {
 }
 
 fn seconds(spread: Spread) -> String {
-    let seconds = |ms: u64| ms as f64 / 1000.0;
-    let (least, median, most) = (
-        seconds(spread.least),
-        seconds(spread.median),
-        seconds(spread.most),
-    );
+    // What takes less than a second would all be the same in tenths of one.
+    let digits = if spread.most < 1000 { 3 } else { 1 };
+    let seconds = |ms: u64| format!("{:.digits$}", ms as f64 / 1000.0);
+    let median = seconds(spread.median);
     if spread.least == spread.most {
-        return format!("{median:.1}");
+        return median;
     }
-    format!("{median:.1} ({least:.1} to {most:.1})")
+    format!(
+        "{median} ({} to {})",
+        seconds(spread.least),
+        seconds(spread.most)
+    )
 }
 
 #[cfg(test)]
