@@ -170,12 +170,13 @@ pub(super) async fn ask(given: &Given<'_>) -> anyhow::Result<()> {
     let inspecting = listed.iter().map(|listed| async {
         let id = listed.id.as_deref().context("the engine gave no id")?;
         let options = None::<InspectContainerOptions>;
-        anyhow::Ok(drop(given.docker.inspect_container(id, options).await?))
+        given.docker.inspect_container(id, options).await?;
+        anyhow::Ok(())
     });
-    let looking = given
-        .images
-        .references()
-        .map(|image| async { anyhow::Ok(drop(given.docker.inspect_image(image).await?)) });
+    let looking = given.images.references().map(|image| async {
+        given.docker.inspect_image(image).await?;
+        anyhow::Ok(())
+    });
     let (containers, images) = (
         futures_util::stream::iter(inspecting).buffer_unordered(AT_ONCE),
         futures_util::stream::iter(looking).buffer_unordered(AT_ONCE),
