@@ -219,7 +219,8 @@ fn the_programs_need_nothing_of_the_machine() -> anyhow::Result<()> {
 fn a_daemon_is_there_at_once_and_takes_little() -> anyhow::Result<()> {
     const STARTS: usize = 5;
     let home = home()?;
-    let program = home.path().join("refit");
+    // Its state is in `refit`.
+    let program = home.path().join("program");
     fs::copy(self::program()?, &program)?;
     at_rest(&program)?;
     // The first one compiles its policy, and the others find it.
