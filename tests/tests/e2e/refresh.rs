@@ -372,10 +372,11 @@ async fn where_nothing_is_to_be_done_the_engine_is_asked_to_change_nothing() -> 
         let v1 = w.publish(registry, "hermes", ImageSpec::new("v1")).await?;
         let old = w.run(ContainerSpec::new("hermes", &v1.reference)).await?;
         let crewai = w.publish(registry, "crewai", ImageSpec::new("v1")).await?;
+        let mut ids = vec![old.id.clone()];
         for number in 1..CONTAINERS {
             let image = [&v1, &crewai][number % 2];
             let spec = ContainerSpec::new(&format!("other-{number}"), &image.reference);
-            w.create(spec).await?;
+            ids.push(w.create(spec).await?.id);
         }
         let proxy = Proxy::before(&w).await?;
         let refit =
@@ -387,14 +388,21 @@ async fn where_nothing_is_to_be_done_the_engine_is_asked_to_change_nothing() -> 
             asked.iter().filter(of).count()
         };
         assert_eq!(proxy.changes(), [], "not even to pull");
-        assert_eq!(read("/containers/json", ""), 1, "{asked:?}");
+        // More than one where another test on this engine is in the middle of a replacement: whose it is has to be found out.
+        let lists = read("/containers/json", "");
+        assert!((1..=5).contains(&lists), "{lists} lists: {asked:?}");
         assert_eq!(
             (read("/images/", "/json"), read("/distribution/", "")),
             (2, 0),
             "{asked:?}"
         );
-        let looked_at = read("/containers/", "/json") - 1;
-        assert!(looked_at <= CONTAINERS, "{looked_at}: {asked:?}");
+        for id in &ids {
+            let looked_at = read(&format!("/containers/{id}/json"), "");
+            assert!(
+                looked_at <= 1,
+                "container {id}, {looked_at} times: {asked:?}"
+            );
+        }
 
         w.publish(registry, "hermes", ImageSpec::new("v2")).await?;
         refit.run(&["refresh"]).await?.expect(0);
