@@ -1,4 +1,5 @@
-//! What a policy costs: a call, a decision about a thousand containers, more and fewer of them, a swap. `cargo xtask bench` builds the guests and runs this.
+//! What a policy costs: a call, a decision about a thousand containers, how that grows with them, a swap. `cargo xtask bench` builds
+//! the guests and runs this.
 
 mod guests;
 

@@ -18,6 +18,7 @@ pub mod faulty;
 pub mod gateway;
 pub mod http;
 pub mod image;
+pub mod install;
 pub mod measure;
 pub mod proxy;
 pub mod references;
@@ -29,7 +30,6 @@ pub mod tokens;
 pub mod world;
 
 mod bounded;
-pub mod install;
 mod keeper;
 mod report;
 mod serve;

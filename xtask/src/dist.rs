@@ -23,15 +23,28 @@ const FILES: [&str; 5] = [
     "refit.toml",
 ];
 
-/// How each is called, what cargo has to be told, its profile where that is `dist`, and what it is.
-const PROGRAMS: [(&str, &[&str], &str, &str); 2] = [
-    ("refit", &[], "dist", "refit"),
-    (
-        "refit-runtime",
-        &["--no-default-features"],
-        "dist-runtime",
-        "refit without a compiler",
-    ),
+struct Program {
+    name: &'static str,
+    what: &'static str,
+    /// What cargo has to be told.
+    features: &'static [&'static str],
+    /// Where `dist` was asked for. Any other profile is that of both.
+    profile: &'static str,
+}
+
+const PROGRAMS: [Program; 2] = [
+    Program {
+        name: "refit",
+        what: "refit",
+        features: &[],
+        profile: "dist",
+    },
+    Program {
+        name: "refit-runtime",
+        what: "refit without a compiler",
+        features: &["--no-default-features"],
+        profile: "dist-runtime",
+    },
 ];
 
 /// What was built.
@@ -65,21 +78,24 @@ pub(crate) fn build(arguments: &[OsString]) -> Result<Built, Failed> {
     setup::musl(&triple)?;
     let folder = target_directory().join("dist");
     let ours = folder.join(format!("linux-{}", architecture(&triple)));
-    for (name, features, smaller, what) in PROGRAMS {
+    for program in PROGRAMS {
         let profile = match profile.as_str() {
-            "dist" => smaller,
+            "dist" => program.profile,
             other => other,
         };
         step(
-            &format!("building {what} for {triple} (from nothing this takes half an hour)"),
+            &format!(
+                "building {} for {triple} (from nothing this takes a quarter of an hour and more)",
+                program.what
+            ),
             cargo()
                 .args(["build", "--package", "refit", "--bin", "refit"])
-                .args(features)
+                .args(program.features)
                 .args(["--target", &triple, "--profile", profile]),
         )?;
-        let folder = target_directory().join(&triple).join(profile);
+        let built = target_directory().join(&triple).join(profile);
         // Both may be called so there, and the next one takes its place.
-        copy(&folder.join("refit"), &ours.join(name), 0o755)?;
+        copy(&built.join("refit"), &ours.join(program.name), 0o755)?;
     }
     for name in FILES {
         let from = root().join("packaging").join(name);

@@ -6,11 +6,6 @@
 //! entry that does not hold is compiled anew. Losing the folder costs time, nothing else, and no error of the cache is an error
 //! of a load.
 
-#![cfg_attr(
-    not(feature = "compiler"),
-    allow(dead_code, reason = "what is new to keep comes from a compiler")
-)]
-
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -113,7 +108,6 @@ impl Cache {
     }
 
     /// What is kept for these bytes, however it was compiled, the last used first. Whether it holds, [`Cache::get`] says. Blocks.
-    #[cfg(any(test, not(feature = "compiler")))]
     pub(super) fn names_of(&self, component: &[u8; 32]) -> Vec<Name> {
         let mut found = Vec::new();
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();

@@ -16,7 +16,7 @@ pub struct Lanes {
 }
 
 /// What is made ready or removed at once, over all refreshes. A create takes an engine 20 to 60 ms and a removal 15 to 40 beside
-/// a stop and a start of 600, so that one lane keeps up with what processors can do of these; a second was no faster for forty.
+/// a stop and a start of 600, so that one lane keeps ahead of the gaps.
 const ASIDE: usize = 1;
 
 impl Lanes {

@@ -1,7 +1,8 @@
 //! What replacing many containers costs, beside the order of calls of other updaters. See `refit_tests::measure`.
 //!
-//! `measure REFIT [--containers 8,40] [--runs 3] [--orders floor,replace] [--json FILE]`, or `measure REFIT --scale 100,1000 [--json FILE]`. `cargo xtask bench engine` builds what it
-//! takes. The orders take turns within each run, so that what else the machine does meets all of them.
+//! `measure REFIT [--containers 8,40] [--runs 3] [--orders floor,replace] [--json FILE]`, or, for numbers of containers where
+//! nothing is to be done, `measure REFIT --scale 100,1000 [--json FILE]`. `cargo xtask bench engine` builds what it takes. The orders
+//! take turns within each run, so that what else the machine does meets all of them.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

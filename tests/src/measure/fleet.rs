@@ -110,11 +110,17 @@ impl<'a> Images<'a> {
         Ok(())
     }
 
+    /// The engine has the new versions.
+    pub async fn learn(&self) -> anyhow::Result<()> {
+        for reference in self.references() {
+            self.world.pull(reference).await?;
+        }
+        Ok(())
+    }
+
     pub async fn start(&self, shape: Shape) -> anyhow::Result<Fleet> {
         if shape.current {
-            for reference in self.references() {
-                self.world.pull(reference).await?;
-            }
+            self.learn().await?;
         } else {
             self.forget().await?;
         }

@@ -362,8 +362,8 @@ async fn refresh(given: &Given<'_>, strategy: &str, at_once: Option<u8>) -> anyh
     let at_once = at_once.map(|at_once| at_once.to_string());
     let mut arguments = vec!["refresh", "--json"];
     arguments.extend(at_once.iter().flat_map(|it| ["--concurrency", it.as_str()]));
-    let output = refit(given, given.refit, strategy)?;
-    let output = output.run_within(LONGEST, &arguments).await?;
+    let program = refit(given, given.refit, strategy)?;
+    let output = program.run_within(LONGEST, &arguments).await?;
     ensure!(output.status == 0, "`refit refresh` failed:\n{output}");
     Ok(())
 }
@@ -389,8 +389,8 @@ pub(super) fn refit(given: &Given<'_>, program: &Path, strategy: &str) -> anyhow
 
 /// Has it compile its policy, which it does once on a machine.
 pub async fn warm_up(given: &Given<'_>) -> anyhow::Result<()> {
-    let refit = refit(given, given.refit, "replace")?;
-    let output = refit.run_within(LONGEST, &["plan"]).await?;
+    let program = refit(given, given.refit, "replace")?;
+    let output = program.run_within(LONGEST, &["plan"]).await?;
     ensure!(output.status == 0, "`refit plan` failed:\n{output}");
     Ok(())
 }

@@ -38,14 +38,7 @@ pub struct Took {
 /// Sizes in rising order.
 pub async fn rows(given: &Given<'_>, sizes: &[usize]) -> anyhow::Result<Vec<Row>> {
     install::ensure(&[("/usr/bin/time", "time")])?;
-    given
-        .images
-        .start(super::fleet::Shape {
-            containers: 0,
-            ports: false,
-            current: true,
-        })
-        .await?;
+    given.images.learn().await?;
     let (mut rows, mut there) = (Vec::new(), 0);
     for &containers in sizes {
         given.images.create(there..containers).await?;

@@ -72,21 +72,10 @@ impl Compiler {
         Self::Child { program, limits }
     }
 
-    #[cfg(not(feature = "compiler"))]
-    #[expect(clippy::unused_async, reason = "with a compiler it waits")]
-    pub(super) async fn compile(
-        &self,
-        _: &Engine,
-        _: Metering,
-        _: &Bytes,
-        origin: &str,
-    ) -> Result<Compiled, PolicyError> {
-        let Self::Absent = self;
-        let origin = origin.to_owned();
-        Err(PolicyError::NoCompiler { origin })
-    }
-
-    #[cfg(feature = "compiler")]
+    #[cfg_attr(
+        not(feature = "compiler"),
+        expect(unused_variables, reason = "there is nobody to give them to")
+    )]
     pub(super) async fn compile(
         &self,
         engine: &Engine,
@@ -98,6 +87,7 @@ impl Compiler {
             Self::Absent => Err(PolicyError::NoCompiler {
                 origin: origin.to_owned(),
             }),
+            #[cfg(feature = "compiler")]
             Self::InProcess => {
                 let (engine, bytes) = (engine.clone(), bytes.clone());
                 let compiled =
@@ -112,6 +102,7 @@ impl Compiler {
                     }),
                 }
             }
+            #[cfg(feature = "compiler")]
             Self::Child { program, limits } => {
                 let failed = |cause| PolicyError::Compiler {
                     origin: origin.to_owned(),
@@ -146,7 +137,6 @@ impl Compiled {
         Self(code)
     }
 
-    #[cfg(feature = "compiler")]
     pub(super) fn code(&self) -> &Bytes {
         &self.0
     }
