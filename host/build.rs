@@ -29,11 +29,14 @@ fn main() {
         .nth(4)
         .expect("OUT_DIR is that deep")
         .join("policy");
-    if let Err(error) = selftest::build(&manifest, &root, &out) {
-        panic!("cannot build the hostile guests: {error:#}");
-    }
-    if let Err(error) = templates::build(&manifest, &root, &out) {
-        panic!("cannot list the templates of policies: {error}");
+    // What is for authors of policies goes with the compiler.
+    if env::var_os("CARGO_FEATURE_COMPILER").is_some() {
+        if let Err(error) = selftest::build(&manifest, &root, &out) {
+            panic!("cannot build the hostile guests: {error:#}");
+        }
+        if let Err(error) = templates::build(&manifest, &root, &out) {
+            panic!("cannot list the templates of policies: {error}");
+        }
     }
     // Each pointer in the data of a program that can be moved takes 24 bytes of it, and so packed next to nothing. Not where a
     // libc of the machine's starts the program: it may be too old to know.

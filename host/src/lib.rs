@@ -48,6 +48,7 @@
 
 pub mod approvals;
 pub mod artifact;
+#[cfg(feature = "compiler")]
 pub mod author;
 pub mod capabilities;
 pub mod cli;
@@ -74,6 +75,7 @@ pub mod retention;
 pub mod runs;
 pub mod secret;
 pub mod secret_file;
+#[cfg(feature = "compiler")]
 pub mod selftest;
 pub mod server;
 pub mod setup;

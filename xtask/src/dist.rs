@@ -42,7 +42,12 @@ const PROGRAMS: [Program; 2] = [
     Program {
         name: "refit-runtime",
         what: "refit without a compiler",
-        features: &["--no-default-features"],
+        features: &[
+            "--no-default-features",
+            // What is logged at `trace` is the libraries', in all but one place.
+            "--features",
+            "tracing/release_max_level_debug",
+        ],
         profile: "dist-runtime",
     },
 ];

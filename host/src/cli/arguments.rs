@@ -1,5 +1,8 @@
 //! What can be typed. Types only.
 
+#[cfg(feature = "compiler")]
+pub(super) mod author;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -8,7 +11,6 @@ use clap_complete::Shell;
 
 use crate::approvals;
 use crate::artifact::{ArtifactRef, Source, reference};
-use crate::author::template;
 use crate::history;
 use crate::image::ImageRef;
 use crate::policy::COMPILE_SUBCOMMAND;
@@ -86,7 +88,8 @@ pub(super) enum Command {
     /// Ask a daemon whether it is alive, with status 0 where it is: for a container's health check
     Healthcheck(HealthcheckArguments),
     /// Run hostile policies, and see that each is held to its limits; needs no engine and changes nothing
-    Selftest(SelftestArguments),
+    #[cfg(feature = "compiler")]
+    Selftest(author::SelftestArguments),
     /// Print what makes a shell complete the commands and flags of this program
     Completions { shell: Shell },
     /// Print the manual page of this program, or write those of all commands to a folder
@@ -162,6 +165,12 @@ pub(super) struct ServeArguments {
 }
 
 #[derive(Debug, Args)]
+#[cfg_attr(
+    not(feature = "compiler"),
+    command(
+        after_help = "This build has no compiler. What is for those who write policies (new, build, check, test, bench, dev, diff) is in the program `refit`."
+    )
+)]
 pub(super) struct PolicyArguments {
     #[command(subcommand)]
     pub(super) command: PolicyCommand,
@@ -176,10 +185,9 @@ pub(super) struct ServerArguments {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyCommand {
-    /// Make a project to write a policy in: one that builds, is tested, and can be swapped in
-    New(NewArguments),
-    /// Build a project's component, with the tools that its policy.toml asks for
-    Build(BuildArguments),
+    #[cfg(feature = "compiler")]
+    #[command(flatten)]
+    Author(author::AuthorCommand),
     /// Put this component in the place of the policy that a running daemon uses
     Swap {
         /// A file, sent with the `.minisig` beside it; or what the daemon is to fetch, with its own logins
@@ -211,18 +219,8 @@ pub(super) enum PolicyCommand {
         #[command(flatten)]
         server: ServerArguments,
     },
-    /// Run a policy over scenarios: an engine as it might be, and what is expected; needs no engine and no daemon
-    Test(TestArguments),
-    /// Look at a component as a swap would, and say of each thing whether it passes; swaps nothing
-    Check(CheckArguments),
-    /// Count what a policy's decisions cost: instructions, memory, calls of the host, time; needs no engine and no daemon
-    Bench(BenchArguments),
-    /// Build, check, test and try out beside a daemon's policy, each time that a source of the project changes
-    Dev(DevArguments),
     /// Print the contract between this host and its policies: `policy.wit`
     Wit,
-    /// Compare what two policies decide over recorded snapshots; needs no engine and no daemon
-    Diff(DiffArguments),
     /// Write down what the policy can see on the engine now, for `diff` and `refit plan --snapshot`
     Record(RecordArguments),
     /// Put the policy that was active before back in its place, with its configuration
@@ -278,137 +276,6 @@ pub(super) enum PolicyCommand {
         #[command(flatten)]
         server: ServerArguments,
     },
-}
-
-#[derive(Debug, Args)]
-pub(super) struct TestArguments {
-    /// Scenarios, or folders that hold some [default: the project's, as its policy.toml says]
-    #[arg(value_name = "FILE|FOLDER")]
-    pub(super) paths: Vec<PathBuf>,
-    /// A component, or `built-in` [default: what the project builds]
-    #[arg(long, value_name = "FILE|oci://…")]
-    pub(super) policy: Option<Source>,
-    /// Write a report for a CI that reads JUnit's XML
-    #[arg(long, value_name = "FILE")]
-    pub(super) junit: Option<PathBuf>,
-    /// As JSON
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct DevArguments {
-    /// A folder of the project
-    #[arg(value_name = "DIR", default_value = ".")]
-    pub(super) folder: PathBuf,
-    /// The candidate's configuration: a JSON object, or a file that holds one [default: the one in force]
-    #[arg(long, value_name = "JSON|FILE")]
-    pub(super) policy_config: Option<String>,
-    #[command(flatten)]
-    pub(super) server: ServerArguments,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct CheckArguments {
-    /// A component, or `built-in` [default: what the project builds]
-    #[arg(value_name = "FILE|oci://…")]
-    pub(super) source: Option<Source>,
-    /// The configuration that it is to accept: a JSON object, or a file that holds one [default: `[policy.config]`]
-    #[arg(long, value_name = "JSON|FILE")]
-    pub(super) policy_config: Option<String>,
-    /// As JSON
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct BenchArguments {
-    /// Scenarios, folders that hold some, or snapshots (.json) [default: the project's scenarios]
-    #[arg(value_name = "FILE|FOLDER")]
-    pub(super) paths: Vec<PathBuf>,
-    /// A component, or `built-in` [default: what the project builds]
-    #[arg(long, value_name = "FILE|oci://…")]
-    pub(super) policy: Option<Source>,
-    /// Its configuration over a snapshot: a JSON object, or a file that holds one [default: `[policy.config]`]
-    #[arg(long, value_name = "JSON|FILE")]
-    pub(super) policy_config: Option<String>,
-    /// How often each is timed
-    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub(super) runs: u32,
-    /// Compare with what was saved here, and end with 1 where something grew beyond the threshold
-    #[arg(long, value_name = "FILE")]
-    pub(super) baseline: Option<PathBuf>,
-    /// By how much instructions, memory and calls of the host may grow. Times are not compared: they are the machine's
-    #[arg(long, value_name = "PERCENT", default_value_t = 10.0)]
-    pub(super) threshold: f64,
-    /// Write what was counted, as a baseline
-    #[arg(long, value_name = "FILE")]
-    pub(super) save: Option<PathBuf>,
-    /// As JSON
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct NewArguments {
-    #[arg(long, value_name = "LANGUAGE")]
-    pub(super) lang: Language,
-    /// What the policy is called: lower case letters, digits and hyphens
-    #[arg(value_name = "NAME")]
-    pub(super) name: template::Name,
-    /// The project's folder, empty or not there yet [default: NAME]
-    #[arg(long, value_name = "DIR")]
-    pub(super) path: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Language {
-    Rust,
-    Python,
-    #[value(name = "javascript")]
-    JavaScript,
-}
-
-impl From<Language> for template::Language {
-    fn from(language: Language) -> Self {
-        match language {
-            Language::Rust => Self::Rust,
-            Language::Python => Self::Python,
-            Language::JavaScript => Self::JavaScript,
-        }
-    }
-}
-
-#[derive(Debug, Args)]
-pub(super) struct BuildArguments {
-    /// A folder of the project
-    #[arg(value_name = "DIR", default_value = ".")]
-    pub(super) folder: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct DiffArguments {
-    /// A component, or `built-in`
-    #[arg(value_name = "OLD")]
-    pub(super) old: Source,
-    /// A component, or `built-in`
-    #[arg(value_name = "NEW")]
-    pub(super) new: Source,
-    /// What `refit policy record` wrote; may be repeated
-    #[arg(long = "snapshot", value_name = "FILE", required = true)]
-    pub(super) snapshots: Vec<PathBuf>,
-    /// Another configuration for NEW: a JSON object, or a file that holds one [default: `[policy.config]`, for both]
-    #[arg(long, value_name = "JSON|FILE")]
-    pub(super) policy_config: Option<String>,
-    /// Ask for containers to be recreated that are up to date, too
-    #[arg(long)]
-    pub(super) force: bool,
-    /// Exit with 3 if they differ
-    #[arg(long)]
-    pub(super) detailed_exitcode: bool,
-    /// As JSON
-    #[arg(long)]
-    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -599,24 +466,6 @@ pub(super) struct HealthcheckArguments {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct SelftestArguments {
-    /// As JSON
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        use clap::CommandFactory as _;
-        Arguments::command().debug_assert();
-    }
-}
-
-#[derive(Debug, Args)]
 pub(super) struct WatchArguments {
     #[command(subcommand)]
     pub(super) command: WatchCommand,
@@ -659,4 +508,15 @@ pub(super) enum WatchCommand {
         #[command(flatten)]
         server: ServerArguments,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Arguments::command().debug_assert();
+    }
 }

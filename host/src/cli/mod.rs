@@ -77,6 +77,7 @@ async fn run(arguments: Arguments) -> Result<Status, Diagnostic> {
     let usual = match command {
         Command::Serve(_) => "refit=info",
         // What the guests of a selftest log and print is part of what they try.
+        #[cfg(feature = "compiler")]
         Command::Selftest(_) => "refit=error",
         _ => "refit=warn",
     };
@@ -98,6 +99,7 @@ async fn run(arguments: Arguments) -> Result<Status, Diagnostic> {
         Command::Man { folder } => commands::man(folder.as_deref()),
         Command::Doctor(arguments) => commands::doctor(common, arguments).await,
         Command::CompilePolicy(limits) => commands::compile_policy(&limits),
+        #[cfg(feature = "compiler")]
         Command::Selftest(arguments) => commands::selftest(arguments).await,
     }
 }
@@ -122,6 +124,7 @@ fn tell(error: &Diagnostic) {
     eprint!("{error}");
 }
 
+#[cfg(feature = "compiler")]
 #[expect(
     clippy::print_stderr,
     reason = "the one place that tells a person what is under way"

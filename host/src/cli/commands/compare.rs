@@ -1,26 +1,17 @@
-//! `refit policy swap --shadow | shadow | diff | record`: what a policy would do, beside another one or over what was written down.
+//! `refit policy swap --shadow | shadow | record`: what a policy would do beside another one, and what it is told.
 
-use std::path::Path;
-use std::sync::Arc;
+use serde_json::Value;
 
-use serde_json::{Value, json};
-
-use super::super::arguments::{DiffArguments, RecordArguments};
+use super::super::arguments::RecordArguments;
 use super::super::remote::Answer;
 use super::super::{Status, print, tell};
-use super::policy::{answered, object, print_json, text};
-use super::{Common, author, compiler};
-use crate::artifact::Source as PolicySource;
-use crate::config::{Config, Flags, PolicyFlags};
+use super::policy::{answered, text};
+use super::{Common, compiler};
+use crate::config::{Flags, PolicyFlags};
 use crate::diagnostic::Diagnostic;
-use crate::generation::Generations;
-use crate::generation::shadow::{Difference, Said, differences};
 use crate::generation::start::Keep;
-use crate::policy::Clock;
-use crate::refresh::{Question, Request, Trigger, sayings_of};
+use crate::refresh::{Request, Trigger};
 use crate::setup;
-use crate::snapshot::Snapshot;
-use crate::snapshot::replay::Replay;
 
 /// A trial began, or the candidate was refused.
 pub(super) fn begun(answer: Answer, json: bool) -> Result<Status, Diagnostic> {
@@ -79,7 +70,7 @@ pub(super) fn comparison_lines(comparison: &Value) -> String {
 }
 
 /// `recreate  image-moved: the tag moved; replace to sha256:…`
-fn said_line(said: &Value) -> String {
+pub(super) fn said_line(said: &Value) -> String {
     if said.is_null() {
         return "says nothing of it".to_owned();
     }
@@ -95,93 +86,6 @@ fn said_line(said: &Value) -> String {
         );
     }
     line
-}
-
-/// Loaded as a start would, and never put anywhere.
-async fn loaded(
-    config: &Config,
-    source: &PolicySource,
-    text: serde_json::Map<String, Value>,
-) -> Result<Generations, Diagnostic> {
-    let mut config = config.clone();
-    config.policy.component = (!author::is_built_in(source)).then(|| source.clone());
-    config.policy.config = text;
-    let credentials = setup::credentials(&config)?;
-    setup::generations(&config, credentials, compiler(&config), Keep::Nothing).await
-}
-
-pub(super) async fn diff(config: &Config, arguments: DiffArguments) -> Result<Status, Diagnostic> {
-    let in_force = config.policy.config.clone();
-    let other = match arguments.policy_config.as_deref().map(object).transpose()? {
-        Some(Value::Object(other)) => other,
-        _ => in_force.clone(),
-    };
-    let old = loaded(config, &arguments.old, in_force).await?;
-    let new = loaded(config, &arguments.new, other).await?;
-    let mut results = Vec::new();
-    for path in &arguments.snapshots {
-        results.push(compared(config, path, arguments.force, &old, &new).await?);
-    }
-    let differ = results.iter().any(|(_, _, found)| !found.is_empty());
-    if arguments.json {
-        let results = results.iter().map(|(path, of, found)| {
-            json!({"snapshot": path.display().to_string(), "containers": of, "differences": found})
-        });
-        print_json(&json!({ "snapshots": results.collect::<Vec<_>>() }));
-    } else {
-        for (path, of, found) in &results {
-            print(&told(path, *of, found));
-        }
-    }
-    Ok(if differ && arguments.detailed_exitcode {
-        Status::SomethingToDo
-    } else {
-        Status::Done
-    })
-}
-
-async fn compared<'a>(
-    config: &Config,
-    path: &'a Path,
-    force: bool,
-    old: &Generations,
-    new: &Generations,
-) -> Result<(&'a Path, usize, Vec<Difference>), Diagnostic> {
-    let snapshot = Snapshot::read(path)?;
-    let request = Request {
-        trigger: Trigger::Operator,
-        targets: vec![],
-        images: vec![],
-        recreate: true,
-        force,
-    };
-    let mut answers = Vec::new();
-    for generations in [old, new] {
-        let content = &generations.active().content;
-        let question = Question {
-            request: request.clone(),
-            hands: Arc::new(Replay::new(snapshot.clone(), force)),
-            bounds: config.bounds(),
-            clock: Clock::Stopped(snapshot.taken),
-        };
-        answers.push(sayings_of(content, content.state.scratch(), question).await?);
-    }
-    let found = differences(&answers[0], &answers[1]);
-    Ok((path, snapshot.containers.len(), found))
-}
-
-fn told(path: &Path, of: usize, found: &[Difference]) -> String {
-    let mut lines = match found.len() {
-        0 => format!("the same           {} ({of} containers)\n", path.display()),
-        count => format!("{count} of {of} differ  {}\n", path.display()),
-    };
-    for difference in found {
-        lines += &format!("  {}\n", difference.container);
-        let line = |said: &Option<Said>| said_line(&json!(said));
-        lines += &format!("    old  {}\n", line(&difference.old));
-        lines += &format!("    new  {}\n", line(&difference.new));
-    }
-    lines
 }
 
 pub(super) async fn record(

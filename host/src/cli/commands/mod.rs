@@ -1,6 +1,7 @@
 //! What each command does: configuration, one call of the library, an answer.
 
 mod approvals;
+#[cfg(feature = "compiler")]
 mod author;
 mod companions;
 mod compare;
@@ -9,6 +10,7 @@ mod healthcheck;
 mod history;
 mod notify;
 mod policy;
+#[cfg(feature = "compiler")]
 mod selftest;
 mod serve;
 mod watch;
@@ -41,6 +43,7 @@ pub(super) use self::healthcheck::healthcheck;
 pub(super) use self::history::history;
 pub(super) use self::notify::notify;
 pub(super) use self::policy::policy;
+#[cfg(feature = "compiler")]
 pub(super) use self::selftest::selftest;
 pub(super) use self::serve::serve;
 pub(super) use self::watch::watch;

@@ -9,10 +9,14 @@ use http::Method;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 
+#[cfg(feature = "compiler")]
+use super::super::arguments::author::AuthorCommand;
 use super::super::arguments::{PolicyArguments, PolicyCommand, ServerArguments};
 use super::super::remote::{Answer, Ask, Daemon};
 use super::super::{Status, print, tell};
-use super::{Common, author, compare};
+#[cfg(feature = "compiler")]
+use super::author;
+use super::{Common, compare};
 use crate::artifact::signature::Signer;
 use crate::artifact::{Artifact, Source, file};
 use crate::config::{Config, Flags};
@@ -29,12 +33,14 @@ pub(in super::super) async fn policy(
 ) -> Result<Status, Diagnostic> {
     let config = match &arguments.command {
         // Whoever writes a policy may have no platform, or one whose configuration is broken.
-        PolicyCommand::New(_) | PolicyCommand::Build(_) | PolicyCommand::Wit => Config::default(),
+        #[cfg(feature = "compiler")]
+        PolicyCommand::Author(AuthorCommand::New(_) | AuthorCommand::Build(_)) => Config::default(),
+        PolicyCommand::Wit => Config::default(),
         _ => common.clone().load(Flags::default())?.config,
     };
     match arguments.command {
-        PolicyCommand::New(arguments) => author::new(arguments),
-        PolicyCommand::Build(arguments) => author::build(arguments).await,
+        #[cfg(feature = "compiler")]
+        PolicyCommand::Author(command) => author::author(&config, command).await,
         PolicyCommand::Swap {
             source,
             policy_config,
@@ -64,15 +70,10 @@ pub(in super::super) async fn policy(
                 compare::trial,
             )
         }
-        PolicyCommand::Test(arguments) => author::test(&config, arguments).await,
-        PolicyCommand::Check(arguments) => author::check(&config, arguments).await,
-        PolicyCommand::Bench(arguments) => author::bench(&config, arguments).await,
-        PolicyCommand::Dev(arguments) => author::dev(&config, arguments).await,
         PolicyCommand::Wit => {
             print(CONTRACT_TEXT);
             Ok(Status::Done)
         }
-        PolicyCommand::Diff(arguments) => compare::diff(&config, arguments).await,
         PolicyCommand::Record(arguments) => compare::record(common, arguments).await,
         PolicyCommand::Rollback {
             expect,

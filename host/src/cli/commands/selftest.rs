@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::arguments::SelftestArguments;
+use super::super::arguments::author::SelftestArguments;
 use super::super::{Status, print};
 use crate::diagnostic::Diagnostic;
 use crate::selftest::{Outcome, Selftest, guests};

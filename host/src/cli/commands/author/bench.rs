@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::author::scenario::{Ran, Scenario, read_all, run};
-use crate::cli::arguments::BenchArguments;
+use crate::cli::arguments::author::BenchArguments;
 use crate::cli::commands::policy::{object, print_json};
 use crate::cli::{Status, print};
 use crate::config::Config;

@@ -1,9 +1,9 @@
 //! `refit policy build`: a project's component.
 
-use super::super::super::arguments::BuildArguments;
 use super::super::super::{Status, note, print};
 use crate::artifact::file;
 use crate::author::project::Project;
+use crate::cli::arguments::author::BuildArguments;
 use crate::diagnostic::Diagnostic;
 use crate::policy::{digest, limits};
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::artifact;
-use crate::cli::arguments::CheckArguments;
+use crate::cli::arguments::author::CheckArguments;
 use crate::cli::commands::compiler;
 use crate::cli::commands::policy::{object, print_json};
 use crate::cli::{Status, print};

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{built, check, test};
 use crate::author::project::Project;
-use crate::cli::arguments::DevArguments;
+use crate::cli::arguments::author::DevArguments;
 use crate::cli::commands::policy::{JSON, daemon, read, swap};
 use crate::cli::commands::{compare, shutdown_signal};
 use crate::cli::remote::{Answer, Ask, Daemon};

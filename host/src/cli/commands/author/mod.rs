@@ -1,9 +1,11 @@
-//! `refit policy new | build | test | check | bench | dev`: a policy on its author's machine.
+//! `refit policy new | build | check | test | bench | dev | diff`: a policy on its author's machine. All of it compiles policies, or
+//! makes some, so a build without a compiler has none of it.
 
 mod bench;
 mod build;
 mod check;
 mod dev;
+mod diff;
 mod junit;
 mod new;
 mod test;
@@ -12,23 +14,30 @@ use std::path::{Path, PathBuf};
 
 use crate::artifact::Source;
 use crate::author::project::Project;
+use crate::cli::Status;
+use crate::cli::arguments::author::AuthorCommand;
 use crate::cli::commands::compiler;
 use crate::config::Config;
 use crate::diagnostic::Diagnostic;
 use crate::policy::{DEFAULT_POLICY, Metering, Policy, limits};
 use crate::setup;
 
-pub(super) use self::bench::bench;
-pub(super) use self::build::build;
-pub(super) use self::check::check;
-pub(super) use self::dev::dev;
-pub(super) use self::new::new;
-pub(super) use self::test::test;
+pub(super) async fn author(config: &Config, command: AuthorCommand) -> Result<Status, Diagnostic> {
+    match command {
+        AuthorCommand::New(arguments) => new::new(arguments),
+        AuthorCommand::Build(arguments) => build::build(arguments).await,
+        AuthorCommand::Check(arguments) => check::check(config, arguments).await,
+        AuthorCommand::Test(arguments) => test::test(config, arguments).await,
+        AuthorCommand::Bench(arguments) => bench::bench(config, arguments).await,
+        AuthorCommand::Dev(arguments) => dev::dev(config, arguments).await,
+        AuthorCommand::Diff(arguments) => diff::diff(config, arguments).await,
+    }
+}
 
 /// Instead of a component's file.
 const BUILT_IN: &str = "built-in";
 
-pub(super) fn is_built_in(source: &Source) -> bool {
+fn is_built_in(source: &Source) -> bool {
     matches!(source, Source::File(path) if path.as_os_str() == BUILT_IN)
 }
 

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::super::super::arguments::NewArguments;
 use super::super::super::{Status, print};
 use crate::author::template::{self, Language};
+use crate::cli::arguments::author::NewArguments;
 use crate::diagnostic::Diagnostic;
 
 pub(in super::super) fn new(arguments: NewArguments) -> Result<Status, Diagnostic> {

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::junit;
 use crate::artifact::Source;
 use crate::author::scenario::{Ran, Scenario, read_all, run};
-use crate::cli::arguments::TestArguments;
+use crate::cli::arguments::author::TestArguments;
 use crate::cli::commands::policy::print_json;
 use crate::cli::{Status, print};
 use crate::config::Config;

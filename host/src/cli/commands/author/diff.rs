@@ -1,0 +1,110 @@
+//! `refit policy diff`: what two policies decide over what was written down.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::is_built_in;
+use crate::artifact::Source;
+use crate::cli::arguments::author::DiffArguments;
+use crate::cli::commands::compare::said_line;
+use crate::cli::commands::compiler;
+use crate::cli::commands::policy::{object, print_json};
+use crate::cli::{Status, print};
+use crate::config::Config;
+use crate::diagnostic::Diagnostic;
+use crate::generation::Generations;
+use crate::generation::shadow::{Difference, Said, differences};
+use crate::generation::start::Keep;
+use crate::policy::Clock;
+use crate::refresh::{Question, Request, Trigger, sayings_of};
+use crate::setup;
+use crate::snapshot::Snapshot;
+use crate::snapshot::replay::Replay;
+/// Loaded as a start would, and never put anywhere.
+async fn loaded(
+    config: &Config,
+    source: &Source,
+    text: serde_json::Map<String, Value>,
+) -> Result<Generations, Diagnostic> {
+    let mut config = config.clone();
+    config.policy.component = (!is_built_in(source)).then(|| source.clone());
+    config.policy.config = text;
+    let credentials = setup::credentials(&config)?;
+    setup::generations(&config, credentials, compiler(&config), Keep::Nothing).await
+}
+
+pub(super) async fn diff(config: &Config, arguments: DiffArguments) -> Result<Status, Diagnostic> {
+    let in_force = config.policy.config.clone();
+    let other = match arguments.policy_config.as_deref().map(object).transpose()? {
+        Some(Value::Object(other)) => other,
+        _ => in_force.clone(),
+    };
+    let old = loaded(config, &arguments.old, in_force).await?;
+    let new = loaded(config, &arguments.new, other).await?;
+    let mut results = Vec::new();
+    for path in &arguments.snapshots {
+        results.push(compared(config, path, arguments.force, &old, &new).await?);
+    }
+    let differ = results.iter().any(|(_, _, found)| !found.is_empty());
+    if arguments.json {
+        let results = results.iter().map(|(path, of, found)| {
+            json!({"snapshot": path.display().to_string(), "containers": of, "differences": found})
+        });
+        print_json(&json!({ "snapshots": results.collect::<Vec<_>>() }));
+    } else {
+        for (path, of, found) in &results {
+            print(&told(path, *of, found));
+        }
+    }
+    Ok(if differ && arguments.detailed_exitcode {
+        Status::SomethingToDo
+    } else {
+        Status::Done
+    })
+}
+
+async fn compared<'a>(
+    config: &Config,
+    path: &'a Path,
+    force: bool,
+    old: &Generations,
+    new: &Generations,
+) -> Result<(&'a Path, usize, Vec<Difference>), Diagnostic> {
+    let snapshot = Snapshot::read(path)?;
+    let request = Request {
+        trigger: Trigger::Operator,
+        targets: vec![],
+        images: vec![],
+        recreate: true,
+        force,
+    };
+    let mut answers = Vec::new();
+    for generations in [old, new] {
+        let content = &generations.active().content;
+        let question = Question {
+            request: request.clone(),
+            hands: Arc::new(Replay::new(snapshot.clone(), force)),
+            bounds: config.bounds(),
+            clock: Clock::Stopped(snapshot.taken),
+        };
+        answers.push(sayings_of(content, content.state.scratch(), question).await?);
+    }
+    let found = differences(&answers[0], &answers[1]);
+    Ok((path, snapshot.containers.len(), found))
+}
+
+fn told(path: &Path, of: usize, found: &[Difference]) -> String {
+    let mut lines = match found.len() {
+        0 => format!("the same           {} ({of} containers)\n", path.display()),
+        count => format!("{count} of {of} differ  {}\n", path.display()),
+    };
+    for difference in found {
+        lines += &format!("  {}\n", difference.container);
+        let line = |said: &Option<Said>| said_line(&json!(said));
+        lines += &format!("    old  {}\n", line(&difference.old));
+        lines += &format!("    new  {}\n", line(&difference.new));
+    }
+    lines
+}
