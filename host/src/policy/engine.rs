@@ -52,7 +52,7 @@ impl PolicyEngine {
         Self::make(allocation, times, Metering::Off)
     }
 
-    /// One whose policies tell [`Cost::instructions`].
+    /// One whose policies tell [`Cost::instructions`](super::Cost::instructions).
     pub fn metering() -> Result<Self, PolicyError> {
         Self::make(
             Allocation::default(),
