@@ -44,7 +44,7 @@ const PROGRAMS: [Program; 2] = [
         what: "refit without a compiler",
         features: &[
             "--no-default-features",
-            // What is logged at `trace` is the libraries', in all but one place.
+            // Leaves out what is logged at `trace`, which is the libraries' in all but one place.
             "--features",
             "tracing/release_max_level_debug",
         ],

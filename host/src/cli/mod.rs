@@ -124,15 +124,6 @@ fn tell(error: &Diagnostic) {
     eprint!("{error}");
 }
 
-#[cfg(feature = "compiler")]
-#[expect(
-    clippy::print_stderr,
-    reason = "the one place that tells a person what is under way"
-)]
-fn note(text: &str) {
-    eprint!("{text}");
-}
-
 /// Data for stdout. A reader that went away (`refit plan | head`) is no failure of ours.
 fn print(text: &str) {
     use std::io::Write as _;

@@ -26,8 +26,8 @@ use crate::engine::{Engine, EngineError, Removal};
 pub const LABEL_EXCLUSIVE_VOLUMES: &str = "io.refit.exclusive-volumes";
 
 /// How long both answer to the aliases. The engine's resolver knows a new address some 50 ms before the engine has attached it,
-/// and whoever asked in between waits a second, until its kernel asks for the neighbour again, or turns to the old one. (From Docker
-/// 28 on, the engine announces the address itself: moby/moby#48808. Nothing else that its API offers can.)
+/// and whoever asked in between waits a second, until its kernel asks for the neighbour again, or turns to the old one. From Docker
+/// 28 on, the engine announces the address itself (moby/moby#48808).
 const BOTH_ANSWER: Duration = Duration::from_secs(2);
 
 /// Why two of this container cannot run at once, as a sentence fragment; `None` where they can.

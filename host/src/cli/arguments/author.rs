@@ -1,4 +1,5 @@
-//! What those who write policies can type, in a build that has a compiler. Types only.
+//! What compiles policies or makes some, and so can be typed only where there is a compiler: the commands of those who write
+//! policies, and the selftest. Types only.
 
 use std::path::PathBuf;
 

@@ -1,9 +1,10 @@
 //! `refit policy build`: a project's component.
 
-use super::super::super::{Status, note, print};
+use super::note;
 use crate::artifact::file;
 use crate::author::project::Project;
 use crate::cli::arguments::author::BuildArguments;
+use crate::cli::{Status, print};
 use crate::diagnostic::Diagnostic;
 use crate::policy::{digest, limits};
 

@@ -9,13 +9,13 @@ use bytes::Bytes;
 use http::Method;
 use serde_json::Value;
 
-use super::{built, check, test};
+use super::{built, check, note, test};
 use crate::author::project::Project;
 use crate::cli::arguments::author::DevArguments;
 use crate::cli::commands::policy::{JSON, daemon, read, swap};
 use crate::cli::commands::{compare, shutdown_signal};
 use crate::cli::remote::{Answer, Ask, Daemon};
-use crate::cli::{Status, note, print, tell};
+use crate::cli::{Status, print, tell};
 use crate::config::Config;
 use crate::diagnostic::Diagnostic;
 use crate::policy::digest;

@@ -22,6 +22,7 @@ use crate::refresh::{Question, Request, Trigger, sayings_of};
 use crate::setup;
 use crate::snapshot::Snapshot;
 use crate::snapshot::replay::Replay;
+
 /// Loaded as a start would, and never put anywhere.
 async fn loaded(
     config: &Config,

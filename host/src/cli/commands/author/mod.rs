@@ -72,6 +72,14 @@ fn built(project: &Project) -> Result<Source, Diagnostic> {
     Err(Diagnostic::new(error).hint("`refit policy build` makes it"))
 }
 
+#[expect(
+    clippy::print_stderr,
+    reason = "the one place that tells a person what is under way"
+)]
+fn note(text: &str) {
+    eprint!("{text}");
+}
+
 /// A component, whoever signed it: nobody has to be trusted to try a policy out.
 async fn component(config: &Config, source: &Source) -> Result<(Vec<u8>, String), Diagnostic> {
     if is_built_in(source) {
