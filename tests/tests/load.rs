@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 use refit::artifact::Carrier;
 use refit::artifact::registry::Registries;
 use refit::artifact::signature::Trust;
@@ -87,6 +89,14 @@ impl Engine for Nothing {
 
     async fn inspect(&self, _: &str) -> Result<Container, EngineError> {
         Self::not_found("inspect").await
+    }
+
+    fn events(
+        &self,
+        _: &ContainerId,
+        _: jiff::Timestamp,
+    ) -> BoxStream<'_, Result<(), EngineError>> {
+        futures_util::stream::empty().boxed()
     }
 
     async fn image(&self, _: &str) -> Result<Image, EngineError> {

@@ -12,6 +12,7 @@ pub mod tls;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
 
 use self::ssh::SshError;
 use self::tls::TlsError;
@@ -87,6 +88,14 @@ pub trait Engine: Send + Sync {
     /// All of them, in whatever state.
     async fn containers(&self) -> Result<Vec<Listed>, EngineError>;
     async fn inspect(&self, container: &str) -> Result<Container, EngineError>;
+    /// A word each time that the container exits, is removed or changes its health, from `since` on by the engine's clock. What
+    /// it was, [`Engine::inspect`] says. For who would have to look again and again: it has no time limit, may end at any time,
+    /// and an engine that is busy may leave a word out.
+    fn events(
+        &self,
+        container: &ContainerId,
+        since: jiff::Timestamp,
+    ) -> BoxStream<'_, Result<(), EngineError>>;
     /// By reference or id; only what is on this machine.
     async fn image(&self, image: &str) -> Result<Image, EngineError>;
 

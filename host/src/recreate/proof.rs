@@ -1,12 +1,18 @@
 //! When a replacement has proven itself: it ran for its grace time and, where it has a health check, is healthy.
 //!
 //! `restarting` is not running, and a program that exits and is started again by its restart policy has not stayed.
+//!
+//! The engine tells when there is something to see, so that an exit is noticed at once and other containers' gaps are not made
+//! longer by looks. An engine that does not tell is looked at again and again.
 
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+
 use super::{StepError, steady};
 use crate::container::{Container, ContainerId, Health, State};
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineError};
 
 /// How a replacement proves itself.
 #[derive(Clone, Copy, Debug)]
@@ -25,11 +31,16 @@ pub const LABEL_HEALTH: &str = "io.refit.health-seconds";
 /// The most that a label may ask for. A replacement that is waited for longer holds up a release.
 const LABEL_SECONDS_MAX: u64 = 60 * 60;
 
-/// The first looks at a container that proves itself follow each other so closely, as most that cannot work end at once. A look costs
-/// the engine some 3 ms, beside other containers' gaps.
+/// The first looks at a container of which the engine tells nothing follow each other so closely, as most that cannot work end at
+/// once. A look costs the engine some 3 ms, beside other containers' gaps.
 const LOOK_FIRST: Duration = Duration::from_millis(200);
 /// And the last ones no further apart than this.
 const LOOK_LAST: Duration = Duration::from_secs(2);
+/// After so long we look whether or not the engine has told anything.
+const LOOK_UNTOLD: Duration = Duration::from_secs(10);
+
+/// What the engine tells of a container, as long as it does.
+type Events<'a> = Option<BoxStream<'a, Result<(), EngineError>>>;
 
 impl Proof {
     /// With what the container's own labels say.
@@ -58,6 +69,7 @@ impl Proof {
 pub async fn prove(engine: &dyn Engine, id: &ContainerId, proof: Proof) -> Result<(), StepError> {
     let began = Instant::now();
     let mut first_start = None;
+    let mut events: Option<Events<'_>> = None;
     loop {
         let Some(now) = steady::look(engine, id.as_str()).await? else {
             return Err(StepError::Unfit("somebody removed it".into()));
@@ -71,21 +83,47 @@ pub async fn prove(engine: &dyn Engine, id: &ContainerId, proof: Proof) -> Resul
             ));
         }
         let proof = proof.for_container(&now);
-        match verdict(&now, began.elapsed(), proof) {
-            Some(verdict) => return verdict.map_err(StepError::Unfit),
-            None => tokio::time::sleep(next_look(began.elapsed(), proof.grace)).await,
+        if let Some(verdict) = verdict(&now, began.elapsed(), proof) {
+            return verdict.map_err(StepError::Unfit);
+        }
+        // From its start on: what happened between that look and the engine's first word is told too.
+        let events = events.get_or_insert_with(|| now.started.map(|at| engine.events(id, at)));
+        let due = [proof.grace, proof.longest(&now)];
+        let wait = next_look(began.elapsed(), due, events.is_some());
+        if let Ok(Err(ended)) = tokio::time::timeout(wait, next_event(events)).await {
+            tracing::debug!(
+                container = now.name,
+                "looking instead of listening: {ended}"
+            );
         }
     }
 }
 
-/// Half of what it has been running for: a failure is found out within half as much time again as it took. A look is due when the
-/// grace time is over.
-fn next_look(running_for: Duration, grace: Duration) -> Duration {
-    let wait = (running_for / 2).clamp(LOOK_FIRST, LOOK_LAST);
-    match grace.checked_sub(running_for) {
-        Some(left) if !left.is_zero() => wait.min(left),
-        _ => wait,
-    }
+/// Returns when there is something to see.
+async fn next_event(events: &mut Events<'_>) -> Result<(), String> {
+    let Some(stream) = events else {
+        return std::future::pending().await;
+    };
+    let ended = match stream.next().await {
+        Some(Ok(())) => return Ok(()),
+        Some(Err(error)) => error.to_string(),
+        None => "the engine tells no more".into(),
+    };
+    *events = None;
+    Err(ended)
+}
+
+/// A look is due when the grace time is over, and when all time is. Before that, where the engine tells nothing, after half of what
+/// it has been running for: a failure is found out within half as much time again as it took.
+fn next_look(running_for: Duration, due: [Duration; 2], is_told: bool) -> Duration {
+    let wait = if is_told {
+        LOOK_UNTOLD
+    } else {
+        (running_for / 2).clamp(LOOK_FIRST, LOOK_LAST)
+    };
+    let left = due.into_iter().map(|due| due.saturating_sub(running_for));
+    left.filter(|left| !left.is_zero())
+        .fold(wait, Duration::min)
 }
 
 /// What can be said of a container that has been running for so long; `None`: not yet.
@@ -173,19 +211,24 @@ mod tests {
         check(&checked(Health::Starting), 90, Some(false));
     }
 
-    #[test]
-    fn looks_grow_apart_and_one_is_due_at_the_end_of_the_grace_time() {
+    #[track_caller]
+    fn looks(is_told: bool, until: Duration, expected: &[u128]) {
         let (mut at, mut looks) = (Duration::ZERO, vec![]);
-        while at < Duration::from_secs(12) {
-            at += next_look(at, PROOF.grace);
+        while at < until {
+            at += next_look(at, [PROOF.grace, PROOF.health], is_told);
             looks.push(at.as_millis());
         }
-        assert_eq!(
-            looks,
-            [
-                200, 400, 600, 900, 1350, 2025, 3037, 4556, 5000, 7000, 9000, 11000, 13000
-            ]
-        );
+        assert_eq!(looks, expected);
+    }
+
+    #[test]
+    fn looks_grow_apart_and_one_is_due_at_the_end_of_the_grace_time() {
+        let often = [
+            200, 400, 600, 900, 1350, 2025, 3037, 4556, 5000, 7000, 9000, 11000, 13000,
+        ];
+        looks(false, Duration::from_secs(12), &often);
+        let told = [5_000, 15_000, 25_000, 35_000, 45_000, 55_000, 60_000];
+        looks(true, PROOF.health, &told);
     }
 
     #[test]

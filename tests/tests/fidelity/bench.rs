@@ -9,6 +9,8 @@ use std::time::Duration;
 use anyhow::Context;
 use async_trait::async_trait;
 use bollard::query_parameters::InspectContainerOptions;
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
 use refit::capabilities::foreseen::Foreseen;
 use refit::capabilities::live::{Live, Workshop};
 use refit::capabilities::ties::KnownTies;
@@ -317,6 +319,7 @@ pub(crate) struct Between {
     inspected: Rewrite<Container>,
     refuses: Refusal,
     loses_stops: bool,
+    tells_nothing: bool,
     image_ids: Option<fn(&str) -> String>,
 }
 
@@ -329,6 +332,7 @@ impl Between {
             inspected: Box::new(|_| {}),
             refuses: Box::new(|_| None),
             loses_stops: false,
+            tells_nothing: false,
             image_ids: None,
         }
     }
@@ -360,6 +364,12 @@ impl Between {
     /// The engine stops what it is asked to, and never says so.
     pub(crate) fn loses_stops(mut self) -> Self {
         self.loses_stops = true;
+        self
+    }
+
+    /// The engine is asked for events, and has none.
+    pub(crate) fn tells_nothing(mut self) -> Self {
+        self.tells_nothing = true;
         self
     }
 
@@ -404,6 +414,20 @@ impl Engine for Between {
         container.image_id = self.image_id(&container.image_id);
         (self.inspected)(&mut container);
         Ok(container)
+    }
+
+    fn events(
+        &self,
+        container: &ContainerId,
+        since: jiff::Timestamp,
+    ) -> BoxStream<'_, Result<(), EngineError>> {
+        if let Err(refusal) = self.ask(format!("events {container}")) {
+            return stream::iter([Err(refusal)]).boxed();
+        }
+        if self.tells_nothing {
+            return stream::pending().boxed();
+        }
+        self.engine.events(container, since)
     }
 
     async fn image(&self, image: &str) -> Result<Image, EngineError> {

@@ -2,15 +2,17 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use bollard::models::{HealthConfig, RestartPolicyNameEnum};
 use refit::container::State;
+use refit::engine::EngineError;
 use refit::recreate::lease::Leases;
 use refit::recreate::recover::Outcome;
 use refit::recreate::{RecreateError, Step};
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
 use serde_json::json;
 
-use crate::bench::{Bench, told};
+use crate::bench::{Bench, Between, told};
 
 const SOON: Duration = Duration::from_millis(100);
 
@@ -82,6 +84,59 @@ async fn one_that_exits_within_its_grace_gives_way() -> anyhow::Result<()> {
             "it is exited with status 1",
         )
         .await
+    })
+    .await
+}
+
+/// Of a replacement that exits after more than a second: how often it was looked at once the engine had been asked to tell of it.
+async fn looks_at_one_that_exits(w: &World, engine: Between) -> anyhow::Result<usize> {
+    let calls = engine.calls.clone();
+    let bench = Bench::new(w).grace(Duration::from_secs(4)).through(engine);
+    let new = ImageSpec::new("v2").env("EXIT_AFTER_MS", "1200");
+    gives_way(bench, unchecked(w).await?, new, "it is exited").await?;
+    let calls = calls.lock().unwrap();
+    let place = calls.iter().position(|call| call.starts_with("events "));
+    let (asked, after) = calls[place.context("no events were asked for")?..]
+        .split_first()
+        .context("there is at least that one")?;
+    let look = asked.replace("events", "inspect");
+    Ok(after.iter().take_while(|call| **call == look).count())
+}
+
+/// Otherwise each replacement that waits makes the gaps of the others longer.
+#[tokio::test]
+async fn an_exit_is_noticed_by_what_the_engine_tells() -> anyhow::Result<()> {
+    with_world("the engine tells", |w| async move {
+        let looks = looks_at_one_that_exits(&w, Between::new(&w)).await?;
+        assert_eq!(looks, 1);
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_exit_is_noticed_though_the_engine_tells_nothing() -> anyhow::Result<()> {
+    with_world("the engine tells nothing", |w| async move {
+        let looks = looks_at_one_that_exits(&w, Between::new(&w).tells_nothing()).await?;
+        assert_eq!(looks, 1, "when its grace time was over");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_exit_is_noticed_though_the_engine_refuses_to_tell() -> anyhow::Result<()> {
+    with_world("the engine refuses to tell", |w| async move {
+        let engine = Between::new(&w).refuses(|call| {
+            call.starts_with("events ").then(|| EngineError::Refused {
+                action: "follow".into(),
+                status: 500,
+                source: "no".into(),
+            })
+        });
+        let looks = looks_at_one_that_exits(&w, engine).await?;
+        assert!((3..10).contains(&looks), "{looks}");
+        Ok(())
     })
     .await
 }

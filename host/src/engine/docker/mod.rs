@@ -22,6 +22,8 @@ use bollard::query_parameters::{
     ListContainersOptions, ListImagesOptions, RemoveContainerOptions, RemoveImageOptions,
     RenameContainerOptions, StartContainerOptions, StopContainerOptions,
 };
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use http::HeaderValue;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
@@ -296,6 +298,27 @@ impl Engine for DockerEngine {
             action: action(),
             source: source.into(),
         })
+    }
+
+    fn events(
+        &self,
+        container: &ContainerId,
+        since: jiff::Timestamp,
+    ) -> BoxStream<'_, Result<(), EngineError>> {
+        let action = format!("follow container `{}`", container.short());
+        let request = raw::RawRequest {
+            query: events_query(container, since),
+            ..raw::RawRequest::get("/events")
+        };
+        let opened = async move {
+            let client = self.client().await?;
+            let told = raw::stream(&client.docker, &client.version.api, request);
+            Ok(told.map(move |part| match part {
+                Ok(_) => Ok(()),
+                Err(error) => Err(engine_error(action.clone(), error)),
+            }))
+        };
+        stream::once(opened).try_flatten().boxed()
     }
 
     async fn image(&self, image: &str) -> Result<Image, EngineError> {
@@ -590,6 +613,17 @@ impl DockerEngine {
             }
         }
     }
+}
+
+/// `health_status` stands for all that begin so: `health_status: healthy`.
+fn events_query(container: &ContainerId, since: jiff::Timestamp) -> Vec<(&'static str, String)> {
+    let filters = json!({
+        "type": ["container"],
+        "container": [container.as_str()],
+        "event": ["die", "destroy", "health_status"],
+    });
+    let since = format!("{}.{:09}", since.as_second(), since.subsec_nanosecond());
+    vec![("since", since), ("filters", filters.to_string())]
 }
 
 fn refused(
