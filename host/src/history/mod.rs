@@ -8,6 +8,8 @@
 
 mod file;
 mod presence;
+mod rows;
+mod schema;
 mod writer;
 
 #[cfg(test)]
