@@ -88,7 +88,7 @@ impl Cache {
             Ok(Err(Unusable::Absent)) => None,
             Ok(Err(Unusable::Broken)) => {
                 tracing::warn!(
-                    "the seal of `{}` does not hold: it was damaged, or is not ours; the policy is compiled anew",
+                    "the seal of `{}` does not hold: it was damaged, or is not ours, and is not used",
                     self.folder.join(name.file()).display()
                 );
                 None
@@ -136,7 +136,7 @@ impl Cache {
     fn tell(&self, error: &io::Error) {
         if !self.told.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                "compiled policies cannot be kept in `{}`, each start compiles anew: {error}",
+                "compiled policies cannot be kept in `{}`: {error}",
                 self.folder.display()
             );
         }
@@ -195,7 +195,7 @@ impl Cache {
                 Ok(Some(bytes)) => return Ok(hmac::Key::new(hmac::HMAC_SHA256, &bytes)),
                 Ok(None) => {
                     tracing::warn!(
-                        "`{}` is not a key that only this user can read; a new one is made, and policies are compiled anew",
+                        "`{}` is not a key that only this user can read; a new one is made, and nothing is used that was compiled before",
                         path.display()
                     );
                     fs::remove_file(&path)?;
