@@ -314,10 +314,15 @@ impl Shared {
         request: Request<Full<Bytes>>,
     ) -> Result<(), Cut> {
         let creates = is_creation(&request);
+        let endless = unversioned(request.uri().path()) == "/events";
         // A task of its own: the program may give up, and the engine would take that for a wish to stop.
         let carrying = tokio::spawn(async move {
             let response = self.forward(request).await?;
             let status = response.status();
+            if endless {
+                self.answered(call, status);
+                return Ok(());
+            }
             let body = response
                 .into_body()
                 .collect()

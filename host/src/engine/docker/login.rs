@@ -1,0 +1,54 @@
+//! How the engine is handed a login for a registry.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
+use http::HeaderValue;
+use serde_json::json;
+
+use crate::secret::{ExposeSecret as _, Login};
+
+/// `X-Registry-Auth`: JSON in the URL-safe alphabet, padded. bollard 0.21 takes the standard alphabet, whose `+` and `/` the
+/// engine cannot read: it then pulls anonymously and says that the image is missing.
+pub(super) fn registry_auth(login: &Login) -> HeaderValue {
+    let payload = match login {
+        Login::Password { username, password } => {
+            json!({ "username": username, "password": password.expose_secret() })
+        }
+        Login::IdentityToken(token) => json!({ "identitytoken": token.expose_secret() }),
+    };
+    let encoded = URL_SAFE.encode(payload.to_string());
+    let mut value = HeaderValue::try_from(encoded).expect("base64 is visible ASCII");
+    value.set_sensitive(true);
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn the_login_is_url_safe_base64() {
+        let login = Login::Password {
+            username: "me".into(),
+            password: "ÿÿ>>??~~".to_owned().into(),
+        };
+        let header = registry_auth(&login);
+        let text = header.to_str().unwrap();
+        assert!(
+            text.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_=".contains(&b)),
+            "{text}"
+        );
+        assert!(
+            !format!("{header:?}").contains(text),
+            "a login must not be printed"
+        );
+        let decoded = URL_SAFE.decode(text).unwrap();
+        assert_eq!(
+            serde_json::from_slice::<Value>(&decoded).unwrap(),
+            json!({"username": "me", "password": "ÿÿ>>??~~"})
+        );
+    }
+}
