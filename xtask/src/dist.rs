@@ -81,7 +81,8 @@ pub(crate) fn build(arguments: &[OsString]) -> Result<Built, Failed> {
     }
     setup::all()?;
     setup::musl(&triple)?;
-    let folder = target_directory().join("dist");
+    // Not `dist`: there cargo puts what is built with that profile for no target.
+    let folder = target_directory().join("distribution");
     let ours = folder.join(format!("linux-{}", architecture(&triple)));
     for program in PROGRAMS {
         let profile = match profile.as_str() {

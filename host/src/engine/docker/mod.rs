@@ -469,12 +469,13 @@ impl Engine for DockerEngine {
     }
 }
 
-/// `health_status` stands for all that begin so: `health_status: healthy`.
+/// `health_status` stands for all that begin so: `health_status: healthy`. Podman answers in Docker's words, and takes only its own
+/// in a question: `died`, `remove`.
 fn events_query(container: &ContainerId, since: jiff::Timestamp) -> Vec<(&'static str, String)> {
     let filters = json!({
         "type": ["container"],
         "container": [container.as_str()],
-        "event": ["die", "destroy", "health_status"],
+        "event": ["die", "died", "destroy", "remove", "health_status"],
     });
     let since = format!("{}.{:09}", since.as_second(), since.subsec_nanosecond());
     vec![("since", since), ("filters", filters.to_string())]
