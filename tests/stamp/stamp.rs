@@ -17,6 +17,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::exit;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -116,7 +117,7 @@ fn health() -> i32 {
 }
 
 /// What became of the calls. A call resolves the name and tries each address in the order in which they were given, as the
-/// usual libraries do.
+/// usual libraries do. The next one does not wait for it, as other people's would not.
 #[derive(Default)]
 struct Calls {
     calls: u32,
@@ -124,55 +125,89 @@ struct Calls {
     failed: u32,
     /// Addresses that did not answer, although another one did.
     passed_over: u32,
-    /// Versions in the order in which they answered, and how many calls in a row.
-    versions: Vec<(String, u32)>,
+    /// Calls that took longer than [`SLOW`].
+    slow: u32,
     /// The longest call.
     longest: Duration,
+    /// The longest time in which no call was answered.
+    silent: Duration,
+    last_answer: Option<Instant>,
+    /// Versions in the order in which they answered, and how many calls in a row.
+    versions: Vec<(String, u32)>,
     first_failure: String,
+}
+
+impl Calls {
+    fn note(&mut self, began: Instant, (result, passed_over): (Result<String, String>, u32)) {
+        let now = Instant::now();
+        let took = now - began;
+        self.calls += 1;
+        self.passed_over += passed_over;
+        self.slow += u32::from(took > SLOW);
+        self.longest = self.longest.max(took);
+        match result {
+            Ok(version) => {
+                let last = self.last_answer.replace(now).unwrap_or(now);
+                // In the end there are only those left that take long.
+                if !TERMINATED.load(Ordering::SeqCst) {
+                    self.silent = self.silent.max(now - last);
+                }
+                match self.versions.last_mut() {
+                    Some((last, count)) if *last == version => *count += 1,
+                    last => {
+                        if last.is_none() {
+                            stamp("answered", &version);
+                        }
+                        self.versions.push((version, 1));
+                    }
+                }
+            }
+            Err(error) => {
+                self.failed += 1;
+                if self.first_failure.is_empty() {
+                    self.first_failure = error.replace(' ', "-");
+                }
+            }
+        }
+    }
 }
 
 /// Beyond what any container on this machine needs to answer; an address that nobody has any more is passed over after it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
-/// Between two calls.
+/// More than the way there and back takes.
+const SLOW: Duration = Duration::from_millis(20);
+/// From the beginning of one call to that of the next.
 const CALL_EVERY: Duration = Duration::from_millis(2);
 /// Where Docker resolves names inside of containers.
 const RESOLVER: (Ipv4Addr, u16) = (Ipv4Addr::new(127, 0, 0, 11), 53);
 
 fn call_until_told(name: &str) {
-    let mut calls = Calls::default();
-    while !TERMINATED.load(Ordering::SeqCst) {
-        let began = Instant::now();
-        match call(name, &mut calls.passed_over) {
-            Ok(version) => match calls.versions.last_mut() {
-                Some((last, count)) if *last == version => *count += 1,
-                last => {
-                    if last.is_none() {
-                        stamp("answered", &version);
-                    }
-                    calls.versions.push((version, 1));
-                }
-            },
-            Err(error) => {
-                calls.failed += 1;
-                if calls.first_failure.is_empty() {
-                    calls.first_failure = error.replace(' ', "-");
-                }
-            }
+    let calls = Mutex::new(Calls::default());
+    // There are never more of them at once than are begun within the time limits of one.
+    thread::scope(|scope| {
+        while !TERMINATED.load(Ordering::SeqCst) {
+            scope.spawn(|| {
+                let began = Instant::now();
+                let answer = call(name);
+                let mut calls = calls.lock().unwrap_or_else(PoisonError::into_inner);
+                calls.note(began, answer);
+            });
+            thread::sleep(CALL_EVERY);
         }
-        calls.calls += 1;
-        calls.longest = calls.longest.max(began.elapsed());
-        thread::sleep(CALL_EVERY);
-    }
+    });
+    let calls = calls.into_inner().unwrap_or_else(PoisonError::into_inner);
     let answered_by = |(version, _): &(String, u32)| version.clone();
     let (first, last) = (calls.versions.first(), calls.versions.last());
     stamp(
         "called",
         &format!(
-            "calls={} failed={} passed_over={} longest_us={} first={} last={} changes={} first_failure={}",
+            "calls={} failed={} slow={} silent_us={} longest_us={} passed_over={} first={} last={} changes={} first_failure={}",
             calls.calls,
             calls.failed,
-            calls.passed_over,
+            calls.slow,
+            calls.silent.as_micros(),
             calls.longest.as_micros(),
+            calls.passed_over,
             first.map(answered_by).unwrap_or_default(),
             last.map(answered_by).unwrap_or_default(),
             calls.versions.len().saturating_sub(1),
@@ -181,20 +216,23 @@ fn call_until_told(name: &str) {
     );
 }
 
-/// The version that answered.
-fn call(name: &str, passed_over: &mut u32) -> Result<String, String> {
-    let addresses = resolve(name).map_err(|error| format!("cannot resolve: {error}"))?;
-    let mut last = String::from("no address");
+/// The version that answered, and how many addresses did not.
+fn call(name: &str) -> (Result<String, String>, u32) {
+    let addresses = match resolve(name) {
+        Ok(addresses) => addresses,
+        Err(error) => return (Err(format!("cannot resolve: {error}")), 0),
+    };
+    let (mut last, mut passed_over) = (String::from("no address"), 0);
     for address in addresses {
         match ask(address) {
-            Ok(version) => return Ok(version),
+            Ok(version) => return (Ok(version), passed_over),
             Err(error) => {
-                *passed_over += 1;
+                passed_over += 1;
                 last = format!("{address}: {error}");
             }
         }
     }
-    Err(last)
+    (Err(last), passed_over)
 }
 
 fn ask(address: Ipv4Addr) -> io::Result<String> {

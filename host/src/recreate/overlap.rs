@@ -1,7 +1,7 @@
 //! A replacement without a gap: the new container runs and has proven itself before the old one stops.
 //!
 //! For containers that are reached by name on networks of their own. While it proves itself the new container bears none of the
-//! old one's aliases, so nobody reaches it; then it gets them, and for two seconds both answer to them; then the old one stops.
+//! old one's aliases, so nobody reaches it; then it gets them, and for five seconds both answer to them; then the old one stops.
 //! Whoever resolves a name meanwhile finds one that runs among its addresses. The engine knows an address before it is attached
 //! and for some milliseconds after it is gone, so a caller must be one that tries all of them, as the usual ones do.
 //!
@@ -25,10 +25,11 @@ use crate::engine::{Engine, EngineError, Removal};
 /// On a container: its volumes, by name and separated by commas, that two containers must not have open at once. `*` for all.
 pub const LABEL_EXCLUSIVE_VOLUMES: &str = "io.refit.exclusive-volumes";
 
-/// How long both answer to the aliases. The engine's resolver knows a new address some 50 ms before the engine has attached it,
-/// and whoever asked in between waits a second, until its kernel asks for the neighbour again, or turns to the old one. From Docker
-/// 28 on, the engine announces the address itself (moby/moby#48808).
-const BOTH_ANSWER: Duration = Duration::from_secs(2);
+/// How long both answer to the aliases. The engine's resolver knows a new address some 50 ms before the engine has attached it.
+/// Where somebody called in between, their kernel asks for the neighbour again after a second, and until then nobody on that machine
+/// reaches it; what was lost meanwhile is sent again one and three seconds after it was. The old one must answer for all that time,
+/// to whoever turns to it. From Docker 28 on, the engine announces the address itself (moby/moby#48808).
+const BOTH_ANSWER: Duration = Duration::from_secs(5);
 
 /// Why two of this container cannot run at once, as a sentence fragment; `None` where they can.
 pub fn objection(container: &Container) -> Option<String> {
