@@ -319,6 +319,7 @@ impl Shared {
         let carrying = tokio::spawn(async move {
             let response = self.forward(request).await?;
             let status = response.status();
+            // Events come for as long as somebody listens: it is carried out once they may.
             if endless {
                 self.answered(call, status);
                 return Ok(());

@@ -6,7 +6,9 @@ use refit::recreate::{RecreateError, Step};
 use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, Between, changes, object, told};
+use crate::bench::{Bench, object, told};
+use crate::between::Between;
+use crate::changes::changes;
 use crate::fields;
 
 /// Fields of the model that no container can be given, and why.

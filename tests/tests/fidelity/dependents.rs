@@ -181,7 +181,7 @@ async fn links_by_name_stay_when_either_is_replaced() -> anyhow::Result<()> {
         bench.refreshed(&provider.name, &new).await?;
         bench.refreshed(&user.name, &new).await?;
         assert_eq!(
-            crate::bench::changes(&before, &bench.inspect(&user.name).await?),
+            crate::changes::changes(&before, &bench.inspect(&user.name).await?),
             Vec::<String>::new()
         );
         Ok(())
@@ -235,7 +235,10 @@ async fn who_links_to_it_on_the_default_network_follows() -> anyhow::Result<()> 
         assert_eq!(recreated.followed, std::slice::from_ref(&user.name));
 
         let after = bench.inspect(&user.name).await?;
-        assert_eq!(crate::bench::changes(&before, &after), Vec::<String>::new());
+        assert_eq!(
+            crate::changes::changes(&before, &after),
+            Vec::<String>::new()
+        );
         assert_eq!(
             after.host_config["Links"],
             json!([format!("/{}:/{}/database", provider.name, user.name)])
@@ -334,7 +337,7 @@ async fn who_depends_on_one_that_follows_follows_too() -> anyhow::Result<()> {
             json!(format!("container:{}", running[0].id))
         );
         assert_eq!(
-            crate::bench::changes(&before, &running[2]),
+            crate::changes::changes(&before, &running[2]),
             Vec::<String>::new()
         );
 
@@ -349,7 +352,7 @@ async fn who_depends_on_one_that_follows_follows_too() -> anyhow::Result<()> {
         for was in &running {
             let now = bench.inspect(&was.name).await?;
             assert_eq!((&now.id, now.state), (&was.id, State::Running));
-            assert_eq!(crate::bench::changes(was, &now), Vec::<String>::new());
+            assert_eq!(crate::changes::changes(was, &now), Vec::<String>::new());
         }
         bench.only(&names.map(String::as_str)).await
     })

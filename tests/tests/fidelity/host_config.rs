@@ -7,7 +7,8 @@ use refit::recreate::verify::differences;
 use refit_tests::{ImageSpec, with_world};
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, changes, docker, object};
+use crate::bench::{Bench, docker, object};
+use crate::changes::changes;
 use crate::fields;
 
 /// Fields of the model that no container on this engine can be given, and why.

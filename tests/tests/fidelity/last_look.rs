@@ -12,7 +12,8 @@ use refit::recreate::{RecreateError, Step};
 use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use tokio_util::sync::CancellationToken;
 
-use crate::bench::{Bench, Between, status};
+use crate::bench::Bench;
+use crate::between::{Between, status};
 
 /// Two that share the engine alone: the second looked before the first parked, and makes its own after the first took over.
 #[tokio::test(flavor = "multi_thread")]

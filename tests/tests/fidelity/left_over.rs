@@ -106,7 +106,7 @@ async fn a_container_does_not_grow_with_each_refresh() -> anyhow::Result<()> {
             bench.refreshed(&w.name("a"), &images[turn % 2]).await?;
         }
         let last = bench.inspect(&w.name("a")).await?;
-        assert_eq!(crate::bench::changes(&first, &last), Vec::<String>::new());
+        assert_eq!(crate::changes::changes(&first, &last), Vec::<String>::new());
         bench.only(&[&w.name("a")]).await
     })
     .await

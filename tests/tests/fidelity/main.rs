@@ -1,6 +1,7 @@
 //! Fidelity: a container comes back as it was, on another image, or is not touched. On a real engine.
 //!
-//! `docs/recreate-cases.md` lists the cases and names the tests. [`bench`] is what every test works at; [`fields`] says what an
+//! `docs/recreate-cases.md` lists the cases and names the tests. [`bench`] is what every test works at, [`between`] an
+//! engine that does what this one does not, and [`changes`] what differs between before and after; [`fields`] says what an
 //! engine's interface has, so that a field nobody thought of fails a test. What single calls that fail do is for the suite of
 //! faults; what a policy decides and how a report reads is for the end-to-end suite.
 
@@ -8,6 +9,8 @@
 #![recursion_limit = "256"]
 
 mod bench;
+mod between;
+mod changes;
 mod fields;
 
 mod config;

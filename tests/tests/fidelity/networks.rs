@@ -8,7 +8,8 @@ use refit::engine::Engine as _;
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, changes, docker};
+use crate::bench::{Bench, docker};
+use crate::changes::changes;
 use crate::fields;
 
 /// Fields of an endpoint that nobody can ask for on this engine, and why.
@@ -241,9 +242,9 @@ async fn a_second_network_that_refuses_stops_nothing() -> anyhow::Result<()> {
             )
             .await?;
         let started = Bench::new(&w).started(&a.id).await?;
-        let between = crate::bench::Between::new(&w).refuses(|call| {
+        let between = crate::between::Between::new(&w).refuses(|call| {
             call.starts_with("connect ")
-                .then(|| crate::bench::status(403))
+                .then(|| crate::between::status(403))
         });
         let bench = Bench::new(&w).through(between);
         let error = bench.refused(&a.name, &new).await?;

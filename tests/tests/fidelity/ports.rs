@@ -3,7 +3,8 @@
 use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use serde_json::json;
 
-use crate::bench::{Bench, published, told};
+use crate::bench::{Bench, told};
+use crate::changes::published;
 
 /// Engines choose from the ports that a system gives to anybody who wants any, and somebody may while nobody holds them.
 const ATTEMPTS: usize = 3;

@@ -2,17 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use bollard::models::{HealthConfig, RestartPolicyNameEnum};
 use refit::container::State;
-use refit::engine::EngineError;
 use refit::recreate::lease::Leases;
 use refit::recreate::recover::Outcome;
 use refit::recreate::{RecreateError, Step};
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
 use serde_json::json;
 
-use crate::bench::{Bench, Between, told};
+use crate::bench::{Bench, told};
+use crate::between::{Between, status};
 
 const SOON: Duration = Duration::from_millis(100);
 
@@ -51,7 +50,10 @@ pub(crate) async fn back(
 ) -> anyhow::Result<()> {
     let after = bench.inspect(name).await?;
     assert_eq!(after.id, before.id);
-    assert_eq!(crate::bench::changes(before, &after), Vec::<String>::new());
+    assert_eq!(
+        crate::changes::changes(before, &after),
+        Vec::<String>::new()
+    );
     bench.world.until_listening(name).await?;
     assert_eq!(bench.world.read_line(name).await?, "v1");
     bench.only(&[name]).await
@@ -88,27 +90,59 @@ async fn one_that_exits_within_its_grace_gives_way() -> anyhow::Result<()> {
     .await
 }
 
-/// Of a replacement that exits after more than a second: how often it was looked at once the engine had been asked to tell of it.
-async fn looks_at_one_that_exits(w: &World, engine: Between) -> anyhow::Result<usize> {
+/// What was asked about the replacement from when the engine was asked to tell of it, and what it told: verbs alone, up to the
+/// first that is about anything else.
+fn since_events(calls: &[String]) -> Vec<String> {
+    let calls = calls.iter().filter_map(|call| call.split_once(' '));
+    let mut since = calls.skip_while(|(verb, _)| *verb != "events").peekable();
+    let Some((_, container)) = since.peek().copied() else {
+        return Vec::new();
+    };
+    since
+        .take_while(|(_, about)| *about == container)
+        .map(|(verb, _)| verb.to_owned())
+        .collect()
+}
+
+#[track_caller]
+fn began_with(calls: &[String], expected: &[&str]) {
+    let began = calls.iter().take(expected.len());
+    assert!(began.eq(expected), "{calls:?}");
+}
+
+/// The same, where the replacement exits after more than a second and has four.
+async fn of_one_that_exits(w: &World, engine: Between) -> anyhow::Result<Vec<String>> {
     let calls = engine.calls.clone();
     let bench = Bench::new(w).grace(Duration::from_secs(4)).through(engine);
     let new = ImageSpec::new("v2").env("EXIT_AFTER_MS", "1200");
     gives_way(bench, unchecked(w).await?, new, "it is exited").await?;
     let calls = calls.lock().unwrap();
-    let place = calls.iter().position(|call| call.starts_with("events "));
-    let (asked, after) = calls[place.context("no events were asked for")?..]
-        .split_first()
-        .context("there is at least that one")?;
-    let look = asked.replace("events", "inspect");
-    Ok(after.iter().take_while(|call| **call == look).count())
+    Ok(since_events(&calls))
 }
 
 /// Otherwise each replacement that waits makes the gaps of the others longer.
 #[tokio::test]
 async fn an_exit_is_noticed_by_what_the_engine_tells() -> anyhow::Result<()> {
     with_world("the engine tells", |w| async move {
-        let looks = looks_at_one_that_exits(&w, Between::new(&w)).await?;
-        assert_eq!(looks, 1);
+        let calls = of_one_that_exits(&w, Between::new(&w)).await?;
+        began_with(&calls, &["events", "told", "inspect"]);
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn health_is_noticed_by_what_the_engine_tells() -> anyhow::Result<()> {
+    with_world("the engine tells of health", |w| async move {
+        let engine = Between::new(&w);
+        let calls = engine.calls.clone();
+        let new = ImageSpec::new("v2").healthcheck(Duration::from_secs(1), 1);
+        let new = w.load(new).await?;
+        let before = w.run(unchecked(&w).await?).await?;
+        let bench = Bench::new(&w).through(engine);
+        bench.refreshed(&before.name, &new).await?;
+        let calls = since_events(&calls.lock().unwrap());
+        began_with(&calls, &["events", "told", "inspect"]);
         Ok(())
     })
     .await
@@ -117,8 +151,9 @@ async fn an_exit_is_noticed_by_what_the_engine_tells() -> anyhow::Result<()> {
 #[tokio::test]
 async fn an_exit_is_noticed_though_the_engine_tells_nothing() -> anyhow::Result<()> {
     with_world("the engine tells nothing", |w| async move {
-        let looks = looks_at_one_that_exits(&w, Between::new(&w).tells_nothing()).await?;
-        assert_eq!(looks, 1, "when its grace time was over");
+        let calls = of_one_that_exits(&w, Between::new(&w).tells_nothing()).await?;
+        // When its grace time was over.
+        began_with(&calls, &["events", "inspect"]);
         Ok(())
     })
     .await
@@ -127,15 +162,11 @@ async fn an_exit_is_noticed_though_the_engine_tells_nothing() -> anyhow::Result<
 #[tokio::test]
 async fn an_exit_is_noticed_though_the_engine_refuses_to_tell() -> anyhow::Result<()> {
     with_world("the engine refuses to tell", |w| async move {
-        let engine = Between::new(&w).refuses(|call| {
-            call.starts_with("events ").then(|| EngineError::Refused {
-                action: "follow".into(),
-                status: 500,
-                source: "no".into(),
-            })
-        });
-        let looks = looks_at_one_that_exits(&w, engine).await?;
-        assert!((3..10).contains(&looks), "{looks}");
+        let refused = |call: &str| call.starts_with("events ").then(|| status(403));
+        let calls = of_one_that_exits(&w, Between::new(&w).refuses(refused)).await?;
+        let looks = calls[1..].iter().take_while(|call| *call == "inspect");
+        let looks = looks.count();
+        assert!((3..10).contains(&looks), "{calls:?}");
         Ok(())
     })
     .await

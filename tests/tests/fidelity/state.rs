@@ -8,7 +8,8 @@ use refit::container::State;
 use refit::recreate::{RecreateError, Step};
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
 
-use crate::bench::{Bench, Between, told};
+use crate::bench::{Bench, told};
+use crate::between::Between;
 
 /// Refused with a sentence that says `because`, and nothing happened to it.
 async fn refused(bench: &Bench, name: &str, image: &str, because: &str) -> anyhow::Result<()> {

@@ -5,7 +5,8 @@ use refit::recreate::RecreateError;
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
 use serde_json::json;
 
-use crate::bench::{Bench, changes};
+use crate::bench::Bench;
+use crate::changes::changes;
 
 /// The volume mounted there.
 async fn volume_at(w: &World, container: &str, path: &str) -> anyhow::Result<String> {

@@ -13,7 +13,8 @@ use refit::recreate::{RecreateError, Step};
 use refit_tests::{ContainerSpec, ImageSpec, World, registry, with_world};
 use serde_json::Value;
 
-use crate::bench::{Bench, Between};
+use crate::bench::Bench;
+use crate::between::Between;
 
 /// A folder of its own, gone at the end.
 struct Folder(PathBuf);

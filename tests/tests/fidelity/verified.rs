@@ -8,7 +8,8 @@ use refit::recreate::{RecreateError, Step};
 use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, Between, docker, status, told};
+use crate::bench::{Bench, docker, told};
+use crate::between::{Between, status};
 
 /// `Aborted`, naming the field; the old container was never stopped and nothing is beside it.
 async fn found(
