@@ -2,6 +2,7 @@
 //!
 //! `DOCKER_HOST` decides if it is set; otherwise the engine at Docker's usual socket, if it answers; otherwise a private
 //! `dockerd` with everything it owns in one directory. Where none can be had a test fails, with the reason; nothing is skipped.
+//! `TEST_ENGINE_SYSTEM` asks for a private one of another version: that of the Debian system in this folder.
 //! The private one runs in process and mount namespaces of its own: when its first process dies the kernel kills the rest and
 //! drops the mounts. The price: `State.Pid` in an inspect counts in that namespace, not in the host's.
 
@@ -28,6 +29,9 @@ const PING: Duration = Duration::from_secs(10);
 const START: Duration = Duration::from_secs(60);
 /// Two private engines would fight over `docker0` and the packet filter.
 const LOCK: &str = "/run/refit-private-engine.lock";
+
+/// Names the folder of another Debian system with `docker.io` in it, as `cargo xtask engine` makes one.
+const SYSTEM: &str = "TEST_ENGINE_SYSTEM";
 
 static SHARED: OnceCell<Engine> = OnceCell::const_new();
 
@@ -63,7 +67,14 @@ pub async fn shared() -> anyhow::Result<&'static Engine> {
 
 impl Engine {
     async fn find_or_start() -> anyhow::Result<Self> {
-        if let Ok(host) = env::var("DOCKER_HOST") {
+        let host = env::var("DOCKER_HOST").ok();
+        if other_system().is_some() {
+            if host.is_some() {
+                bail!("DOCKER_HOST and {SYSTEM} both say which engine to use; unset one of them");
+            }
+            return Self::start(Networks::Machine).await;
+        }
+        if let Some(host) = host {
             let engine = Self {
                 host,
                 tls: None,
@@ -101,11 +112,17 @@ impl Engine {
                  Start Docker, or set DOCKER_HOST to an engine on this machine, and run again"
             );
         }
-        let programs = [
-            ("dockerd", "docker.io"),
-            ("ip", "iproute2"),
-            ("iptables", "iptables"),
-        ];
+        let mut programs = vec![("ip", "iproute2"), ("iptables", "iptables")];
+        match other_system().map(|system| Path::new(&system).join("usr/sbin/dockerd")) {
+            Some(engine) if !engine.exists() => {
+                bail!(
+                    "there is no {}: `cargo xtask engine` makes such a system and prints its folder for {SYSTEM}",
+                    engine.display()
+                )
+            }
+            Some(_) => {}
+            None => programs.push(("dockerd", "docker.io")),
+        }
         tokio::task::spawn_blocking(move || install::ensure(&programs)).await?
     }
 
@@ -227,6 +244,10 @@ impl Engine {
     }
 }
 
+fn other_system() -> Option<String> {
+    env::var(SYSTEM).ok().filter(|system| !system.is_empty())
+}
+
 /// A free one that no system hands out by itself: another test cannot be given it before the engine takes it.
 fn quiet_port() -> anyhow::Result<u16> {
     const TRIES: usize = 50;
@@ -257,6 +278,12 @@ fn command(
         Networks::Machine => {}
         // Not `--bridge none`: with it dockerd deletes `docker0`, whoever made it.
         Networks::Isolated => command.push("--net"),
+    }
+    let system = other_system();
+    if let Some(system) = &system {
+        // Everything that runs from here on comes from there; all else, and each path, is this machine's.
+        let mount = r#"mount --bind "$0/usr" /usr && exec "$@""#;
+        command.extend(["sh", "-c", mount, system]);
     }
     command.extend(["dockerd", "--host", host, "--group", "root"]);
     let mut command: Vec<String> = command.into_iter().map(str::to_owned).collect();

@@ -1,11 +1,12 @@
 //! `cargo xtask`: the chores of this repository. Each sets up what it needs first, so that a machine with rustup is enough.
 //!
 //! Standard library only: this is the first thing that a newcomer builds, and it should be there in seconds. [`setup`] gets what
-//! is missing, [`guests`] builds the example policies, [`docs`] the site and [`dist`] what is handed out, [`run`] runs programs and
-//! says what takes time; the other chores are here.
+//! is missing, [`engine`] other versions of the engine, [`guests`] builds the example policies, [`docs`] the site and [`dist`] what
+//! is handed out, [`run`] runs programs and says what takes time; the other chores are here.
 
 mod dist;
 mod docs;
+mod engine;
 mod guests;
 mod run;
 mod setup;
@@ -29,13 +30,16 @@ usage: cargo xtask <chore>
   image [ARGS] the same, and the test that builds an image of it and has it refresh containers on a real engine
   bench engine [ARGS]
                measure what replacing containers costs, on a real engine and beside other updaters; ARGS go to `measure`
+  engine RELEASE
+               get the engine of another Debian release (`trixie`, say) and print its folder, for TEST_ENGINE_SYSTEM
   docs         build the site of docs/, where a dead link is an error
   references   write the pages of docs/ anew that are made of the program: commands, keys of the
                configuration, the HTTP interface
   setup        get what building and testing takes: a C compiler, the wasm32-wasip2 target
 
 Build output goes to CARGO_TARGET_DIR, by default `refit/target` in your cache folder, where it outlives a checkout.
-Engine and registry come from DOCKER_HOST, a running Docker, or Debian's packages, which root has installed where missing.
+Engine and registry come from DOCKER_HOST, a running Docker, or Debian's packages, which root has installed where missing; with
+TEST_ENGINE_SYSTEM the engine is that of the Debian in this folder.
 ";
 
 fn main() -> ExitCode {
@@ -51,6 +55,10 @@ fn main() -> ExitCode {
         (Some("bench"), arguments) => bench(arguments),
         (Some("dist"), arguments) => dist::build(arguments).map(|_| ()),
         (Some("image"), arguments) => image(arguments),
+        (Some("engine"), [release]) => {
+            engine::system(&release.to_string_lossy()).map(|system| engine::tell(&system))
+        }
+        (Some("engine"), _) => return unusable("`engine` takes the name of a Debian release"),
         (Some("docs"), []) => docs::build(),
         (Some("references"), []) => references(),
         (Some("setup"), []) => setup::all(),

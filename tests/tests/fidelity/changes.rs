@@ -127,7 +127,15 @@ fn host_config(container: &Container) -> Object {
 
 fn wishes(container: &Container, endpoint: &Object) -> Object {
     let mut wishes = endpoint.clone();
-    for own in ["EndpointID", "IPAddress", "MacAddress", "GlobalIPv6Address"] {
+    // From API 1.44 on the engine says which names it gives an endpoint: aliases, name, hostname, and the container's id.
+    let own = [
+        "DNSNames",
+        "EndpointID",
+        "IPAddress",
+        "MacAddress",
+        "GlobalIPv6Address",
+    ];
+    for own in own {
         wishes.remove(own);
     }
     if let Some(aliases) = wishes.get_mut("Aliases").and_then(Value::as_array_mut) {

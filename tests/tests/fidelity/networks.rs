@@ -36,12 +36,15 @@ const NOT_ASKED_FOR: &[(&str, &str)] = &[
     ),
 ];
 
+/// What a container is called on a network, beside its name. Up to API 1.43 an engine says all of it as aliases; from then on
+/// those are only what was asked for.
 fn aliases(container: &Container, network: &str) -> BTreeSet<String> {
-    let aliases = container.endpoints[network]
-        .get("Aliases")
-        .and_then(Value::as_array);
+    let endpoint = &container.endpoints[network];
+    let names = endpoint.get("DNSNames").and_then(Value::as_array);
+    let aliases = names.or_else(|| endpoint.get("Aliases").and_then(Value::as_array));
     let aliases = aliases.into_iter().flatten().filter_map(Value::as_str);
-    aliases.map(str::to_owned).collect()
+    let others = aliases.filter(|alias| *alias != container.name);
+    others.map(str::to_owned).collect()
 }
 
 /// Who is in a network, by id.
