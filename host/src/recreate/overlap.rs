@@ -28,7 +28,8 @@ pub const LABEL_EXCLUSIVE_VOLUMES: &str = "io.refit.exclusive-volumes";
 /// How long both answer to the aliases. The engine's resolver knows a new address some 50 ms before the engine has attached it.
 /// Where somebody called in between, their kernel asks for the neighbour again after a second, and until then nobody on that machine
 /// reaches it; what was lost meanwhile is sent again one and three seconds after it was. The old one must answer for all that time,
-/// to whoever turns to it. From Docker 28 on, the engine announces the address itself (moby/moby#48808).
+/// to whoever turns to it. From Docker 28 on, the engine announces the address itself (moby/moby#48808), and
+/// few calls have to wait.
 const BOTH_ANSWER: Duration = Duration::from_secs(5);
 
 /// Why two of this container cannot run at once, as a sentence fragment; `None` where they can.

@@ -250,6 +250,16 @@ impl Bench {
         id.with_context(|| format!("`{name}` cannot be created"))
     }
 
+    /// The newest version of its API that the engine speaks, major and minor.
+    pub(crate) async fn api(&self) -> anyhow::Result<(u32, u32)> {
+        let version = self.world.docker().version().await?.api_version;
+        let version = version.context("the engine does not say its version")?;
+        let parts = version.split_once('.');
+        let parts =
+            parts.and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+        parts.with_context(|| format!("which version of the API is `{version}`?"))
+    }
+
     /// When the container was last started, to the nanosecond: whether it was ever stopped shows here.
     pub(crate) async fn started(&self, container: &str) -> anyhow::Result<String> {
         let inspected = self

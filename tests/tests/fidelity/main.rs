@@ -20,6 +20,7 @@ mod interference;
 mod last_look;
 mod left_over;
 mod networks;
+mod newer;
 mod overlap;
 mod ports;
 mod proof;

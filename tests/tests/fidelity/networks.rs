@@ -26,10 +26,7 @@ const NOT_ASKED_FOR: &[(&str, &str)] = &[
     ),
     ("GlobalIPv6PrefixLen", "the network's"),
     ("DNSNames", "the engine's, from API 1.44 on"),
-    (
-        "GwPriority",
-        "API 1.48 and later; carried (unit test of the intent)",
-    ),
+    ("GwPriority", "from API 1.48 on, newer.rs"),
     (
         "MacAddress",
         "per endpoint from API 1.44 on; here it is the container's, config.rs",

@@ -434,7 +434,7 @@ fn a_dependent_moves_to_the_new_container() {
 }
 
 /// An inspection as engines from API 1.44 on write it: names and addresses per endpoint, and which of them a user asked for is
-/// not said. Written after the engine's interface description; this machine has no such engine.
+/// not said. Written after the interface description; Docker 28.5.2 writes the same.
 fn newer() -> Container {
     let endpoint = |mac: &str| {
         object(json!({
