@@ -36,6 +36,27 @@ impl ContainerId {
     }
 }
 
+/// A container's name, without the leading slash. A type of its own, so that no lookup takes a name for an id: an engine that is
+/// asked for `/containers/cafe/json` answers with any container whose *id* begins with `cafe`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContainerName(String);
+
+impl ContainerName {
+    pub fn new(name: impl Into<String>) -> Self {
+        Self(name.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ContainerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl fmt::Display for ContainerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -95,6 +116,14 @@ pub enum Health {
     Unhealthy,
 }
 
+/// One run of a container's health check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheckRun {
+    /// By the engine's clock.
+    pub started: jiff::Timestamp,
+    pub exit_code: i64,
+}
+
 /// A container as the engine's list shows it. Its image is left out on purpose: the list names the tag until the tag moves,
 /// and then an id (measured, research/engine-facts.md), so nothing may be decided by it.
 #[derive(Clone, Debug)]
@@ -150,15 +179,17 @@ pub struct Container {
     pub platform: Option<String>,
     pub state: State,
     pub health: Health,
+    /// The newest run of its health check that the engine remembers.
+    pub last_health_check: Option<HealthCheckRun>,
     pub exit_code: Option<i64>,
     /// What the engine says of the last failed start. Empty strings become `None`.
     pub error: Option<String>,
-    /// Seconds since the Unix epoch.
-    pub created: i64,
+    /// By the engine's clock; the Unix epoch where the engine does not say.
+    pub created: jiff::Timestamp,
     /// `None` where it was never started. To the nanosecond: a program that fails at once is restarted within the second.
     pub started: Option<jiff::Timestamp>,
-    /// Seconds since the Unix epoch; `None` where it never exited.
-    pub finished: Option<i64>,
+    /// When it last exited, by the engine's clock; `None` where it never did.
+    pub finished: Option<jiff::Timestamp>,
     /// `Config` of the inspection.
     pub config: Object,
     /// `HostConfig` of the inspection.

@@ -16,6 +16,8 @@ use crate::hooks::Hooks;
 use crate::metrics::{ImageCounts, Metrics, Sources, Watched};
 use crate::notify::Notifier;
 use crate::notify::finding::{Finding, Outcome};
+use crate::reconcile::Reconciler;
+use crate::recreate::recover::Unfinished;
 use crate::refresh::{PolicyReport, Refresher};
 use crate::runs::{Observer, Runs};
 use crate::server::{AdminToken, Served, serve};
@@ -31,10 +33,6 @@ const WRITTEN: Duration = Duration::from_secs(5);
 
 /// And for what people are still to be told of it: one attempt.
 const TOLD: Duration = Duration::from_secs(10);
-
-/// Pauses between looks for half-done replacements, where the engine does not answer. They double.
-const RECOVER_FIRST: Duration = Duration::from_secs(2);
-const RECOVER_MOST: Duration = Duration::from_secs(5 * 60);
 
 /// Without a token nobody beyond this machine may ask.
 pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(), Diagnostic> {
@@ -80,16 +78,18 @@ pub async fn run(
     let work = TaskTracker::new();
     let refresher = Arc::new(refresher);
     let recovered = CancellationToken::new();
-    work.spawn(recover(
-        refresher.clone(),
-        stopping.clone(),
-        recovered.clone(),
-    ));
+    let told = notifier.clone();
+    let on_change = Arc::new(move |now: &[Unfinished], before: &[Unfinished]| {
+        told.tell_all(Outcome::of_unfinished(now, before));
+    });
+    let reconciler = Arc::new(Reconciler::new(refresher.workshop().clone(), on_change));
+    work.spawn(reconciler.clone().run(stopping.clone(), recovered.clone()));
     let metrics = Arc::new(Metrics::default());
-    let observers: Vec<Arc<dyn Observer>> = vec![metrics.clone(), notifier.clone()];
+    let observers: Vec<Arc<dyn Observer>> =
+        vec![metrics.clone(), notifier.clone(), reconciler.clone()];
     let runs = Runs::new(refresher.clone(), observers, work.clone(), stopping.clone());
     let probe = Arc::new(Probe::new(refresher.workshop().engine.clone()));
-    metrics.ask(sources(&runs, &probe));
+    metrics.ask(sources(&runs, &probe, &reconciler));
     let told = notifier.clone();
     let held: approvals::Observer = Arc::new(move |held| told.tell(Finding::held(held)));
     let approvals = Approvals::open(approval, Arc::new(runs.clone()), Some(held)).await;
@@ -127,6 +127,7 @@ pub async fn run(
         probe,
         work: work.clone(),
         recovered,
+        reconciler,
         stopping: stopping.clone(),
     };
     let told = stopping.clone();
@@ -158,14 +159,15 @@ pub async fn run(
 }
 
 /// What the metrics ask at each look.
-fn sources(runs: &Arc<Runs>, probe: &Arc<Probe>) -> Sources {
+fn sources(runs: &Arc<Runs>, probe: &Arc<Probe>, reconciler: &Arc<Reconciler>) -> Sources {
     let refresher = runs.refresher();
     let (generations, history) = (
         refresher.generations().clone(),
         refresher.history().cloned(),
     );
-    let (runs, probe) = (runs.clone(), probe.clone());
+    let (runs, probe, reconciler) = (runs.clone(), probe.clone(), reconciler.clone());
     Sources {
+        unfinished: Box::new(move || reconciler.unfinished().len()),
         under_way: Box::new(move || runs.under_way().len()),
         policy: Box::new(move || PolicyReport::of(&generations.active())),
         history_writable: Box::new(move || {
@@ -204,28 +206,4 @@ async fn begin_the_approved(
         () = recovered.cancelled() => {}
     }
     approvals.begin_the_approved(stopping).await;
-}
-
-/// Ends what a Refit that was killed left half done. The engine may come later than we do, and each refresh looks again; but
-/// nothing should stay half done until somebody asks for one.
-async fn recover(
-    refresher: Arc<Refresher>,
-    stopping: CancellationToken,
-    recovered: CancellationToken,
-) {
-    let mut pause = RECOVER_FIRST;
-    loop {
-        let looked = refresher.workshop().recover().await;
-        recovered.cancel();
-        let Err(error) = looked else { return };
-        tracing::warn!(
-            "cannot look for half-done replacements, and tries again in {} s: {}",
-            pause.as_secs(),
-            Diagnostic::of(&error).sentence()
-        );
-        tokio::select! {
-            () = stopping.cancelled() => return,
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(RECOVER_MOST),
-        }
-    }
 }

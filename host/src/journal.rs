@@ -13,10 +13,11 @@ use tracing::Instrument as _;
 use crate::capabilities::{
     CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy, Transfer,
 };
-use crate::container::{Container, ContainerId, Listed};
+use crate::container::{Container, ContainerId, Listed, State};
 use crate::diagnostic::{Diagnostic, Failure, Hints};
 use crate::engine::{EngineError, LayerProgress, PullError};
 use crate::image::{ImageId, ImageRef};
+use crate::recreate::recover::Unfinished;
 use crate::recreate::{RecreateError, Step};
 
 /// Something that happens during a refresh, for displays. Told as it happens, and never waited for.
@@ -233,6 +234,10 @@ mod optional_milliseconds {
 pub struct Record {
     pub images: Vec<ImageRecord>,
     pub recreations: Vec<RecreationRecord>,
+    /// The containers that the policy looked at and that did not run, by name.
+    pub stopped: HashMap<String, State>,
+    /// What was half done, and still is, and nobody is at work on.
+    pub unfinished: Vec<Unfinished>,
     /// Why the containers could not be listed, where the last attempt failed. A policy is told less, and in other words.
     pub unlisted: Option<Diagnostic>,
 }
@@ -246,6 +251,8 @@ pub struct Journal {
     record: Arc<Mutex<Record>>,
     /// What each container ran when the policy looked at it. As many as a policy may inspect.
     ran: Mutex<HashMap<ContainerId, ImageId>>,
+    /// And the state of those that did not run, by name.
+    stopped: Mutex<HashMap<String, State>>,
     under_way: TaskTracker,
 }
 
@@ -257,6 +264,7 @@ impl Journal {
             events,
             record: Arc::default(),
             ran: Mutex::default(),
+            stopped: Mutex::default(),
             under_way: TaskTracker::new(),
         }
     }
@@ -265,7 +273,12 @@ impl Journal {
     pub async fn finish(&self) -> Record {
         self.under_way.close();
         self.under_way.wait().await;
-        self.lock().clone()
+        let unfinished = self.inner.unfinished().await;
+        let mut record = self.lock().clone();
+        record.unfinished = unfinished;
+        record.stopped =
+            std::mem::take(&mut *self.stopped.lock().unwrap_or_else(PoisonError::into_inner));
+        record
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Record> {
@@ -288,6 +301,12 @@ impl Capabilities for Journal {
         if let Ok(found) = &answer {
             let mut ran = self.ran.lock().unwrap_or_else(PoisonError::into_inner);
             ran.insert(found.id.clone(), found.image_id.clone());
+            drop(ran);
+            let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+            match found.state {
+                State::Running => stopped.remove(&found.name),
+                state => stopped.insert(found.name.clone(), state),
+            };
         }
         answer
     }
@@ -306,6 +325,14 @@ impl Capabilities for Journal {
         self.lock().images.push(record.clone());
         (self.events)(Event::PullEnded(record));
         answer
+    }
+
+    async fn expect_recreations(&self, wave: &[Recreation]) {
+        self.inner.expect_recreations(wave).await;
+    }
+
+    async fn unfinished(&self) -> Vec<Unfinished> {
+        self.inner.unfinished().await
     }
 
     async fn recreate(
@@ -445,7 +472,9 @@ fn outcome_of(error: &RecreateError) -> RecreationOutcome {
         }
         RecreateError::Aborted { .. } => RecreationOutcome::Aborted,
         RecreateError::RolledBack { .. } => RecreationOutcome::RolledBack,
-        RecreateError::Stranded { .. } => RecreationOutcome::Stranded,
+        RecreateError::Stranded { .. } | RecreateError::StillStopping { .. } => {
+            RecreationOutcome::Stranded
+        }
     }
 }
 

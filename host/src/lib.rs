@@ -13,6 +13,7 @@
 //! - [`generation`]: which policy is in use, which was before it, and the way from one to the next.
 //! - [`refresh`]: one refresh, start to end, and its report; [`retention`]: what becomes of images that were replaced;
 //!   [`history`]: what became of each refresh; [`runs`]: those of a daemon, while they run; [`metrics`]: all of it in numbers.
+//! - [`reconcile`]: what a daemon does about replacements that were left half done.
 //! - [`private`]: files for their owner alone; [`notify`]: who is told what came of them.
 //! - [`watch`]: what finds out that there is something to refresh; [`hooks`]: what others say of it; [`approvals`]: what waits
 //!   until a person says yes.
@@ -68,6 +69,7 @@ pub mod notify;
 pub mod policy;
 pub mod private;
 pub mod progress;
+pub mod reconcile;
 pub mod recreate;
 pub mod refresh;
 pub mod registry;

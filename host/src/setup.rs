@@ -33,7 +33,7 @@ use crate::policy::{Compiler, PolicyEngine, PolicyError};
 use crate::recreate::guard;
 use crate::recreate::lanes::Lanes;
 use crate::recreate::lease::Leases;
-use crate::recreate::recover::Patience;
+use crate::recreate::recover::{FirstSeen, Patience};
 use crate::refresh::Refresher;
 use crate::registry::budget::Rate;
 use crate::registry::credentials::{Credentials, EnvironmentVariables};
@@ -144,6 +144,7 @@ pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
         },
         leases: Leases::in_folder(config.state_folder()),
         lanes: Lanes::new(config.limits.recreate_concurrency),
+        first_seen: FirstSeen::default(),
         ties: KnownTies::default(),
         own_id: guard::own_container_id(),
     })

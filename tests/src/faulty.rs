@@ -13,7 +13,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -50,6 +50,13 @@ pub enum Fault {
     KillBefore,
     /// The engine carries it out and answers; then the program is to be killed.
     KillAfter,
+    /// The engine goes away as the call arrives: for one second nobody listens at its socket, and connections are closed. As a restart
+    /// of the engine whose containers live on.
+    Away1,
+    /// The same for twenty seconds.
+    Away20,
+    /// The same for a minute, as an upgrade of the engine takes.
+    Away60,
 }
 
 impl Fault {
@@ -62,6 +69,20 @@ impl Fault {
         Self::KillBefore,
         Self::KillAfter,
     ];
+
+    /// Those that take long, and are tried beside the others.
+    pub const AWAY: [Self; 3] = [Self::Away1, Self::Away20, Self::Away60];
+
+    /// For how long nobody listens.
+    fn away(self) -> Option<Duration> {
+        let seconds = match self {
+            Self::Away1 => 1,
+            Self::Away20 => 20,
+            Self::Away60 => 60,
+            _ => return None,
+        };
+        Some(Duration::from_secs(seconds))
+    }
 
     fn reaches_the_engine(self) -> bool {
         matches!(self, Self::CutAfter | Self::HangAfter | Self::KillAfter)
@@ -82,6 +103,9 @@ impl fmt::Display for Fault {
             Self::HangAfter => "hang-after",
             Self::KillBefore => "kill-before",
             Self::KillAfter => "kill-after",
+            Self::Away1 => "away-1",
+            Self::Away20 => "away-20",
+            Self::Away60 => "away-60",
         })
     }
 }
@@ -92,6 +116,7 @@ impl FromStr for Fault {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let found = Self::ALL
             .into_iter()
+            .chain(Self::AWAY)
             .find(|fault| fault.to_string() == text);
         found.with_context(|| {
             let names = Self::ALL.map(|fault| fault.to_string()).join(", ");
@@ -158,11 +183,24 @@ pub struct Plan {
     pub fault: Fault,
 }
 
+/// A kind of call that is never let through, as a socket proxy refuses it: 403, and a page for people.
+#[derive(Clone, Copy, Debug)]
+pub struct Refused {
+    /// `POST /containers/{id}/stop`
+    pub label: &'static str,
+    /// Calls about what does not exist are let through, so that nobody finds out beforehand.
+    pub only_what_exists: bool,
+}
+
 /// What is asked of a proxy.
 #[derive(Clone, Debug, Default)]
 pub struct Setting {
     /// Without one everything is passed on.
     pub plan: Option<Plan>,
+    /// Whatever else goes wrong.
+    pub refused: Option<Refused>,
+    /// The engine's clock is shown ahead by so much.
+    pub clock_ahead: Duration,
     /// Lists of containers show only those with this label (`name=value`), so that a program that looks after the whole
     /// engine looks after one world of it, and others beside it do not change what it calls.
     pub only_label: Option<String>,
@@ -181,6 +219,9 @@ struct Shared {
     began: Instant,
     record: Mutex<Record>,
     kill: Notify,
+    faulted: Notify,
+    away: Mutex<Option<Duration>>,
+    leave: Notify,
 }
 
 #[derive(Default)]
@@ -225,8 +266,11 @@ impl Proxy {
             began: Instant::now(),
             record: Mutex::default(),
             kill: Notify::new(),
+            faulted: Notify::new(),
+            away: Mutex::default(),
+            leave: Notify::new(),
         });
-        let serving = tokio::spawn(serve(listener, shared.clone()));
+        let serving = tokio::spawn(serve(socket.to_owned(), listener, shared.clone()));
         Ok(Self {
             socket: socket.to_owned(),
             shared,
@@ -252,6 +296,19 @@ impl Proxy {
     /// The containers that were made through this proxy, and the volumes that they were made with.
     pub fn created(&self) -> Vec<Created> {
         self.shared.record().created.clone()
+    }
+
+    /// Returns when the call that goes wrong has arrived.
+    pub async fn until_fault(&self) {
+        while self
+            .shared
+            .record()
+            .calls
+            .iter()
+            .all(|call| call.fault.is_none())
+        {
+            self.shared.faulted.notified().await;
+        }
     }
 
     /// Returns when a call has arrived at which the program is to be killed. That call stays unanswered until then.
@@ -300,6 +357,10 @@ impl Shared {
             fault,
             at_ms,
         });
+        if fault.is_some() {
+            // Kept for one who asks later.
+            self.faulted.notify_one();
+        }
         (record.calls.len() - 1, fault)
     }
 
@@ -351,6 +412,33 @@ impl Shared {
         sender.send_request(request).await.map_err(|_| Cut)
     }
 
+    /// Whether this is a call that is never let through.
+    async fn refuses(&self, request: &Request<Full<Bytes>>) -> bool {
+        let Some(refused) = &self.setting.refused else {
+            return false;
+        };
+        let path = unversioned(request.uri().path());
+        if format!("{} {}", request.method(), template(path)) != refused.label {
+            return false;
+        }
+        if !refused.only_what_exists {
+            return true;
+        }
+        let mut segments = path.trim_start_matches('/').split('/');
+        let (Some("containers"), Some(id)) = (segments.next(), segments.next()) else {
+            return true;
+        };
+        if is_collective(id) {
+            return true;
+        }
+        let look = Request::get(format!("/containers/{id}/json"))
+            .header(HOST, "engine")
+            .body(Full::default())
+            .expect("an id is part of a URI");
+        let answer = self.forward(look).await;
+        answer.is_ok_and(|answer| answer.status() == StatusCode::OK)
+    }
+
     /// Looks at a container that was made just now, so that its anonymous volumes are known: the engine does not say later
     /// whose they were.
     async fn note_creation(&self, answer: &[u8]) {
@@ -377,9 +465,27 @@ impl Shared {
     }
 }
 
-async fn serve(listener: UnixListener, shared: Arc<Shared>) {
+async fn serve(socket: PathBuf, mut listener: UnixListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(_) => return,
+            },
+            () = shared.leave.notified() => {
+                let away = shared.away.lock().unwrap_or_else(PoisonError::into_inner).take();
+                connections.abort_all();
+                let _ = std::fs::remove_file(&socket);
+                drop(listener);
+                tokio::time::sleep(away.unwrap_or_default()).await;
+                let Ok(again) = UnixListener::bind(&socket) else {
+                    return;
+                };
+                listener = again;
+                continue;
+            }
+        };
         let shared = shared.clone();
         connections.spawn(async move {
             let service = service_fn(move |request| answer(shared.clone(), request));
@@ -407,6 +513,10 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
     }
     remove_hop_headers(&mut parts.headers);
     let request = Request::from_parts(parts, Full::new(body));
+    if shared.refuses(&request).await {
+        shared.answered(call, StatusCode::FORBIDDEN);
+        return Ok(forbidden());
+    }
     match fault {
         None if is_creation(&request) => {
             let response = shared.forward(request).await?;
@@ -415,6 +525,17 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
             shared.note_creation(&body).await;
             shared.answered(call, parts.status);
             remove_hop_headers(&mut parts.headers);
+            Ok(Response::from_parts(parts, whole(body)))
+        }
+        None if !shared.setting.clock_ahead.is_zero()
+            && unversioned(request.uri().path()) == "/info" =>
+        {
+            let response = shared.forward(request).await?;
+            let (mut parts, body) = response.into_parts();
+            let body = body.collect().await.map_err(|_| Cut)?.to_bytes();
+            shared.answered(call, parts.status);
+            remove_hop_headers(&mut parts.headers);
+            let body = ahead(&body, shared.setting.clock_ahead);
             Ok(Response::from_parts(parts, whole(body)))
         }
         None => {
@@ -429,6 +550,11 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
         Some(Fault::Hang) => pending().await,
         Some(Fault::KillBefore) => {
             shared.kill.notify_one();
+            pending().await
+        }
+        Some(fault @ (Fault::Away1 | Fault::Away20 | Fault::Away60)) => {
+            *shared.away.lock().unwrap_or_else(PoisonError::into_inner) = fault.away();
+            shared.leave.notify_one();
             pending().await
         }
         Some(Fault::CutAfter) => {
@@ -456,6 +582,27 @@ fn refusal() -> Response<Body> {
     response
 }
 
+/// What the engine says of itself, with a clock that is ahead.
+fn ahead(info: &[u8], by: Duration) -> Bytes {
+    let mut document: Value = serde_json::from_slice(info).unwrap_or_default();
+    let time = document["SystemTime"].as_str();
+    let time = time.and_then(|time| time.parse::<jiff::Timestamp>().ok());
+    if let Some(shown) = time.and_then(|time| time.checked_add(by).ok()) {
+        document["SystemTime"] = json!(shown.to_string());
+    }
+    document.to_string().into()
+}
+
+/// As the usual socket proxies answer, which are configured HTTP proxies.
+fn forbidden() -> Response<Body> {
+    let page = "<html><body><h1>403 Forbidden</h1>\nRequest forbidden by administrative rules.\n</body></html>\n";
+    let mut response = Response::new(whole(Bytes::from_static(page.as_bytes())));
+    *response.status_mut() = StatusCode::FORBIDDEN;
+    let html = hyper::header::HeaderValue::from_static("text/html");
+    response.headers_mut().insert(CONTENT_TYPE, html);
+    response
+}
+
 fn whole(body: Bytes) -> Body {
     Full::new(body).map_err(|never| match never {}).boxed()
 }
@@ -477,15 +624,20 @@ fn narrowed(uri: &Uri, label: &str) -> Option<Uri> {
     if unversioned(uri.path()) != "/containers/json" {
         return None;
     }
-    let before = uri
-        .query()
-        .map(|query| format!("{query}&"))
-        .unwrap_or_default();
-    let filter = json!({ "label": [label] }).to_string();
-    let filter: String = filter.bytes().map(|byte| format!("%{byte:02X}")).collect();
-    format!("{}?{before}filters={filter}", uri.path())
-        .parse()
-        .ok()
+    let query = uri.query().unwrap_or_default();
+    let pairs: Vec<(String, String)> = form_urlencoded::parse(query.as_bytes())
+        .into_owned()
+        .collect();
+    let asked = pairs.iter().find(|(key, _)| key == "filters");
+    let mut filters: Value = asked
+        .and_then(|(_, value)| serde_json::from_str(value).ok())
+        .unwrap_or_else(|| json!({}));
+    filters["label"] = json!([label]);
+    let query = form_urlencoded::Serializer::new(String::new())
+        .extend_pairs(pairs.iter().filter(|(key, _)| key != "filters"))
+        .append_pair("filters", &filters.to_string())
+        .finish();
+    format!("{}?{query}", uri.path()).parse().ok()
 }
 
 /// Without `/v1.41`.
@@ -573,7 +725,7 @@ mod tests {
     #[test]
     fn a_question_for_all_containers_is_narrowed() {
         let narrow = |uri: &str| narrowed(&uri.parse().unwrap(), "a=b").map(|uri| uri.to_string());
-        let filter = "filters=%7B%22%6C%61%62%65%6C%22%3A%5B%22%61%3D%62%22%5D%7D";
+        let filter = "filters=%7B%22label%22%3A%5B%22a%3Db%22%5D%7D";
         assert_eq!(
             narrow("/v1.41/containers/json?all=true"),
             Some(format!("/v1.41/containers/json?all=true&{filter}"))
@@ -581,6 +733,10 @@ mod tests {
         assert_eq!(
             narrow("/containers/json"),
             Some(format!("/containers/json?{filter}"))
+        );
+        assert_eq!(
+            narrow("/containers/json?filters=%7B%22name%22%3A%5B%22x%22%5D%7D"),
+            Some("/containers/json?filters=%7B%22label%22%3A%5B%22a%3Db%22%5D%2C%22name%22%3A%5B%22x%22%5D%7D".into())
         );
         assert_eq!(narrow("/containers/a/json"), None);
     }

@@ -19,11 +19,16 @@ use anyhow::Context;
 use futures_util::future::pending;
 
 use self::bench::{Bench, Slot};
-use self::program::{Program, Run};
+use self::program::{Ending, Program, Run};
 use self::promise::{End, Problem};
 pub use self::set_up::Scenario;
-use crate::faulty::{Call, Plan, Proxy, Setting};
+use crate::faulty::{Call, Plan, Proxy, Refused, Setting};
 use crate::world::{self, World, with_world};
+
+/// Longer than any replacement may take.
+const HOUR: Duration = Duration::from_secs(60 * 60);
+/// How long a second Refit waits for the first one to be in the middle of something, and works then.
+const MEDDLING: Duration = Duration::from_secs(30);
 
 /// What came of one case.
 #[derive(Debug)]
@@ -58,14 +63,24 @@ enum Course {
     WithoutRecovery(Plan),
     /// The first recovery goes wrong too; a second one does not.
     FaultInRecovery(Plan, Plan),
+    /// A kind of call is refused for good, to the refresh and to a recovery after it.
+    Refused(Refused),
+    /// The state folder is gone after the refresh: it may be that another Refit is at work, until the engine's clock says that none
+    /// can be.
+    LostState(Plan),
+    /// While the refresh is in the middle of a call, a Refit with a state folder of its own recovers and refreshes.
+    SecondRefit(Plan),
 }
 
 impl Course {
     fn plan(self) -> Option<Plan> {
         match self {
             Self::Whole(plan) => plan,
-            Self::WithoutProxy => None,
-            Self::WithoutRecovery(plan) | Self::FaultInRecovery(plan, _) => Some(plan),
+            Self::WithoutProxy | Self::Refused(_) => None,
+            Self::WithoutRecovery(plan)
+            | Self::FaultInRecovery(plan, _)
+            | Self::LostState(plan)
+            | Self::SecondRefit(plan) => Some(plan),
         }
     }
 }
@@ -122,6 +137,41 @@ pub async fn run_with_fault_in_recovery(
     run_by(program, bench, slot, scenario, course).await
 }
 
+/// A refresh, and a recovery after it, to which a kind of call is refused for good; then a recovery to which nothing is refused, then
+/// the judgement. In between the container must serve.
+pub async fn run_with_refused_calls(
+    program: &Path,
+    bench: &Bench,
+    slot: &Slot,
+    scenario: Scenario,
+    refused: Refused,
+) -> anyhow::Result<Outcome> {
+    run_by(program, bench, slot, scenario, Course::Refused(refused)).await
+}
+
+/// A refresh that is killed and whose state folder is lost; a recovery too soon, which must not touch anything; one when it is time, then
+/// the judgement.
+pub async fn run_with_lost_state(
+    program: &Path,
+    bench: &Bench,
+    slot: &Slot,
+    scenario: Scenario,
+    plan: Plan,
+) -> anyhow::Result<Outcome> {
+    run_by(program, bench, slot, scenario, Course::LostState(plan)).await
+}
+
+/// A refresh that hangs in a call for a while, beside which a second Refit recovers and refreshes; then the judgement.
+pub async fn run_beside_a_second_refit(
+    program: &Path,
+    bench: &Bench,
+    slot: &Slot,
+    scenario: Scenario,
+    plan: Plan,
+) -> anyhow::Result<Outcome> {
+    run_by(program, bench, slot, scenario, Course::SecondRefit(plan)).await
+}
+
 async fn run_by(
     program: &Path,
     bench: &Bench,
@@ -164,32 +214,97 @@ async fn run_in(
 
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let only_label = Some(format!("{}={}", world::LABEL, w.prefix()));
-    let program = Program::new(program, folder.path(), bench.config(w, image, scenario));
+    let program = Program::new(
+        program,
+        folder.path(),
+        bench.config(w, image, scenario, &before.name),
+    );
     let plan = course.plan();
     let faulty = Proxy::start(
         w.docker_host(),
         &folder.path().join("faulty.sock"),
         Setting {
             plan,
+            refused: match course {
+                Course::Refused(refused) => Some(refused),
+                _ => None,
+            },
+            clock_ahead: Duration::ZERO,
             only_label: only_label.clone(),
         },
     )?;
     let engine = match course {
-        Course::Whole(_) | Course::WithoutRecovery(_) | Course::FaultInRecovery(..) => {
-            faulty.docker_host()
-        }
         Course::WithoutProxy => w.docker_host().to_owned(),
+        _ => faulty.docker_host(),
     };
-    let refresh = program
-        .run(&["refresh", "--json"], &engine, faulty.until_kill_is_due())
-        .await?;
+    let refreshing = program.run(&["refresh", "--json"], &engine, faulty.until_kill_is_due());
+    let (refresh, mut problems) = match course {
+        Course::SecondRefit(_) => {
+            let other = tempfile::tempdir().context("cannot make a temporary folder")?;
+            let config = bench.config(w, image, scenario, &before.name);
+            let second = Program::new(program.program(), other.path(), config);
+            let beside = Setting {
+                only_label: only_label.clone(),
+                ..Setting::default()
+            };
+            let socket = other.path().join("beside.sock");
+            let beside = Proxy::start(w.docker_host(), &socket, beside)?;
+            let meddling = async {
+                faulty.until_fault().await;
+                for arguments in [["recover", "--json"], ["refresh", "--json"]] {
+                    let run = second.run(&arguments, &beside.docker_host(), pending());
+                    anyhow::ensure!(
+                        run.await?.ending != Ending::TooLong,
+                        "the second Refit hangs"
+                    );
+                }
+                Ok(())
+            };
+            let (refresh, meddled) = tokio::join!(refreshing, async {
+                // A fault whose call never comes must not be waited for.
+                tokio::time::timeout(MEDDLING, meddling)
+                    .await
+                    .unwrap_or(Ok(()))
+            });
+            meddled?;
+            (refresh?, Vec::new())
+        }
+        _ => (refreshing.await?, Vec::new()),
+    };
     let half_done = promise::is_half_done(w, &before).await?;
+    if let Course::Refused(refused) = course {
+        problems.extend(promise::judge_service(w, &before, refused, "the refresh").await?);
+        program
+            .run(&["recover", "--json"], &engine, pending())
+            .await?;
+        problems.extend(promise::judge_service(w, &before, refused, "a recovery").await?);
+    }
+    let mut clock_ahead = Duration::ZERO;
+    if let Course::LostState(_) = course {
+        let _ = std::fs::remove_dir_all(folder.path().join("state"));
+        let setting = Setting {
+            only_label: only_label.clone(),
+            ..Setting::default()
+        };
+        let early = Proxy::start(w.docker_host(), &folder.path().join("early.sock"), setting)?;
+        let run = program
+            .run(&["recover", "--json"], &early.docker_host(), pending())
+            .await?;
+        problems.extend(promise::judge_early_recovery(
+            half_done,
+            &run,
+            &early.calls(),
+        ));
+        clock_ahead = HOUR;
+    }
 
     let mut disturbed = false;
     let mut recovery_fault_happened = true;
     if let Course::FaultInRecovery(_, plan) = course {
         let setting = Setting {
             plan: Some(plan),
+            refused: None,
+            clock_ahead: Duration::ZERO,
             only_label: only_label.clone(),
         };
         let faulty = Proxy::start(w.docker_host(), &folder.path().join("second.sock"), setting)?;
@@ -209,16 +324,16 @@ async fn run_in(
         w.docker_host(),
         &folder.path().join("sound.sock"),
         Setting {
+            clock_ahead,
             plan: None,
+            refused: None,
             only_label,
         },
     )?;
     let recovering: &[&str] = match course {
-        Course::Whole(_) | Course::WithoutProxy | Course::FaultInRecovery(..) => {
-            &["recover", "--json"]
-        }
         // A command that calls no engine.
         Course::WithoutRecovery(_) => &["config", "show"],
+        _ => &["recover", "--json"],
     };
     let recover = program
         .run(recovering, &sound.docker_host(), pending())
@@ -236,7 +351,8 @@ async fn run_in(
     // Who is killed leaves calls unanswered that it made at the same time as the one at which it was.
     let waited_for: &[Call] = if kill_was_due { &[] } else { &calls };
     disturbed |= waited_for.iter().chain(&recovery).any(Call::was_abandoned);
-    let (end, mut problems) = promise::judge(w, bench, image, scenario, &before, &faulty).await?;
+    let (end, judged) = promise::judge(w, bench, image, scenario, &before, &faulty).await?;
+    problems.extend(judged);
     problems.extend(promise::judge_refresh(
         scenario,
         end,

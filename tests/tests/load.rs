@@ -17,9 +17,9 @@ use refit::artifact::signature::Trust;
 use refit::capabilities::guard::Counts;
 use refit::capabilities::live::Workshop;
 use refit::capabilities::ties::KnownTies;
-use refit::container::{Container, ContainerId, Image, Listed, Object};
+use refit::container::{Container, ContainerId, ContainerName, Image, Listed, Object};
 use refit::engine::{
-    CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal,
+    CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal, StopMode,
     UnnamedImage,
 };
 use refit::generation::Generations;
@@ -33,7 +33,7 @@ use refit::policy::{Concurrency, DEFAULT_POLICY, PolicyEngine};
 use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
-use refit::recreate::recover::Patience;
+use refit::recreate::recover::{FirstSeen, Patience};
 use refit::refresh::{Bounds, Mode, Refresher, Report, Request, Trigger};
 use refit::registry::budget::Rate;
 use refit::registry::credentials::{Credentials, EnvironmentVariables};
@@ -87,8 +87,24 @@ impl Engine for Nothing {
         Ok(Vec::new())
     }
 
-    async fn inspect(&self, _: &str) -> Result<Container, EngineError> {
+    async fn inspect(&self, _: &ContainerId) -> Result<Container, EngineError> {
         Self::not_found("inspect").await
+    }
+
+    async fn find_by_name(&self, _: &ContainerName) -> Result<Option<Listed>, EngineError> {
+        Ok(None)
+    }
+
+    async fn is_listed(&self, _: &ContainerId) -> Result<bool, EngineError> {
+        Ok(false)
+    }
+
+    async fn clock(&self) -> Result<jiff::Timestamp, EngineError> {
+        Ok(jiff::Timestamp::now())
+    }
+
+    fn daemon_events(&self) -> BoxStream<'_, Result<(), EngineError>> {
+        futures_util::stream::empty().boxed()
     }
 
     fn events(
@@ -131,7 +147,7 @@ impl Engine for Nothing {
 
     async fn create(
         &self,
-        _: &str,
+        _: &ContainerName,
         _: &CreateRequest,
         _: Option<&Platform>,
     ) -> Result<ContainerId, EngineError> {
@@ -150,11 +166,11 @@ impl Engine for Nothing {
         Self::not_found("start").await
     }
 
-    async fn stop(&self, _: &ContainerId, _: Duration) -> Result<(), EngineError> {
+    async fn stop(&self, _: &ContainerId, _: StopMode) -> Result<(), EngineError> {
         Self::not_found("stop").await
     }
 
-    async fn rename(&self, _: &ContainerId, _: &str) -> Result<(), EngineError> {
+    async fn rename(&self, _: &ContainerId, _: &ContainerName) -> Result<(), EngineError> {
         Self::not_found("rename").await
     }
 
@@ -222,6 +238,7 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
         },
         leases: Leases::in_folder(state.to_owned()),
         lanes: Lanes::default(),
+        first_seen: FirstSeen::default(),
         ties: KnownTies::default(),
         own_id: None,
     };

@@ -12,6 +12,7 @@ use crate::engine::{EngineError, PullError};
 use crate::grants::{Grants, Verb};
 use crate::image::ImageRef;
 use crate::recreate::RecreateError;
+use crate::recreate::recover::Unfinished;
 
 /// How often a policy may use each capability in one refresh.
 #[derive(Clone, Copy, Debug)]
@@ -126,18 +127,39 @@ impl Capabilities for Guard {
         self.inner.pull(image).await
     }
 
+    async fn expect_recreations(&self, wave: &[Recreation]) {
+        if self.cancel.is_cancelled() {
+            return;
+        }
+        // What will be refused must not be replaced as part of a group.
+        let granted = wave
+            .iter()
+            .filter(|it| self.grants.may(verb(it.strategy)).is_ok());
+        let granted: Vec<Recreation> = granted.take(self.recreates.left()).cloned().collect();
+        self.inner.expect_recreations(&granted).await;
+    }
+
     async fn recreate(
         &self,
         recreation: Recreation,
     ) -> Result<Recreated, CallError<RecreateError>> {
         self.going_on()?;
-        let verb = match recreation.strategy {
-            Strategy::Replace => Verb::Replace,
-            Strategy::Remove => Verb::Remove,
-            Strategy::Overlap => Verb::Overlap,
-        };
-        self.grants.may(verb).map_err(CallError::Denied)?;
+        self.grants
+            .may(verb(recreation.strategy))
+            .map_err(CallError::Denied)?;
         self.recreates.take()?;
         self.inner.recreate(recreation).await
+    }
+
+    async fn unfinished(&self) -> Vec<Unfinished> {
+        self.inner.unfinished().await
+    }
+}
+
+fn verb(strategy: Strategy) -> Verb {
+    match strategy {
+        Strategy::Replace => Verb::Replace,
+        Strategy::Remove => Verb::Remove,
+        Strategy::Overlap => Verb::Overlap,
     }
 }

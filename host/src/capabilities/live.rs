@@ -1,24 +1,28 @@
 //! The capabilities for real: the engine does what is asked.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use super::foreseen::Foreseen;
 use super::ties::KnownTies;
+use super::wave::{self, WaveGroups};
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy, Transfer};
-use crate::container::{Container, Listed, State};
+use crate::container::{Container, ContainerId, Listed, State};
 use crate::diagnostic::{Diagnostic, Hints as _};
 use crate::engine::{Engine, EngineError, PullError};
-use crate::image::{ImageId, ImageRef, Platform};
+use crate::image::{ImageRef, Platform};
 use crate::journal::{Event, Events};
 use crate::recreate::dependents::{Node, Ties, dependents};
 use crate::recreate::lanes::Lanes;
 use crate::recreate::lease::{Lease, Leases};
-use crate::recreate::names::{self, Meaning};
-use crate::recreate::recover::{Outcome, Patience, Recovered, recover};
-use crate::recreate::replace::{Manner, NewImage, Replaced, replace, successor};
+use crate::recreate::names::{ParsedName, stopping_name, temporary_name};
+use crate::recreate::recover::{
+    FirstSeen, Outcome, Patience, Recovered, Unfinished, recover, survey,
+};
+use crate::recreate::replace::{Manner, NewImage, Replaced, Target, replace, successor};
 use crate::recreate::{RecreateError, Step, guard, overlap, remove};
 use crate::registry::credentials::Credentials;
 use crate::registry::digests::Digests;
@@ -35,6 +39,7 @@ pub struct Workshop {
     pub patience: Patience,
     pub leases: Leases,
     pub lanes: Lanes,
+    pub first_seen: FirstSeen,
     pub ties: KnownTies,
     /// Of the container that we run in, where we do.
     pub own_id: Option<String>,
@@ -43,14 +48,32 @@ pub struct Workshop {
 impl Workshop {
     /// Finish or undo what somebody began and could not end. What came of it is logged.
     pub async fn recover(&self) -> Result<Vec<Recovered>, EngineError> {
-        let recovered = recover(self.engine.as_ref(), &self.leases, self.patience).await?;
+        let recovered = recover(
+            self.engine.as_ref(),
+            &self.leases,
+            &self.first_seen,
+            self.patience,
+        )
+        .await?;
         for one in &recovered {
             let (container, outcome) = (one.container.as_str(), one.outcome);
             match outcome {
+                Outcome::InProgress if one.is_attended => tracing::debug!(
+                    container,
+                    ?outcome,
+                    "a replacement under way: {}",
+                    one.detail
+                ),
                 Outcome::InProgress => tracing::info!(
                     container,
                     ?outcome,
                     "a replacement under way: {}",
+                    one.detail
+                ),
+                Outcome::LeftOver => tracing::warn!(
+                    container,
+                    ?outcome,
+                    "a container that is of no use any more could not be removed: {}",
                     one.detail
                 ),
                 Outcome::Stranded => tracing::error!(
@@ -75,7 +98,7 @@ impl Workshop {
     /// All containers but those that are half of a replacement, sorted by name.
     pub(super) async fn containers(&self) -> Result<Vec<Listed>, EngineError> {
         let mut containers = self.engine.containers().await?;
-        containers.retain(|container| names::meaning(&container.name).is_none());
+        containers.retain(|container| ParsedName::parse(&container.name).is_none());
         containers.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(containers)
     }
@@ -90,6 +113,11 @@ impl Workshop {
         Ok(found.map(|(login, _)| login))
     }
 
+    /// What is half done on this engine, and nobody on this machine is at work on. Changes nothing.
+    pub async fn unfinished(&self) -> Result<Vec<Unfinished>, EngineError> {
+        Ok(survey(&self.engine.containers().await?, &self.leases))
+    }
+
     /// Look again at a container that was listed: is it still that one, is it behind, may it be touched?
     pub(super) async fn examine(
         &self,
@@ -97,7 +125,7 @@ impl Workshop {
         force: bool,
     ) -> Result<Container, RecreateError> {
         let name = wanted.container.name.clone();
-        let container = match self.engine.inspect(wanted.container.id.as_str()).await {
+        let container = match self.engine.inspect(&wanted.container.id).await {
             Ok(container) => container,
             Err(error) if error.is_not_found() => {
                 return Err(successor(self.engine.as_ref(), &name, &wanted.image.id).await);
@@ -110,11 +138,13 @@ impl Workshop {
                 });
             }
         };
-        if container.image_id == wanted.image.id && !force {
+        let is_ours = ParsedName::parse(&container.name).is_some();
+        let runs_it = container.image_id == wanted.image.id && container.state == State::Running;
+        if runs_it && !is_ours && !force {
             return Err(RecreateError::Current { name });
         }
         if container.name != name {
-            if names::meaning(&container.name).is_some() {
+            if is_ours {
                 return Err(RecreateError::Busy { name });
             }
             let reason = format!("it was renamed to `{}` since it was listed", container.name);
@@ -122,12 +152,8 @@ impl Workshop {
         }
         if let Some(reason) = guard::objection(&container, self.own_id.as_deref()) {
             // Another Refit stops it before it gives it another name; until then its replacement tells.
-            let stopped_by_us = container.state != State::Running
-                && self
-                    .engine
-                    .inspect(&names::candidate(&container.id))
-                    .await
-                    .is_ok();
+            let stopped_by_us =
+                container.state != State::Running && self.has_replacement(&container).await;
             return Err(if stopped_by_us {
                 RecreateError::Busy { name }
             } else {
@@ -137,8 +163,17 @@ impl Workshop {
         Ok(container)
     }
 
-    /// The running containers that depend on this one and are replaced with it, each behind all that it depends on. An error
-    /// where one of them could not be.
+    async fn has_replacement(&self, container: &Container) -> bool {
+        for name in [temporary_name(&container.id), stopping_name(&container.id)] {
+            if let Ok(Some(_)) = self.engine.find_by_name(&name).await {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The containers that depend on this one and are replaced with it, each behind all that it depends on. One that is stopped is
+    /// among them where it could never be started again otherwise. An error where one of them could not be replaced.
     pub(super) async fn dependents(
         &self,
         container: &Container,
@@ -150,7 +185,7 @@ impl Workshop {
             source: error.into(),
         };
         let listed = self.engine.containers().await.map_err(failed)?;
-        let being_proven = |listed: &Listed| matches!(names::meaning(&listed.name), Some(Meaning::Parked { new, .. }) if new == container.id.short());
+        let being_proven = |listed: &Listed| matches!(ParsedName::parse(&listed.name), Some(ParsedName::Backup(backup)) if backup.new == container.id.short());
         if listed.iter().any(being_proven) {
             return Err(RecreateError::Busy { name: name() });
         }
@@ -160,15 +195,30 @@ impl Workshop {
             name: name(),
             ties: Ties::of(container),
         };
-        let mut running = Vec::new();
+        let mut found = Vec::new();
         for (node, tie) in dependents(&first, others.map_err(failed)?) {
-            let dependent = match self.engine.inspect(node.id.as_str()).await {
+            let dependent = match self.engine.inspect(&node.id).await {
                 Ok(dependent) => dependent,
                 Err(error) if error.is_not_found() => continue,
                 Err(error) => return Err(failed(error)),
             };
-            match guard::objection(&dependent, self.own_id.as_deref()) {
-                None => running.push(dependent),
+            let is_stopped = matches!(dependent.state, State::Created | State::Exited);
+            if is_stopped && !tie.must_follow() {
+                continue;
+            }
+            let objection = match is_stopped {
+                // It is replaced without being started, so only its owner counts.
+                true => {
+                    let started = Container {
+                        state: State::Running,
+                        ..dependent.clone()
+                    };
+                    guard::objection(&started, self.own_id.as_deref())
+                }
+                false => guard::objection(&dependent, self.own_id.as_deref()),
+            };
+            match objection {
+                None => found.push(dependent),
                 // It could never be started again: the engine knows its provider by id.
                 Some(reason) if tie.must_follow() => {
                     let reason = format!(
@@ -184,7 +234,7 @@ impl Workshop {
                 Some(_) => {}
             }
         }
-        Ok(running)
+        Ok(found)
     }
 
     /// Whether two of it may run at once for a while.
@@ -217,9 +267,8 @@ impl Workshop {
     }
 
     /// One on each; `None` where somebody is at work on one of them.
-    fn leases(&self, dependents: &[Container]) -> Option<Vec<Lease>> {
-        let leases = dependents.iter().map(|it| self.leases.take(&it.id));
-        leases.collect()
+    fn leases<'a>(&self, ids: impl Iterator<Item = &'a ContainerId>) -> Option<Vec<Lease>> {
+        ids.map(|id| self.leases.take(id)).collect()
     }
 }
 
@@ -232,26 +281,56 @@ pub struct Live {
     /// Set when the refresh is to end: what was stopped by then is finished, and nothing else is.
     pub ending: CancellationToken,
     pub foreseen: Foreseen,
+    waves: WaveGroups,
+    /// What followed another container in this refresh: ids that a policy may still know it by, and the ids that it has now.
+    followed: Mutex<HashMap<ContainerId, ContainerId>>,
+    unfinished: Mutex<Option<Vec<Unfinished>>>,
+}
+
+type Answer = Result<Recreated, CallError<RecreateError>>;
+
+impl Live {
+    pub fn new(
+        workshop: Arc<Workshop>,
+        force: bool,
+        events: Events,
+        ending: CancellationToken,
+        foreseen: Foreseen,
+    ) -> Self {
+        Self {
+            workshop,
+            force,
+            events,
+            ending,
+            foreseen,
+            waves: WaveGroups::default(),
+            followed: Mutex::default(),
+            unfinished: Mutex::default(),
+        }
+    }
 }
 
 #[async_trait]
 impl Capabilities for Live {
     async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
         let mut containers = self.workshop.engine.containers().await?;
+        let mut unfinished = Vec::new();
         if containers
             .iter()
-            .any(|container| names::meaning(&container.name).is_some())
+            .any(|container| ParsedName::parse(&container.name).is_some())
         {
             // Somebody did not end what they began. A policy should see whole containers only.
-            self.workshop.recover().await?;
-            return Ok(self.workshop.containers().await?);
+            let recovered = self.workshop.recover().await?;
+            unfinished.extend(recovered.iter().filter_map(Recovered::unfinished));
+            containers = self.workshop.containers().await?;
         }
+        *lock(&self.unfinished) = Some(unfinished);
         containers.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(containers)
     }
 
     async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
-        Ok(self.workshop.engine.inspect(container.id.as_str()).await?)
+        Ok(self.workshop.engine.inspect(&container.id).await?)
     }
 
     async fn expect_pulls(&self, images: &[ImageRef]) {
@@ -306,39 +385,90 @@ impl Capabilities for Live {
         })
     }
 
-    async fn recreate(&self, wanted: Recreation) -> Result<Recreated, CallError<RecreateError>> {
-        let Some(lease) = self.workshop.leases.take(&wanted.container.id) else {
-            return Err(RecreateError::Busy {
-                name: wanted.container.name,
+    async fn expect_recreations(&self, wave: &[Recreation]) {
+        if let Err(error) = self.waves.expect(&self.workshop, wave).await {
+            // Each is replaced by itself then, and takes along what depends on it.
+            tracing::warn!(
+                "cannot find out which containers of the wave depend on each other: {}",
+                Diagnostic::of(&error).sentence()
+            );
+        }
+    }
+
+    async fn recreate(&self, mut wanted: Recreation) -> Answer {
+        let group = self.waves.group_of(&wanted.container.id);
+        if let Some(new) = lock(&self.followed).get(&wanted.container.id) {
+            wanted.container.id = new.clone();
+        }
+        let answer = match group {
+            Some(group) => {
+                let all = group.run(|wanted| recreate_group(self, wanted)).await;
+                lock(all).remove(&wanted.container.name)
             }
-            .into());
+            None if wanted.strategy == Strategy::Replace => {
+                let name = wanted.container.name.clone();
+                recreate_group(self, vec![wanted]).await.remove(&name)
+            }
+            None => Some(recreate_alone(self, wanted).await),
         };
-        let (outcome, settled) = recreate(self, wanted).await;
-        match &outcome {
-            Err(RecreateError::Busy { .. }) => lease.give_back(),
-            _ if settled => lease.settle(),
-            // Kept, for whoever recovers.
-            _ => drop(lease),
-        }
-        if let Err(RecreateError::Withdrawn { .. }) = &outcome {
-            return Err(CallError::Cancelled);
-        }
-        if let Err(error) = &outcome {
+        // Asked for twice in one wave: the first answer was the one.
+        let answer = answer.unwrap_or(Err(CallError::Cancelled));
+        if let Err(CallError::Failed(error)) = &answer {
             tracing::warn!(hints = ?error.hints(), "{}", Diagnostic::of(error).sentence());
         }
-        Ok(outcome?)
+        answer
+    }
+
+    async fn unfinished(&self) -> Vec<Unfinished> {
+        let noted = lock(&self.unfinished).clone();
+        match noted {
+            Some(unfinished) => unfinished,
+            None => self.workshop.unfinished().await.unwrap_or_default(),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// As a policy sees it: one that was withdrawn was cancelled.
+fn answer(outcome: Result<Recreated, RecreateError>) -> Answer {
+    outcome.map_err(|error| match error {
+        RecreateError::Withdrawn { .. } => CallError::Cancelled,
+        error => CallError::Failed(error),
+    })
+}
+
+/// By `remove` or `overlap`.
+async fn recreate_alone(live: &Live, wanted: Recreation) -> Answer {
+    let Some(lease) = live.workshop.leases.take(&wanted.container.id) else {
+        let name = wanted.container.name;
+        return Err(RecreateError::Busy { name }.into());
+    };
+    let (outcome, settled) = recreate_one(live, wanted).await;
+    let is_busy = matches!(&outcome, Err(RecreateError::Busy { .. }));
+    end_leases(vec![lease], is_busy, settled);
+    answer(outcome)
+}
+
+fn end_leases(leases: Vec<Lease>, is_busy: bool, settled: bool) {
+    match (is_busy, settled) {
+        (true, _) => leases.into_iter().for_each(Lease::give_back),
+        (false, true) => leases.into_iter().for_each(Lease::settle),
+        // Kept, for whoever recovers.
+        (false, false) => drop(leases),
     }
 }
 
 /// The flag says whether nothing is left to finish or undo.
-async fn recreate(live: &Live, wanted: Recreation) -> (Result<Recreated, RecreateError>, bool) {
+async fn recreate_one(live: &Live, wanted: Recreation) -> (Result<Recreated, RecreateError>, bool) {
     let (workshop, events) = (&live.workshop, &live.events);
     let container = match workshop.examine(&wanted, live.force).await {
         Ok(container) => container,
         Err(error) => return (Err(error), true),
     };
     let name = container.name.clone();
-    let from_image_id = container.image_id.clone();
     let step = |step| {
         events(Event::Step {
             container: name.clone(),
@@ -346,63 +476,194 @@ async fn recreate(live: &Live, wanted: Recreation) -> (Result<Recreated, Recreat
         })
     };
     let engine = workshop.engine.as_ref();
-    match wanted.strategy {
-        Strategy::Remove => {
-            step(Step::Remove);
-            let removed = remove::remove(engine, &container).await;
-            let recreated = Recreated {
-                id: None,
-                image_id: wanted.image.id,
-                from_image_id,
-                gap: None,
-                followed: vec![],
-                left_over: None,
-            };
-            (removed.map(|()| recreated), true)
+    let mut recreated = Recreated {
+        id: None,
+        image_id: wanted.image.id.clone(),
+        from_image_id: container.image_id.clone(),
+        gap: None,
+        followed: vec![],
+        left_over: None,
+    };
+    if wanted.strategy == Strategy::Remove {
+        step(Step::Remove);
+        let removed = remove::remove(engine, &container).await;
+        return (removed.map(|()| recreated), true);
+    }
+    if let Err(error) = workshop.may_overlap(&container).await {
+        return (Err(error), true);
+    }
+    let image = NewImage::pulled(&wanted.image.reference, wanted.image.id);
+    let manner = workshop.manner(&live.ending, &step);
+    let (replaced, settled) = overlap::overlap(engine, container, &image, &manner).await;
+    let replaced = replaced.map(|replaced| {
+        recreated.id = replaced.members.into_iter().next().map(|(_, id)| id);
+        recreated.gap = Some(replaced.gap);
+        recreated.left_over = joined(&replaced.left_over);
+        recreated
+    });
+    (replaced, settled)
+}
+
+fn joined(names: &[String]) -> Option<String> {
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
+/// Answers by name.
+type Answers = HashMap<String, Answer>;
+
+/// A container that is to get a new image, and those that depend on it, each behind all that it depends on.
+struct Ready {
+    wanted: Recreation,
+    container: Container,
+    dependents: Vec<Container>,
+}
+
+/// One or several containers, by `replace`, and all that depend on them, as one replacement.
+async fn recreate_group(live: &Live, wanted: Vec<Recreation>) -> Answers {
+    let workshop = &live.workshop;
+    let Some(mut leases) = workshop.leases(wanted.iter().map(|wanted| &wanted.container.id)) else {
+        let busy = |name: String| (name.clone(), Err(RecreateError::Busy { name }.into()));
+        return wanted
+            .into_iter()
+            .map(|it| busy(it.container.name))
+            .collect();
+    };
+    let mut answers = Answers::new();
+    let mut ready = Vec::new();
+    for wanted in wanted {
+        let name = wanted.container.name.clone();
+        let examined = async {
+            let container = workshop.examine(&wanted, live.force).await?;
+            let dependents = workshop.dependents(&container).await?;
+            Ok(Ready {
+                wanted,
+                container,
+                dependents,
+            })
+        };
+        match examined.await {
+            Ok(one) => ready.push(one),
+            Err(error) => drop(answers.insert(name, answer(Err(error)))),
         }
-        Strategy::Replace => {
-            let dependents = match workshop.dependents(&container).await {
-                Ok(dependents) => dependents,
-                Err(error) => return (Err(error), true),
-            };
-            let Some(leases) = workshop.leases(&dependents) else {
-                return (Err(RecreateError::Busy { name }), true);
-            };
-            let image = NewImage::pulled(&wanted.image.reference, wanted.image.id);
-            let manner = workshop.manner(&live.ending, &step);
-            let (replaced, settled) = replace(engine, container, &image, dependents, &manner).await;
-            match &replaced {
-                Err(RecreateError::Busy { .. }) => leases.into_iter().for_each(Lease::give_back),
-                _ if settled => leases.into_iter().for_each(Lease::settle),
-                _ => drop(leases),
-            }
-            (
-                replaced.map(|replaced| recreated(replaced, &image, from_image_id)),
-                settled,
-            )
+    }
+    if ready.is_empty() {
+        let is_busy = answers
+            .values()
+            .any(|it| matches!(it, Err(CallError::Failed(RecreateError::Busy { .. }))));
+        end_leases(leases, is_busy, true);
+        return answers;
+    }
+    let targets = targets(&ready);
+    let followers = followers(&ready, &targets);
+    // An examined one that is not ready may be a follower all the same: it holds its lease already.
+    let held: HashSet<String> = leases.iter().map(|lease| lease.key().to_owned()).collect();
+    let more = followers.iter().filter(|id| !held.contains(id.short()));
+    let (outcome, settled) = match workshop.leases(more) {
+        None => {
+            let name = ready[0].container.name.clone();
+            (Err(RecreateError::Busy { name }), true)
         }
-        Strategy::Overlap => {
-            if let Err(error) = workshop.may_overlap(&container).await {
-                return (Err(error), true);
-            }
-            let image = NewImage::pulled(&wanted.image.reference, wanted.image.id);
+        Some(more) => {
+            leases.extend(more);
+            let names: Vec<String> = targets.iter().map(|it| it.container.name.clone()).collect();
+            let step = |step| {
+                for one in &ready {
+                    (live.events)(Event::Step {
+                        container: one.container.name.clone(),
+                        step,
+                    });
+                }
+            };
+            tracing::debug!(group = ?names, "replacing");
             let manner = workshop.manner(&live.ending, &step);
-            let (replaced, settled) = overlap::overlap(engine, container, &image, &manner).await;
-            (
-                replaced.map(|replaced| recreated(replaced, &image, from_image_id)),
-                settled,
-            )
+            replace(workshop.engine.as_ref(), targets.clone(), &manner).await
+        }
+    };
+    let is_busy = matches!(&outcome, Err(RecreateError::Busy { .. }));
+    end_leases(leases, is_busy, settled);
+    match outcome {
+        Ok(replaced) => {
+            note_followers(live, &targets, &followers, &replaced);
+            answers.extend(recreated(&ready, replaced));
+        }
+        Err(error) => {
+            for one in &ready {
+                let name = &one.container.name;
+                answers.extend(
+                    wave::error_for(&error, name).map(|it| (name.clone(), answer(Err(it)))),
+                );
+            }
+            // Whose error it is, if it was one of those asked for; a follower's is its first provider's.
+            let named = error.name().to_owned();
+            let owner = match ready.iter().any(|one| one.container.name == named) {
+                true => named,
+                false => ready[0].container.name.clone(),
+            };
+            answers.insert(owner, answer(Err(error)));
+        }
+    }
+    answers
+}
+
+/// Every container of the group once, each behind all that it depends on.
+fn targets(ready: &[Ready]) -> Vec<Target> {
+    let mut by_id: BTreeMap<ContainerId, Target> = BTreeMap::new();
+    for one in ready {
+        for container in &one.dependents {
+            by_id.entry(container.id.clone()).or_insert_with(|| Target {
+                container: container.clone(),
+                image: None,
+            });
+        }
+    }
+    for one in ready {
+        let image = &one.wanted.image;
+        let target = Target {
+            container: one.container.clone(),
+            image: Some(NewImage::pulled(&image.reference, image.id.clone())),
+        };
+        by_id.insert(one.container.id.clone(), target);
+    }
+    wave::in_order(by_id.into_values().collect())
+}
+
+/// Those that only follow.
+fn followers(ready: &[Ready], targets: &[Target]) -> Vec<ContainerId> {
+    let ids = targets.iter().map(|target| &target.container.id);
+    ids.filter(|id| ready.iter().all(|one| one.container.id != **id))
+        .cloned()
+        .collect()
+}
+
+fn note_followers(live: &Live, targets: &[Target], followers: &[ContainerId], replaced: &Replaced) {
+    let mut followed = lock(&live.followed);
+    for (target, (_, new)) in targets.iter().zip(&replaced.members) {
+        if followers.contains(&target.container.id) {
+            followed.insert(target.container.id.clone(), new.clone());
         }
     }
 }
 
-fn recreated(replaced: Replaced, image: &NewImage, from_image_id: ImageId) -> Recreated {
-    Recreated {
-        id: Some(replaced.id),
-        image_id: image.id.clone(),
-        from_image_id,
-        gap: Some(replaced.gap),
-        followed: replaced.followed,
-        left_over: (!replaced.left_over.is_empty()).then(|| replaced.left_over.join(", ")),
-    }
+fn recreated(ready: &[Ready], replaced: Replaced) -> Answers {
+    let is_ready = |name: &str| ready.iter().any(|one| one.container.name == name);
+    let mut left_over = joined(&replaced.left_over);
+    let new_ids: HashMap<&str, &ContainerId> = replaced
+        .members
+        .iter()
+        .map(|(name, id)| (name.as_str(), id))
+        .collect();
+    let each = ready.iter().map(|one| {
+        let name = &one.container.name;
+        let followed = one.dependents.iter().map(|it| it.name.clone());
+        let recreated = Recreated {
+            id: new_ids.get(name.as_str()).map(|id| (*id).clone()),
+            image_id: one.wanted.image.id.clone(),
+            from_image_id: one.container.image_id.clone(),
+            gap: Some(replaced.gap),
+            followed: followed.filter(|name| !is_ready(name)).collect(),
+            left_over: left_over.take(),
+        };
+        (name.clone(), Ok(recreated))
+    });
+    each.collect()
 }

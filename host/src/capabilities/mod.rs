@@ -10,6 +10,7 @@ pub mod live;
 pub mod plan;
 pub mod ties;
 pub mod warrant;
+mod wave;
 
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::container::{Container, ContainerId, Listed};
 use crate::engine::{EngineError, PullError};
 use crate::image::{ImageId, ImageRef};
 use crate::recreate::RecreateError;
+use crate::recreate::recover::Unfinished;
 
 /// Why a capability did not do as asked: the host did not let it, or it failed.
 #[derive(Debug)]
@@ -109,6 +111,12 @@ pub trait Capabilities: Send + Sync {
     /// These are pulled next, one by one: whoever can find out about all of them at once may do so now.
     async fn expect_pulls(&self, _: &[ImageRef]) {}
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>>;
+    /// These are recreated next, one by one: those that depend on each other can be replaced together.
+    async fn expect_recreations(&self, _: &[Recreation]) {}
     async fn recreate(&self, recreation: Recreation)
     -> Result<Recreated, CallError<RecreateError>>;
+    /// Replacements that were begun, have not ended, and that nobody is at work on.
+    async fn unfinished(&self) -> Vec<Unfinished> {
+        Vec::new()
+    }
 }

@@ -14,6 +14,7 @@ use crate::container::{Container, Listed};
 use crate::engine::{EngineError, PullError};
 use crate::image::{ImageId, ImageRef};
 use crate::recreate::RecreateError;
+use crate::recreate::recover::Unfinished;
 
 /// Where a plan learns which digest a registry serves under a reference now.
 #[async_trait]
@@ -53,7 +54,7 @@ impl Capabilities for Plan {
     }
 
     async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
-        Ok(self.workshop.engine.inspect(container.id.as_str()).await?)
+        Ok(self.workshop.engine.inspect(&container.id).await?)
     }
 
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
@@ -102,5 +103,9 @@ impl Capabilities for Plan {
             followed: followed.into_iter().map(|followed| followed.name).collect(),
             left_over: None,
         })
+    }
+
+    async fn unfinished(&self) -> Vec<Unfinished> {
+        self.workshop.unfinished().await.unwrap_or_default()
     }
 }

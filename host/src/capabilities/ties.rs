@@ -37,7 +37,7 @@ impl KnownTies {
         let unknown: Vec<ContainerId> =
             ids.filter(|id| !known.contains_key(*id)).cloned().collect();
         let looks = unknown.into_iter().map(|id| async move {
-            match engine.inspect(id.as_str()).await {
+            match engine.inspect(&id).await {
                 Ok(container) => Ok(Some(container)),
                 Err(error) if error.is_not_found() => Ok(None),
                 Err(error) => Err(error),

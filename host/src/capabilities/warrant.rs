@@ -13,6 +13,7 @@ use crate::container::{Container, Listed};
 use crate::engine::{EngineError, PullError};
 use crate::image::ImageRef;
 use crate::recreate::RecreateError;
+use crate::recreate::recover::Unfinished;
 
 /// What may be done, and no more.
 #[derive(Clone, Debug, Default)]
@@ -107,6 +108,19 @@ impl Capabilities for Warranted {
         let pulled = self.inner.pull(image).await?;
         covered(&pulled).map_err(CallError::Denied)?;
         Ok(pulled)
+    }
+
+    async fn expect_recreations(&self, wave: &[Recreation]) {
+        let allowed = wave.iter().filter(|it| {
+            let name = &it.container.name;
+            self.warrant.allows(name, it.strategy).is_ok()
+        });
+        let allowed: Vec<Recreation> = allowed.cloned().collect();
+        self.inner.expect_recreations(&allowed).await;
+    }
+
+    async fn unfinished(&self) -> Vec<Unfinished> {
+        self.inner.unfinished().await
     }
 
     async fn recreate(&self, wanted: Recreation) -> Result<Recreated, CallError<RecreateError>> {

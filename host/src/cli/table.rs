@@ -6,7 +6,7 @@ use crate::diagnostic::Diagnostic;
 use crate::history::{self, Entry};
 use crate::journal::{ImageOutcome, ImageRecord, RecreationOutcome, RecreationRecord};
 use crate::policy::Verdict;
-use crate::recreate::recover::{Outcome, Recovered};
+use crate::recreate::recover::{Outcome, Recovered, UnfinishedState};
 use crate::refresh::{ContainerReport, Mode, Report, Trigger};
 
 /// `pulled       ghcr.io/…/workspace-template-hermes:latest`
@@ -118,6 +118,7 @@ pub(super) fn recovered(recovered: &[Recovered]) -> String {
         Outcome::Undone => "undone",
         Outcome::Superseded => "superseded",
         Outcome::InProgress => "in progress",
+        Outcome::LeftOver => "left over",
         Outcome::Stranded => "STRANDED",
     };
     recovered
@@ -159,6 +160,15 @@ pub(super) fn report(report: &Report) -> String {
     }
     for container in &report.containers {
         let _ = writeln!(text, "{}", container_line(container));
+    }
+    for one in &report.unfinished {
+        let word = match one.state {
+            UnfinishedState::HalfDone => "HALF DONE",
+            UnfinishedState::InProgress => "in progress",
+            UnfinishedState::LeftOver => "left over",
+            UnfinishedState::Stranded => "STRANDED",
+        };
+        let _ = writeln!(text, "{}", line(word, &one.container, &one.detail));
     }
     let failures = report
         .images
@@ -248,6 +258,7 @@ fn sum(report: &Report) -> String {
         (summary.stale, "stale"),
         (summary.unknown, "unknown"),
         (summary.recreate_failed, "not recreated"),
+        (summary.unfinished, "unfinished from before"),
     ];
     let containers = counts(&counted).unwrap_or_else(|| "none".into());
     let what = match report.mode {

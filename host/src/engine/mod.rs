@@ -16,7 +16,7 @@ use futures_util::stream::BoxStream;
 
 use self::ssh::SshError;
 use self::tls::TlsError;
-use crate::container::{Container, ContainerId, Image, Listed, Object};
+use crate::container::{Container, ContainerId, ContainerName, Image, Listed, Object};
 use crate::diagnostic::Hints;
 use crate::image::{ImageId, ImageRef, Platform};
 use crate::secret::Login;
@@ -78,7 +78,17 @@ pub enum Removal {
     Discard,
 }
 
-/// The verbs. Containers are named by id or name as the engine takes them; whoever cares which one it is passes an id.
+/// How a container is asked to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopMode {
+    /// By its own stop signal and its own stop timeout, after which the engine kills it. `limit` is how long that may take.
+    Graceful { limit: Duration },
+    /// Killed at once. For a replacement that failed, while nothing runs under the name.
+    Immediate,
+}
+
+/// The verbs. A container is named by its whole id; the one lookup by name answers with exactly that name or with nothing, because
+/// an engine that is asked for a name falls back to ids that begin with it.
 #[async_trait]
 pub trait Engine: Send + Sync {
     /// Where it is, for people.
@@ -87,7 +97,15 @@ pub trait Engine: Send + Sync {
 
     /// All of them, in whatever state.
     async fn containers(&self) -> Result<Vec<Listed>, EngineError>;
-    async fn inspect(&self, container: &str) -> Result<Container, EngineError>;
+    /// An answer about another container is an error.
+    async fn inspect(&self, container: &ContainerId) -> Result<Container, EngineError>;
+    /// The container that has exactly this name, in whatever state.
+    async fn find_by_name(&self, name: &ContainerName) -> Result<Option<Listed>, EngineError>;
+    /// Whether the engine lists this container, in whatever state: a second opinion where [`Engine::inspect`] was answered 404,
+    /// which a proxy says of anything.
+    async fn is_listed(&self, container: &ContainerId) -> Result<bool, EngineError>;
+    /// What the engine's clock shows.
+    async fn clock(&self) -> Result<jiff::Timestamp, EngineError>;
     /// A word each time that the container exits, is removed or changes its health, from `since` on by the engine's clock. What
     /// it was, [`Engine::inspect`] says. For who would have to look again and again: it has no time limit, may end at any time,
     /// and an engine that is busy may leave a word out.
@@ -96,6 +114,9 @@ pub trait Engine: Send + Sync {
         container: &ContainerId,
         since: jiff::Timestamp,
     ) -> BoxStream<'_, Result<(), EngineError>>;
+    /// What the engine tells of itself, which is little: for who wants to know when it goes away. The stream ends then. It has no
+    /// time limit.
+    fn daemon_events(&self) -> BoxStream<'_, Result<(), EngineError>>;
     /// By reference or id; only what is on this machine.
     async fn image(&self, image: &str) -> Result<Image, EngineError>;
 
@@ -122,7 +143,7 @@ pub trait Engine: Send + Sync {
 
     async fn create(
         &self,
-        name: &str,
+        name: &ContainerName,
         request: &CreateRequest,
         platform: Option<&Platform>,
     ) -> Result<ContainerId, EngineError>;
@@ -134,11 +155,13 @@ pub trait Engine: Send + Sync {
     ) -> Result<(), EngineError>;
     async fn disconnect(&self, container: &ContainerId, network: &str) -> Result<(), EngineError>;
     async fn start(&self, container: &ContainerId) -> Result<(), EngineError>;
-    /// By its own stop signal and its own timeout, after which the engine kills it. Returns when it has exited; a container
-    /// that does not run is left as it is.
-    async fn stop(&self, container: &ContainerId, its_timeout: Duration)
-    -> Result<(), EngineError>;
-    async fn rename(&self, container: &ContainerId, name: &str) -> Result<(), EngineError>;
+    /// Returns when it has exited; a container that does not run is left as it is.
+    async fn stop(&self, container: &ContainerId, mode: StopMode) -> Result<(), EngineError>;
+    async fn rename(
+        &self,
+        container: &ContainerId,
+        name: &ContainerName,
+    ) -> Result<(), EngineError>;
     async fn remove(&self, container: &ContainerId, removal: Removal) -> Result<(), EngineError>;
 }
 
@@ -186,6 +209,23 @@ impl EngineError {
             self,
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Broken { .. }
         )
+    }
+
+    /// Whether nobody listens where the engine should be.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Broken { source, .. } => matches!(
+                io_kind(source.as_ref()),
+                Some(std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused)
+            ),
+            Self::TooOld { .. }
+            | Self::TimedOut { .. }
+            | Self::NotFound { .. }
+            | Self::Conflict { .. }
+            | Self::Refused { .. }
+            | Self::Nonsense { .. } => false,
+        }
     }
 }
 

@@ -19,6 +19,8 @@ type Ask<T> = Box<dyn Fn() -> T + Send + Sync>;
 pub struct Sources {
     /// Refreshes.
     pub under_way: Ask<usize>,
+    /// Replacements that were left half done.
+    pub unfinished: Ask<usize>,
     /// The active one.
     pub policy: Ask<PolicyReport>,
     /// `None` where no history is kept.
@@ -85,6 +87,12 @@ fn of_parts(sources: &Sources, encoder: &mut DescriptorEncoder<'_>) -> fmt::Resu
         "refit_refreshes_under_way",
         "Refreshes that have begun and not ended",
         number((sources.under_way)()),
+    )?;
+    gauge(
+        encoder,
+        "refit_replacements_unfinished",
+        "Replacements that were left half done, and that nobody is at work on: a person may be needed",
+        number((sources.unfinished)()),
     )?;
     let policy = (sources.policy)();
     gauge(

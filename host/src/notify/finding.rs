@@ -11,6 +11,7 @@ use crate::history::Id;
 use crate::image::ImageRef;
 use crate::journal::{ImageOutcome, ImageRecord, RecreationOutcome, RecreationRecord};
 use crate::policy::Verdict;
+use crate::recreate::recover::{Unfinished, UnfinishedState};
 use crate::refresh::{ContainerReport, PolicyReport, RefreshError, Report, Request, Trigger};
 use crate::watch::status::{self as watch, Snapshot, Watched};
 
@@ -155,6 +156,50 @@ impl Outcome {
             // Whoever asked for what there is not has been told, and nobody else needs to be.
             Err(RefreshError::UnknownTargets { .. }) => {}
             Err(error) => outcome.findings.push(whole(error, &context)),
+        }
+        outcome
+    }
+
+    /// Replacements that are half done `now`, and those that were `before`.
+    pub fn of_unfinished(now: &[Unfinished], before: &[Unfinished]) -> Self {
+        let mut outcome = Self::default();
+        for one in before {
+            if now.iter().all(|it| it.container != one.container) {
+                let about = about(Kind::Failed, "container", &one.container);
+                outcome.settled.push(about);
+            }
+        }
+        // Another Refit's may end any moment, and need not be told.
+        let settled = |one: &&Unfinished| one.state != UnfinishedState::InProgress;
+        for one in now.iter().filter(settled) {
+            let name = &one.container;
+            let (urgency, what, now) = match one.state {
+                UnfinishedState::LeftOver => (
+                    Urgency::Normal,
+                    "left a container that could not be removed",
+                    "the right container runs under its name",
+                ),
+                _ => (
+                    Urgency::Urgent,
+                    "was left half done and could be neither finished nor undone",
+                    "it may be that nothing runs under its name; nothing was deleted",
+                ),
+            };
+            outcome.findings.push(Finding {
+                urgency,
+                next: vec!["the daemon tries again; `refit recover` does at once".into()],
+                same: Some(Sameness {
+                    about: about(Kind::Failed, "container", name),
+                    cause: format!("{:?}", one.state),
+                }),
+                ..Finding::new(
+                    Kind::Failed,
+                    name,
+                    format!("the replacement of `{name}` {what}: {}", one.detail),
+                    now,
+                    &Context::default(),
+                )
+            });
         }
         outcome
     }

@@ -188,6 +188,7 @@ impl docker::Host for HostState {
         }
         self.waves.push(names);
         let capabilities = self.capabilities();
+        capabilities.expect_recreations(&wanted).await;
         let calls = wanted.into_iter().map(|wanted| {
             let capabilities = capabilities.clone();
             async move { capabilities.recreate(wanted).await }

@@ -66,7 +66,7 @@ pub(super) fn container_info(container: &Container, grants: &Grants) -> types::C
             Health::Healthy => types::Health::Healthy,
             Health::Unhealthy => types::Health::Unhealthy,
         },
-        created: u64::try_from(container.created).unwrap_or_default(),
+        created: u64::try_from(container.created.as_second()).unwrap_or_default(),
         started: container
             .started
             .and_then(|started| u64::try_from(started.as_second()).ok()),
@@ -184,6 +184,10 @@ pub(super) fn recreate_error(error: CallError<RecreateError>) -> types::Recreate
                 E::RolledBack(failed_step(step, &source))
             }
             RecreateError::Stranded { step, source, .. } => E::Stranded(failed_step(step, &source)),
+            error @ RecreateError::StillStopping { .. } => E::Stranded(types::FailedStep {
+                step: Step::Stop.to_string(),
+                cause: error.to_string(),
+            }),
         },
     )
 }

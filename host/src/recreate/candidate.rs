@@ -1,12 +1,15 @@
 //! A replacement before it takes over: made under a temporary name, attached to its networks, and compared with what was asked
 //! for. The old container runs on meanwhile, and is not touched.
 
+use std::time::Duration;
+
 use super::intent::{Intent, Replacement};
 use super::replace::{Manner, NewImage};
-use super::steady::{ensure_removed, look, may_pass};
+use super::steady::{ensure_removed, find, may_pass};
+use super::stop::StopTimeout;
 use super::verify::differences;
 use super::{RecreateError, Step, StepError, names};
-use crate::container::{Container, ContainerId};
+use crate::container::{Container, ContainerId, ContainerName};
 use crate::engine::{Engine, EngineError, Removal};
 
 /// Why there is no replacement, and whether nothing of one is left.
@@ -23,6 +26,13 @@ impl Unready {
             settled,
         }
     }
+}
+
+/// A replacement that was made.
+pub(super) struct Made {
+    pub(super) id: ContainerId,
+    /// By the engine's clock.
+    pub(super) created: jiff::Timestamp,
 }
 
 /// What the user asked for when `old` was made.
@@ -50,30 +60,39 @@ pub(super) async fn create(
     wanted: &Replacement,
     image: &NewImage,
     manner: &Manner<'_>,
-) -> Result<ContainerId, Unready> {
+) -> Result<Made, Unready> {
     (manner.step)(Step::Create);
-    let name = names::candidate(&old.id);
-    let new = match engine.create(&name, &wanted.request, manner.platform).await {
+    let busy = || Unready {
+        error: RecreateError::Busy {
+            name: old.name.clone(),
+        },
+        settled: false,
+    };
+    if StopTimeout::of(old) == StopTimeout::Unlimited
+        && let Ok(Some(_)) = find(engine, &names::stopping_name(&old.id)).await
+    {
+        return Err(busy());
+    }
+    let name = names::temporary_name(&old.id);
+    let created = engine.create(&name, &wanted.request, manner.platform);
+    let new = match created.await {
         Ok(id) => id,
         // The name can be taken only once: another Refit is at work on this container, or one died at it.
-        Err(EngineError::Conflict { .. }) => {
-            let name = old.name.clone();
-            return Err(Unready {
-                error: RecreateError::Busy { name },
-                settled: false,
-            });
-        }
+        Err(error @ EngineError::Conflict { .. }) => match is_taken_soon(engine, &name).await {
+            true => return Err(busy()),
+            false => return Err(Unready::aborted(old, Step::Create, error.into(), true)),
+        },
         Err(error) => {
             let lost = may_pass(&error);
             // The engine may have made it all the same, or may be about to: then the name tells, now or later.
-            if lost && let Ok(Some(made)) = look(engine, &name).await {
+            if lost && let Ok(Some(made)) = find(engine, &name).await {
                 let _ = ensure_removed(engine, &made.id, Removal::Discard).await;
             }
             return Err(Unready::aborted(old, Step::Create, error.into(), !lost));
         }
     };
     match check(engine, &new, wanted, image, manner).await {
-        Ok(()) => Ok(new),
+        Ok(created) => Ok(Made { id: new, created }),
         Err((step, source)) => {
             let settled = discard(engine, &new).await;
             Err(Unready::aborted(old, step, source, settled))
@@ -81,19 +100,37 @@ pub(super) async fn create(
     }
 }
 
+/// A name is taken a moment before the container that it was taken for is listed.
+const LISTED_WITHIN: [Duration; 3] = [
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+];
+
+/// Whether a conflict was about this name: an engine answers 409 for other reasons too.
+async fn is_taken_soon(engine: &dyn Engine, name: &ContainerName) -> bool {
+    for wait in LISTED_WITHIN {
+        if let Ok(Some(_)) = find(engine, name).await {
+            return true;
+        }
+        tokio::time::sleep(wait).await;
+    }
+    false
+}
+
 /// Remove a replacement that is not to be; whether it is gone.
 pub(super) async fn discard(engine: &dyn Engine, new: &ContainerId) -> bool {
     ensure_removed(engine, new, Removal::Discard).await.is_ok()
 }
 
-/// The other networks, and a look at what the engine made.
+/// The other networks, and a look at what the engine made. Returns when it was made.
 async fn check(
     engine: &dyn Engine,
     new: &ContainerId,
     wanted: &Replacement,
     image: &NewImage,
     manner: &Manner<'_>,
-) -> Result<(), (Step, StepError)> {
+) -> Result<jiff::Timestamp, (Step, StepError)> {
     if !wanted.networks.is_empty() {
         (manner.step)(Step::Connect);
     }
@@ -105,7 +142,7 @@ async fn check(
     }
     (manner.step)(Step::Verify);
     let made = engine
-        .inspect(new.as_str())
+        .inspect(new)
         .await
         .map_err(|error| (Step::Verify, error.into()))?;
     let unfit = |problem: String| Err((Step::Verify, StepError::Unfit(problem)));
@@ -117,7 +154,7 @@ async fn check(
     }
     let differences = differences(wanted, &made);
     if differences.is_empty() {
-        return Ok(());
+        return Ok(made.created);
     }
     unfit(format!(
         "the engine made something else: {}",

@@ -4,7 +4,7 @@
 //! present name. Pure: inspections in, answers out.
 
 use crate::container::{Container, ContainerId};
-use crate::recreate::names::{self, Meaning};
+use crate::recreate::names::ParsedName;
 
 /// What a container has of another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,10 +97,8 @@ pub(super) fn provider(entry: &str) -> &str {
 
 /// Whether somebody who wrote this meant that container. One that is half of a replacement is meant by our names for it too.
 pub(super) fn is_meant(written: &str, id: &ContainerId, name: &str) -> bool {
-    let by_our_name = || match names::meaning(written) {
-        Some(Meaning::Candidate { old } | Meaning::Parked { old, .. }) => old == id.short(),
-        None => false,
-    };
+    let by_our_name =
+        || ParsedName::parse(written).is_some_and(|parsed| parsed.old() == id.short());
     written == name
         || (written.len() >= ID_DIGITS_MIN && id.as_str().starts_with(written))
         || by_our_name()
@@ -153,7 +151,7 @@ pub fn dependents(first: &Node, others: Vec<Node>) -> Vec<(Node, Tie)> {
 }
 
 /// Providers first. Containers that depend on each other in a ring, which no engine makes, come as they are.
-pub(super) fn in_order<T>(mut left: Vec<T>, depends: impl Fn(&T, &[T]) -> bool) -> Vec<T> {
+pub(crate) fn in_order<T>(mut left: Vec<T>, depends: impl Fn(&T, &[T]) -> bool) -> Vec<T> {
     let mut ordered = Vec::with_capacity(left.len());
     while !left.is_empty() {
         let next = left.iter().position(|item| !depends(item, &left));
@@ -166,6 +164,7 @@ pub(super) fn in_order<T>(mut left: Vec<T>, depends: impl Fn(&T, &[T]) -> bool) 
 mod tests {
     use super::*;
     use crate::recreate::intent::tests::container;
+    use crate::recreate::names::{BackupName, temporary_name};
     use serde_json::{Value, json};
 
     fn id(digit: char) -> ContainerId {
@@ -205,8 +204,8 @@ mod tests {
 
     #[test]
     fn a_provider_that_is_being_replaced_is_known_by_our_names_for_it() {
-        let parked = names::parked(&id('a'), &id('b'), "ws-a");
-        for written in [parked, names::candidate(&id('a'))] {
+        let backup = BackupName::new(&id('a'), &id('b'), 1, true, "ws-a").to_name();
+        for written in [backup, temporary_name(&id('a'))] {
             let ties = node('x', json!({ "Links": [format!("/{written}:/ws-x/db")] })).ties;
             assert_eq!(ties.to(&id('a'), "ws-a"), Some(Tie::Link));
         }

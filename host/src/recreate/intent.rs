@@ -102,7 +102,7 @@ impl Intent {
                 }
             };
         // The engine remembers the container and not this name, and shows the link under whatever name it gets.
-        let candidate = names::candidate(&provider.id);
+        let candidate = names::temporary_name(&provider.id);
         entries(&mut self.host_config, "Links", &|link| {
             let alias = link.strip_prefix(&provider.name)?.strip_prefix(':')?;
             Some(format!("{candidate}:{alias}"))

@@ -105,6 +105,11 @@ fn open_locked(path: &std::path::Path) -> Result<File, TryLockError> {
 }
 
 impl Lease {
+    /// The first digits of the container's id.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// Nothing is left to finish or undo. Without this the file stays, for whoever recovers.
     pub fn settle(mut self) {
         self.settled = true;

@@ -1,8 +1,8 @@
 //! Giving a container its new image: the one way in which it is done, whoever asks.
 //!
 //! [`intent`] says what the user asked for when the container was made, and [`verify`] whether a new one is that; both are
-//! pure. [`replace`] is the order of the steps and the way back from each ([`overlap`] the one without
-//! a gap, [`remove`] the one that leaves the rest to others), [`proof`] when a new one has proven itself,
+//! pure. [`replace`] is the order of the steps ([`overlap`] the one without a gap, [`remove`] the one that leaves the rest to
+//! others), `rollback` the way back from each, [`proof`] when a new one has proven itself,
 //! [`recover`] what is done about replacements that somebody could not end. [`dependents`] says who must follow when a
 //! container is replaced, [`guard`] which containers are never touched,
 //! [`lanes`] how many do what at once, [`lease`] who is at work on which, [`names`] what is written down of it. Knows the engine's verbs, and neither policies nor
@@ -20,7 +20,9 @@ pub mod proof;
 pub mod recover;
 pub mod remove;
 pub mod replace;
+mod rollback;
 mod steady;
+mod stop;
 pub mod verify;
 
 use std::fmt;
@@ -106,7 +108,16 @@ pub enum RecreateError {
         name: String,
         step: Step,
         source: StepError,
+        /// What a person should know besides.
+        notes: Vec<String>,
+        /// Names of replacements that could not be removed.
+        left_over: Vec<String>,
     },
+    /// It has no stop timeout, so the engine does not end it.
+    #[error(
+        "`{name}` was asked to stop, has no stop timeout and has not ended yet; recovery starts it again when it has"
+    )]
+    StillStopping { name: String, id: ContainerId },
     #[error(
         "cannot {step} the replacement of `{name}`, and the old container could not be put back: it is kept as `{kept_as}` ({old}), its replacement is {new}"
     )]
@@ -121,6 +132,24 @@ pub enum RecreateError {
     },
 }
 
+impl RecreateError {
+    /// The container that it is about.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Current { name }
+            | Self::Gone { name }
+            | Self::ReplacedByOther { name, .. }
+            | Self::Busy { name }
+            | Self::Withdrawn { name }
+            | Self::Unsupported { name, .. }
+            | Self::Aborted { name, .. }
+            | Self::RolledBack { name, .. }
+            | Self::StillStopping { name, .. }
+            | Self::Stranded { name, .. } => name,
+        }
+    }
+}
+
 impl Hints for RecreateError {
     fn hints(&self) -> Vec<String> {
         match self {
@@ -128,14 +157,27 @@ impl Hints for RecreateError {
                 format!("putting it back failed: {undoing}"),
                 format!("nothing was deleted: `refit recover` tries again, `docker start {}` starts the old container", old.short()),
             ],
+            Self::StillStopping { id, .. } => vec![
+                format!("`docker kill {}` ends it at once; `refit recover`, or a running daemon, then starts it again", id.short()),
+            ],
+            Self::RolledBack { source, notes, left_over, .. } => {
+                let mut hints = notes.clone();
+                if !left_over.is_empty() {
+                    hints.push(format!(
+                        "`{}` could not be removed: `refit recover` tries again",
+                        left_over.join("`, `")
+                    ));
+                }
+                if let StepError::Engine(source) = source {
+                    hints.extend(source.hints());
+                }
+                hints
+            }
             Self::Busy { .. } => vec![
                 "wait for it to end; if no other refresh runs, one was killed midway: `refit recover` ends what it began".into(),
             ],
-            Self::RolledBack { source: StepError::Engine(source), .. } | Self::Aborted { source: StepError::Engine(source), .. } => {
-                source.hints()
-            }
-            Self::RolledBack { .. }
-            | Self::Aborted { .. }
+            Self::Aborted { source: StepError::Engine(source), .. } => source.hints(),
+            Self::Aborted { .. }
             | Self::Current { .. }
             | Self::Gone { .. }
             | Self::Withdrawn { .. }

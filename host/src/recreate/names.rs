@@ -2,56 +2,135 @@
 //! so they say everything that is needed to finish or undo it.
 //!
 //! - The replacement, until it takes over: `refit-new.<old>`. It follows from the old container's id alone, and names are
-//!   unique on an engine, so of two Refits only one can make it.
-//! - The old container, once it has stopped: `refit-old.<old>.<new>.<name>`, with the name that it had.
+//!   unique on an engine, so of two Refits only one can make it. While a container without a stop timeout is asked to stop,
+//!   which may take any time, it is `refit-new.<old>.stopping`: whoever finds the old container running then must not believe
+//!   that nobody has asked it to stop.
+//! - The old container, once it has stopped: `refit-old.<old>.<new>.<time>.<name>`, with the name that it had. `<time>` is when it
+//!   got this name, in seconds since the Unix epoch by the engine's clock, behind a letter: `t` for a container that ran before,
+//!   `s` for one that was stopped already and is to stay so. Refit before 0.2 left `<time>.` out.
 //!
 //! `<old>` and `<new>` are the first twelve digits of ids. No such name contains `ws-`: the platform's own healers remove what
 //! does, so hyphens within a name are written `.-` and dots `..`.
 
-use crate::container::ContainerId;
+use crate::container::{ContainerId, ContainerName};
 
-const CANDIDATE: &str = "refit-new.";
-const PARKED: &str = "refit-old.";
+const TEMPORARY: &str = "refit-new.";
+const STOPPING: &str = ".stopping";
+const BACKUP: &str = "refit-old.";
 
 /// The name of a replacement until it takes over.
-pub fn candidate(old: &ContainerId) -> String {
-    format!("{CANDIDATE}{}", old.short())
+pub fn temporary_name(old: &ContainerId) -> ContainerName {
+    temporary_name_of(old.short())
 }
 
-/// The name of the old container while its replacement proves itself.
-pub fn parked(old: &ContainerId, new: &ContainerId, name: &str) -> String {
-    let name = name.replace('.', "..").replace('-', ".-");
-    format!("{PARKED}{}.{}.{name}", old.short(), new.short())
+/// The name of a replacement while the old container takes any time to stop.
+pub fn stopping_name(old: &ContainerId) -> ContainerName {
+    ContainerName::new(format!("{TEMPORARY}{}{STOPPING}", old.short()))
+}
+
+fn temporary_name_of(old: &str) -> ContainerName {
+    ContainerName::new(format!("{TEMPORARY}{old}"))
+}
+
+/// The name of an old container while its replacement proves itself, and what it says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackupName {
+    /// The first digits of its own id.
+    pub old: String,
+    /// Those of its replacement.
+    pub new: String,
+    /// Seconds since the Unix epoch by the engine's clock; `None` in names that older versions of Refit gave.
+    pub since: Option<i64>,
+    /// Whether it ran before.
+    pub ran: bool,
+    /// The name that it had.
+    pub name: String,
+}
+
+impl BackupName {
+    pub fn new(old: &ContainerId, new: &ContainerId, since: i64, ran: bool, name: &str) -> Self {
+        Self {
+            old: old.short().to_owned(),
+            new: new.short().to_owned(),
+            since: Some(since),
+            ran,
+            name: name.to_owned(),
+        }
+    }
+
+    pub fn to_name(&self) -> ContainerName {
+        let name = self.name.replace('.', "..").replace('-', ".-");
+        let since = match (self.since, self.ran) {
+            (Some(since), true) => format!("t{since}."),
+            (Some(since), false) => format!("s{since}."),
+            (None, _) => String::new(),
+        };
+        ContainerName::new(format!("{BACKUP}{}.{}.{since}{name}", self.old, self.new))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.strip_prefix(BACKUP)?.splitn(3, '.');
+        let (old, new, rest) = (parts.next()?, parts.next()?, parts.next()?);
+        if !is_short_id(old) || !is_short_id(new) {
+            return None;
+        }
+        // An escaped name has no dot that stands alone, so a time in front of it is no part of one.
+        let (since, ran, name) = match unescape(rest) {
+            Some(name) => (None, true, name),
+            None => {
+                let (time, name) = rest.split_once('.')?;
+                let ran = match time.get(..1)? {
+                    "t" => true,
+                    "s" => false,
+                    _ => return None,
+                };
+                (Some(time[1..].parse().ok()?), ran, unescape(name)?)
+            }
+        };
+        Some(Self {
+            old: old.to_owned(),
+            new: new.to_owned(),
+            since,
+            ran,
+            name,
+        })
+    }
 }
 
 /// What a name of ours says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Meaning {
+pub enum ParsedName {
     /// Made to replace the container whose id begins so.
-    Candidate { old: String },
-    /// To be replaced by the container whose id begins so, under the name.
-    Parked {
+    Temporary {
         old: String,
-        new: String,
-        name: String,
+        /// The old container was asked to stop and may take any time.
+        stopping: bool,
     },
+    Backup(BackupName),
 }
 
-/// `None` for names that are not ours.
-pub fn meaning(name: &str) -> Option<Meaning> {
-    if let Some(old) = name.strip_prefix(CANDIDATE) {
-        return is_short_id(old).then(|| Meaning::Candidate {
+impl ParsedName {
+    /// `None` for names that are not ours.
+    pub fn parse(name: &str) -> Option<Self> {
+        let Some(rest) = name.strip_prefix(TEMPORARY) else {
+            return BackupName::parse(name).map(Self::Backup);
+        };
+        let (old, stopping) = match rest.strip_suffix(STOPPING) {
+            Some(old) => (old, true),
+            None => (rest, false),
+        };
+        is_short_id(old).then(|| Self::Temporary {
             old: old.to_owned(),
-        });
+            stopping,
+        })
     }
-    let mut parts = name.strip_prefix(PARKED)?.splitn(3, '.');
-    let (old, new, name) = (parts.next()?, parts.next()?, parts.next()?);
-    let name = unescape(name)?;
-    (is_short_id(old) && is_short_id(new)).then(|| Meaning::Parked {
-        old: old.to_owned(),
-        new: new.to_owned(),
-        name,
-    })
+
+    /// The first digits of the id of the container that is, or was to be, replaced.
+    pub fn old(&self) -> &str {
+        match self {
+            Self::Temporary { old, .. } | Self::Backup(BackupName { old, .. }) => old,
+        }
+    }
 }
 
 fn is_short_id(text: &str) -> bool {
@@ -83,14 +162,19 @@ mod tests {
         ContainerId::new(digit.to_string().repeat(64))
     }
 
+    fn backup(name: &str) -> BackupName {
+        BackupName::new(&id('a'), &id('b'), 1_795_428_000, true, name)
+    }
+
     #[test]
     fn names_of_our_own_never_look_like_a_workspace() {
         for name in [
-            candidate(&id('f')),
-            parked(&id('a'), &id('b'), "ws-a86d2786-842"),
+            temporary_name(&id('f')),
+            stopping_name(&id('f')),
+            backup("ws-a86d2786-842").to_name(),
         ] {
             assert!(
-                !name.contains("ws-"),
+                !name.as_str().contains("ws-"),
                 "`{name}` would be removed by the platform's healers"
             );
         }
@@ -102,22 +186,45 @@ mod tests {
             "refit-new.",
             "refit-new.0123",
             "refit-new.0123456789ABC",
+            "refit-new.0123456789ab.stopped",
             "refit-old.0123456789ab",
+            "refit-old.0123456789ab.0123456789ab.x1.a",
+            "refit-old.0123456789ab.0123456789ab.t.a",
+            "refit-old.0123456789ab.0123456789ab.t1x.a",
             "refit",
             "ws-a",
             "refit-new.0123456789ab-x",
         ] {
-            assert_eq!(meaning(name), None, "{name}");
+            assert_eq!(ParsedName::parse(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn a_backup_name_of_an_older_version_is_understood() {
+        let parsed = ParsedName::parse("refit-old.aaaaaaaaaaaa.bbbbbbbbbbbb.t1..ws.-a");
+        let expected = BackupName {
+            since: None,
+            ..backup("t1.ws-a")
+        };
+        assert_eq!(parsed, Some(ParsedName::Backup(expected)));
     }
 
     proptest! {
         #[test]
-        fn what_is_written_can_be_read(name in "[a-zA-Z0-9][a-zA-Z0-9_.-]{1,60}") {
-            let written = parked(&id('a'), &id('b'), &name);
-            prop_assert!(!written.contains("ws-"));
-            let read = Meaning::Parked { old: id('a').short().to_owned(), new: id('b').short().to_owned(), name };
-            prop_assert_eq!(meaning(&written), Some(read));
+        fn what_is_written_can_be_read(
+            name in "[a-zA-Z0-9][a-zA-Z0-9_.-]{1,60}",
+            since in proptest::option::of(-10_i64..i64::from(u32::MAX)),
+            ran: bool,
+        ) {
+            let written = BackupName { since, ran: ran || since.is_none(), ..backup(&name) };
+            prop_assert!(!written.to_name().as_str().contains("ws-"));
+            let read = ParsedName::parse(written.to_name().as_str());
+            prop_assert_eq!(read, Some(ParsedName::Backup(written)));
+        }
+
+        #[test]
+        fn any_text_is_read_without_a_panic(text in "refit-(new|old)[.]\\PC{0,60}") {
+            let _ = ParsedName::parse(&text);
         }
     }
 }

@@ -1,25 +1,26 @@
 //! A replacement without a gap: the new container runs and has proven itself before the old one stops.
 //!
 //! For containers that are reached by name on networks of their own. While it proves itself the new container bears none of the
-//! old one's aliases, so nobody reaches it; then it gets them, and for five seconds both answer to them; then the old one stops.
+//! old one's aliases, so nobody reaches it; then it gets them, proves itself again, and for five seconds at least both answer to them;
+//! then it gets the name, is looked at once more, and the old one stops. Until the old one gives up its name the way back is free.
 //! Whoever resolves a name meanwhile finds one that runs among its addresses. The engine knows an address before it is attached
 //! and for some milliseconds after it is gone, so a caller must be one that tries all of them, as the usual ones do.
 //!
 //! Two containers run at once, so nothing that only one can hold may be in the way: see [`objection`].
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::candidate::{self, Unready, discard};
 use super::intent::Replacement;
-use super::names;
-use super::proof::prove;
-use super::replace::{Manner, Member, NewImage, Replaced, put_back, stop_timeout, unchanged};
-use super::steady::{ensure_removed, ensure_stopped};
+use super::proof::{Before, Proof, check_again, prove, prove_since};
+use super::replace::{Manner, Member, NewImage, Replaced, put_back, unchanged};
+use super::steady::{ensure_removed, is_gone};
+use super::stop::ensure_stopped;
 use super::verify::differences;
 use super::{RecreateError, Step, StepError};
-use crate::container::{Container, ContainerId, Object, State};
+use crate::container::{Container, Object, State};
 use crate::engine::{Engine, EngineError, Removal};
 
 /// On a container: its volumes, by name and separated by commas, that two containers must not have open at once. `*` for all.
@@ -93,87 +94,93 @@ pub async fn overlap(
     manner: &Manner<'_>,
 ) -> (Result<Replaced, RecreateError>, bool) {
     let name = old.name.clone();
-    // The old container runs on; whatever fails up to the renaming leaves it as it is.
+    // The old container runs on and keeps its name; whatever fails up to the renaming leaves it as it is.
     let aside = manner.lanes.aside().await;
-    let (new, wanted) = match make(engine, &old, image, manner).await {
+    let (member, wanted) = match make(engine, old, image, manner).await {
         Ok(made) => made,
         Err(unready) => return (Err(unready.error), unready.settled),
     };
     drop(aside);
     if manner.ending.is_cancelled() {
         let error = RecreateError::Withdrawn { name };
-        return (Err(error), discard(engine, &new).await);
+        return (Err(error), discard(engine, &member.new).await);
     }
-    if let Err((step, source)) = make_reachable(engine, &old, &new, &wanted, manner).await {
-        let error = RecreateError::Aborted { name, step, source };
-        return (Err(error), discard(engine, &new).await);
-    }
-    if let Err(error) = unchanged(engine, &old, image).await {
-        return (Err(error), discard(engine, &new).await);
+    let started = match make_reachable(engine, &member, &wanted, manner).await {
+        Ok(started) => started,
+        Err((step, source)) => {
+            let error = RecreateError::Aborted { name, step, source };
+            return (Err(error), discard(engine, &member.new).await);
+        }
+    };
+    if let Err(error) = unchanged(engine, &member.old, image).await {
+        return (Err(error), discard(engine, &member.new).await);
     }
 
-    let member = Member { old, new };
-    if let Err((step, source)) = change_names(engine, &member, manner).await {
-        let error = put_back(engine, &[member], image, step, source).await;
-        let settled = !matches!(error, RecreateError::Stranded { .. });
-        return (Err(error), settled);
-    }
-    let Member { old, new } = member;
-
-    // The new one has the name and has proven itself: from here on it is only a matter of the old one's leaving.
-    tokio::time::sleep(BOTH_ANSWER).await;
     let _aside = manner.lanes.aside().await;
+    if let Err((step, source)) = take_name(engine, &member, started, manner).await {
+        return put_back(engine, &[member], step, source).await;
+    }
+    let Member { old, new, .. } = &member;
     (manner.step)(Step::Stop);
     let gone = async {
-        ensure_stopped(engine, &old.id, stop_timeout(&old)).await?;
+        ensure_stopped(engine, old).await?;
         (manner.step)(Step::Remove);
         ensure_removed(engine, &old.id, Removal::IfStopped).await
     };
     let left_over = match gone.await {
-        Ok(()) | Err(EngineError::NotFound { .. }) => vec![],
-        Err(error) => {
-            tracing::warn!(
-                container = name,
-                old = old.id.as_str(),
-                "the old container could not be removed: {error}"
-            );
-            vec![names::parked(&old.id, &new, &name)]
-        }
+        Ok(()) => vec![],
+        Err(error @ EngineError::NotFound { .. }) => match is_gone(engine, &old.id).await {
+            Ok(true) => vec![],
+            Ok(false) | Err(_) => not_removed(&member, &error),
+        },
+        Err(error) => not_removed(&member, &error),
     };
     let settled = left_over.is_empty();
     (
         Ok(Replaced {
-            id: new,
+            members: vec![(name, new.clone())],
             gap: Duration::ZERO,
-            followed: vec![],
             left_over,
         }),
         settled,
     )
 }
 
+fn not_removed(member: &Member, error: &EngineError) -> Vec<String> {
+    tracing::warn!(
+        container = member.old.name,
+        old = member.old.id.as_str(),
+        "the old container could not be removed: {error}"
+    );
+    vec![member.backup_name().as_str().to_owned()]
+}
+
 /// The new container, which nobody reaches yet, and what it is to become.
 async fn make(
     engine: &dyn Engine,
-    old: &Container,
+    old: Container,
     image: &NewImage,
     manner: &Manner<'_>,
-) -> Result<(ContainerId, Replacement), Unready> {
-    let intent = candidate::intent(engine, old, manner).await?;
+) -> Result<(Member, Replacement), Unready> {
+    let intent = candidate::intent(engine, &old, manner).await?;
     let wanted = intent.on(&image.reference, &image.id);
-    let new = candidate::create(engine, old, &without_aliases(&wanted), image, manner).await?;
-    Ok((new, wanted))
+    let unreached = without_aliases(&wanted);
+    let at = Instant::now();
+    let made = candidate::create(engine, &old, &unreached, image, manner).await?;
+    let member = Member::new(old, made, at, image.clone(), intent);
+    Ok((member, wanted))
 }
 
-/// Everything that happens while the old container serves alone: the new one is started and proven, and then gets the aliases.
-/// An endpoint's aliases cannot be changed, so it leaves each network and comes back with them.
+/// Everything that happens while the old container has the name: the new one is started and proven, gets the aliases, proves itself
+/// again as it is now, and both answer for a while. An endpoint's aliases cannot be changed, so it leaves each network and comes back
+/// with them, and a program that was bound to the address it had may end then. Returns when it was started.
 async fn make_reachable(
     engine: &dyn Engine,
-    old: &Container,
-    new: &ContainerId,
+    member: &Member,
     wanted: &Replacement,
     manner: &Manner<'_>,
-) -> Result<(), (Step, StepError)> {
+) -> Result<Option<jiff::Timestamp>, (Step, StepError)> {
+    let Member { old, new, .. } = member;
     let at = |step| move |error: EngineError| (step, StepError::from(error));
     // A start is most of what a gap is, so it takes turns with the gaps of others.
     let lane = manner.lanes.gap().await;
@@ -181,11 +188,11 @@ async fn make_reachable(
     engine.start(new).await.map_err(at(Step::Start))?;
     drop(lane);
     (manner.step)(Step::Prove);
-    prove(engine, new, manner.proof)
+    let started = prove(engine, new, manner.proof)
         .await
         .map_err(|source| (Step::Prove, source))?;
 
-    let _aside = manner.lanes.aside().await;
+    let aside = manner.lanes.aside().await;
     (manner.step)(Step::Connect);
     for (network, endpoint) in wanted.request.endpoint.iter().chain(&wanted.networks) {
         engine
@@ -197,39 +204,52 @@ async fn make_reachable(
             .await
             .map_err(at(Step::Connect))?;
     }
-    let now = engine
-        .inspect(new.as_str())
-        .await
-        .map_err(at(Step::Verify))?;
+    let now = engine.inspect(new).await.map_err(at(Step::Verify))?;
+    drop(aside);
     let unfit = |problem: String| Err((Step::Verify, StepError::Unfit(problem)));
     if now.state != State::Running {
         return unfit("it stopped when it changed networks".into());
     }
     let found = differences(wanted, &now);
-    if found.is_empty() {
-        Ok(())
-    } else {
-        unfit(found.join("; "))
+    if !found.is_empty() {
+        return unfit(found.join("; "));
     }
+    (manner.step)(Step::Prove);
+    let before = Before {
+        started,
+        health_check: now.last_health_check,
+    };
+    let proof = Proof {
+        grace: manner.proof.for_container(&now).grace.max(BOTH_ANSWER),
+        ..manner.proof
+    };
+    prove_since(engine, new, proof, before)
+        .await
+        .map_err(|source| (Step::Prove, source))
 }
 
-/// Both run. Between the two renames nobody has the name, and the new one answers to it as an alias.
-async fn change_names(
+/// Both run. Between the two renames nobody has the name, and the new one answers to it as an alias. It is looked at once more
+/// before the old one is stopped.
+async fn take_name(
     engine: &dyn Engine,
-    Member { old, new }: &Member,
+    member: &Member,
+    started: Option<jiff::Timestamp>,
     manner: &Manner<'_>,
 ) -> Result<(), (Step, StepError)> {
+    let Member { old, new, .. } = member;
     (manner.step)(Step::Park);
-    let parked = names::parked(&old.id, new, &old.name);
     engine
-        .rename(&old.id, &parked)
+        .rename(&old.id, &member.backup_name())
         .await
         .map_err(|error| (Step::Park, error.into()))?;
     (manner.step)(Step::Rename);
     engine
-        .rename(new, &old.name)
+        .rename(new, &member.name())
         .await
-        .map_err(|error| (Step::Rename, error.into()))
+        .map_err(|error| (Step::Rename, error.into()))?;
+    check_again(engine, new, started)
+        .await
+        .map_err(|source| (Step::Prove, source))
 }
 
 fn without_aliases(wanted: &Replacement) -> Replacement {

@@ -11,7 +11,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 
 use super::{StepError, steady};
-use crate::container::{Container, ContainerId, Health, State};
+use crate::container::{Container, ContainerId, Health, HealthCheckRun, State};
 use crate::engine::{Engine, EngineError};
 
 /// How a replacement proves itself.
@@ -65,13 +65,45 @@ impl Proof {
     }
 }
 
-/// Wait until the container has proven itself, or shown that it will not.
-pub async fn prove(engine: &dyn Engine, id: &ContainerId, proof: Proof) -> Result<(), StepError> {
+/// Wait until the container has proven itself, or shown that it will not. Returns when it was started that did.
+pub async fn prove(
+    engine: &dyn Engine,
+    id: &ContainerId,
+    proof: Proof,
+) -> Result<Option<jiff::Timestamp>, StepError> {
+    watch(engine, id, proof, None).await
+}
+
+/// What is known of a container that proves itself again, after something about it was changed.
+#[derive(Clone, Copy)]
+pub(super) struct Before {
+    /// It must not have been started since.
+    pub(super) started: Option<jiff::Timestamp>,
+    /// The newest run of its health check that was about it as it was before.
+    pub(super) health_check: Option<HealthCheckRun>,
+}
+
+/// The same of one that ran before, for `proof.grace` whatever its labels say: what its health check said then counts no more, where the next run of it can be waited for.
+pub(super) async fn prove_since(
+    engine: &dyn Engine,
+    id: &ContainerId,
+    proof: Proof,
+    before: Before,
+) -> Result<Option<jiff::Timestamp>, StepError> {
+    watch(engine, id, proof, Some(before)).await
+}
+
+async fn watch(
+    engine: &dyn Engine,
+    id: &ContainerId,
+    proof: Proof,
+    before: Option<Before>,
+) -> Result<Option<jiff::Timestamp>, StepError> {
     let began = Instant::now();
-    let mut first_start = None;
+    let mut first_start = before.map(|before| before.started);
     let mut events: Option<Events<'_>> = None;
     loop {
-        let Some(now) = steady::look(engine, id.as_str()).await? else {
+        let Some(now) = steady::look(engine, id).await? else {
             return Err(StepError::Unfit("somebody removed it".into()));
         };
         if now.state != State::Running {
@@ -82,14 +114,26 @@ pub async fn prove(engine: &dyn Engine, id: &ContainerId, proof: Proof) -> Resul
                 "it exited and was started again within its grace time".into(),
             ));
         }
-        let proof = proof.for_container(&now);
+        let proof = match before {
+            Some(_) => Proof {
+                health: proof.for_container(&now).health,
+                ..proof
+            },
+            None => proof.for_container(&now),
+        };
+        let now = match before {
+            Some(before) => with_health_since(now, before, proof),
+            None => now,
+        };
         if let Some(verdict) = verdict(&now, began.elapsed(), proof) {
-            return verdict.map_err(StepError::Unfit);
+            return verdict.map(|()| now.started).map_err(StepError::Unfit);
         }
         // From its start on: what happened between that look and the engine's first word is told too.
         let events = events.get_or_insert_with(|| now.started.map(|at| engine.events(id, at)));
         let due = [proof.grace, proof.longest(&now)];
-        let wait = next_look(began.elapsed(), due, events.is_some());
+        // A health check that passes once more is no news to the engine.
+        let is_told = events.is_some() && before.is_none();
+        let wait = next_look(began.elapsed(), due, is_told);
         if let Ok(Err(ended)) = tokio::time::timeout(wait, next_event(events)).await {
             tracing::debug!(
                 container = now.name,
@@ -97,6 +141,61 @@ pub async fn prove(engine: &dyn Engine, id: &ContainerId, proof: Proof) -> Resul
             );
         }
     }
+}
+
+/// One that has proven itself still runs as it did then.
+pub(super) async fn check_again(
+    engine: &dyn Engine,
+    id: &ContainerId,
+    started: Option<jiff::Timestamp>,
+) -> Result<(), StepError> {
+    let Some(now) = steady::look(engine, id).await? else {
+        return Err(StepError::Unfit("somebody removed it".into()));
+    };
+    if now.state != State::Running {
+        return Err(StepError::Unfit(did_not_stay(&now)));
+    }
+    if now.started != started {
+        return Err(StepError::Unfit(
+            "it exited and was started again after it had passed its check".into(),
+        ));
+    }
+    if now.has_healthcheck() && now.health == Health::Unhealthy {
+        return Err(StepError::Unfit("it became unhealthy".into()));
+    }
+    Ok(())
+}
+
+/// `healthy` counts once a health check that began later has passed. Where checks are so far apart that the next one may not come in
+/// time, what the engine says is taken as it is.
+fn with_health_since(now: Container, before: Before, proof: Proof) -> Container {
+    let is_stale = match (now.last_health_check, before.health_check) {
+        (Some(run), Some(before)) => run.started <= before.started || run.exit_code != 0,
+        (Some(run), None) => run.exit_code != 0,
+        (None, _) => true,
+    };
+    if now.health == Health::Healthy && is_stale && check_interval(&now) < proof.health {
+        return Container {
+            health: Health::Starting,
+            ..now
+        };
+    }
+    now
+}
+
+/// Between the end of one run of the health check and the end of the next one at most, with the engine's defaults for what is
+/// absent or zero.
+fn check_interval(container: &Container) -> Duration {
+    const ENGINE_DEFAULT: Duration = Duration::from_secs(30);
+    let check = container.config.get("Healthcheck");
+    let duration = |key: &str| {
+        let nanoseconds = check.and_then(|check| check.get(key)?.as_u64());
+        match nanoseconds {
+            None | Some(0) => ENGINE_DEFAULT,
+            Some(nanoseconds) => Duration::from_nanos(nanoseconds),
+        }
+    };
+    duration("Interval") + duration("Timeout")
 }
 
 /// Returns when there is something to see.

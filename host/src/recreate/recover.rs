@@ -1,19 +1,22 @@
 //! Finishing or undoing what somebody began and could not end: a Refit that was killed, an engine that went away.
 //!
-//! Everything needed is in the engine, in the [names] that containers bear. What a living process is at work on is left to it
-//! ([lease](super::lease)); what nobody on this machine began is left alone until any replacement would have ended. Recovery
-//! may be run at any time, and twice.
+//! Everything needed is in the engine, in the [names](super::names) that containers bear. What a living process is at work on is left
+//! to it ([lease](super::lease)); what nobody on this machine began is left alone until any replacement would have ended. Recovery
+//! may be run at any time, and twice; a daemon runs it for as long as anything is half done.
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::dependents::{Ties, in_order};
 use super::lease::{Leases, Trace};
-use super::names::{self, Meaning};
-use super::proof::{Proof, prove};
-use super::replace::{Back, mark_stopped, restore, stop_and_remove, stop_timeout};
+use super::names::{BackupName, ParsedName};
+use super::proof::{Proof, check_again, prove};
+use super::rollback::{Back, Undo, roll_back, stop_and_remove};
 use super::steady::{again, ensure_removed, look};
-use crate::container::{Container, Listed, State};
+use super::stop::{StopTimeout, wait_out_a_stop};
+use crate::container::{Container, ContainerId, Listed, State};
+use crate::diagnostic::Diagnostic;
 use crate::engine::{Engine, EngineError, Removal};
 
 /// What came of one half-done replacement.
@@ -25,6 +28,38 @@ pub struct Recovered {
     /// Why, or what a person should know.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub detail: String,
+    /// A living process on this machine is at work on it.
+    #[serde(skip)]
+    pub is_attended: bool,
+    /// When it may be finished or undone, where that is not now.
+    #[serde(skip)]
+    pub due_in: Option<Duration>,
+}
+
+impl Recovered {
+    /// Whether something is still half done, and nobody is at work on it.
+    pub fn is_unfinished(&self) -> bool {
+        match self.outcome {
+            Outcome::InProgress => !self.is_attended,
+            Outcome::LeftOver | Outcome::Stranded => true,
+            Outcome::Finished | Outcome::Undone | Outcome::Superseded => false,
+        }
+    }
+
+    /// As reports have it; `None` where it was ended, or somebody is at work on it.
+    pub fn unfinished(&self) -> Option<Unfinished> {
+        let state = match self.outcome {
+            Outcome::InProgress => UnfinishedState::InProgress,
+            Outcome::LeftOver => UnfinishedState::LeftOver,
+            Outcome::Stranded => UnfinishedState::Stranded,
+            Outcome::Finished | Outcome::Undone | Outcome::Superseded => return None,
+        };
+        self.is_unfinished().then(|| Unfinished {
+            container: self.container.clone(),
+            state,
+            detail: self.detail.clone(),
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -38,7 +73,32 @@ pub enum Outcome {
     Superseded,
     /// Somebody may be at work on it. Left alone.
     InProgress,
+    /// The right container runs under the name, and another one could not be removed.
+    LeftOver,
     /// It could be neither finished nor undone. Nothing was deleted.
+    Stranded,
+}
+
+/// A replacement that was begun and has not ended, and that no living process on this machine is at work on.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct Unfinished {
+    /// The name that it is about.
+    pub container: String,
+    pub state: UnfinishedState,
+    pub detail: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[derive(utoipa::ToSchema)]
+pub enum UnfinishedState {
+    /// It was begun and not ended. Recovery has not tried yet.
+    HalfDone,
+    /// Another Refit may be at work on it. Recovery waits until any replacement would have ended.
+    InProgress,
+    /// The right container runs under the name, and another one could not be removed.
+    LeftOver,
+    /// Recovery could neither finish nor undo it.
     Stranded,
 }
 
@@ -57,23 +117,55 @@ const CALLS_MAX: u32 = 12;
 /// between calls that are made again.
 const MARGIN: Duration = Duration::from_secs(120);
 
+/// How long a container without a stop timeout may take to end after somebody who died had asked it to. Then it is believed that the
+/// request never arrived.
+const STOPPING_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Since when this process has seen each replacement half done, by its own monotonic clock: an engine's clock that was set back
+/// must not keep recovery waiting.
+#[derive(Debug, Default)]
+pub struct FirstSeen(Mutex<HashMap<String, Instant>>);
+
+impl FirstSeen {
+    /// These are half done now, and no others.
+    fn are(&self, keys: &[String]) {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.retain(|key, _| keys.contains(key));
+        for key in keys {
+            seen.entry(key.clone()).or_insert_with(Instant::now);
+        }
+    }
+
+    fn age(&self, key: &str) -> Duration {
+        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.get(key).map(Instant::elapsed).unwrap_or_default()
+    }
+}
+
 /// One replacement that was begun.
 struct Begun {
     name: String,
     old: Option<Container>,
     new: Option<Container>,
-    /// Whether the old container had given up its name.
-    parked: bool,
+    /// Whether the old container is to run.
+    ran: bool,
+    /// What its name says, where it had given up its own.
+    backup: Option<BackupName>,
+    /// It was asked to stop, has no stop timeout, and may not have ended.
+    is_stopping: bool,
 }
 
 impl Begun {
     /// Whether the replacement got as far as running under the name, so that going on is nearer than going back.
     fn took_over(&self) -> bool {
-        self.parked
-            && self
-                .new
-                .as_ref()
-                .is_some_and(|new| new.name == self.name && new.state == State::Running)
+        let is_up = |new: &Container| {
+            new.name == self.name
+                && match self.ran {
+                    true => new.state == State::Running,
+                    false => new.state == State::Created,
+                }
+        };
+        self.backup.is_some() && self.new.as_ref().is_some_and(is_up)
     }
 
     /// Whether the old container depends on the other's.
@@ -83,55 +175,111 @@ impl Begun {
         };
         ours.id != theirs.id && Ties::of(ours).to(&theirs.id, &theirs.name).is_some()
     }
+
+    fn told(&self, outcome: Outcome, detail: impl Into<String>) -> Recovered {
+        told(self.name.clone(), outcome, detail)
+    }
+}
+
+fn told(container: String, outcome: Outcome, detail: impl Into<String>) -> Recovered {
+    Recovered {
+        container,
+        outcome,
+        detail: detail.into(),
+        is_attended: false,
+        due_in: None,
+    }
+}
+
+/// What is half done, from the names in the engine's list alone: nothing is asked and nothing is changed.
+pub fn survey(listed: &[Listed], leases: &Leases) -> Vec<Unfinished> {
+    let mut unfinished = Vec::new();
+    for key in keys(listed) {
+        // Held: a living process is at work on it.
+        let Some((lease, _)) = leases.take_key(&key) else {
+            continue;
+        };
+        lease.give_back();
+        let container = title(listed, &key);
+        let holder = listed.iter().find(|it| it.name == container);
+        let runs = match holder.and_then(|holder| holder.state) {
+            Some(State::Running) => "a container runs under the name",
+            Some(_) => "the container under the name does not run",
+            None => "nothing has the name",
+        };
+        let ours = listed.iter().filter(|listed| {
+            ParsedName::parse(&listed.name).is_some_and(|parsed| parsed.old() == key)
+        });
+        let ours: Vec<String> = ours.map(|it| format!("`{}`", it.name)).collect();
+        unfinished.push(Unfinished {
+            container,
+            state: UnfinishedState::HalfDone,
+            detail: format!(
+                "a replacement was begun and not ended ({} is left): {runs}; `refit recover` finishes or undoes it",
+                ours.join(", ")
+            ),
+        });
+    }
+    unfinished
 }
 
 /// Recover everything on this engine.
 pub async fn recover(
     engine: &dyn Engine,
     leases: &Leases,
+    first_seen: &FirstSeen,
     patience: Patience,
 ) -> Result<Vec<Recovered>, EngineError> {
     let listed = again(|| engine.containers()).await?;
-    let mut keys: Vec<String> = listed.iter().filter_map(key).collect();
-    keys.sort();
-    keys.dedup();
+    let keys = keys(&listed);
+    first_seen.are(&keys);
+    let mut clock = None;
 
     let mut recovered = Vec::new();
     let mut taken = Vec::new();
     let mut begun: BTreeMap<String, Begun> = BTreeMap::new();
     for key in keys {
-        let in_progress = |name: String, detail: &str| Recovered {
-            container: name,
-            outcome: Outcome::InProgress,
-            detail: detail.to_owned(),
-        };
         let Some((lease, trace)) = leases.take_key(&key) else {
-            recovered.push(in_progress(
-                title(&listed, &key),
-                "a living process on this machine is at work on it",
-            ));
+            let detail = "a living process on this machine is at work on it";
+            recovered.push(Recovered {
+                is_attended: true,
+                ..told(title(&listed, &key), Outcome::InProgress, detail)
+            });
             continue;
         };
         let Some(found) = gather(engine, &listed, &key).await? else {
             lease.settle();
             continue;
         };
-        if trace == Trace::None && !long_ago(&found, patience) {
-            recovered.push(in_progress(
-                found.name,
-                "nobody on this machine began it, and it is young: look again later",
-            ));
-            // Ours is only a look: what we leave must not make the next one believe that somebody here died at it.
-            lease.settle();
-            continue;
+        let now = *match &clock {
+            Some(now) => now,
+            None => clock.insert(engine_time(engine).await),
+        };
+        if trace == Trace::None {
+            let left = time_left(&found, patience, now)
+                .min(longest(&found, patience).saturating_sub(first_seen.age(&key)));
+            if !left.is_zero() {
+                let detail = format!(
+                    "nobody on this machine began it, and it may be under way elsewhere for another {} s",
+                    left.as_secs() + 1
+                );
+                recovered.push(Recovered {
+                    due_in: Some(left),
+                    ..found.told(Outcome::InProgress, detail)
+                });
+                // Ours is only a look: what we leave must not make the next one believe that somebody here died at it.
+                lease.settle();
+                continue;
+            }
         }
         taken.push((key.clone(), lease));
         begun.insert(key, found);
     }
 
+    let now = clock.unwrap_or_else(jiff::Timestamp::now);
     for group in groups(begun) {
-        for (key, one) in settle(engine, group, patience.proof).await {
-            if one.outcome != Outcome::Stranded
+        for (key, one) in settle(engine, group, patience.proof, now).await {
+            if !one.is_unfinished()
                 && let Some(index) = taken.iter().position(|(taken, _)| *taken == key)
             {
                 taken.swap_remove(index).1.settle();
@@ -143,18 +291,32 @@ pub async fn recover(
     Ok(recovered)
 }
 
-/// The old container's first digits, from a name of ours.
-fn key(listed: &Listed) -> Option<String> {
-    match names::meaning(&listed.name)? {
-        Meaning::Candidate { old } | Meaning::Parked { old, .. } => Some(old),
+/// By the engine's clock, which wrote down the times that this is compared with. A proxy may not let that question through; then ours
+/// has to do.
+async fn engine_time(engine: &dyn Engine) -> jiff::Timestamp {
+    match again(|| engine.clock()).await {
+        Ok(now) => now,
+        Err(error) => {
+            tracing::debug!("the engine's clock is unknown, this machine's is used: {error}");
+            jiff::Timestamp::now()
+        }
     }
+}
+
+/// The first digits of the ids of the containers that are, or were to be, replaced.
+fn keys(listed: &[Listed]) -> Vec<String> {
+    let keys = listed.iter().filter_map(|it| ParsedName::parse(&it.name));
+    let mut keys: Vec<String> = keys.map(|parsed| parsed.old().to_owned()).collect();
+    keys.sort();
+    keys.dedup();
+    keys
 }
 
 fn title(listed: &[Listed], key: &str) -> String {
     let by_name = listed
         .iter()
-        .find_map(|listed| match names::meaning(&listed.name) {
-            Some(Meaning::Parked { old, name, .. }) if old == key => Some(name),
+        .find_map(|listed| match ParsedName::parse(&listed.name) {
+            Some(ParsedName::Backup(backup)) if backup.old == key => Some(backup.name),
             _ => None,
         });
     let by_id = || {
@@ -172,73 +334,102 @@ async fn gather(
     listed: &[Listed],
     key: &str,
 ) -> Result<Option<Begun>, EngineError> {
-    let candidate = names::candidate(&crate::container::ContainerId::new(key));
-    let old = listed.iter().find(|listed| listed.id.short() == key);
-    let old = match old {
-        Some(old) => look(engine, old.id.as_str()).await?,
+    let old = match listed.iter().find(|listed| listed.id.short() == key) {
+        Some(old) => look(engine, &old.id).await?,
         None => None,
     };
-    let parked = old
+    let backup = old
         .as_ref()
-        .and_then(|old| match names::meaning(&old.name)? {
-            Meaning::Parked { new, name, .. } => Some((new, name)),
-            Meaning::Candidate { .. } => None,
+        .and_then(|old| match ParsedName::parse(&old.name)? {
+            ParsedName::Backup(backup) => Some(backup),
+            ParsedName::Temporary { .. } => None,
         });
-    let mut new = look(engine, &candidate).await?;
+    let temporary = listed
+        .iter()
+        .find_map(|listed| match ParsedName::parse(&listed.name)? {
+            ParsedName::Temporary { old, stopping } if old == key => Some((&listed.id, stopping)),
+            _ => None,
+        });
+    let (mut new, is_stopping) = match temporary {
+        Some((id, stopping)) => (look(engine, id).await?, stopping),
+        None => (None, false),
+    };
     if new.is_none()
-        && let Some((id, _)) = &parked
+        && let Some(backup) = &backup
+        && let Some(id) = find_id(listed, &backup.new)
     {
         new = look(engine, id).await?;
     }
-    Ok(match (old, new, parked) {
-        (None, None, _) => None,
+    let begun = match (old, new, backup) {
+        (None, None, _) => return Ok(None),
         // The name was given back before we looked, and no replacement is left.
-        (Some(_), None, None) => None,
-        (Some(old), new, Some((_, name))) => {
+        (Some(_), None, None) => return Ok(None),
+        (Some(old), new, Some(backup)) => Begun {
+            name: backup.name.clone(),
             // As it was: it is compared and put back by the name that it had.
-            Some(Begun {
-                old: Some(Container {
-                    name: name.clone(),
-                    ..old
-                }),
-                name,
-                new,
-                parked: true,
-            })
-        }
-        (old, new, None) => {
-            let name = old
+            old: Some(Container {
+                name: backup.name.clone(),
+                ..old
+            }),
+            new,
+            ran: backup.ran,
+            backup: Some(backup),
+            is_stopping,
+        },
+        (old, Some(new), _) => Begun {
+            name: old
                 .as_ref()
-                .map_or_else(|| candidate.clone(), |old| old.name.clone());
-            Some(Begun {
-                name,
-                old,
-                new,
-                parked: false,
-            })
-        }
-        (None, Some(_), Some(_)) => None,
-    })
+                .map_or_else(|| new.name.clone(), |old| old.name.clone()),
+            ran: old.as_ref().is_none_or(|old| ran_before(old, &new)),
+            old,
+            new: Some(new),
+            backup: None,
+            is_stopping,
+        },
+    };
+    Ok(Some(begun))
 }
 
-/// Whether any replacement would have ended by now that began when this one's was made.
-fn long_ago(begun: &Begun, patience: Patience) -> bool {
-    let stop = begun.old.as_ref().map_or(Duration::ZERO, stop_timeout);
-    // Somebody who is on the way back has removed the replacement; then the old one's stop tells when it was begun.
-    let (since, proof) = match (&begun.new, &begun.old) {
-        (Some(new), _) => (new.created, patience.proof.for_container(new).longest(new)),
-        (None, Some(old)) => (
-            old.finished.unwrap_or_default(),
-            patience.proof.for_container(old).longest(old),
-        ),
-        (None, None) => return true,
+fn find_id<'a>(listed: &'a [Listed], short: &str) -> Option<&'a ContainerId> {
+    let found = listed.iter().find(|listed| listed.id.short() == short);
+    found.map(|listed| &listed.id)
+}
+
+/// Whether the old container ran when its replacement was made: one that had exited before is to stay as it was.
+fn ran_before(old: &Container, new: &Container) -> bool {
+    match old.state {
+        State::Created => false,
+        State::Exited => old.finished.is_none_or(|finished| finished > new.created),
+        _ => true,
+    }
+}
+
+/// How long a replacement like this may take.
+fn longest(begun: &Begun, patience: Patience) -> Duration {
+    let stop = match &begun.old {
+        Some(_) if begun.is_stopping => STOPPING_MAX,
+        Some(old) => StopTimeout::of(old).bound(),
+        None => Duration::ZERO,
     };
-    let longest = patience.call * CALLS_MAX + stop + proof + MARGIN;
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    let since = Duration::from_secs(u64::try_from(since).unwrap_or_default());
-    now.saturating_sub(since) > longest
+    let proven = begun.new.as_ref().or(begun.old.as_ref());
+    let proof = proven.map_or(Duration::ZERO, |it| {
+        patience.proof.for_container(it).longest(it)
+    });
+    patience.call * CALLS_MAX + stop + proof + MARGIN
+}
+
+/// Until any replacement would have ended that began when this one did, by the engine's clock.
+fn time_left(begun: &Begun, patience: Patience, now: jiff::Timestamp) -> Duration {
+    let parked = begun.backup.as_ref().and_then(|backup| backup.since);
+    let parked = parked.and_then(|since| jiff::Timestamp::from_second(since).ok());
+    let made = begun.new.as_ref().map(|new| new.created);
+    // Names of older versions do not say when they were given; the old container's stop is as near as one can get.
+    let exited = || begun.old.as_ref().and_then(|old| old.finished);
+    let Some(since) = parked.or(made).or_else(exited) else {
+        return Duration::ZERO;
+    };
+    let age = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    longest(begun, patience).saturating_sub(age)
 }
 
 /// Containers that depend on each other go on or back together, each behind all that it depends on.
@@ -264,118 +455,164 @@ async fn settle(
     engine: &dyn Engine,
     group: Vec<(String, Begun)>,
     proof: Proof,
+    now: jiff::Timestamp,
 ) -> Vec<(String, Recovered)> {
+    if let Some(detail) = still_stopping(&group, now) {
+        let each = group.iter();
+        return each
+            .map(|(key, one)| (key.clone(), one.told(Outcome::InProgress, detail.clone())))
+            .collect();
+    }
     let mut reason = String::from("it was cut off before the replacement ran");
     if group.iter().all(|(_, one)| one.took_over()) {
         match finish(engine, &group, proof).await {
-            Ok(()) => return told(&group, |_| (Outcome::Finished, String::new())),
+            Ok(finished) => return finished,
             Err(problem) => reason = problem,
         }
     }
-    let mut outcomes = Vec::new();
-    // Replacements go before anything is put back: they hold names, ports and addresses.
-    let mut removed = Ok(());
-    for (_, one) in group.iter().rev() {
-        if let (Some(new), Ok(())) = (&one.new, &removed) {
-            removed = async {
-                if let Some(old) = &one.old {
-                    wait_out_a_stop(engine, old).await?;
-                    mark_stopped(engine, old, &new.id, false).await?;
-                }
-                ensure_removed(engine, &new.id, Removal::Discard).await
-            }
-            .await;
+    for (_, one) in &group {
+        if let (Some(old), None) = (&one.old, &one.backup)
+            && let Err(error) = wait_out_a_stop(engine, old).await
+        {
+            tracing::debug!(container = one.name, "cannot look at it: {error}");
         }
     }
+    let undo: Vec<Undo<'_>> = group
+        .iter()
+        .filter_map(|(_, one)| {
+            Some(Undo {
+                old: one.old.as_ref()?,
+                ran: one.ran,
+                new: one.new.as_ref().map(|new| &new.id),
+                stop_in_doubt: false,
+            })
+        })
+        .collect();
+    let rolled_back = roll_back(engine, &undo).await;
+    let left_over = rolled_back.left_over;
+    let mut each = rolled_back.each.into_iter();
+    let mut outcomes = Vec::new();
     for (key, one) in &group {
-        let outcome = match (&removed, &one.old) {
-            (Err(error), _) => (Outcome::Stranded, error.to_string()),
-            (Ok(()), None) => (
-                Outcome::Superseded,
-                "the container that was to be replaced is gone".to_owned(),
-            ),
-            (Ok(()), Some(old)) => match restore(engine, old, false).await {
-                Ok(Back::Running) => (Outcome::Undone, reason.clone()),
-                Ok(Back::Gone) => (
+        let told = match &one.old {
+            None => replacement_of_none(engine, one).await,
+            Some(_) => match each.next() {
+                Some(Ok(Back::Restored)) if left_over.is_empty() => {
+                    one.told(Outcome::Undone, reason.clone())
+                }
+                Some(Ok(Back::Restored)) => one.told(
+                    Outcome::LeftOver,
+                    format!(
+                        "{reason}; the old container runs, and `{}` could not be removed",
+                        left_over.join("`, `")
+                    ),
+                ),
+                Some(Ok(Back::Gone)) => {
+                    one.told(Outcome::Superseded, "somebody removed it meanwhile")
+                }
+                Some(Ok(Back::Superseded)) => one.told(
                     Outcome::Superseded,
-                    "somebody removed it meanwhile".to_owned(),
+                    "somebody else's container runs under the name",
                 ),
-                Ok(Back::Superseded) => (
-                    Outcome::Superseded,
-                    "somebody else's container runs under the name".to_owned(),
+                Some(Ok(Back::Stopping)) | None => one.told(
+                    Outcome::InProgress,
+                    "it was asked to stop and has not ended",
                 ),
-                Err(error) => (
-                    Outcome::Stranded,
-                    crate::diagnostic::Diagnostic::of(&error).sentence(),
-                ),
+                Some(Err(error)) => {
+                    let problem = Diagnostic::of(&error).sentence();
+                    one.told(Outcome::Stranded, stranded(one, &problem))
+                }
             },
         };
-        outcomes.push((
-            key.clone(),
-            Recovered {
-                container: one.name.clone(),
-                outcome: outcome.0,
-                detail: outcome.1,
-            },
-        ));
+        outcomes.push((key.clone(), told));
     }
     outcomes
 }
 
-/// How often a container is looked at that may be about to stop.
-const LOOK: Duration = Duration::from_millis(500);
-
-/// Whoever died may have asked for the stop of a container that still runs: the engine goes on with it for as long as the
-/// container may take. Only then can it be said whether it runs.
-async fn wait_out_a_stop(engine: &dyn Engine, old: &Container) -> Result<(), EngineError> {
-    let until = Instant::now() + stop_timeout(old) + 2 * LOOK;
-    loop {
-        let now = look(engine, old.id.as_str()).await?;
-        if now.is_none_or(|now| now.state != State::Running) || Instant::now() >= until {
-            return Ok(());
-        }
-        tokio::time::sleep(LOOK).await;
-    }
+/// For whoever has to mend it: which container it is, and why it does not run.
+fn stranded(one: &Begun, problem: &str) -> String {
+    let id = |container: &Option<Container>| match container {
+        Some(container) => container.id.short().to_owned(),
+        None => "gone".to_owned(),
+    };
+    format!(
+        "the old container ({}) could not be put back: {problem}; its replacement is {}; nothing was deleted",
+        id(&one.old),
+        id(&one.new)
+    )
 }
 
-/// Every replacement proves itself, then the old containers go. The error says why it is undone instead.
+/// Why nothing can be done about a container that somebody asked to stop, that has no stop timeout and has not ended.
+fn still_stopping(group: &[(String, Begun)], now: jiff::Timestamp) -> Option<String> {
+    let stopping = group.iter().find(|(_, one)| {
+        let runs = one
+            .old
+            .as_ref()
+            .is_some_and(|old| old.state == State::Running);
+        let made = one.new.as_ref().map(|new| new.created);
+        let age = made.and_then(|made| Duration::try_from(now.duration_since(made)).ok());
+        one.is_stopping && runs && age.is_none_or(|age| age < STOPPING_MAX)
+    });
+    let (_, one) = stopping?;
+    let id = one.old.as_ref().map_or("", |old| old.id.short());
+    Some(format!(
+        "`{}` ({id}) was asked to stop, has no stop timeout and has not ended: it is started again when it has; `docker kill {id}` ends it at once",
+        one.name
+    ))
+}
+
+/// The container that was to be replaced is gone, so its replacement goes too.
+async fn replacement_of_none(engine: &dyn Engine, one: &Begun) -> Recovered {
+    if let Some(new) = &one.new
+        && let Err(error) = ensure_removed(engine, &new.id, Removal::Discard).await
+    {
+        let problem = Diagnostic::of(&error).sentence();
+        return one.told(
+            Outcome::LeftOver,
+            format!("the container that was to be replaced is gone, and its replacement could not be removed: {problem}"),
+        );
+    }
+    one.told(
+        Outcome::Superseded,
+        "the container that was to be replaced is gone",
+    )
+}
+
+/// Every replacement proves itself and is looked at once more, then the old containers go. The error says why it is undone instead.
 async fn finish(
     engine: &dyn Engine,
     group: &[(String, Begun)],
     proof: Proof,
-) -> Result<(), String> {
-    for new in group.iter().filter_map(|(_, one)| one.new.as_ref()) {
-        prove(engine, &new.id, proof)
-            .await
-            .map_err(|error| format!("the replacement did not prove itself: {error}"))?;
-    }
-    for old in group.iter().rev().filter_map(|(_, one)| one.old.as_ref()) {
-        // An engine that was restarted starts a stopped container whose policy is `always`.
-        match stop_and_remove(engine, old).await {
-            Ok(()) | Err(EngineError::NotFound { .. }) => {}
-            Err(error) => tracing::warn!(
-                container = old.name,
-                "the old container could not be removed: {error}"
-            ),
+) -> Result<Vec<(String, Recovered)>, String> {
+    let failed = |error| format!("the replacement did not prove itself: {error}");
+    let mut proven = Vec::new();
+    for (_, one) in group.iter().filter(|(_, one)| one.ran) {
+        if let Some(new) = &one.new {
+            let started = prove(engine, &new.id, proof).await.map_err(failed)?;
+            proven.push((&new.id, started));
         }
     }
-    Ok(())
-}
-
-fn told(
-    group: &[(String, Begun)],
-    outcome: impl Fn(&Begun) -> (Outcome, String),
-) -> Vec<(String, Recovered)> {
-    let told = group.iter().map(|(key, one)| {
-        let (outcome, detail) = outcome(one);
-        (
-            key.clone(),
-            Recovered {
-                container: one.name.clone(),
-                outcome,
-                detail,
-            },
-        )
-    });
-    told.collect()
+    for (new, started) in proven {
+        check_again(engine, new, started).await.map_err(failed)?;
+    }
+    let mut outcomes = Vec::new();
+    for (key, one) in group.iter().rev() {
+        let removed = match &one.old {
+            // An engine that was restarted starts a stopped container whose policy is `always`.
+            Some(old) => stop_and_remove(engine, old).await,
+            None => Ok(()),
+        };
+        let told = match removed {
+            Ok(()) => one.told(Outcome::Finished, ""),
+            Err(error) => one.told(
+                Outcome::LeftOver,
+                format!(
+                    "the replacement runs, and the old container could not be removed: {}",
+                    Diagnostic::of(&error).sentence()
+                ),
+            ),
+        };
+        outcomes.push((key.clone(), told));
+    }
+    outcomes.reverse();
+    Ok(outcomes)
 }

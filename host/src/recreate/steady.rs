@@ -3,13 +3,12 @@
 //! Finishing and undoing a replacement must not fail because one call of the engine did. Nothing here is tried without end.
 
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::container::{Container, ContainerId, State};
+use crate::container::{Container, ContainerId, ContainerName, Listed, State};
 use crate::engine::{Engine, EngineError, Removal};
 
-/// What is waited before each further try. An engine that restarts is back within seconds; one that is away for longer is a
-/// person's business, and recovery goes on when it is back.
+/// What is waited before each further try.
 const WAITS: [Duration; 4] = [
     Duration::from_millis(100),
     Duration::from_millis(500),
@@ -17,18 +16,30 @@ const WAITS: [Duration; 4] = [
     Duration::from_secs(5),
 ];
 
+/// How long an engine that nobody reaches is waited for. One that is restarted is back within seconds, one that is upgraded within
+/// a minute or two, and until then nothing can be done but to wait. Recovery goes on where this ends.
+const AWAY: Duration = Duration::from_secs(2 * 60);
+const AWAY_WAIT: Duration = Duration::from_secs(2);
+
 /// Try until it works, or fails in a way that trying does not mend.
 pub(super) async fn again<T, F>(mut call: impl FnMut() -> F) -> Result<T, EngineError>
 where
     F: Future<Output = Result<T, EngineError>>,
 {
-    for wait in WAITS {
-        match call().await {
-            Err(error) if may_pass(&error) => tokio::time::sleep(wait).await,
+    let began = Instant::now();
+    let mut waits = WAITS.into_iter();
+    loop {
+        let error = match call().await {
+            Err(error) if may_pass(&error) => error,
             answer => return answer,
-        }
+        };
+        let wait = match waits.next() {
+            Some(wait) => wait,
+            None if error.is_unreachable() && began.elapsed() < AWAY => AWAY_WAIT,
+            None => return Err(error),
+        };
+        tokio::time::sleep(wait).await;
     }
-    call().await
 }
 
 /// A refusal with a reason (4xx) stays one; a server error, a lost connection or silence may not.
@@ -36,16 +47,49 @@ pub(super) fn may_pass(error: &EngineError) -> bool {
     error.is_passing() || matches!(error, EngineError::Refused { status: 500.., .. })
 }
 
-/// As the engine has it; `None` where it is gone.
+/// How often a 404 is held against the engine's list before it is believed or not.
+const CONFIRMATIONS: usize = 3;
+const CONFIRMATION_WAIT: Duration = Duration::from_millis(100);
+
+/// As the engine has it; `None` where it is gone. A 404 alone does not say that: a proxy answers so to what it does not let
+/// through.
 pub(super) async fn look(
     engine: &dyn Engine,
-    container: &str,
+    container: &ContainerId,
 ) -> Result<Option<Container>, EngineError> {
-    match again(|| engine.inspect(container)).await {
-        Ok(container) => Ok(Some(container)),
-        Err(EngineError::NotFound { .. }) => Ok(None),
-        Err(error) => Err(error),
+    for _ in 0..CONFIRMATIONS {
+        match again(|| engine.inspect(container)).await {
+            Ok(found) => return Ok(Some(found)),
+            Err(EngineError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        if !again(|| engine.is_listed(container)).await? {
+            return Ok(None);
+        }
+        tokio::time::sleep(CONFIRMATION_WAIT).await;
     }
+    Err(EngineError::Refused {
+        action: format!("inspect container `{}`", container.short()),
+        status: 404,
+        source: "the engine lists it, and answers 404 when it is asked about it".into(),
+    })
+}
+
+/// The container that has exactly this name.
+pub(super) async fn find(
+    engine: &dyn Engine,
+    name: &ContainerName,
+) -> Result<Option<Listed>, EngineError> {
+    again(|| engine.find_by_name(name)).await
+}
+
+/// Whether the container is gone, after a call about it was answered 404. Such an answer can be about something else: the start of a
+/// container whose network is gone is answered "network … not found".
+pub(super) async fn is_gone(
+    engine: &dyn Engine,
+    container: &ContainerId,
+) -> Result<bool, EngineError> {
+    look(engine, container).await.map(|found| found.is_none())
 }
 
 /// Removed, whether by us or before.
@@ -57,74 +101,35 @@ pub(super) async fn ensure_removed(
     let removed = again(|| async {
         match engine.remove(container, removal).await {
             // "Removal is already in progress": look until it is over.
-            Err(error @ EngineError::Conflict { .. }) => {
-                match engine.inspect(container.as_str()).await {
-                    Ok(now) if now.state == State::Removing => Err(EngineError::Refused {
-                        action: format!("remove container `{}`", container.short()),
-                        status: 503,
-                        source: "its removal is under way".into(),
-                    }),
-                    Err(EngineError::NotFound { .. }) => Ok(()),
-                    Ok(_) | Err(_) => Err(error),
-                }
-            }
+            Err(error @ EngineError::Conflict { .. }) => match look(engine, container).await {
+                Ok(Some(now)) if now.state == State::Removing => Err(EngineError::Refused {
+                    action: format!("remove container `{}`", container.short()),
+                    status: 503,
+                    source: "its removal is under way".into(),
+                }),
+                Ok(None) => Ok(()),
+                Ok(Some(_)) | Err(_) => Err(error),
+            },
             answer => answer,
         }
     });
     match removed.await {
-        Err(EngineError::NotFound { .. }) => Ok(()),
+        Err(error @ EngineError::NotFound { .. }) => match is_gone(engine, container).await? {
+            true => Ok(()),
+            false => Err(error),
+        },
         answer => answer,
     }
-}
-
-/// How often a container that is being stopped is looked at. Most are gone sooner.
-const WATCH: Duration = Duration::from_secs(1);
-
-/// Ask it to stop once, and look whether it has: an engine whose answer got lost would otherwise cost the whole time limit of
-/// the call, while nothing runs under the name.
-pub(super) async fn stop(
-    engine: &dyn Engine,
-    container: &ContainerId,
-    its_timeout: Duration,
-) -> Result<(), EngineError> {
-    let mut answer = engine.stop(container, its_timeout);
-    let mut seen_stopped = false;
-    // Ends with the call, which has a time limit.
-    loop {
-        tokio::select! {
-            answer = &mut answer => return answer,
-            () = tokio::time::sleep(WATCH) => {}
-        }
-        tokio::select! {
-            answer = &mut answer => return answer,
-            now = engine.inspect(container.as_str()) => {
-                let stopped = now.is_ok_and(|now| now.state == State::Exited);
-                // The answer itself follows within moments, where it is still to come.
-                if stopped && seen_stopped {
-                    return Ok(());
-                }
-                seen_stopped = stopped;
-            }
-        }
-    }
-}
-
-pub(super) async fn ensure_stopped(
-    engine: &dyn Engine,
-    container: &ContainerId,
-    its_timeout: Duration,
-) -> Result<(), EngineError> {
-    again(|| engine.stop(container, its_timeout)).await
 }
 
 pub(super) async fn ensure_named(
     engine: &dyn Engine,
     container: &ContainerId,
-    name: &str,
+    name: &ContainerName,
 ) -> Result<(), EngineError> {
     again(|| async {
-        let now = engine.inspect(container.as_str()).await?;
-        if now.name == name {
+        let now = engine.inspect(container).await?;
+        if now.name == name.as_str() {
             Ok(())
         } else {
             engine.rename(container, name).await
@@ -138,7 +143,7 @@ pub(super) async fn ensure_running(
     container: &ContainerId,
 ) -> Result<(), EngineError> {
     again(|| async {
-        let now = engine.inspect(container.as_str()).await?;
+        let now = engine.inspect(container).await?;
         if now.state == State::Running {
             Ok(())
         } else {

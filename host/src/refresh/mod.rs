@@ -501,13 +501,8 @@ impl Refresher {
                     // What the watcher has found is known to be behind, and has just been asked for.
                     Trigger::Schedule | Trigger::Webhook => Foreseen::default(),
                 };
-                let live = Arc::new(Live {
-                    workshop,
-                    force,
-                    events: events.clone(),
-                    ending: cancel.clone(),
-                    foreseen,
-                });
+                let live = Live::new(workshop, force, events.clone(), cancel.clone(), foreseen);
+                let live = Arc::new(live);
                 match warrant {
                     Some(warrant) => Arc::new(Warranted::new(live, Arc::new(plan), warrant)),
                     None => live,

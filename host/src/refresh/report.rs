@@ -9,10 +9,14 @@ use serde::{Deserialize, Serialize};
 use super::{Mode, Request};
 use crate::generation::Generation;
 use crate::journal::{ImageOutcome, ImageRecord, Record, RecreationOutcome, RecreationRecord};
-use crate::policy::{Decisions, Target, Verdict};
+use crate::policy::{Decision, Decisions, Target, Verdict};
+use crate::recreate::recover::Unfinished;
 
 /// Raised when a field changes its meaning or goes.
 const FORMAT: u32 = 1;
+
+/// As the SDK calls it.
+const RULE_NOT_RUNNING: &str = "not-running";
 
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Report {
@@ -29,6 +33,9 @@ pub struct Report {
     pub images: Vec<ImageRecord>,
     /// Sorted by name.
     pub containers: Vec<ContainerReport>,
+    /// Replacements that were begun before, have not ended, and that nobody is at work on: a person may be needed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unfinished: Vec<Unfinished>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
@@ -70,12 +77,16 @@ pub struct Summary {
     pub unknown: usize,
     /// Recreations that did not come to what was asked: refused, aborted, rolled back, stranded, busy.
     pub recreate_failed: usize,
+    /// Replacements that were begun before and have not ended.
+    #[serde(default)]
+    pub unfinished: usize,
 }
 
 impl Report {
     /// Whether something that was asked for did not come about. A missing image alone is such a thing.
     pub fn has_failures(&self) -> bool {
-        self.summary.pull_failed + self.summary.recreate_failed + self.summary.unknown > 0
+        let summary = &self.summary;
+        summary.pull_failed + summary.recreate_failed + summary.unknown + summary.unfinished > 0
     }
 
     /// Whether a plan found something to do.
@@ -115,7 +126,20 @@ pub(super) fn build(
 ) -> Report {
     record.images.sort_by_key(|record| record.image.to_string());
     let mut containers: Vec<ContainerReport> = Vec::new();
-    for (name, decision) in decisions.by_container {
+    for (name, mut decision) in decisions.by_container {
+        // Whatever a policy says: what does not run is not up to date.
+        if decision.verdict == Verdict::Current
+            && let Some(state) = record.stopped.get(&name)
+        {
+            decision = Decision {
+                verdict: Verdict::Leave,
+                rule: RULE_NOT_RUNNING.into(),
+                reason: format!(
+                    "it is {state}; the policy calls it current: {}",
+                    decision.reason
+                ),
+            };
+        }
         containers.push(ContainerReport {
             name,
             verdict: Some(decision.verdict),
@@ -150,10 +174,14 @@ pub(super) fn build(
         duration_ms: u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
         policy: PolicyReport::of(generation),
         request: request.clone(),
-        summary: summarise(&record.images, &containers),
+        summary: Summary {
+            unfinished: record.unfinished.len(),
+            ..summarise(&record.images, &containers)
+        },
         targets: decisions.targets,
         images: record.images,
         containers,
+        unfinished: record.unfinished,
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) async fn alive() -> Json<Status> {
 
 /// Whether a refresh would find what it needs
 ///
-/// An engine that answers, nothing half done from before, and time to end. The engine is asked once a second at most, and waited for
+/// An engine that answers, no container that lacks because a replacement was left half done, and time to end. The engine is asked once a second at most, and waited for
 /// two seconds at most, however many probes come.
 #[utoipa::path(
     get,
@@ -37,7 +37,7 @@ pub(super) async fn alive() -> Json<Status> {
     tag = "observing",
     responses(
         (status = 200, description = "It would.", body = Status),
-        (status = 503, description = "`engine-unavailable`, `recovering` or `stopping`.", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "`engine-unavailable`, `recovering`, `unfinished-replacements` or `stopping`.", body = Document, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn ready(State(served): State<Served>) -> Result<Json<Status>, Problem> {
@@ -56,6 +56,12 @@ pub(super) async fn ready(State(served): State<Served>) -> Result<Json<Status>, 
         return Err(not(
             "recovering",
             "half-done replacements are being looked for",
+        ));
+    }
+    if served.reconciler.is_service_affected() {
+        return Err(not(
+            "unfinished-replacements",
+            "a replacement was left half done and could not be ended yet: `refit recover` says which",
         ));
     }
     Ok(Json(Status { status: "ready" }))

@@ -41,6 +41,7 @@ use crate::approvals::Approvals;
 use crate::engine::probe::Probe;
 use crate::hooks::Hooks;
 use crate::metrics::Metrics;
+use crate::reconcile::Reconciler;
 use crate::refresh::Refresher;
 use crate::runs::Runs;
 use crate::watch::Watcher;
@@ -70,6 +71,8 @@ pub struct Served {
     pub work: TaskTracker,
     /// Set when it was looked for what a killed Refit left half done, whatever came of that.
     pub recovered: CancellationToken,
+    /// What is still half done.
+    pub reconciler: Arc<Reconciler>,
     /// Set when the daemon is told to stop.
     pub stopping: CancellationToken,
 }

@@ -245,7 +245,7 @@ impl ContainerFacts {
             platform: container.platform.clone(),
             state: container.state,
             health: container.health,
-            created: container.created,
+            created: container.created.as_second(),
             started: container.started,
             labels: container.labels(),
             environment: environment
@@ -282,9 +282,10 @@ impl ContainerFacts {
             platform: self.platform.clone(),
             state: self.state,
             health: self.health,
+            last_health_check: None,
             exit_code: None,
             error: None,
-            created: self.created,
+            created: jiff::Timestamp::from_second(self.created).unwrap_or_default(),
             started: self.started,
             finished: None,
             config: object(json!({"Image": self.image, "Labels": self.labels, "Env": environment})),
@@ -383,7 +384,7 @@ impl RecreationFault {
             RecreateError::Unsupported { .. } => Self::Unsupported,
             RecreateError::Aborted { .. } => Self::Aborted,
             RecreateError::RolledBack { .. } => Self::RolledBack,
-            RecreateError::Stranded { .. } => Self::Stranded,
+            RecreateError::Stranded { .. } | RecreateError::StillStopping { .. } => Self::Stranded,
         })
     }
 
@@ -406,6 +407,8 @@ impl RecreationFault {
                 name,
                 step: Step::Prove,
                 source: source(),
+                notes: vec![],
+                left_over: vec![],
             },
             Self::Stranded => RecreateError::Stranded {
                 kept_as: name.clone(),

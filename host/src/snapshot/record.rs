@@ -11,6 +11,7 @@ use crate::engine::{EngineError, PullError};
 use crate::grants::Grants;
 use crate::image::ImageRef;
 use crate::recreate::RecreateError;
+use crate::recreate::recover::Unfinished;
 
 /// Bounded by the counts of the guard, which stands inside.
 pub struct Recorder {
@@ -97,6 +98,14 @@ impl Capabilities for Recorder {
         };
         self.lock().images.insert(image.to_string(), facts);
         answer
+    }
+
+    async fn expect_recreations(&self, wave: &[Recreation]) {
+        self.inner.expect_recreations(wave).await;
+    }
+
+    async fn unfinished(&self) -> Vec<Unfinished> {
+        self.inner.unfinished().await
     }
 
     async fn recreate(

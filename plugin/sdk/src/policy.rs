@@ -136,6 +136,12 @@ impl Candidate<'_> {
                         "it already runs `{image}`, and the request asked to recreate it anyway"
                     ),
                 )
+            } else if !container.is_running() {
+                let state = state_in_words(container.state);
+                Choice::leave(
+                    rule::NOT_RUNNING,
+                    format!("it has what `{image}` stands for now, but {state}"),
+                )
             } else {
                 Choice::current(
                     rule::UP_TO_DATE,

@@ -4,10 +4,12 @@
 //! case the engine's tag is put back to the old one. Both versions stay on the engine, so a pull moves a tag and no layers.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Context;
 
 use super::Scenario;
+use crate::container::ContainerSpec;
 use crate::image::ImageSpec;
 use crate::registry::{self, Registry};
 use crate::world::World;
@@ -34,6 +36,10 @@ pub struct Bench {
     pub old: Version,
     /// A name of the old version that never means another one.
     pub old_tag: String,
+    /// The id of a container that runs and that nobody works on.
+    stranger: String,
+    /// How many names were given that its id begins with.
+    hex_names: AtomicUsize,
 }
 
 pub struct Slot {
@@ -54,7 +60,8 @@ impl Slot {
             | Scenario::PublishedPort
             | Scenario::Dependents
             | Scenario::Linked
-            | Scenario::Rm => &self.plain,
+            | Scenario::Rm
+            | Scenario::HexName => &self.plain,
         }
     }
 }
@@ -67,12 +74,21 @@ impl Bench {
             .image_id(&old_tag)
             .await?
             .context("the old version was loaded just now")?;
+        let stranger = world.run(ContainerSpec::new("stranger", &old_tag)).await?;
         Ok(Self {
             world: world.clone(),
+            stranger: stranger.id,
+            hex_names: AtomicUsize::new(0),
             registry: registry::open().await?,
             old: version(world, id).await?,
             old_tag,
         })
+    }
+
+    /// A name that the stranger's id begins with. Cases that run at once get different ones.
+    pub(super) fn hex_name(&self) -> String {
+        let number = self.hex_names.fetch_add(1, Ordering::Relaxed);
+        self.stranger[..2 + number % 9].to_owned()
     }
 
     pub async fn slot(&self, number: usize) -> anyhow::Result<Slot> {
@@ -106,8 +122,17 @@ impl Bench {
 
     /// `refit.toml` for the containers of `w`, without an engine. One call at a time, so that their order is the same in every
     /// run, and time limits that let a hang end soon.
-    pub(super) fn config(&self, w: &World, image: &Behind, scenario: Scenario) -> String {
-        let containers = format!("ws-{}-*", w.prefix());
+    pub(super) fn config(
+        &self,
+        w: &World,
+        image: &Behind,
+        scenario: Scenario,
+        name: &str,
+    ) -> String {
+        let containers = match scenario {
+            Scenario::HexName => name.to_owned(),
+            _ => format!("ws-{}-*", w.prefix()),
+        };
         let strategy = match scenario {
             Scenario::Remove => "remove",
             Scenario::Overlap => "overlap",
@@ -118,7 +143,8 @@ impl Bench {
             | Scenario::NewVolume
             | Scenario::Dependents
             | Scenario::Linked
-            | Scenario::Rm => "replace",
+            | Scenario::Rm
+            | Scenario::HexName => "replace",
         };
         format!(
             "[policy.config]\n\

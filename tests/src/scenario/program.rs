@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-/// The longest a run may take: a stop that hangs is given up after half a minute, and putting back tries for some seconds.
-const RUN: Duration = Duration::from_secs(120);
+/// The longest a run may take: a stop that hangs is given up after half a minute, and putting back tries for some seconds; an engine
+/// that is away is waited for.
+const RUN: Duration = Duration::from_secs(240);
 /// How often a running program is looked at.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -58,6 +59,10 @@ impl<'a> Program<'a> {
             config: folder.join("refit.toml"),
             text,
         }
+    }
+
+    pub(super) fn program(&self) -> &'a Path {
+        self.program
     }
 
     /// `kill_is_due` returns when it is to be killed.

@@ -14,7 +14,7 @@ use super::bench::{Behind, Bench};
 use super::program::{Ending, Run};
 use super::set_up::{Before, FOLLOWER_PORT, Follower, MARKER, STAMPS, VOLUMES};
 use crate::bounded::{self, CALL, within};
-use crate::faulty::{Call, Proxy};
+use crate::faulty::{Call, Proxy, Refused};
 use crate::world::World;
 
 /// One way in which the promise was broken.
@@ -385,6 +385,56 @@ pub(super) fn judge_refresh(
     }
     if refresh.said.contains("panicked at") {
         problems.push(problem("panic", "see what it said"));
+    }
+    problems
+}
+
+/// Whatever is refused for good: the container serves, but where it was stopped and the start of any container is refused.
+pub(super) async fn judge_service(
+    w: &World,
+    before: &Before,
+    refused: Refused,
+    after: &str,
+) -> anyhow::Result<Vec<Problem>> {
+    if refused.label == "POST /containers/{id}/start" && refused.only_what_exists {
+        return Ok(Vec::new());
+    }
+    let running = async {
+        if !w.container_exists(&before.name).await? {
+            return Ok::<bool, anyhow::Error>(false);
+        }
+        let state = w.inspect(&before.name).await?.state.unwrap_or_default();
+        Ok(state.running == Some(true))
+    };
+    if running.await? {
+        return Ok(Vec::new());
+    }
+    let detail = format!("{} does not run after {after}", before.name);
+    Ok(vec![problem("out of service", detail)])
+}
+
+/// A recovery that cannot know whether another Refit is at work leaves everything as it is, and says that something is half done.
+pub(super) fn judge_early_recovery(half_done: bool, recover: &Run, calls: &[Call]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let expected = Ending::Status(i32::from(half_done));
+    let writes: Vec<String> = calls
+        .iter()
+        .filter(|call| call.method != "GET")
+        .map(Call::label)
+        .collect();
+    if !writes.is_empty() {
+        let detail = format!("too early, it did {}", writes.join(", "));
+        problems.push(problem("undid a living refresh", detail));
+    }
+    // One whose replacement was made and who had not stopped anything looks whole, and is half done all the same.
+    if half_done && recover.ending != expected {
+        problems.push(problem(
+            "silent recovery",
+            format!(
+                "something is half done, and it ended with {}",
+                recover.ending
+            ),
+        ));
     }
     problems
 }

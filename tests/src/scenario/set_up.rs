@@ -37,10 +37,13 @@ pub enum Scenario {
     Linked,
     /// Started with `--rm`: stopping it would delete it.
     Rm,
+    /// Its name is hexadecimal, and the id of a stranger that runs begins with it. An engine that is asked for the name while nobody
+    /// has it answers with the stranger.
+    HexName,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Replace,
         Self::Remove,
         Self::Overlap,
@@ -51,6 +54,7 @@ impl Scenario {
         Self::Dependents,
         Self::Linked,
         Self::Rm,
+        Self::HexName,
     ];
 
     /// What a refresh without a fault comes to.
@@ -65,7 +69,8 @@ impl Scenario {
             | Self::PublishedPort
             | Self::NewVolume
             | Self::Dependents
-            | Self::Linked => End::New,
+            | Self::Linked
+            | Self::HexName => End::New,
         }
     }
 }
@@ -83,6 +88,7 @@ impl fmt::Display for Scenario {
             Self::Dependents => "dependents",
             Self::Linked => "linked",
             Self::Rm => "rm",
+            Self::HexName => "hex-name",
         })
     }
 }
@@ -148,7 +154,11 @@ pub(super) async fn set_up(
     scenario: Scenario,
 ) -> anyhow::Result<Before> {
     let volume = w.volume("data").await?;
-    let mut spec = ContainerSpec::new("a", &image.reference)
+    let mut spec = match scenario {
+        Scenario::HexName => ContainerSpec::named(&bench.hex_name(), &image.reference),
+        _ => ContainerSpec::new("a", &image.reference),
+    };
+    spec = spec
         .volume(&volume, VOLUMES[0])
         .anonymous_volume(VOLUMES[1])
         .env("STAMP_FILE", STAMPS)
@@ -163,7 +173,8 @@ pub(super) async fn set_up(
         | Scenario::Remove
         | Scenario::NewVolume
         | Scenario::Dependents
-        | Scenario::Linked => {}
+        | Scenario::Linked
+        | Scenario::HexName => {}
         Scenario::Rm => spec = spec.host(|host| host.auto_remove = Some(true)),
         Scenario::Overlap => {
             networks = vec![w.network("first").await?, w.network("second").await?];

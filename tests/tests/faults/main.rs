@@ -15,6 +15,7 @@
 //! time limits, which would be a second fault. Such cases are run again.
 
 mod matrix;
+mod others;
 mod proxy;
 mod recovery;
 

@@ -269,6 +269,19 @@ impl Tally {
     }
 }
 
+/// By the seed that is asked for, or the day's.
+pub(super) fn random() -> fastrand::Rng {
+    let seed = std::env::var("REFIT_FAULTS_SEED").ok();
+    let day = || {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        now.as_secs() / (24 * 60 * 60)
+    };
+    let seed = seed.and_then(|seed| seed.parse().ok()).unwrap_or_else(day);
+    fastrand::Rng::with_seed(seed)
+}
+
 #[tokio::test]
 async fn no_single_fault_loses_a_container() -> anyhow::Result<()> {
     let selection = Selection::read()?;

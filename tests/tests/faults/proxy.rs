@@ -26,6 +26,8 @@ async fn client(fault: Fault) -> anyhow::Result<Client> {
     let folder = tempfile::tempdir()?;
     let setting = Setting {
         plan: Some(Plan { number: 2, fault }),
+        refused: None,
+        clock_ahead: Duration::ZERO,
         only_label: None,
     };
     let proxy = Proxy::start(

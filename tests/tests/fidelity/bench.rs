@@ -13,7 +13,7 @@ use refit::capabilities::ties::KnownTies;
 use refit::capabilities::{
     CallError, Capabilities as _, PulledImage, Recreated, Recreation, Strategy, Transfer,
 };
-use refit::container::{Container, ContainerId, Listed, Object};
+use refit::container::{Container, ContainerId, ContainerName, Listed, Object};
 use refit::engine::address::{self, EngineEnvironment};
 use refit::engine::docker::{CallLimits, DockerEngine};
 use refit::engine::{CreateRequest, Engine};
@@ -22,7 +22,7 @@ use refit::journal::{Event, Events, no_events};
 use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
-use refit::recreate::recover::Patience;
+use refit::recreate::recover::{FirstSeen, Patience};
 use refit::recreate::{RecreateError, Step};
 use refit::registry::budget::Rate;
 use refit::registry::credentials::{Credentials, EnvironmentVariables};
@@ -142,6 +142,7 @@ impl Bench {
             },
             leases: self.leases.clone(),
             lanes: Lanes::default(),
+            first_seen: FirstSeen::default(),
             ties: KnownTies::default(),
             own_id: self.own_id.clone(),
         })
@@ -172,13 +173,13 @@ impl Bench {
     }
 
     pub(crate) async fn recreate(&self, wanted: Recreation) -> Result<Recreated, RecreateError> {
-        let live = Live {
-            workshop: self.workshop(),
-            force: self.force,
-            events: self.events.clone(),
-            ending: CancellationToken::new(),
-            foreseen: Foreseen::default(),
-        };
+        let live = Live::new(
+            self.workshop(),
+            self.force,
+            self.events.clone(),
+            CancellationToken::new(),
+            Foreseen::default(),
+        );
         live.recreate(wanted).await.map_err(|error| match error {
             CallError::Failed(error) => error,
             other => panic!("nobody stands between: {other:?}"),
@@ -186,7 +187,7 @@ impl Bench {
     }
 
     pub(crate) async fn wanted(&self, name: &str, image: &str) -> anyhow::Result<Recreation> {
-        let container = docker(&self.world).inspect(name).await?;
+        let container = self.inspect(name).await?;
         let id = self.world.image_id(image).await?;
         Ok(Recreation {
             container: Listed {
@@ -207,7 +208,7 @@ impl Bench {
     }
 
     pub(crate) async fn inspect(&self, container: &str) -> anyhow::Result<Container> {
-        Ok(docker(&self.world).inspect(container).await?)
+        inspect(&docker(&self.world), container).await
     }
 
     /// Make and start a container from documents in the engine's own words.
@@ -224,7 +225,7 @@ impl Bench {
             .start(&id)
             .await
             .with_context(|| format!("`{name}` cannot be started"))?;
-        Ok(engine.inspect(id.as_str()).await?)
+        Ok(engine.inspect(&id).await?)
     }
 
     pub(crate) async fn create(
@@ -246,7 +247,8 @@ impl Bench {
             endpoint: None,
         };
         let engine = docker(&self.world);
-        let id = engine.create(name, &request, None).await;
+        let name = ContainerName::new(name);
+        let id = engine.create(&name, &request, None).await;
         id.with_context(|| format!("`{name}` cannot be created"))
     }
 
@@ -279,6 +281,13 @@ impl Bench {
         anyhow::ensure!(found == expected, "expected {expected:?}, found {found:?}");
         Ok(())
     }
+}
+
+/// By name, or by whole id.
+pub(crate) async fn inspect(engine: &dyn Engine, container: &str) -> anyhow::Result<Container> {
+    let found = engine.find_by_name(&ContainerName::new(container)).await?;
+    let id = found.map_or_else(|| ContainerId::new(container), |found| found.id);
+    Ok(engine.inspect(&id).await?)
 }
 
 /// Refit's own engine, straight.

@@ -2,15 +2,14 @@
 //! not do by itself.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use refit::container::{Container, ContainerId, Image, Listed, Object};
+use refit::container::{Container, ContainerId, ContainerName, Image, Listed, Object};
 use refit::engine::docker::DockerEngine;
 use refit::engine::{
-    CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal,
+    CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal, StopMode,
     UnnamedImage,
 };
 use refit::image::{ImageId, ImageRef, Platform};
@@ -121,7 +120,26 @@ impl Engine for Between {
         self.engine.containers().await
     }
 
-    async fn inspect(&self, container: &str) -> Result<Container, EngineError> {
+    async fn find_by_name(&self, name: &ContainerName) -> Result<Option<Listed>, EngineError> {
+        self.ask(format!("find {name}"))?;
+        self.engine.find_by_name(name).await
+    }
+
+    async fn is_listed(&self, container: &ContainerId) -> Result<bool, EngineError> {
+        self.ask(format!("is-listed {container}"))?;
+        self.engine.is_listed(container).await
+    }
+
+    async fn clock(&self) -> Result<jiff::Timestamp, EngineError> {
+        self.ask("clock".into())?;
+        self.engine.clock().await
+    }
+
+    fn daemon_events(&self) -> BoxStream<'_, Result<(), EngineError>> {
+        self.engine.daemon_events()
+    }
+
+    async fn inspect(&self, container: &ContainerId) -> Result<Container, EngineError> {
         self.ask(format!("inspect {container}"))?;
         let mut container = self.engine.inspect(container).await?;
         container.image_id = self.image_id(&container.image_id);
@@ -178,7 +196,7 @@ impl Engine for Between {
 
     async fn create(
         &self,
-        name: &str,
+        name: &ContainerName,
         request: &CreateRequest,
         platform: Option<&Platform>,
     ) -> Result<ContainerId, EngineError> {
@@ -218,20 +236,24 @@ impl Engine for Between {
         self.engine.start(container).await
     }
 
-    async fn stop(
-        &self,
-        container: &ContainerId,
-        its_timeout: Duration,
-    ) -> Result<(), EngineError> {
-        self.ask(format!("stop {container}"))?;
-        let answer = self.engine.stop(container, its_timeout).await;
+    async fn stop(&self, container: &ContainerId, mode: StopMode) -> Result<(), EngineError> {
+        let verb = match mode {
+            StopMode::Graceful { .. } => "stop",
+            StopMode::Immediate => "kill",
+        };
+        self.ask(format!("{verb} {container}"))?;
+        let answer = self.engine.stop(container, mode).await;
         if self.loses_stops {
             std::future::pending::<()>().await;
         }
         answer
     }
 
-    async fn rename(&self, container: &ContainerId, name: &str) -> Result<(), EngineError> {
+    async fn rename(
+        &self,
+        container: &ContainerId,
+        name: &ContainerName,
+    ) -> Result<(), EngineError> {
         self.ask(format!("rename {container} {name}"))?;
         self.engine.rename(container, name).await
     }

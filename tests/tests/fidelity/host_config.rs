@@ -1,6 +1,7 @@
 //! Every setting of the host that this engine takes comes back as it was.
 
 use bollard::models::HostConfig;
+use refit::container::ContainerName;
 use refit::engine::Engine as _;
 use refit::recreate::intent::Intent;
 use refit::recreate::verify::differences;
@@ -204,7 +205,7 @@ async fn settings_for_other_machines_come_back_too() -> anyhow::Result<()> {
             let id = bench
                 .create(&w.name(suffix), &image, json!({}), document.clone())
                 .await?;
-            let before = engine.inspect(id.as_str()).await?;
+            let before = engine.inspect(&id).await?;
             for field in object(document).keys() {
                 assert!(
                     !before.host_config[field].is_null(),
@@ -214,7 +215,11 @@ async fn settings_for_other_machines_come_back_too() -> anyhow::Result<()> {
             let of_image = engine.image(&image).await?;
             let wanted = Intent::of(&before, &of_image.config).on(&image, &of_image.id);
             let again = engine
-                .create(&w.name(&format!("{suffix}-again")), &wanted.request, None)
+                .create(
+                    &ContainerName::new(w.name(&format!("{suffix}-again"))),
+                    &wanted.request,
+                    None,
+                )
                 .await?;
             let after = engine.inspect(again.as_str()).await?;
             assert_eq!(differences(&wanted, &after), Vec::<String>::new());

@@ -7,7 +7,7 @@ use refit::image::{ImageId, ImageRef};
 use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
-use refit::recreate::replace::{Manner, NewImage, replace};
+use refit::recreate::replace::{Manner, NewImage, Target, replace};
 use refit::recreate::{RecreateError, Step};
 use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use tokio_util::sync::CancellationToken;
@@ -49,8 +49,12 @@ async fn one_that_looked_early_and_acts_late_loses_nothing() -> anyhow::Result<(
                             },
                             step: &|_| {},
                         };
+                        let target = Target {
+                            container: seen,
+                            image: Some(image),
+                        };
                         let (outcome, _) =
-                            replace(late.engine.as_ref(), seen, &image, vec![], &manner).await;
+                            replace(late.engine.as_ref(), vec![target], &manner).await;
                         assert!(
                             matches!(outcome, Err(RecreateError::Busy { .. })),
                             "{outcome:?}"

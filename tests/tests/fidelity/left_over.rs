@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use refit::recreate::{RecreateError, Step, names};
+use refit::recreate::names::ParsedName;
+use refit::recreate::{RecreateError, Step};
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
 
 use crate::bench::Bench;
@@ -18,7 +19,9 @@ async fn nothing_of(bench: &Bench, id: &str) -> anyhow::Result<()> {
     let listed = bench.engine.containers().await?;
     let ours: Vec<_> = listed
         .iter()
-        .filter(|listed| names::meaning(&listed.name).is_some() && listed.name.contains(&id[..12]))
+        .filter(|listed| {
+            ParsedName::parse(&listed.name).is_some() && listed.name.contains(&id[..12])
+        })
         .collect();
     assert!(ours.is_empty(), "{ours:?}");
     Ok(())

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use refit::container::State;
-use refit::engine::{CreateRequest, Engine as _};
+use refit::engine::{CreateRequest, Engine as _, StopMode};
 use refit::recreate::lease::Leases;
 use refit::recreate::names;
 use refit::recreate::proof::Proof;
-use refit::recreate::recover::{Outcome, Patience, recover};
+use refit::recreate::recover::{FirstSeen, Outcome, Patience, recover};
 use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use serde_json::json;
 
@@ -44,15 +44,18 @@ async fn a_stop_that_is_still_under_way_is_waited_out() -> anyhow::Result<()> {
             endpoint: None,
         };
         engine
-            .create(&names::candidate(&before.id), &request, None)
+            .create(&names::temporary_name(&before.id), &request, None)
             .await?;
         let state = std::env::temp_dir().join(format!("refit-{}-recovering", w.prefix()));
         let leases = Leases::in_folder(state.clone());
         drop(leases.take(&before.id));
 
+        let mode = StopMode::Graceful {
+            limit: Duration::from_secs(3),
+        };
         let (id, stopper) = (before.id.clone(), docker(&w));
-        let stopping = tokio::spawn(async move { stopper.stop(&id, Duration::from_secs(3)).await });
-        let recovered = recover(&engine, &leases, PATIENCE).await?;
+        let stopping = tokio::spawn(async move { stopper.stop(&id, mode).await });
+        let recovered = recover(&engine, &leases, &FirstSeen::default(), PATIENCE).await?;
         let ours: Vec<_> = recovered
             .iter()
             .filter(|one| one.container == a.name)

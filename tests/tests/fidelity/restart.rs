@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use bollard::query_parameters::ImportImageOptions;
 use futures_util::TryStreamExt;
-use refit::container::{Container, State};
+use refit::container::{Container, ContainerName, State};
 use refit::engine::address::{EngineAddress, Way};
 use refit::engine::docker::{CallLimits, DockerEngine};
 use refit::engine::{CreateRequest, Engine as _};
@@ -15,8 +15,8 @@ use refit::image::ImageId;
 use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
-use refit::recreate::recover::{Outcome, Patience, recover};
-use refit::recreate::replace::{Manner, NewImage, replace};
+use refit::recreate::recover::{FirstSeen, Outcome, Patience, recover};
+use refit::recreate::replace::{Manner, NewImage, Target, replace};
 use refit::recreate::{RecreateError, Step};
 use refit_tests::ImageSpec;
 use refit_tests::engine::Engine;
@@ -24,7 +24,7 @@ use serde_json::json;
 use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
 
-use crate::bench::object;
+use crate::bench::{inspect, object};
 
 const NAME: &str = "ws-a";
 const PATIENCE: Patience = Patience {
@@ -34,6 +34,13 @@ const PATIENCE: Patience = Patience {
     },
     call: Duration::from_secs(20),
 };
+
+fn target(container: &Container, image: &NewImage) -> Target {
+    Target {
+        container: container.clone(),
+        image: Some(image.clone()),
+    }
+}
 
 /// A machine whose power can be cut.
 struct Machine {
@@ -109,9 +116,11 @@ impl Machine {
             endpoint: None,
         };
         let engine = self.refit();
-        let id = engine.create(NAME, &request, None).await?;
+        let id = engine
+            .create(&ContainerName::new(NAME), &request, None)
+            .await?;
         engine.start(&id).await?;
-        Ok(engine.inspect(id.as_str()).await?)
+        Ok(engine.inspect(&id).await?)
     }
 
     /// One container, under its name, running, with its volume; on the old image or the new one.
@@ -124,7 +133,7 @@ impl Machine {
             .map(|it| it.name)
             .collect();
         anyhow::ensure!(names == [NAME], "{names:?}");
-        let now = engine.inspect(NAME).await?;
+        let now = inspect(&engine, NAME).await?;
         anyhow::ensure!(now.state == State::Running, "it is {}", now.state);
         anyhow::ensure!(
             now.mounts[0].name == before.mounts[0].name,
@@ -170,16 +179,28 @@ async fn power_cut_at(step: Step) -> anyhow::Result<Vec<Outcome>> {
     tokio::select! {
         biased;
         () = gone.notified() => {}
-        (outcome, _) = replace(&engine, before.clone(), &new, vec![], &manner) => {
+        (outcome, _) = replace(&engine, vec![target(&before, &new)], &manner) => {
             anyhow::bail!("it ended before the power was gone: {outcome:?}")
         }
     }
     // As the system lets go of the files of a process that dies.
     drop(lease);
     machine.boot_again().await?;
-    let recovered = recover(&machine.refit(), &machine.leases(), PATIENCE).await?;
+    let recovered = recover(
+        &machine.refit(),
+        &machine.leases(),
+        &FirstSeen::default(),
+        PATIENCE,
+    )
+    .await?;
     machine.is_whole(&before, &new).await?;
-    let again = recover(&machine.refit(), &machine.leases(), PATIENCE).await?;
+    let again = recover(
+        &machine.refit(),
+        &machine.leases(),
+        &FirstSeen::default(),
+        PATIENCE,
+    )
+    .await?;
     anyhow::ensure!(again.is_empty(), "{again:?}");
     Ok(recovered.into_iter().map(|one| one.outcome).collect())
 }
@@ -237,7 +258,7 @@ async fn an_engine_that_is_restarted_under_a_living_refit_loses_nothing() -> any
     };
     let engine = machine.refit();
     let lease = machine.leases().take(&before.id);
-    let (outcome, settled) = replace(&engine, before.clone(), &new, vec![], &manner).await;
+    let (outcome, settled) = replace(&engine, vec![target(&before, &new)], &manner).await;
     let error = outcome.expect_err("the engine went away");
     assert!(
         matches!(
@@ -250,7 +271,13 @@ async fn an_engine_that_is_restarted_under_a_living_refit_loses_nothing() -> any
         Some(lease) if settled => lease.settle(),
         lease => drop(lease),
     }
-    recover(&machine.refit(), &machine.leases(), PATIENCE).await?;
+    recover(
+        &machine.refit(),
+        &machine.leases(),
+        &FirstSeen::default(),
+        PATIENCE,
+    )
+    .await?;
     assert_eq!(machine.is_whole(&before, &new).await?.id, before.id);
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Verified before anything stops: what an engine changes without a word is found while the old container still runs.
 
-use refit::container::Object;
+use refit::container::{ContainerName, Object};
 use refit::engine::Engine as _;
 use refit::recreate::intent::Intent;
 use refit::recreate::verify::differences;
@@ -113,7 +113,7 @@ async fn nothing_can_be_left_out_unnoticed() -> anyhow::Result<()> {
                 crate::host_config::most(&volume),
             )
             .await?;
-        let before = engine.inspect(id.as_str()).await?;
+        let before = engine.inspect(&id).await?;
         let of_image = engine.image(&image).await?;
         let wanted = Intent::of(&before, &of_image.config).on(&image, &of_image.id);
         let mut unnoticed = Vec::new();
@@ -136,10 +136,13 @@ async fn nothing_can_be_left_out_unnoticed() -> anyhow::Result<()> {
                 &mut request.host_config
             };
             fields.remove(&key);
-            let Ok(made) = engine.create(&w.name("without"), &request, None).await else {
+            let Ok(made) = engine
+                .create(&ContainerName::new(w.name("without")), &request, None)
+                .await
+            else {
                 continue;
             };
-            let made = engine.inspect(made.as_str()).await?;
+            let made = engine.inspect(&made).await?;
             w.remove_container(made.id.as_str()).await?;
             let of = |object: &Object| object.get(&key).cloned().unwrap_or_default();
             let (before, after) = if part == "Config" {

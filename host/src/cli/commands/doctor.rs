@@ -15,6 +15,8 @@ use crate::generation::start::Keep;
 use crate::generation::store::Store;
 use crate::history::Archive;
 use crate::image::ImageRef;
+use crate::recreate::lease::Leases;
+use crate::recreate::recover::survey;
 use crate::registry::credentials::Credentials;
 use crate::setup;
 
@@ -136,6 +138,17 @@ async fn engine(config: &Config) -> Vec<Check> {
         }
         (_, Err(error)) => checks.push(Check::failed("engine", error)),
         (Err(_), Ok(_)) => {}
+    }
+    if let Ok(containers) = engine.containers().await {
+        let unfinished = survey(&containers, &Leases::in_folder(config.state_folder()));
+        checks.extend(unfinished.into_iter().map(|one| {
+            let error = format!("a replacement of `{}` is unfinished", one.container);
+            let failure = Diagnostic::new(error).because(one.detail);
+            Check::failed(
+                "engine",
+                failure.hint("`refit recover` finishes or undoes it"),
+            )
+        }));
     }
     checks
 }

@@ -30,7 +30,7 @@ use crate::config::{self, Config, Flags, LimitsFlags, Loaded, PolicyFlags};
 use crate::diagnostic::Diagnostic;
 use crate::generation::start::Keep;
 use crate::policy::{CompileLimits, Compiler, Metering, compile_from_stdin};
-use crate::recreate::recover::Outcome;
+use crate::recreate::recover::Recovered;
 use crate::refresh::{Mode, Report, Request, Trigger};
 use crate::server;
 use crate::setup;
@@ -178,8 +178,7 @@ pub(super) async fn recover(
     } else {
         print(&table::recovered(&recovered));
     }
-    let stranded = recovered.iter().any(|one| one.outcome == Outcome::Stranded);
-    Ok(if stranded {
+    Ok(if recovered.iter().any(Recovered::is_unfinished) {
         Status::SomeFailed
     } else {
         Status::Done

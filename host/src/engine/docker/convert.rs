@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::container::{
-    Container, ContainerId, Health, Image, Mount, Object, PublishedPort, State,
+    Container, ContainerId, Health, HealthCheckRun, Image, Mount, Object, PublishedPort, State,
 };
 use crate::image::ImageId;
 
@@ -40,6 +40,14 @@ struct StateDocument {
 #[serde(rename_all = "PascalCase")]
 struct HealthDocument {
     status: Option<String>,
+    log: Option<Vec<HealthCheckDocument>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HealthCheckDocument {
+    start: Option<String>,
+    exit_code: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -97,16 +105,17 @@ pub(super) fn container(document: &[u8]) -> Result<Container, serde_json::Error>
             .image_manifest_descriptor
             .and_then(|descriptor| platform(descriptor.platform?)),
         state,
+        last_health_check: found.state.health.as_ref().and_then(last_health_check),
         health: health(found.state.health),
         exit_code: found.state.exit_code,
         error: found.state.error.filter(|text| !text.is_empty()),
         created: found
             .created
             .as_deref()
-            .and_then(seconds)
+            .and_then(moment)
             .unwrap_or_default(),
         started: found.state.started_at.as_deref().and_then(moment),
-        finished: found.state.finished_at.as_deref().and_then(seconds),
+        finished: found.state.finished_at.as_deref().and_then(moment),
         config: found.config,
         host_config: found.host_config,
         endpoints: networks.unwrap_or_default(),
@@ -141,6 +150,14 @@ pub(super) fn image(document: &[u8]) -> Result<Image, serde_json::Error> {
     })
 }
 
+/// `SystemTime` of `GET /info`.
+pub(super) fn system_time(document: &[u8]) -> Result<jiff::Timestamp, serde_json::Error> {
+    let found: Value = serde_json::from_slice(document)?;
+    let time = found.get("SystemTime").and_then(Value::as_str);
+    time.and_then(moment)
+        .ok_or_else(|| serde::de::Error::custom("no `SystemTime`"))
+}
+
 /// `Descriptor.digest` of `GET /distribution/…/json`.
 pub(super) fn distribution_digest(document: &[u8]) -> Result<String, serde_json::Error> {
     let found: Value = serde_json::from_slice(document)?;
@@ -167,14 +184,19 @@ fn health(found: Option<HealthDocument>) -> Health {
     }
 }
 
+/// The engine keeps the last five, the newest at the end.
+fn last_health_check(health: &HealthDocument) -> Option<HealthCheckRun> {
+    let newest = health.log.as_ref()?.last()?;
+    Some(HealthCheckRun {
+        started: moment(newest.start.as_deref()?)?,
+        exit_code: newest.exit_code?,
+    })
+}
+
 /// Engines write year 1 for "never".
 fn moment(timestamp: &str) -> Option<jiff::Timestamp> {
     let moment = timestamp.parse::<jiff::Timestamp>().ok()?;
     (moment > jiff::Timestamp::UNIX_EPOCH).then_some(moment)
-}
-
-fn seconds(timestamp: &str) -> Option<i64> {
-    moment(timestamp).map(jiff::Timestamp::as_second)
 }
 
 fn mount(found: MountDocument) -> Mount {
@@ -224,7 +246,7 @@ mod tests {
         });
         let container = container(document.to_string().as_bytes()).unwrap();
         assert_eq!(container.name, "ws-a");
-        assert_eq!(container.created, 1_795_428_000);
+        assert_eq!(container.created.as_second(), 1_795_428_000);
         assert_eq!(container.config["FromTheFuture"]["a"], 1);
         assert_eq!(container.config["MacAddress"], "02:42:ac:11:00:09");
         assert_eq!(container.host_config["NewKnob"][0], 1);
@@ -235,6 +257,6 @@ mod tests {
 
     #[test]
     fn a_container_that_never_started_has_no_start() {
-        assert_eq!(seconds("0001-01-01T00:00:00Z"), None);
+        assert_eq!(moment("0001-01-01T00:00:00Z"), None);
     }
 }

@@ -31,10 +31,10 @@ use self::failure::{engine_error, pull_error, refused};
 use self::login::registry_auth;
 use super::address::EngineAddress;
 use super::{
-    CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal,
+    CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal, StopMode,
     UnnamedImage,
 };
-use crate::container::{Container, ContainerId, Image, Listed, Object, State};
+use crate::container::{Container, ContainerId, ContainerName, Image, Listed, Object, State};
 use crate::image::{ImageId, ImageRef, Platform};
 use crate::secret::Login;
 
@@ -91,6 +91,44 @@ impl DockerEngine {
         }
     }
 
+    /// Containers in whatever state that pass the engine's filters.
+    async fn list(
+        &self,
+        action: impl FnOnce() -> String,
+        filters: Option<HashMap<String, Vec<String>>>,
+    ) -> Result<Vec<Listed>, EngineError> {
+        let client = self.client().await?;
+        let options = ListContainersOptions {
+            all: true,
+            filters,
+            ..ListContainersOptions::default()
+        };
+        let answer = client.docker.list_containers(Some(options));
+        let found = self.call(self.limits.call, action, answer).await?;
+        Ok(found.into_iter().filter_map(listed).collect())
+    }
+
+    /// A word for each event that passes the query.
+    fn follow(
+        &self,
+        action: String,
+        query: Vec<(&'static str, String)>,
+    ) -> BoxStream<'_, Result<(), EngineError>> {
+        let request = raw::RawRequest {
+            query,
+            ..raw::RawRequest::get("/events")
+        };
+        let opened = async move {
+            let client = self.client().await?;
+            let told = raw::stream(&client.docker, &client.version.api, request);
+            Ok(told.map(move |part| match part {
+                Ok(_) => Ok(()),
+                Err(error) => Err(engine_error(action.clone(), error)),
+            }))
+        };
+        stream::once(opened).try_flatten().boxed()
+    }
+
     async fn document(
         &self,
         action: impl FnOnce() -> String,
@@ -125,51 +163,56 @@ impl Engine for DockerEngine {
     }
 
     async fn containers(&self) -> Result<Vec<Listed>, EngineError> {
-        let client = self.client().await?;
-        let options = ListContainersOptions {
-            all: true,
-            ..ListContainersOptions::default()
-        };
-        let found = self
-            .call(
-                self.limits.call,
-                || "list containers".into(),
-                client.docker.list_containers(Some(options)),
-            )
-            .await?;
-        let listed = found.into_iter().filter_map(|summary| {
-            // A container that is being removed can be listed without a name.
-            let name = summary
-                .names?
-                .into_iter()
-                .find(|name| name.matches('/').count() == 1)?;
-            let labels = summary.labels.unwrap_or_default().into_iter().collect();
-            Some(Listed {
-                id: ContainerId::new(summary.id?),
-                name: name.trim_start_matches('/').to_owned(),
-                labels,
-                state: summary.state.and_then(|state| State::parse(state.as_ref())),
-                network_mode: summary
-                    .host_config
-                    .and_then(|config| config.network_mode)
-                    .unwrap_or_default(),
-            })
-        });
-        Ok(listed.collect())
+        self.list(|| "list containers".into(), None).await
     }
 
-    async fn inspect(&self, container: &str) -> Result<Container, EngineError> {
-        let action = || format!("inspect container `{container}`");
+    async fn find_by_name(&self, name: &ContainerName) -> Result<Option<Listed>, EngineError> {
+        // The engine takes a regular expression here, and matches it with and without the slash before the name. What decides is
+        // the comparison below.
+        let pattern = format!("^/?{}$", name.as_str().replace('.', "\\."));
+        let filters = HashMap::from([("name".to_owned(), vec![pattern])]);
+        let found = self
+            .list(|| format!("look for container `{name}`"), Some(filters))
+            .await?;
+        Ok(found.into_iter().find(|it| it.name == name.as_str()))
+    }
+
+    async fn is_listed(&self, container: &ContainerId) -> Result<bool, EngineError> {
+        let filters = HashMap::from([("id".to_owned(), vec![container.as_str().to_owned()])]);
+        let action = || format!("look for container `{}`", container.short());
+        let found = self.list(action, Some(filters)).await?;
+        Ok(found.iter().any(|it| it.id == *container))
+    }
+
+    async fn clock(&self) -> Result<jiff::Timestamp, EngineError> {
+        let action = || "ask the engine for its time".to_owned();
+        let request = raw::RawRequest::get("/info");
+        let document = self.document(action, request).await?;
+        convert::system_time(&document).map_err(|source| EngineError::Nonsense {
+            action: action(),
+            source: source.into(),
+        })
+    }
+
+    async fn inspect(&self, container: &ContainerId) -> Result<Container, EngineError> {
+        let action = || format!("inspect container `{}`", container.short());
         let document = self
             .document(
                 action,
                 raw::RawRequest::get(format!("/containers/{container}/json")),
             )
             .await?;
-        convert::container(&document).map_err(|source| EngineError::Nonsense {
+        let found = convert::container(&document).map_err(|source| EngineError::Nonsense {
             action: action(),
             source: source.into(),
-        })
+        })?;
+        if found.id != *container {
+            return Err(EngineError::Nonsense {
+                action: action(),
+                source: format!("the answer is about container `{}`", found.id.short()).into(),
+            });
+        }
+        Ok(found)
     }
 
     fn events(
@@ -178,19 +221,12 @@ impl Engine for DockerEngine {
         since: jiff::Timestamp,
     ) -> BoxStream<'_, Result<(), EngineError>> {
         let action = format!("follow container `{}`", container.short());
-        let request = raw::RawRequest {
-            query: events_query(container, since),
-            ..raw::RawRequest::get("/events")
-        };
-        let opened = async move {
-            let client = self.client().await?;
-            let told = raw::stream(&client.docker, &client.version.api, request);
-            Ok(told.map(move |part| match part {
-                Ok(_) => Ok(()),
-                Err(error) => Err(engine_error(action.clone(), error)),
-            }))
-        };
-        stream::once(opened).try_flatten().boxed()
+        self.follow(action, events_query(container, since))
+    }
+
+    fn daemon_events(&self) -> BoxStream<'_, Result<(), EngineError>> {
+        let filters = json!({ "type": ["daemon"] }).to_string();
+        self.follow("follow the engine".into(), vec![("filters", filters)])
     }
 
     async fn image(&self, image: &str) -> Result<Image, EngineError> {
@@ -325,7 +361,7 @@ impl Engine for DockerEngine {
 
     async fn create(
         &self,
-        name: &str,
+        name: &ContainerName,
         request: &CreateRequest,
         platform: Option<&Platform>,
     ) -> Result<ContainerId, EngineError> {
@@ -341,7 +377,7 @@ impl Engine for DockerEngine {
                 json!({ "EndpointsConfig": { network: endpoint } }),
             );
         }
-        let mut query = vec![("name", name.to_owned())];
+        let mut query = vec![("name", name.as_str().to_owned())];
         query.extend(platform.map(|platform| ("platform", platform.to_string())));
         let request = raw::RawRequest {
             query,
@@ -362,7 +398,7 @@ impl Engine for DockerEngine {
                 source: source.into(),
             })?;
         for warning in created.warnings.unwrap_or_default() {
-            tracing::warn!(container = name, "the engine warns: {warning}");
+            tracing::warn!(container = name.as_str(), "the engine warns: {warning}");
         }
         Ok(ContainerId::new(created.id))
     }
@@ -415,17 +451,21 @@ impl Engine for DockerEngine {
         .await
     }
 
-    async fn stop(
-        &self,
-        container: &ContainerId,
-        its_timeout: Duration,
-    ) -> Result<(), EngineError> {
+    async fn stop(&self, container: &ContainerId, mode: StopMode) -> Result<(), EngineError> {
         let client = self.client().await?;
-        // Neither signal nor time is given: the container's own hold.
-        let answer = client
-            .docker
-            .stop_container(container.as_str(), None::<StopContainerOptions>);
-        let limit = self.limits.call.max(STOP_MARGIN) + its_timeout;
+        let (options, limit) = match mode {
+            // Neither signal nor time is given: the container's own hold.
+            StopMode::Graceful { limit } => (None, limit),
+            StopMode::Immediate => {
+                let at_once = StopContainerOptions {
+                    t: Some(0),
+                    ..StopContainerOptions::default()
+                };
+                (Some(at_once), Duration::ZERO)
+            }
+        };
+        let answer = client.docker.stop_container(container.as_str(), options);
+        let limit = self.limits.call.max(STOP_MARGIN) + limit;
         self.call(
             limit,
             || format!("stop container `{}`", container.short()),
@@ -434,12 +474,16 @@ impl Engine for DockerEngine {
         .await
     }
 
-    async fn rename(&self, container: &ContainerId, name: &str) -> Result<(), EngineError> {
+    async fn rename(
+        &self,
+        container: &ContainerId,
+        name: &ContainerName,
+    ) -> Result<(), EngineError> {
         let client = self.client().await?;
         let answer = client.docker.rename_container(
             container.as_str(),
             RenameContainerOptions {
-                name: name.to_owned(),
+                name: name.as_str().to_owned(),
             },
         );
         self.call(
@@ -467,6 +511,24 @@ impl Engine for DockerEngine {
         )
         .await
     }
+}
+
+fn listed(summary: bollard::models::ContainerSummary) -> Option<Listed> {
+    // A container that is being removed can be listed without a name. A link to it from another one has two slashes.
+    let name = summary
+        .names?
+        .into_iter()
+        .find(|name| name.matches('/').count() == 1)?;
+    Some(Listed {
+        id: ContainerId::new(summary.id?),
+        name: name.trim_start_matches('/').to_owned(),
+        labels: summary.labels.unwrap_or_default().into_iter().collect(),
+        state: summary.state.and_then(|state| State::parse(state.as_ref())),
+        network_mode: summary
+            .host_config
+            .and_then(|config| config.network_mode)
+            .unwrap_or_default(),
+    })
 }
 
 /// `health_status` stands for all that begin so: `health_status: healthy`. Podman answers in Docker's words, and takes only its own

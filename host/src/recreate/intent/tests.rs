@@ -16,9 +16,10 @@ pub(in crate::recreate) fn container(config: Value, host_config: Value) -> Conta
         platform: None,
         state: State::Running,
         health: Health::None,
+        last_health_check: None,
         exit_code: None,
         error: None,
-        created: 0,
+        created: jiff::Timestamp::UNIX_EPOCH,
         started: None,
         finished: None,
         config: object(config),
@@ -422,7 +423,7 @@ fn a_dependent_moves_to_the_new_container() {
     assert_eq!(intent.host_config["NetworkMode"], format!("container:{to}"));
     assert_eq!(intent.host_config["PidMode"], format!("container:{to}"));
     assert_eq!(intent.host_config["IpcMode"], "private");
-    let candidate = names::candidate(&from);
+    let candidate = names::temporary_name(&from);
     assert_eq!(
         intent.host_config["Links"],
         json!([format!("{candidate}:database"), "other:db"])
