@@ -18,6 +18,7 @@ use refit::capabilities::guard::Counts;
 use refit::capabilities::live::Workshop;
 use refit::capabilities::ties::KnownTies;
 use refit::container::{Container, ContainerId, ContainerName, Image, Listed, Object};
+use refit::engine::permissions::{RawAnswer, RawCall};
 use refit::engine::{
     CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal, StopMode,
     UnnamedImage,
@@ -176,6 +177,10 @@ impl Engine for Nothing {
 
     async fn remove(&self, _: &ContainerId, _: Removal) -> Result<(), EngineError> {
         Self::not_found("remove").await
+    }
+
+    async fn send(&self, _: &RawCall) -> Result<RawAnswer, EngineError> {
+        Self::not_found("send").await
     }
 }
 

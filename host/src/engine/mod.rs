@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod docker;
+pub mod permissions;
 pub mod probe;
 pub mod ssh;
 pub mod tls;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
+use self::permissions::{RawAnswer, RawCall};
 use self::ssh::SshError;
 use self::tls::TlsError;
 use crate::container::{Container, ContainerId, ContainerName, Image, Listed, Object};
@@ -163,6 +165,8 @@ pub trait Engine: Send + Sync {
         name: &ContainerName,
     ) -> Result<(), EngineError>;
     async fn remove(&self, container: &ContainerId, removal: Removal) -> Result<(), EngineError>;
+    /// Sends a call as it is. An answer of any status is `Ok`: [`permissions`] asks who answers, and with what.
+    async fn send(&self, call: &RawCall) -> Result<RawAnswer, EngineError>;
 }
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;

@@ -292,7 +292,11 @@ pub(crate) async fn inspect(engine: &dyn Engine, container: &str) -> anyhow::Res
 
 /// Refit's own engine, straight.
 pub(crate) fn docker(world: &World) -> DockerEngine {
-    let address = address::choose(Some(world.docker_host()), &EngineEnvironment::default());
+    docker_at(world.docker_host())
+}
+
+pub(crate) fn docker_at(docker_host: &str) -> DockerEngine {
+    let address = address::choose(Some(docker_host), &EngineEnvironment::default());
     let address = address.expect("the kit's engine has an address");
     let limits = CallLimits {
         call: CALL,

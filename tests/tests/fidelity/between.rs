@@ -8,6 +8,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use refit::container::{Container, ContainerId, ContainerName, Image, Listed, Object};
 use refit::engine::docker::DockerEngine;
+use refit::engine::permissions::{RawAnswer, RawCall};
 use refit::engine::{
     CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal, StopMode,
     UnnamedImage,
@@ -261,6 +262,10 @@ impl Engine for Between {
     async fn remove(&self, container: &ContainerId, removal: Removal) -> Result<(), EngineError> {
         self.ask(format!("remove {container}"))?;
         self.engine.remove(container, removal).await
+    }
+
+    async fn send(&self, call: &RawCall) -> Result<RawAnswer, EngineError> {
+        self.engine.send(call).await
     }
 }
 

@@ -22,6 +22,7 @@ mod left_over;
 mod networks;
 mod newer;
 mod overlap;
+mod permissions;
 mod ports;
 mod proof;
 mod recovering;

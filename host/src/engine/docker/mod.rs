@@ -30,6 +30,7 @@ use self::connection::Client;
 use self::failure::{engine_error, pull_error, refused};
 use self::login::registry_auth;
 use super::address::EngineAddress;
+use super::permissions::{RawAnswer, RawCall};
 use super::{
     CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal, StopMode,
     UnnamedImage,
@@ -510,6 +511,34 @@ impl Engine for DockerEngine {
             answer,
         )
         .await
+    }
+
+    async fn send(&self, call: &RawCall) -> Result<RawAnswer, EngineError> {
+        let client = self.client().await?;
+        let request = raw::RawRequest {
+            method: call.method.clone(),
+            query: call.query.clone(),
+            body: call.body.clone(),
+            ..raw::RawRequest::get(call.path.clone())
+        };
+        let answered = async {
+            match raw::document(&client.docker, &client.version.api, request).await {
+                Ok(_) => Ok(RawAnswer {
+                    status: 200,
+                    message: String::new(),
+                }),
+                Err(Error::DockerResponseServerError {
+                    status_code,
+                    message,
+                }) => Ok(RawAnswer {
+                    status: status_code,
+                    message,
+                }),
+                Err(error) => Err(error),
+            }
+        };
+        let action = || format!("call `{} {}`", call.method, call.path);
+        self.call(self.limits.call, action, answered).await
     }
 }
 

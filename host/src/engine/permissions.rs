@@ -1,0 +1,394 @@
+//! Which calls the way to the engine lets through. A socket proxy answers some calls itself, with a refusal.
+//!
+//! [`probe_calls`] sends each call in a harmless form: for a container, image or network that cannot exist, or with a reference
+//! that no engine accepts. The engine answers with an error of its own, which names what was asked for; anything else is the
+//! answer of something in between. Start with [`EngineCall`]. Knows nothing of what a call is needed for.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use http::Method;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use serde_json::{Value, json};
+
+use super::{Engine, EngineError};
+use crate::diagnostic::Diagnostic;
+
+/// A message of a proxy is quoted up to this length: a line for a person.
+const QUOTED_CHARS_MAX: usize = 120;
+
+/// Every call that Refit sends to an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EngineCall {
+    Ping,
+    Version,
+    Events,
+    ListContainers,
+    InspectContainer,
+    CreateContainer,
+    StartContainer,
+    StopContainer,
+    RenameContainer,
+    RemoveContainer,
+    ListImages,
+    InspectImage,
+    PullImage,
+    RemoveImage,
+    InspectDistribution,
+    ConnectNetwork,
+    DisconnectNetwork,
+}
+
+impl EngineCall {
+    pub const ALL: [Self; 17] = [
+        Self::Ping,
+        Self::Version,
+        Self::Events,
+        Self::ListContainers,
+        Self::InspectContainer,
+        Self::CreateContainer,
+        Self::StartContainer,
+        Self::StopContainer,
+        Self::RenameContainer,
+        Self::RemoveContainer,
+        Self::ListImages,
+        Self::InspectImage,
+        Self::PullImage,
+        Self::RemoveImage,
+        Self::InspectDistribution,
+        Self::ConnectNetwork,
+        Self::DisconnectNetwork,
+    ];
+
+    pub fn method(self) -> Method {
+        match self {
+            Self::Ping
+            | Self::Version
+            | Self::Events
+            | Self::ListContainers
+            | Self::InspectContainer
+            | Self::ListImages
+            | Self::InspectImage
+            | Self::InspectDistribution => Method::GET,
+            Self::CreateContainer
+            | Self::StartContainer
+            | Self::StopContainer
+            | Self::RenameContainer
+            | Self::PullImage
+            | Self::ConnectNetwork
+            | Self::DisconnectNetwork => Method::POST,
+            Self::RemoveContainer | Self::RemoveImage => Method::DELETE,
+        }
+    }
+
+    /// The path without the API version, with `{id}` for an id or a name: `/containers/{id}/stop`.
+    pub fn template(self) -> &'static str {
+        match self {
+            Self::Ping => "/_ping",
+            Self::Version => "/version",
+            Self::Events => "/events",
+            Self::ListContainers => "/containers/json",
+            Self::InspectContainer => "/containers/{id}/json",
+            Self::CreateContainer => "/containers/create",
+            Self::StartContainer => "/containers/{id}/start",
+            Self::StopContainer => "/containers/{id}/stop",
+            Self::RenameContainer => "/containers/{id}/rename",
+            Self::RemoveContainer => "/containers/{id}",
+            Self::ListImages => "/images/json",
+            Self::InspectImage => "/images/{id}/json",
+            Self::PullImage => "/images/create",
+            Self::RemoveImage => "/images/{id}",
+            Self::InspectDistribution => "/distribution/{id}/json",
+            Self::ConnectNetwork => "/networks/{id}/connect",
+            Self::DisconnectNetwork => "/networks/{id}/disconnect",
+        }
+    }
+
+    /// The call with this label, as [`EngineCall`] prints it: `POST /containers/{id}/stop`.
+    pub fn from_label(label: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|call| call.to_string() == label)
+    }
+
+    /// The call in a form that changes nothing. `absent_id` is 64 hexadecimal digits that nothing on the engine has.
+    fn harmless(self, absent_id: &str) -> RawCall {
+        let absent_image = format!("sha256:{absent_id}");
+        let id = match self {
+            Self::InspectImage | Self::RemoveImage => absent_image.as_str(),
+            Self::InspectDistribution => INVALID_REFERENCE,
+            _ => absent_id,
+        };
+        let query = match self {
+            Self::ListContainers => vec![("limit", "1".to_owned())],
+            // A past that is over: the engine answers and closes.
+            Self::Events => vec![("since", "1".to_owned()), ("until", "2".to_owned())],
+            Self::ListImages => vec![(
+                "filters",
+                json!({ "reference": ["refit-probe"] }).to_string(),
+            )],
+            Self::RenameContainer => vec![("name", "refit-probe".to_owned())],
+            Self::PullImage => vec![("fromImage", INVALID_REFERENCE.to_owned())],
+            _ => Vec::new(),
+        };
+        let body = match self {
+            Self::CreateContainer => Some(json!({ "Image": absent_image })),
+            Self::ConnectNetwork | Self::DisconnectNetwork => {
+                Some(json!({ "Container": absent_id }))
+            }
+            _ => None,
+        };
+        RawCall {
+            method: self.method(),
+            path: self.template().replace("{id}", id),
+            query,
+            body,
+        }
+    }
+}
+
+/// A repository has no capital letters, so that an engine refuses this without asking anybody.
+const INVALID_REFERENCE: &str = "REFIT-PROBE";
+
+impl fmt::Display for EngineCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method(), self.template())
+    }
+}
+
+/// A call as it is sent.
+#[derive(Clone, Debug)]
+pub struct RawCall {
+    pub method: Method,
+    /// Without the API version: `/containers/json`.
+    pub path: String,
+    pub query: Vec<(&'static str, String)>,
+    pub body: Option<Value>,
+}
+
+/// What came back, whoever answered.
+#[derive(Clone, Debug)]
+pub struct RawAnswer {
+    pub status: u16,
+    /// Of an error: its `message`, or the whole body if it has none. Empty for a success.
+    pub message: String,
+}
+
+/// Whether a call reaches the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Permission {
+    Allowed,
+    /// Something before the engine, or the engine itself, does not carry out this call. The text says what it answered.
+    Refused(String),
+    /// The call could not be tried. The text says why.
+    Unknown(String),
+}
+
+/// What [`probe_calls`] found out about each call that it tried.
+#[derive(Clone, Debug, Default)]
+pub struct CallPermissions {
+    permissions: BTreeMap<EngineCall, Permission>,
+}
+
+impl CallPermissions {
+    /// `None` for a call that was not tried.
+    pub fn get(&self, call: EngineCall) -> Option<&Permission> {
+        self.permissions.get(&call)
+    }
+
+    pub fn is_refused(&self, call: EngineCall) -> bool {
+        matches!(self.get(call), Some(Permission::Refused(_)))
+    }
+
+    /// The calls that are known to be refused, each with the answer.
+    pub fn refused(&self) -> impl Iterator<Item = (EngineCall, &str)> {
+        self.permissions
+            .iter()
+            .filter_map(|(call, permission)| match permission {
+                Permission::Refused(answer) => Some((*call, answer.as_str())),
+                Permission::Allowed | Permission::Unknown(_) => None,
+            })
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (EngineCall, &Permission)> {
+        self.permissions
+            .iter()
+            .map(|(call, permission)| (*call, permission))
+    }
+}
+
+/// Tries these calls, one after the other, in a form that changes nothing on the engine. Each has the time limit of any call.
+pub async fn probe_calls(engine: &dyn Engine, calls: &[EngineCall]) -> CallPermissions {
+    let absent_id = random_id();
+    let mut permissions = BTreeMap::new();
+    for call in calls {
+        if !permissions.contains_key(call) {
+            permissions.insert(*call, probe_call(engine, *call, &absent_id).await);
+        }
+    }
+    CallPermissions { permissions }
+}
+
+async fn probe_call(engine: &dyn Engine, call: EngineCall, absent_id: &str) -> Permission {
+    let raw = call.harmless(absent_id);
+    let first = engine.send(&raw).await;
+    let answer = match first {
+        // A connection that was kept open may have ended for other reasons.
+        Err(EngineError::Broken { .. }) => engine.send(&raw).await,
+        answer => answer,
+    };
+    match answer {
+        Ok(answer) => interpret(&answer, absent_id),
+        // Some proxies refuse by closing the connection. Then other calls still work.
+        Err(EngineError::Broken { .. }) if call != EngineCall::Ping && answers(engine).await => {
+            Permission::Refused("the connection was closed without an answer".to_owned())
+        }
+        Err(error) => Permission::Unknown(Diagnostic::of(&error).sentence()),
+    }
+}
+
+async fn answers(engine: &dyn Engine) -> bool {
+    let ping = EngineCall::Ping.harmless("");
+    engine
+        .send(&ping)
+        .await
+        .is_ok_and(|answer| answer.status == 200)
+}
+
+fn interpret(answer: &RawAnswer, absent_id: &str) -> Permission {
+    let message = answer.message.trim();
+    match answer.status {
+        200..=299 | 304 => Permission::Allowed,
+        401 | 403 | 405 | 407 | 501 => refused(answer),
+        _ if message.contains(absent_id) => Permission::Allowed,
+        // The message is about the invalid reference, or about a body that the engine has read and does not like.
+        400 | 404 | 409 | 500 if message.to_lowercase().contains("reference") => {
+            Permission::Allowed
+        }
+        400 | 409 | 500 if !message.is_empty() && !message.starts_with('<') => Permission::Allowed,
+        408 | 425 | 429 | 500..=599 => Permission::Unknown(quote(answer)),
+        _ => refused(answer),
+    }
+}
+
+fn refused(answer: &RawAnswer) -> Permission {
+    Permission::Refused(quote(answer))
+}
+
+/// The status, and what was said in the first line that is not markup.
+fn quote(answer: &RawAnswer) -> String {
+    let mut text = String::new();
+    let mut in_tag = false;
+    for character in answer.message.chars() {
+        match character {
+            '<' => in_tag = true,
+            '>' if in_tag => {
+                in_tag = false;
+                text.push(' ');
+            }
+            _ if !in_tag => text.push(if character.is_control() {
+                ' '
+            } else {
+                character
+            }),
+            _ => {}
+        }
+    }
+    let text: Vec<&str> = text.split_whitespace().collect();
+    let text: String = text.join(" ").chars().take(QUOTED_CHARS_MAX).collect();
+    match text.as_str() {
+        "" => format!("status {}", answer.status),
+        text => format!("status {}: {text}", answer.status),
+    }
+}
+
+/// 64 hexadecimal digits: no container, image or network has them for an id.
+fn random_id() -> String {
+    let mut bytes = [0; 32];
+    // Zeros would serve too: the engine makes its ids at random.
+    let _ = SystemRandom::new().fill(&mut bytes);
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    fn answer(status: u16, message: &str) -> Permission {
+        let message = message.to_owned();
+        interpret(&RawAnswer { status, message }, ID)
+    }
+
+    #[test]
+    fn engine_error_is_permission() {
+        for (status, message) in [
+            (200, ""),
+            (404, &*format!("No such container: {ID}")),
+            (
+                404,
+                &*format!("no container with name or ID \"{ID}\" found: no such container"),
+            ),
+            (404, &*format!("network {ID} not found")),
+            (404, &*format!("No such image: sha256:{ID}")),
+            (
+                400,
+                "invalid reference format: repository name must be lowercase",
+            ),
+            (500, "normalizing image: invalid reference format"),
+            (400, "config cannot be empty in order to create a container"),
+        ] {
+            assert_eq!(answer(status, message), Permission::Allowed, "{message}");
+        }
+    }
+
+    #[test]
+    fn proxy_answer_is_refusal() {
+        let html = "<html><body><h1>403 Forbidden</h1>\nRequest forbidden by administrative rules.\n</body></html>\n";
+        for (status, message) in [
+            (403, html),
+            (403, ""),
+            (405, "Method Not Allowed"),
+            (401, "who are you?"),
+            (404, "404 page not found"),
+            (404, "<html>404 Not Found</html>"),
+            (400, "<html>400 Bad Request</html>"),
+            (302, ""),
+        ] {
+            let found = answer(status, message);
+            assert!(
+                matches!(found, Permission::Refused(_)),
+                "{status} {message}: {found:?}"
+            );
+        }
+        assert_eq!(
+            answer(403, html),
+            Permission::Refused(
+                "status 403: 403 Forbidden Request forbidden by administrative rules.".into()
+            )
+        );
+    }
+
+    #[test]
+    fn overloaded_proxy_is_unknown() {
+        for status in [408, 429, 502, 503, 504] {
+            let found = answer(status, "<html>later</html>");
+            assert!(
+                matches!(found, Permission::Unknown(_)),
+                "{status}: {found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn harmless_call_has_shape_of_its_template() {
+        for call in EngineCall::ALL {
+            assert_eq!(EngineCall::from_label(&call.to_string()), Some(call));
+            let raw = call.harmless(ID);
+            assert!(!raw.path.contains('{'), "{}", raw.path);
+            assert_eq!(
+                raw.path.matches('/').count(),
+                call.template().matches('/').count()
+            );
+        }
+    }
+}
