@@ -144,6 +144,8 @@ pub struct Mount {
     pub kind: String,
     /// Of a volume.
     pub name: Option<String>,
+    /// On the engine's machine.
+    pub source: Option<String>,
     pub destination: String,
     pub read_write: bool,
 }
@@ -198,6 +200,8 @@ pub struct Container {
     pub endpoints: BTreeMap<String, Object>,
     pub published_ports: Vec<PublishedPort>,
     pub mounts: Vec<Mount>,
+    /// The writable layer of its file system on the engine's machine, if the engine says where that is.
+    pub upper_dir: Option<String>,
 }
 
 impl Container {

@@ -30,10 +30,10 @@ use crate::notify::Notifier;
 use crate::notify::memory::Memory;
 use crate::notify::sink::Sink;
 use crate::policy::{Compiler, PolicyEngine, PolicyError};
-use crate::recreate::guard;
 use crate::recreate::lanes::Lanes;
 use crate::recreate::lease::Leases;
 use crate::recreate::recover::{FirstSeen, Patience};
+use crate::recreate::self_protection::SelfProtection;
 use crate::refresh::Refresher;
 use crate::registry::budget::Rate;
 use crate::registry::credentials::{Credentials, EnvironmentVariables};
@@ -130,11 +130,10 @@ pub async fn generations(
 pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
     let credentials = credentials(config)?;
     let digests = digests(config, credentials.clone());
+    let address = engine_address(config)?;
+    let protection = SelfProtection::new(&address);
     Ok(Workshop {
-        engine: Arc::new(DockerEngine::new(
-            engine_address(config)?,
-            config.call_limits(),
-        )),
+        engine: Arc::new(DockerEngine::new(address, config.call_limits())),
         credentials,
         digests: Arc::new(digests),
         platform: config.platform()?,
@@ -146,7 +145,7 @@ pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
         lanes: Lanes::new(config.limits.recreate_concurrency),
         first_seen: FirstSeen::default(),
         ties: KnownTies::default(),
-        own_id: guard::own_container_id(),
+        protection,
     })
 }
 

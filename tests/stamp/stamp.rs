@@ -8,13 +8,14 @@
 //! `stamp health` probes the program's own port and exits 0 or 1, for a HEALTHCHECK.
 //! `stamp call <name>` calls whoever has that name, on `PORT`, again and again until it is told to stop. It stamps `answered` when
 //! the first call was, and in the end what became of them all: `called <unix-ms> <version> <key>=<value>…`, see [`Calls`].
+//! `stamp forward <port or path> <socket>` accepts connections there and forwards each to a Unix socket, as a proxy before an engine.
 
 use std::env;
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::exit;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -56,6 +57,13 @@ fn main() {
         stamp("start", &arguments.join(" "));
         call_until_told(name);
         exit(0);
+    }
+
+    if let [first, from, to] = arguments.as_slice()
+        && first == "forward"
+    {
+        let (from, to) = (from.clone(), to.clone());
+        thread::spawn(move || forward_all(&from, &to));
     }
 
     let (waker, mut wakened) = UnixStream::pair().expect("a fresh process can open a socket pair");
@@ -102,6 +110,41 @@ fn serve() {
         // Whoever hangs up early is no concern of ours.
         let _ = (&connection).write_all(format!("{}\n", version()).as_bytes());
     }
+}
+
+/// Ends with the program.
+fn forward_all(from: &str, to: &str) {
+    match from.parse::<u16>() {
+        Ok(port) => {
+            let listener = TcpListener::bind(("0.0.0.0", port)).expect("the port is free");
+            for stream in listener.incoming().flatten() {
+                let copy = stream.try_clone().expect("a socket can be cloned");
+                forward(stream, copy, to);
+            }
+        }
+        Err(_) => {
+            let listener = UnixListener::bind(from).expect("the path is free");
+            for stream in listener.incoming().flatten() {
+                let copy = stream.try_clone().expect("a socket can be cloned");
+                forward(stream, copy, to);
+            }
+        }
+    }
+}
+
+/// Both ways, each until its end.
+fn forward<S: Read + Write + Send + 'static>(mut reading: S, mut writing: S, to: &str) {
+    let Ok(mut engine) = UnixStream::connect(to) else {
+        return;
+    };
+    let mut answers = engine.try_clone().expect("a socket can be cloned");
+    thread::spawn(move || {
+        let _ = io::copy(&mut reading, &mut engine);
+        let _ = engine.shutdown(Shutdown::Write);
+    });
+    thread::spawn(move || {
+        let _ = io::copy(&mut answers, &mut writing);
+    });
 }
 
 fn health() -> i32 {

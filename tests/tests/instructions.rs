@@ -209,6 +209,7 @@ fn container() -> anyhow::Result<Container> {
     let mount = |name: &str, destination: &str| Mount {
         kind: "volume".into(),
         name: Some(name.into()),
+        source: None,
         destination: destination.into(),
         read_write: true,
     };
@@ -230,5 +231,6 @@ fn container() -> anyhow::Result<Container> {
         endpoints: BTreeMap::from([("platform".to_owned(), object(endpoint)?)]),
         published_ports: vec![],
         mounts: vec![mount("data-17", "/data"), mount(&"ab".repeat(32), "/cache")],
+        upper_dir: None,
     })
 }

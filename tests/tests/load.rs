@@ -35,6 +35,7 @@ use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
 use refit::recreate::recover::{FirstSeen, Patience};
+use refit::recreate::self_protection::SelfProtection;
 use refit::refresh::{Bounds, Mode, Refresher, Report, Request, Trigger};
 use refit::registry::budget::Rate;
 use refit::registry::credentials::{Credentials, EnvironmentVariables};
@@ -245,7 +246,7 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
         lanes: Lanes::default(),
         first_seen: FirstSeen::default(),
         ties: KnownTies::default(),
-        own_id: None,
+        protection: SelfProtection::default(),
     };
     let bounds = Bounds {
         counts: Counts {

@@ -23,6 +23,7 @@ use crate::recreate::recover::{
     FirstSeen, Outcome, Patience, Recovered, Unfinished, recover, survey,
 };
 use crate::recreate::replace::{Manner, NewImage, Replaced, Target, replace, successor};
+use crate::recreate::self_protection::SelfProtection;
 use crate::recreate::{RecreateError, Step, guard, overlap, remove};
 use crate::registry::credentials::Credentials;
 use crate::registry::digests::Digests;
@@ -41,8 +42,8 @@ pub struct Workshop {
     pub lanes: Lanes,
     pub first_seen: FirstSeen,
     pub ties: KnownTies,
-    /// Of the container that we run in, where we do.
-    pub own_id: Option<String>,
+    /// What we run in and reach the engine through.
+    pub protection: SelfProtection,
 }
 
 impl Workshop {
@@ -150,7 +151,14 @@ impl Workshop {
             let reason = format!("it was renamed to `{}` since it was listed", container.name);
             return Err(RecreateError::Unsupported { name, reason });
         }
-        if let Some(reason) = guard::objection(&container, self.own_id.as_deref()) {
+        let engine = self.engine.as_ref();
+        let objection = guard::objection(engine, &container, &self.protection).await;
+        let objection = objection.map_err(|error| RecreateError::Aborted {
+            name: name.clone(),
+            step: Step::Inspect,
+            source: error.into(),
+        })?;
+        if let Some(reason) = objection {
             // Another Refit stops it before it gives it another name; until then its replacement tells.
             let stopped_by_us =
                 container.state != State::Running && self.has_replacement(&container).await;
@@ -206,18 +214,17 @@ impl Workshop {
             if is_stopped && !tie.must_follow() {
                 continue;
             }
-            let objection = match is_stopped {
-                // It is replaced without being started, so only its owner counts.
-                true => {
-                    let started = Container {
-                        state: State::Running,
-                        ..dependent.clone()
-                    };
-                    guard::objection(&started, self.own_id.as_deref())
-                }
-                false => guard::objection(&dependent, self.own_id.as_deref()),
+            // One that is stopped is replaced without being started, so only its owner counts.
+            let subject = match is_stopped {
+                true => Container {
+                    state: State::Running,
+                    ..dependent.clone()
+                },
+                false => dependent.clone(),
             };
-            match objection {
+            let engine = self.engine.as_ref();
+            let objection = guard::objection(engine, &subject, &self.protection).await;
+            match objection.map_err(failed)? {
                 None => found.push(dependent),
                 // It could never be started again: the engine knows its provider by id.
                 Some(reason) if tie.must_follow() => {

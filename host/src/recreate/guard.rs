@@ -1,17 +1,28 @@
 //! Which containers are left alone whatever a policy asks, and why.
+//!
+//! [`objection`] asks three questions, in this order: does Refit itself depend on the container ([`super::self_protection`]), does
+//! something else create and delete it ([`owner`]), and is it in a state to be recreated.
 
+use super::self_protection::SelfProtection;
 use crate::container::{Container, State};
-
-/// Set by Docker Swarm on the containers of its services.
-const LABEL_SWARM_TASK: &str = "com.docker.swarm.task.id";
+use crate::engine::{Engine, EngineError};
 
 /// Why this container must not be recreated, as a sentence fragment; `None` where it may be.
-pub fn objection(container: &Container, own_id: Option<&str>) -> Option<String> {
-    if own_id == Some(container.id.as_str()) {
-        return Some("it is Refit's own container, which cannot outlive its own stop".into());
+pub async fn objection(
+    engine: &dyn Engine,
+    container: &Container,
+    protection: &SelfProtection,
+) -> Result<Option<String>, EngineError> {
+    if let Some(reason) = protection.objection(engine, container).await? {
+        return Ok(Some(reason));
     }
-    if container.label(LABEL_SWARM_TASK).is_some() {
-        return Some("it is a task of a Swarm service: update the service instead, the swarm would replace whatever we made".into());
+    Ok(unsupported_reason(container))
+}
+
+/// What the container itself says against it.
+fn unsupported_reason(container: &Container) -> Option<String> {
+    if let Some(reason) = owner(container) {
+        return Some(reason);
     }
     if container.removes_itself() {
         return Some("it was started with `--rm`: the engine would delete it when it stops, and there would be no way back".into());
@@ -24,43 +35,162 @@ pub fn objection(container: &Container, own_id: Option<&str>) -> Option<String> 
     }
 }
 
-/// The id of the container that we run in, where we do: the engine mounts files from a folder of that name into it.
-pub fn own_container_id() -> Option<String> {
-    find_container_id(&std::fs::read_to_string("/proc/self/mountinfo").ok()?)
+/// A label by which an owner marks the containers that it creates and deletes by itself, and the reason not to recreate them.
+/// Docker Compose and Portainer are none: they leave a container alone until a person asks.
+const OWNER_LABELS: &[(&str, &str)] = &[
+    (
+        "com.docker.swarm.task.id",
+        "it is a task of a Swarm service: update the service instead, the swarm would replace whatever we made",
+    ),
+    (
+        "io.kubernetes.pod.uid",
+        "it belongs to a Kubernetes pod, and the kubelet would replace whatever we made: use `kubectl rollout restart` instead",
+    ),
+    (
+        "com.hashicorp.nomad.alloc_id",
+        "it belongs to a Nomad allocation, and Nomad would replace whatever we made: use `nomad job restart` or a new job version instead",
+    ),
+    (
+        "com.amazonaws.ecs.task-arn",
+        "it belongs to an Amazon ECS task, and the ECS agent would stop the task: force a new deployment of the service instead",
+    ),
+    (
+        "io.balena.supervised",
+        "the balena supervisor owns it and would replace whatever we made: push a new release instead",
+    ),
+    (
+        "io.resin.supervised",
+        "the balena supervisor owns it and would replace whatever we made: push a new release instead",
+    ),
+    (
+        "supervisor_managed",
+        "the Home Assistant Supervisor owns it and would replace whatever we made: update it in Home Assistant instead",
+    ),
+    (
+        "net.azure-devices.edge.owner",
+        "Azure IoT Edge owns it, and its agent would replace whatever we made: change the deployment manifest instead",
+    ),
+    (
+        "io.rancher.container.uuid",
+        "it belongs to a Rancher service, and Rancher would replace whatever we made: upgrade the service instead",
+    ),
+    (
+        "com.gitlab.gitlab-runner.managed",
+        "it is a job of GitLab Runner, which knows it by its id and deletes it when the job ends",
+    ),
+    (
+        "org.testcontainers",
+        "it belongs to a test run of Testcontainers, which knows it by its id and deletes it when the run ends",
+    ),
+];
+
+/// Podman sets this on what a systemd unit has started, by Quadlet or `podman generate systemd`.
+const LABEL_SYSTEMD_UNIT: &str = "PODMAN_SYSTEMD_UNIT";
+
+/// The variables that Mesos sets in the containers of its tasks; it has no labels of its own.
+const MESOS_VARIABLES: [&str; 2] = ["MESOS_CONTAINER_NAME", "MESOS_TASK_ID"];
+
+/// Images of the container that only holds the namespaces of a pod.
+const POD_IMAGES: [&str; 2] = ["podman-pause", "pause"];
+
+/// The reason not to recreate a container that something else creates and deletes.
+fn owner(container: &Container) -> Option<String> {
+    if let Some(unit) = container.label(LABEL_SYSTEMD_UNIT) {
+        let unit = quoted_unit(unit);
+        return Some(format!(
+            "its systemd unit `{unit}` owns it and deletes it when it stops: pull the image and run `systemctl restart {unit}` instead (`systemctl --user restart {unit}` for a rootless Podman)"
+        ));
+    }
+    let mut owners = OWNER_LABELS.iter();
+    if let Some((_, reason)) = owners.find(|(label, _)| container.label(label).is_some()) {
+        return Some((*reason).to_owned());
+    }
+    let is_mesos_task = container.name.starts_with("mesos-")
+        && container
+            .environment()
+            .any(|(name, _)| MESOS_VARIABLES.contains(&name));
+    if is_mesos_task {
+        return Some("it is a task of Mesos, whose agent would start another one: update it in the framework, for example in Marathon, instead".into());
+    }
+    holds_a_pod(container).then(|| {
+        "it only holds the namespaces of a pod: recreate the pod instead, for example with `podman kube play --replace`".into()
+    })
 }
 
-fn find_container_id(mountinfo: &str) -> Option<String> {
-    // Docker: `/var/lib/docker/containers/<id>/hostname /etc/hostname`; Podman: `/…/overlay-containers/<id>/userdata/hostname`.
-    mountinfo
-        .lines()
-        .filter(|line| line.contains(" /etc/hostname "))
-        .find_map(|line| {
-            let mut ids = line
-                .split("containers/")
-                .filter_map(|rest| rest.split('/').next());
-            ids.find(|id| id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
-                .map(str::to_owned)
-        })
+/// A label is a stranger's text, and the unit's name is shown as part of a command.
+fn quoted_unit(unit: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "@:._-\\".contains(c);
+    unit.chars()
+        .filter(|c| plain(*c))
+        .take(UNIT_NAME_MAX)
+        .collect()
+}
+
+/// systemd's own limit.
+const UNIT_NAME_MAX: usize = 255;
+
+fn holds_a_pod(container: &Container) -> bool {
+    let image = container.image();
+    let image = image.split_once('@').map_or(image, |(name, _)| name);
+    let name = image.rsplit('/').next().unwrap_or_default();
+    let name = name.split_once(':').map_or(name, |(name, _)| name);
+    container.name.ends_with("-infra") && (POD_IMAGES.contains(&name) || image.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recreate::intent::tests::container;
+    use serde_json::json;
+
+    fn reason(config: serde_json::Value) -> Option<String> {
+        unsupported_reason(&container(config, json!({})))
+    }
 
     #[test]
-    fn we_find_the_container_that_we_run_in() {
-        let id = "0123456789abcdef".repeat(4);
-        let docker = format!(
-            "612 596 254:0 /var/lib/docker/containers/{id}/hostname /etc/hostname rw,relatime - ext4 /dev/vda rw\n"
-        );
-        assert_eq!(find_container_id(&docker).as_deref(), Some(id.as_str()));
-        let podman = format!(
-            "1 2 0:25 /containers/storage/overlay-containers/{id}/userdata/hostname /etc/hostname rw - tmpfs tmpfs rw\n"
-        );
-        assert_eq!(find_container_id(&podman).as_deref(), Some(id.as_str()));
-        assert_eq!(
-            find_container_id("22 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n"),
-            None
-        );
+    fn systemd_unit_is_named() {
+        let labels = json!({ "PODMAN_SYSTEMD_UNIT": "web@1.service" });
+        let mut quadlet = container(json!({ "Labels": labels }), json!({ "AutoRemove": true }));
+        let said = unsupported_reason(&quadlet).unwrap();
+        assert!(said.contains("`systemctl restart web@1.service`"), "{said}");
+        // Its unit may have stopped it already.
+        quadlet.state = State::Exited;
+        assert!(unsupported_reason(&quadlet).unwrap().contains("systemctl"));
+        let labels = json!({ "PODMAN_SYSTEMD_UNIT": "a; rm -rf /`.service" });
+        let said = reason(json!({ "Labels": labels })).unwrap();
+        assert!(said.contains("`arm-rf.service`"), "{said}");
+    }
+
+    #[test]
+    fn owned_containers_are_refused() {
+        let mut reasons = Vec::new();
+        for (label, _) in OWNER_LABELS {
+            reasons.push(reason(json!({ "Labels": { *label: "" } })).unwrap());
+        }
+        let mut mesos = container(json!({ "Env": ["MESOS_TASK_ID=a"] }), json!({}));
+        assert_eq!(unsupported_reason(&mesos), None);
+        mesos.name = "mesos-6a2e".into();
+        assert!(unsupported_reason(&mesos).unwrap().contains("Mesos"));
+        for image in [
+            "localhost/podman-pause:4.3.1-0",
+            "registry.k8s.io/pause:3.9",
+            "",
+        ] {
+            let mut infra = container(json!({ "Image": image }), json!({}));
+            assert_eq!(unsupported_reason(&infra), None);
+            infra.name = "0123456789ab-infra".into();
+            assert!(unsupported_reason(&infra).unwrap().contains("pod"));
+        }
+    }
+
+    #[test]
+    fn containers_of_compose_and_portainer_are_supported() {
+        for labels in [
+            json!({ "com.docker.compose.project": "shop", "com.docker.compose.service": "web" }),
+            json!({ "com.docker.compose.project": "shop", "io.portainer.accesscontrol.teams": "x" }),
+            json!({ "io.kubernetes.docker.type": "" }),
+        ] {
+            assert_eq!(reason(json!({ "Labels": labels })), None, "{labels}");
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! pure. [`replace`] is the order of the steps ([`overlap`] the one without a gap, [`remove`] the one that leaves the rest to
 //! others), `rollback` the way back from each, [`proof`] when a new one has proven itself,
 //! [`recover`] what is done about replacements that somebody could not end. [`dependents`] says who must follow when a
-//! container is replaced, [`guard`] which containers are never touched,
+//! container is replaced, [`guard`] which containers are never touched, [`self_protection`] which of them Refit needs itself,
 //! [`lanes`] how many do what at once, [`lease`] who is at work on which, [`names`] what is written down of it. Knows the engine's verbs, and neither policies nor
 //! people.
 
@@ -21,6 +21,7 @@ pub mod recover;
 pub mod remove;
 pub mod replace;
 mod rollback;
+pub mod self_protection;
 mod steady;
 mod stop;
 pub mod verify;

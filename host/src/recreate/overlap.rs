@@ -289,6 +289,7 @@ mod tests {
         subject.mounts = vec![Mount {
             kind: "volume".into(),
             name: Some("db".into()),
+            source: None,
             destination: "/d".into(),
             read_write: true,
         }];

@@ -111,6 +111,7 @@ impl Capabilities for Machine {
             endpoints: BTreeMap::new(),
             published_ports: vec![],
             mounts: vec![],
+            upper_dir: None,
         })
     }
 

@@ -297,6 +297,7 @@ impl ContainerFacts {
                 .collect(),
             published_ports: self.published_ports.clone(),
             mounts: vec![],
+            upper_dir: None,
         }
     }
 }

@@ -17,6 +17,7 @@ mod flood;
 mod guests;
 mod history;
 mod hooks;
+mod inside;
 mod logins;
 mod matching;
 mod notify;

@@ -23,6 +23,7 @@ use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
 use refit::recreate::recover::{FirstSeen, Patience};
+use refit::recreate::self_protection::SelfProtection;
 use refit::recreate::{RecreateError, Step};
 use refit::registry::budget::Rate;
 use refit::registry::credentials::{Credentials, EnvironmentVariables};
@@ -144,7 +145,10 @@ impl Bench {
             lanes: Lanes::default(),
             first_seen: FirstSeen::default(),
             ties: KnownTies::default(),
-            own_id: self.own_id.clone(),
+            protection: self
+                .own_id
+                .as_deref()
+                .map_or_else(SelfProtection::default, SelfProtection::in_container),
         })
     }
 

@@ -151,6 +151,42 @@ async fn a_task_of_a_swarm_is_left_alone() -> anyhow::Result<()> {
     .await
 }
 
+/// Its unit deletes it when it stops.
+#[tokio::test]
+async fn container_of_a_systemd_unit_is_refused() -> anyhow::Result<()> {
+    with_world("a container of a systemd unit", |w| async move {
+        let (old, new) = images(&w).await?;
+        let spec = ContainerSpec::new("a", &old).label("PODMAN_SYSTEMD_UNIT", "a.service");
+        let a = w.run(spec).await?;
+        let reason = "`systemctl restart a.service`";
+        refused(&Bench::new(&w), &a.name, &new, reason).await
+    })
+    .await
+}
+
+/// It would have to be recreated with its provider.
+#[tokio::test]
+async fn provider_of_a_systemd_unit_is_refused() -> anyhow::Result<()> {
+    with_world("a provider of a systemd unit", |w| async move {
+        let (old, new) = images(&w).await?;
+        let a = w.run(ContainerSpec::new("a", &old)).await?;
+        let mode = format!("container:{}", a.id);
+        let spec = ContainerSpec::new("b", &old)
+            .label("PODMAN_SYSTEMD_UNIT", "b.service")
+            .env("PORT", "8001")
+            .without_waiting()
+            .host(|host| host.network_mode = Some(mode));
+        let b = w.run(spec).await?;
+        w.until_stamped(&b.id, "listen").await?;
+        let bench = Bench::new(&w);
+        let error = bench.refused(&a.name, &new).await?;
+        let reason = "`systemctl restart b.service`";
+        assert!(told(&error).contains(reason), "{}", told(&error));
+        bench.only(&[a.name.as_str(), b.name.as_str()]).await
+    })
+    .await
+}
+
 #[tokio::test]
 async fn refits_own_container_is_left_alone() -> anyhow::Result<()> {
     with_world("Refit's own container", |w| async move {

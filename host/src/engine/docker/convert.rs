@@ -23,6 +23,14 @@ struct Inspection {
     network_settings: Option<NetworkSettings>,
     mounts: Option<Vec<MountDocument>>,
     image_manifest_descriptor: Option<Descriptor>,
+    graph_driver: Option<GraphDriver>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct GraphDriver {
+    /// What is in it depends on the driver.
+    data: Option<Object>,
 }
 
 #[derive(Deserialize)]
@@ -70,6 +78,8 @@ struct MountDocument {
     kind: Option<String>,
     #[serde(rename = "Name")]
     name: Option<String>,
+    #[serde(rename = "Source")]
+    source: Option<String>,
     #[serde(rename = "Destination")]
     destination: Option<String>,
     #[serde(rename = "RW")]
@@ -126,6 +136,9 @@ pub(super) fn container(document: &[u8]) -> Result<Container, serde_json::Error>
             .into_iter()
             .map(mount)
             .collect(),
+        upper_dir: found
+            .graph_driver
+            .and_then(|driver| Some(driver.data?.get("UpperDir")?.as_str()?.to_owned())),
     })
 }
 
@@ -203,6 +216,7 @@ fn mount(found: MountDocument) -> Mount {
     Mount {
         kind: found.kind.unwrap_or_default(),
         name: found.name,
+        source: found.source.filter(|source| !source.is_empty()),
         destination: found.destination.unwrap_or_default(),
         read_write: found.read_write.unwrap_or(true),
     }

@@ -27,6 +27,7 @@ pub(in crate::recreate) fn container(config: Value, host_config: Value) -> Conta
         endpoints: BTreeMap::new(),
         published_ports: vec![],
         mounts: vec![],
+        upper_dir: None,
     }
 }
 
@@ -168,6 +169,7 @@ fn mount(name: &str, destination: &str, read_write: bool) -> Mount {
     Mount {
         kind: "volume".into(),
         name: Some(name.into()),
+        source: None,
         destination: destination.into(),
         read_write,
     }

@@ -1,0 +1,291 @@
+//! The containers that Refit itself depends on: its own, those whose namespaces it lives in, and those on its way to the engine.
+//!
+//! Stopping one of them ends Refit, or cuts it off from the engine, in the middle of a replacement. Each is known by several
+//! clues ([`process`], [`route`]), and one reliable clue is enough. If a clue leaves a doubt, the container counts as one of them.
+//! On the machine itself with the engine's own socket there is nothing to find, and nothing is asked of the engine.
+
+mod process;
+mod route;
+
+use std::collections::BTreeSet;
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use serde_json::Value;
+use tokio::sync::OnceCell;
+
+use self::process::ProcessFacts;
+use self::route::EngineRoute;
+use super::dependents::is_meant;
+use crate::container::{Container, ContainerId, Mount, State};
+use crate::engine::address::EngineAddress;
+use crate::engine::{Engine, EngineError};
+
+/// Inspections under way at once while the own container is looked for.
+const INSPECTIONS_AT_ONCE: usize = 8;
+
+/// The reason for the own container, which has its own sentence in reports.
+const OWN: &str = "it is Refit's own container, which cannot outlive its own stop";
+
+/// What this process knows about where it runs and how it reaches the engine.
+#[derive(Debug, Default)]
+pub struct SelfProtection {
+    process: ProcessFacts,
+    route: EngineRoute,
+    /// Found on first use. It does not change while the process lives.
+    own: OnceCell<OwnContainers>,
+}
+
+/// What the engine says about the container of this process.
+#[derive(Clone, Debug, Default)]
+struct OwnContainers {
+    found: Option<OwnContainer>,
+    /// Containers that may be the own one, if none is known to be.
+    possible: BTreeSet<ContainerId>,
+}
+
+#[derive(Clone, Debug)]
+struct OwnContainer {
+    id: ContainerId,
+    /// How it is written, and what for: `("<id>", "network")`.
+    providers: Vec<(String, &'static str)>,
+    mounts: Vec<Mount>,
+}
+
+impl SelfProtection {
+    /// Reads what the kernel says about this process.
+    pub fn new(address: &EngineAddress) -> Self {
+        Self {
+            process: ProcessFacts::read(),
+            route: EngineRoute::new(address),
+            own: OnceCell::new(),
+        }
+    }
+
+    /// Of a process that runs in the container with this id, on the same machine as its engine.
+    pub fn in_container(id: &str) -> Self {
+        let process = ProcessFacts {
+            in_container: true,
+            own_ids: BTreeSet::from([id.to_owned()]),
+            ..ProcessFacts::default()
+        };
+        Self {
+            process,
+            ..Self::default()
+        }
+    }
+
+    /// Why Refit depends on this container, as a sentence fragment; `None` if it does not.
+    pub async fn objection(
+        &self,
+        engine: &dyn Engine,
+        container: &Container,
+    ) -> Result<Option<String>, EngineError> {
+        if self.is_own(container) {
+            return Ok(Some(OWN.to_owned()));
+        }
+        let own = self.own(engine).await?;
+        if let Some(reason) = self.provides_for_own(container, own) {
+            return Ok(Some(reason));
+        }
+        Ok(self
+            .on_route(engine, container, own)
+            .await?
+            .map(|why| format!("Refit reaches the engine {why}; nothing could start it again")))
+    }
+
+    /// By what the container says about itself, with nothing else asked.
+    fn is_own(&self, container: &Container) -> bool {
+        let id = container.id.as_str();
+        let same_root = self.process.has_upper_dir(container.upper_dir.as_deref());
+        if self.process.own_ids.contains(id) || same_root == Some(true) {
+            return true;
+        }
+        // Both are those of another container, if that one lends its network.
+        let by_network =
+            self.process.network_ids.contains(id) || self.process.hostname_is_short_id(id);
+        by_network && same_root.is_none()
+    }
+
+    fn provides_for_own(&self, container: &Container, own: &OwnContainers) -> Option<String> {
+        let (id, name) = (&container.id, container.name.as_str());
+        if self.process.network_ids.contains(id.as_str())
+            || self.process.hostname_is_short_id(id.as_str())
+        {
+            return Some(provider_reason("network"));
+        }
+        if own.possible.contains(id) {
+            return Some(
+                "it may be Refit's own container: it has the mounts that this process sees"
+                    .to_owned(),
+            );
+        }
+        let found = own.found.as_ref()?;
+        if found.id == *id {
+            return Some(OWN.to_owned());
+        }
+        let provider = found
+            .providers
+            .iter()
+            .find(|(written, _)| is_meant(written, id, name));
+        provider.map(|(_, what)| provider_reason(what))
+    }
+
+    async fn on_route(
+        &self,
+        engine: &dyn Engine,
+        container: &Container,
+        own: &OwnContainers,
+    ) -> Result<Option<String>, EngineError> {
+        if let Some(why) = self.route.passes_through(container, &self.process).await {
+            return Ok(Some(why));
+        }
+        if let Some(found) = &own.found
+            && let Some(why) = self.route.shares_socket_folder(container, &found.mounts)
+        {
+            return Ok(Some(why));
+        }
+        let Some(provider) = network_provider(container).filter(|_| self.route.is_network()) else {
+            return Ok(None);
+        };
+        // It has no address and no port of its own: those of its provider lead to it.
+        let lives_with_us = self.process.in_container
+            && (self.shares_own_network(provider, own) && self.route.is_loopback().await);
+        if lives_with_us {
+            return Ok(Some(
+                "at an address of this network namespace, and this container may be the one that listens there"
+                    .to_owned(),
+            ));
+        }
+        let provider = match engine.inspect(provider).await {
+            Ok(provider) => provider,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let through = self.route.passes_through(&provider, &self.process).await;
+        Ok(through.map(|_| {
+            format!(
+                "through the network of `{}`, which this container uses: it may be the one that listens there",
+                provider.name
+            )
+        }))
+    }
+
+    /// Whether this provider of a network is the one that our network is from.
+    fn shares_own_network(&self, provider: &str, own: &OwnContainers) -> bool {
+        let ids = self.process.network_ids.iter().chain(&self.process.own_ids);
+        let mut ids = ids.map(String::as_str);
+        if ids.any(|id| !provider.is_empty() && id.starts_with(provider)) {
+            return true;
+        }
+        own.found.as_ref().is_some_and(|found| {
+            let lent = found.providers.iter().any(|(written, what)| {
+                *what == "network"
+                    && (written == provider || provider.starts_with(written.as_str()))
+            });
+            lent || found.id.as_str().starts_with(provider)
+        })
+    }
+
+    async fn own(&self, engine: &dyn Engine) -> Result<&OwnContainers, EngineError> {
+        self.own
+            .get_or_try_init(|| async {
+                if self.process.in_container {
+                    self.find_own(engine).await
+                } else {
+                    Ok(OwnContainers::default())
+                }
+            })
+            .await
+    }
+
+    /// The containers that are named by a clue first, then all that run.
+    async fn find_own(&self, engine: &dyn Engine) -> Result<OwnContainers, EngineError> {
+        let ids = self.process.own_ids.iter().chain(&self.process.network_ids);
+        for id in ids {
+            match engine.inspect(id).await {
+                Ok(container) if self.is_own(&container) => return Ok(found(&container)),
+                Ok(_) => {}
+                // It is a container of another engine.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let listed = engine.containers().await?;
+        let running = listed
+            .into_iter()
+            .filter(|listed| listed.state == Some(State::Running));
+        let inspections = running.map(|listed| async move {
+            match engine.inspect(listed.id.as_str()).await {
+                Ok(container) => Ok(Some(container)),
+                Err(error) if error.is_not_found() => Ok(None),
+                Err(error) => Err(error),
+            }
+        });
+        let containers: Vec<Option<Container>> = futures_util::stream::iter(inspections)
+            .buffered(INSPECTIONS_AT_ONCE)
+            .try_collect()
+            .await?;
+        let containers: Vec<Container> = containers.into_iter().flatten().collect();
+        if let Some(own) = containers.iter().find(|container| self.is_own(container)) {
+            return Ok(found(own));
+        }
+        let possible = containers
+            .iter()
+            .filter(|container| self.may_be_own(container));
+        Ok(OwnContainers {
+            found: None,
+            possible: possible.map(|container| container.id.clone()).collect(),
+        })
+    }
+
+    /// For an engine that does not say where its containers' file systems are: the same mounts, and the same host name.
+    fn may_be_own(&self, container: &Container) -> bool {
+        let visible = |mount: &Mount| {
+            self.process.mounts.iter().any(|ours| {
+                let source = mount.source.as_deref().unwrap_or_default();
+                // The kernel writes the source as it is within its own file system.
+                ours.path == mount.destination.trim_end_matches('/') && source.ends_with(&ours.root)
+            })
+        };
+        let host_mode =
+            container.host_config.get("UTSMode").and_then(Value::as_str) == Some("host");
+        let hostname = container.config.get("Hostname").and_then(Value::as_str);
+        self.process
+            .has_upper_dir(container.upper_dir.as_deref())
+            .is_none()
+            && !container.mounts.is_empty()
+            && container.mounts.iter().all(visible)
+            && (host_mode || hostname == self.process.hostname.as_deref())
+    }
+}
+
+fn found(container: &Container) -> OwnContainers {
+    let modes = [
+        ("NetworkMode", "network"),
+        ("PidMode", "process namespace"),
+        ("IpcMode", "shared memory"),
+        // Podman has these too.
+        ("UTSMode", "host name"),
+        ("UsernsMode", "user namespace"),
+    ];
+    let providers = modes.into_iter().filter_map(|(key, what)| {
+        let mode = container.host_config.get(key)?.as_str()?;
+        Some((mode.strip_prefix("container:")?.to_owned(), what))
+    });
+    OwnContainers {
+        found: Some(OwnContainer {
+            id: container.id.clone(),
+            providers: providers.collect(),
+            mounts: container.mounts.clone(),
+        }),
+        possible: BTreeSet::new(),
+    }
+}
+
+fn network_provider(container: &Container) -> Option<&str> {
+    container.network_mode().strip_prefix("container:")
+}
+
+fn provider_reason(what: &str) -> String {
+    format!("Refit's own container uses its {what}, and would lose it")
+}
