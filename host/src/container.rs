@@ -178,6 +178,9 @@ pub struct Container {
     pub name: String,
     /// The image that it runs.
     pub image_id: ImageId,
+    /// The digest of the manifest that it runs, of all that are in the index of its image. Only Docker 28 and later say it, with
+    /// the containerd image store.
+    pub manifest_digest: Option<String>,
     pub platform: Option<String>,
     pub state: State,
     pub health: Health,
@@ -267,30 +270,78 @@ impl Container {
     }
 }
 
+/// A manifest of an image that is on this machine: what runs on one platform.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlatformManifest {
+    pub digest: String,
+    /// What it runs on, `linux` and `amd64`.
+    pub os: String,
+    pub architecture: String,
+}
+
 /// An image as inspection shows it.
 #[derive(Clone, Debug)]
 pub struct Image {
+    /// On most engines the digest of its configuration; with Docker's containerd image store that of its manifest or index.
     pub id: ImageId,
-    /// `repository@sha256:…`, as the registries that it was pulled from serve it.
+    /// `repository@sha256:…`, as the registries that it was pulled from serve it. One repository may serve the same image under
+    /// several digests: a push that changes only an attestation, or another platform, changes the index alone.
     pub repo_digests: Vec<String>,
     /// What it runs on, `linux` and `amd64`.
     pub os: String,
     pub architecture: String,
     /// What it gives to every container made from it: `Env`, `Cmd`, `Labels`, `Healthcheck`, …
     pub config: Object,
+    /// One digest of all that a container made from it would run: platform, configuration, layers and date. Equal for two images
+    /// that differ in their index alone. `None` where the engine does not show the layers.
+    pub content: Option<String>,
 }
 
 impl Image {
-    /// The digest under which the repository of this reference serves it. An image may carry digests of several repositories.
-    pub fn digest_as(&self, reference: &ImageRef) -> Option<String> {
-        self.repo_digests.iter().find_map(|entry| {
+    /// The digests under which the repository of this reference serves it. The engine sorts them by their digits, so none of them
+    /// is the newest.
+    pub fn digests_in<'a>(
+        &'a self,
+        reference: &'a ImageRef,
+    ) -> impl Iterator<Item = &'a str> + use<'a> {
+        self.repo_digests.iter().filter_map(|entry| {
             let (repository, digest) = entry.split_once('@')?;
             // The engine writes Docker Hub's short names here.
             let same = repository
                 .parse::<ImageRef>()
                 .is_ok_and(|it| it.repository() == reference.repository());
-            same.then(|| digest.to_owned())
+            same.then_some(digest)
         })
+    }
+
+    /// Whether its id is the digest of its manifest or index, so that a push which changes neither configuration nor layers changes
+    /// the id all the same.
+    pub fn is_named_by_manifest(&self) -> bool {
+        let id = self.id.as_str();
+        let mut digests = self.repo_digests.iter();
+        digests.any(|entry| {
+            entry
+                .split_once('@')
+                .is_some_and(|(_, digest)| digest == id)
+        })
+    }
+
+    /// Whether a container would run the same, whichever of the two it was made from.
+    pub fn has_content_of(&self, other: &Self) -> bool {
+        self.content.is_some() && self.content == other.content
+    }
+
+    /// Whether the repository of this reference serves it under this digest.
+    pub fn has_digest(&self, reference: &ImageRef, digest: &str) -> bool {
+        self.digests_in(reference).any(|it| it == digest)
+    }
+
+    /// The digest to name it by: the expected one where the image has it, or its only one. `None` where nobody can tell which.
+    pub fn digest_in(&self, reference: &ImageRef, expected: Option<&str>) -> Option<String> {
+        let expected = expected.filter(|digest| self.has_digest(reference, digest));
+        let mut digests = self.digests_in(reference);
+        let only = digests.next().filter(|_| digests.next().is_none());
+        expected.or(only).map(str::to_owned)
     }
 }
 
@@ -305,20 +356,39 @@ fn text_map(value: Option<&Value>) -> BTreeMap<String, String> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_digest_of_another_repository_is_not_taken() {
-        let (a, b) = (
-            "sha256:".to_owned() + &"a".repeat(64),
-            "sha256:".to_owned() + &"b".repeat(64),
-        );
-        let image = Image {
+    fn image(repo_digests: &[&str]) -> Image {
+        Image {
             id: ImageId::new("sha256:c"),
-            repo_digests: vec![format!("ghcr.io/other/app@{a}"), format!("nginx@{b}")],
+            repo_digests: repo_digests.iter().map(|it| (*it).to_owned()).collect(),
             os: "linux".into(),
             architecture: "amd64".into(),
             config: Object::new(),
+            content: None,
+        }
+    }
+
+    #[test]
+    fn digests_of_other_repositories_are_left_out() {
+        let image = image(&["ghcr.io/other/app@sha256:a", "nginx@sha256:b"]);
+        let digests = |reference: &str| -> Vec<String> {
+            let reference = reference.parse().unwrap();
+            image.digests_in(&reference).map(str::to_owned).collect()
         };
-        assert_eq!(image.digest_as(&"nginx:1".parse().unwrap()), Some(b));
-        assert_eq!(image.digest_as(&"ghcr.io/acme/app".parse().unwrap()), None);
+        assert_eq!(digests("nginx:1"), ["sha256:b"]);
+        assert_eq!(digests("ghcr.io/acme/app"), [""; 0]);
+    }
+
+    #[test]
+    fn image_with_two_digests_has_each_of_them() {
+        let image = image(&["ghcr.io/acme/app@sha256:a", "ghcr.io/acme/app@sha256:f"]);
+        let reference: ImageRef = "ghcr.io/acme/app:1".parse().unwrap();
+        for digest in ["sha256:a", "sha256:f"] {
+            assert!(image.has_digest(&reference, digest), "{digest}");
+            let named = image.digest_in(&reference, Some(digest));
+            assert_eq!(named.as_deref(), Some(digest));
+        }
+        assert!(!image.has_digest(&reference, "sha256:b"));
+        assert_eq!(image.digest_in(&reference, Some("sha256:b")), None);
+        assert_eq!(image.digest_in(&reference, None), None);
     }
 }

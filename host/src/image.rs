@@ -154,6 +154,26 @@ fn is_tag(tag: &str) -> bool {
         && tag.chars().all(|c| is_word(c) || matches!(c, '.' | '-'))
 }
 
+/// Whether a text is a digest as registries write it: `sha256:` and 64 small hexadecimal digits, or `sha512:` and 128.
+pub fn is_digest(text: &str) -> bool {
+    let is_small = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    let length = match text.split_once(':') {
+        Some(("sha256", _)) => 64,
+        Some(("sha512", _)) => 128,
+        _ => return false,
+    };
+    let (_, hex) = text.split_at("sha256:".len());
+    hex.len() == length && hex.bytes().all(is_small)
+}
+
+/// The digest of some bytes, as registries write it.
+pub fn sha256(bytes: &[u8]) -> String {
+    use sha2::{Digest as _, Sha256};
+    let hex = Sha256::digest(bytes);
+    let hex: String = hex.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
 fn checked_digest(digest: &str) -> Result<String, ParseError> {
     let (algorithm, hex) = digest
         .split_once(':')

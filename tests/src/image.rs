@@ -198,7 +198,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Go's name for the machine this was compiled for; the program in the image was too.
-fn architecture() -> &'static str {
+pub(crate) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

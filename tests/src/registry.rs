@@ -1,19 +1,21 @@
 //! Registries on loopback, which engines trust without TLS: Debian's `docker-registry`, open or behind a password.
 //!
 //! The two shared ones are started at most once per process; a test that wants to stop a registry starts its own. Their access
-//! logs can be read back, so that a test can count what was asked of them. Knows nothing of images.
+//! logs can be read back, so that a test can count what was asked of them. Knows manifests and blobs, and nothing of what is in them.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use bollard::auth::DockerCredentials;
+use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
+use crate::http::{self, Answer};
 use crate::install;
 use crate::keeper::{self, Keep, Kept};
 use crate::tokens::TokenServer;
@@ -26,6 +28,9 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 const PORTS_TO_TRY: usize = 5;
 /// The lowest cost bcrypt knows but one: these passwords guard nothing, and each request checks one.
 const BCRYPT_COST: u32 = 5;
+
+/// All kinds of manifests.
+const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
 
 pub const USER: &str = "refit";
 /// Made to be found: a test can look for it in whatever must not contain a password.
@@ -186,6 +191,58 @@ impl Registry {
         let mut requests = self.requests()?;
         requests.retain(|request| request.path.starts_with(&format!("/v2/{prefix}/")));
         Ok(requests)
+    }
+
+    /// A manifest as it is, by tag or digest. Of a registry that anybody may use.
+    pub async fn manifest(&self, repository: &str, reference: &str) -> anyhow::Result<Answer> {
+        let path = format!("/v2/{repository}/manifests/{reference}");
+        let headers = [("Accept", MANIFESTS)];
+        let answer = self.send("GET", &path, &headers, String::new()).await?;
+        ensure!(answer.status == 200, "no manifest at {path}: {answer:?}");
+        Ok(answer)
+    }
+
+    /// Puts a manifest there, by tag or digest.
+    pub async fn put_manifest(
+        &self,
+        repository: &str,
+        reference: &str,
+        media_type: &str,
+        manifest: String,
+    ) -> anyhow::Result<()> {
+        let path = format!("/v2/{repository}/manifests/{reference}");
+        let headers = [("Content-Type", media_type)];
+        let answer = self.send("PUT", &path, &headers, manifest).await?;
+        ensure!(answer.status == 201, "{path} was not taken: {answer:?}");
+        Ok(())
+    }
+
+    /// Puts a blob there, and returns its digest.
+    pub async fn put_blob(&self, repository: &str, blob: String) -> anyhow::Result<String> {
+        let path = format!("/v2/{repository}/blobs/uploads/");
+        let begun = self.send("POST", &path, &[], String::new()).await?;
+        let place = begun.headers.get("location");
+        let place = place.and_then(|place| place.to_str().ok());
+        let place = place.with_context(|| format!("no upload at {path}: {begun:?}"))?;
+        let path = place.trim_start_matches(&format!("http://{}", self.host()));
+        let hex = Sha256::digest(&blob);
+        let hex: String = hex.iter().map(|byte| format!("{byte:02x}")).collect();
+        let path = format!("{path}&digest=sha256:{hex}");
+        let headers = [("Content-Type", "application/octet-stream")];
+        let answer = self.send("PUT", &path, &headers, blob).await?;
+        ensure!(answer.status == 201, "{path} was not taken: {answer:?}");
+        Ok(format!("sha256:{hex}"))
+    }
+
+    async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> anyhow::Result<Answer> {
+        let address: SocketAddr = self.host().parse()?;
+        http::send(address, method, path, None, headers, body.into()).await
     }
 
     /// Stops it and removes its images; afterwards connections to its port are refused.

@@ -217,6 +217,7 @@ fn container() -> anyhow::Result<Container> {
         id: ContainerId::new("0123456789ab".repeat(5) + "0123"),
         name: "ws-ana".into(),
         image_id: id('1'),
+        manifest_digest: None,
         platform: None,
         state: State::Running,
         health: Health::Healthy,

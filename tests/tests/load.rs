@@ -17,7 +17,7 @@ use refit::artifact::signature::Trust;
 use refit::capabilities::guard::Counts;
 use refit::capabilities::live::Workshop;
 use refit::capabilities::ties::KnownTies;
-use refit::container::{Container, ContainerId, ContainerName, Image, Listed, Object};
+use refit::container::{Container, ContainerId, ContainerName, Image, Listed, Object, PlatformManifest};
 use refit::engine::permissions::{RawAnswer, RawCall};
 use refit::engine::{
     CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal, StopMode,
@@ -121,13 +121,17 @@ impl Engine for Nothing {
         Self::not_found("look at an image").await
     }
 
+    async fn platform_manifests(&self, _: &ImageId) -> Result<Vec<PlatformManifest>, EngineError> {
+        Ok(Vec::new())
+    }
+
     async fn pull(
         &self,
         image: &ImageRef,
         _: Option<&Platform>,
         _: Option<&Login>,
         _: &(dyn Fn(LayerProgress) + Send + Sync),
-    ) -> Result<(), PullError> {
+    ) -> Result<Option<String>, PullError> {
         Self::unpublished(image).await
     }
 

@@ -51,10 +51,15 @@ impl Foreseen {
             }
             Some(Err(_)) | None => return Ok(None),
         };
-        let same = here.digest_as(image).as_ref() == Some(&there);
+        let same = here.has_digest(image, &there);
         // One digest can stand for images of several platforms, of which one is here.
         let fits = platform.is_none_or(|platform| platform.is(&here.os, &here.architecture));
         Ok((same && fits).then_some(there))
+    }
+
+    /// What the registry served when it was asked ahead of the pull.
+    pub fn digest(&self, image: &ImageRef) -> Option<String> {
+        self.lock().get(image)?.clone().ok()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Found> {
@@ -68,6 +73,8 @@ mod tests {
     use crate::image::ImageId;
 
     const HERE: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
+    /// Sorts first, as the engine lists them.
+    const OLDER: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
     const OTHER: &str = "sha256:2222222222222222222222222222222222222222222222222222222222222222";
 
     fn image() -> ImageRef {
@@ -77,10 +84,14 @@ mod tests {
     fn here() -> Image {
         Image {
             id: ImageId::new("sha256:3"),
-            repo_digests: vec![format!("ghcr.io/acme/app@{HERE}")],
+            repo_digests: vec![
+                format!("ghcr.io/acme/app@{OLDER}"),
+                format!("ghcr.io/acme/app@{HERE}"),
+            ],
             os: "linux".into(),
             architecture: "amd64".into(),
             config: crate::container::Object::new(),
+            content: None,
         }
     }
 
@@ -109,6 +120,7 @@ mod tests {
         assert_eq!(is_here(&same, None).as_deref(), Some(HERE));
         assert_eq!(is_here(&same, Some("linux/amd64")).as_deref(), Some(HERE));
         assert_eq!(is_here(&same, Some("linux/arm64")), None);
+        assert_eq!(is_here(&foreseen(Ok(OLDER)), None).as_deref(), Some(OLDER));
         assert_eq!(is_here(&foreseen(Ok(OTHER)), None), None);
         assert_eq!(is_here(&Foreseen::default(), None), None);
     }

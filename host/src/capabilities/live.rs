@@ -10,7 +10,7 @@ use super::foreseen::Foreseen;
 use super::ties::KnownTies;
 use super::wave::{self, WaveGroups};
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy, Transfer};
-use crate::container::{Container, ContainerId, Listed, State};
+use crate::container::{Container, ContainerId, Image, Listed, PlatformManifest, State};
 use crate::diagnostic::{Diagnostic, Hints as _};
 use crate::engine::{Engine, EngineError, PullError};
 use crate::image::{ImageRef, Platform};
@@ -140,8 +140,8 @@ impl Workshop {
             }
         };
         let is_ours = ParsedName::parse(&container.name).is_some();
-        let runs_it = container.image_id == wanted.image.id && container.state == State::Running;
-        if runs_it && !is_ours && !force {
+        let may_be_current = container.state == State::Running && !is_ours && !force;
+        if may_be_current && self.runs_already(&container, &wanted.image).await {
             return Err(RecreateError::Current { name });
         }
         if container.name != name {
@@ -178,6 +178,61 @@ impl Workshop {
             }
         }
         false
+    }
+
+    /// Whether a replacement from this image would run what the container runs.
+    ///
+    /// With Docker's containerd image store an image is named by its index, so that its id changes with each attestation and with
+    /// each other platform. What would run is compared there: the manifest, or all that the engine shows of the image.
+    async fn runs_already(&self, container: &Container, image: &PulledImage) -> bool {
+        if container.image_id == image.id {
+            return true;
+        }
+        let Some(new) = image.local.as_ref().filter(|it| it.is_named_by_manifest()) else {
+            return false;
+        };
+        if let Some(running) = &container.manifest_digest
+            && let Ok(manifests) = self.engine.platform_manifests(&new.id).await
+            && self.would_run(new, &manifests).as_deref() == Some(running)
+        {
+            return true;
+        }
+        // What is shown of an image is that of the platform which the engine prefers.
+        let shown = format!("{}/{}", new.os, new.architecture);
+        let is_shown = |platform: &String| {
+            platform
+                .strip_prefix(&shown)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let wanted = self.platform.as_ref().map(ToString::to_string);
+        let platforms = [container.platform.as_ref(), wanted.as_ref()];
+        if !platforms.into_iter().flatten().all(is_shown) {
+            return false;
+        }
+        // Docker 26 forgets the old image when the tag moves: then only what was seen of it before the pull is left.
+        let replaced = image.replaced.as_ref();
+        let old = replaced.filter(|it| it.id == container.image_id).cloned();
+        let old = match old {
+            Some(old) => old,
+            None => match self.engine.image(container.image_id.as_str()).await {
+                Ok(old) => Arc::new(old),
+                // Nothing is known of it, so that it counts as another one.
+                Err(_) => return false,
+            },
+        };
+        old.has_content_of(new)
+    }
+
+    /// The digest of the manifest that a container from this image would run, where it can be told.
+    fn would_run(&self, image: &Image, manifests: &[PlatformManifest]) -> Option<String> {
+        let wanted = |manifest: &&PlatformManifest| match &self.platform {
+            Some(platform) => platform.is(&manifest.os, &manifest.architecture),
+            None => manifest.os == image.os && manifest.architecture == image.architecture,
+        };
+        let mut of_platform = manifests.iter().filter(wanted);
+        let first = of_platform.next()?;
+        // Of several variants nobody knows which one the engine takes.
+        of_platform.next().is_none().then(|| first.digest.clone())
     }
 
     /// The containers that depend on this one and are replaced with it, each behind all that it depends on. One that is stopped is
@@ -366,6 +421,8 @@ impl Capabilities for Live {
                 reference: image.clone(),
                 id: here.id.clone(),
                 digest: Some(digest),
+                local: before.map(Arc::new),
+                replaced: None,
                 transfer: Transfer::UpToDate,
             });
         }
@@ -376,19 +433,25 @@ impl Capabilities for Live {
                 layer,
             })
         };
-        engine
+        let reported = engine
             .pull(image, platform, login.as_ref(), &progress)
             .await?;
         let after = engine.image(&image.to_string()).await.map_err(failed)?;
+        // Docker says which digest this pull brought. Podman does not, and lists that of the index beside that of the manifest.
+        let expected = image.digest().map(str::to_owned);
+        let expected = expected
+            .or(reported)
+            .or_else(|| self.foreseen.digest(image));
         Ok(PulledImage {
             reference: image.clone(),
-            digest: after.digest_as(image),
-            transfer: if before.is_some_and(|before| before.id == after.id) {
-                Transfer::UpToDate
-            } else {
-                Transfer::Pulled
+            id: after.id.clone(),
+            digest: after.digest_in(image, expected.as_deref()),
+            transfer: match &before {
+                Some(before) if before.id == after.id => Transfer::UpToDate,
+                Some(_) | None => Transfer::Pulled,
             },
-            id: after.id,
+            replaced: before.filter(|before| before.id != after.id).map(Arc::new),
+            local: Some(Arc::new(after)),
         })
     }
 

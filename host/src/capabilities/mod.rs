@@ -12,11 +12,12 @@ pub mod ties;
 pub mod warrant;
 mod wave;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::container::{Container, ContainerId, Listed};
+use crate::container::{Container, ContainerId, Image, Listed};
 use crate::engine::{EngineError, PullError};
 use crate::image::{ImageId, ImageRef};
 use crate::recreate::RecreateError;
@@ -58,8 +59,22 @@ pub struct PulledImage {
     pub reference: ImageRef,
     /// In a plan the registry's digest, where the image would first be fetched.
     pub id: ImageId,
+    /// The one that was asked for, or that the engine reported.
     pub digest: Option<String>,
+    /// The image as inspection shows it, where it is on this machine.
+    pub local: Option<Arc<Image>>,
+    /// What the reference meant on this machine before it was pulled, if that was another image.
+    pub replaced: Option<Arc<Image>>,
     pub transfer: Transfer,
+}
+
+impl PulledImage {
+    /// Whether its repository serves this very image under this digest, too.
+    pub fn has_digest(&self, digest: &str) -> bool {
+        let local = self.local.as_ref();
+        self.digest.as_deref() == Some(digest)
+            || local.is_some_and(|local| local.has_digest(&self.reference, digest))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

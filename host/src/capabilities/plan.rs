@@ -70,9 +70,11 @@ impl Capabilities for Plan {
                 .into());
             }
         };
-        let local = local.filter(|local| local.digest_as(image).as_ref() == Some(&digest));
-        let (id, transfer) = match local {
-            Some(local) => (local.id, Transfer::UpToDate),
+        let local = local
+            .filter(|local| local.has_digest(image, &digest))
+            .map(Arc::new);
+        let (id, transfer) = match &local {
+            Some(local) => (local.id.clone(), Transfer::UpToDate),
             // A digest names a manifest and an id names a configuration, so this equals no container's image.
             None => (ImageId::new(digest.clone()), Transfer::WouldPull),
         };
@@ -80,6 +82,8 @@ impl Capabilities for Plan {
             reference: image.clone(),
             id,
             digest: Some(digest),
+            local,
+            replaced: None,
             transfer,
         })
     }

@@ -29,17 +29,20 @@ pub struct Warrant {
 }
 
 impl Warrant {
-    fn covers(&self, image: &ImageRef, found: Option<&str>) -> Result<(), String> {
-        let title = &self.title;
-        match (self.images.get(image), found) {
-            (Some(approved), Some(found)) if approved == found => Ok(()),
-            (Some(approved), Some(found)) => Err(format!(
+    fn covers(&self, found: &PulledImage) -> Result<(), String> {
+        let (title, image) = (&self.title, &found.reference);
+        let Some(approved) = self.images.get(image) else {
+            return Err(format!("{title} says nothing about `{image}`"));
+        };
+        match &found.digest {
+            // One image may have several digests: what is here is what was approved if this is one of them.
+            _ if found.has_digest(approved) => Ok(()),
+            Some(found) => Err(format!(
                 "{title} is for `{approved}`, and `{image}` stands for `{found}` now"
             )),
-            (Some(approved), None) => Err(format!(
+            None => Err(format!(
                 "{title} is for `{approved}`, and the engine does not say what `{image}` stands for"
             )),
-            (None, _) => Err(format!("{title} says nothing about `{image}`")),
         }
     }
 
@@ -98,15 +101,20 @@ impl Capabilities for Warranted {
     }
 
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
-        let covered = |pulled: &PulledImage| self.warrant.covers(image, pulled.digest.as_deref());
         if !self.warrant.images.contains_key(image) {
-            let denied = self.warrant.covers(image, None);
-            return Err(CallError::Denied(denied.err().unwrap_or_default()));
+            let title = &self.warrant.title;
+            return Err(CallError::Denied(format!(
+                "{title} says nothing about `{image}`"
+            )));
         }
+        let covered = |pulled: &PulledImage| {
+            let covered = self.warrant.covers(pulled);
+            covered.map_err(CallError::Denied)
+        };
         // Before it is here: a tag that has moved is best not moved on this machine.
-        covered(&self.look.pull(image).await?).map_err(CallError::Denied)?;
+        covered(&self.look.pull(image).await?)?;
         let pulled = self.inner.pull(image).await?;
-        covered(&pulled).map_err(CallError::Denied)?;
+        covered(&pulled)?;
         Ok(pulled)
     }
 
@@ -133,6 +141,9 @@ impl Capabilities for Warranted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capabilities::Transfer;
+    use crate::container::{Image, Object};
+    use crate::image::ImageId;
 
     fn image(text: &str) -> ImageRef {
         text.parse().unwrap()
@@ -147,21 +158,51 @@ mod tests {
         }
     }
 
+    fn found(reference: &str, digest: Option<&str>, also: &[&str]) -> PulledImage {
+        let reference = image(reference);
+        let names = also.iter().map(|it| format!("ghcr.io/acme/app@{it}"));
+        let local = Image {
+            id: ImageId::new("sha256:c"),
+            repo_digests: names.collect(),
+            os: "linux".into(),
+            architecture: "amd64".into(),
+            config: Object::new(),
+            content: None,
+        };
+        PulledImage {
+            reference,
+            id: local.id.clone(),
+            digest: digest.map(str::to_owned),
+            local: Some(Arc::new(local)),
+            replaced: None,
+            transfer: Transfer::Pulled,
+        }
+    }
+
     #[test]
     fn an_image_is_covered_by_its_digest_alone() {
         let warrant = warrant();
-        let covers = |image: &ImageRef, found| warrant.covers(image, found);
-        let app = image("ghcr.io/acme/app:latest");
-        assert_eq!(covers(&app, Some("sha256:a")), Ok(()));
-        for found in [Some("sha256:b"), None] {
-            let refused = covers(&app, found).unwrap_err();
+        let app = "ghcr.io/acme/app:latest";
+        let covers = |name, digest, also: &[_]| warrant.covers(&found(name, digest, also));
+        assert_eq!(covers(app, Some("sha256:a"), &["sha256:a"]), Ok(()));
+        for digest in [Some("sha256:b"), None] {
+            let refused = covers(app, digest, &["sha256:b"]).unwrap_err();
             assert!(
                 refused.contains("approval 7 is for `sha256:a`"),
                 "{refused}"
             );
         }
-        let other = covers(&image("ghcr.io/acme/app:2"), Some("sha256:a"));
+        let other = covers("ghcr.io/acme/app:2", Some("sha256:a"), &[]);
         assert!(other.unwrap_err().contains("says nothing"));
+    }
+
+    #[test]
+    fn an_image_is_covered_by_each_of_its_digests() {
+        let both = ["sha256:0", "sha256:a"];
+        for digest in [Some("sha256:0"), Some("sha256:a"), None] {
+            let found = found("ghcr.io/acme/app:latest", digest, &both);
+            assert_eq!(warrant().covers(&found), Ok(()), "{digest:?}");
+        }
     }
 
     #[test]

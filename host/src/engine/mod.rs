@@ -18,7 +18,7 @@ use futures_util::stream::BoxStream;
 use self::permissions::{RawAnswer, RawCall};
 use self::ssh::SshError;
 use self::tls::TlsError;
-use crate::container::{Container, ContainerId, ContainerName, Image, Listed, Object};
+use crate::container::{Container, ContainerId, ContainerName, Image, Listed, Object, PlatformManifest};
 use crate::diagnostic::Hints;
 use crate::image::{ImageId, ImageRef, Platform};
 use crate::secret::Login;
@@ -121,15 +121,21 @@ pub trait Engine: Send + Sync {
     fn daemon_events(&self) -> BoxStream<'_, Result<(), EngineError>>;
     /// By reference or id; only what is on this machine.
     async fn image(&self, image: &str) -> Result<Image, EngineError>;
+    /// What of an image can run here, a manifest for each platform. Empty where the engine keeps no manifests, or does not say.
+    async fn platform_manifests(
+        &self,
+        image: &ImageId,
+    ) -> Result<Vec<PlatformManifest>, EngineError>;
 
-    /// Drained to the end; an error inside the stream is an error.
+    /// Drained to the end; an error inside the stream is an error. Returns the digest that this pull brought, where the engine
+    /// says it: Docker does, Podman does not.
     async fn pull(
         &self,
         image: &ImageRef,
         platform: Option<&Platform>,
         login: Option<&Login>,
         progress: &(dyn Fn(LayerProgress) + Send + Sync),
-    ) -> Result<(), PullError>;
+    ) -> Result<Option<String>, PullError>;
     /// The digest that the registry serves under this reference now, asked through the engine, so that its mirrors, proxies
     /// and insecure registries count. Transfers no layer.
     async fn remote_digest(

@@ -97,6 +97,7 @@ impl Capabilities for Machine {
             id: container.id.clone(),
             name: container.name.clone(),
             image_id: image_id.unwrap_or_else(older),
+            manifest_digest: None,
             platform: None,
             state: State::Running,
             health: Health::None,
@@ -120,6 +121,8 @@ impl Capabilities for Machine {
             reference: image.clone(),
             id: newer(),
             digest: None,
+            local: None,
+            replaced: None,
             transfer: Transfer::UpToDate,
         })
     }

@@ -279,6 +279,7 @@ impl ContainerFacts {
             id: self.id.clone(),
             name: self.name.clone(),
             image_id: self.image_id.clone(),
+            manifest_digest: None,
             platform: self.platform.clone(),
             state: self.state,
             health: self.health,

@@ -115,6 +115,8 @@ impl Capabilities for Replay {
                 reference: image.clone(),
                 id,
                 digest,
+                local: None,
+                replaced: None,
                 transfer: Transfer::UpToDate,
             }),
             (Some(ImageFacts::Failed { failed, message }), _) => {

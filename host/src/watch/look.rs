@@ -208,13 +208,18 @@ impl Looks {
         )
     }
 
-    /// The digest of each image on this machine, where it is here and came from its registry.
-    pub async fn local(&self, images: Vec<ImageRef>) -> HashMap<ImageRef, String> {
+    /// The digest of each image on this machine, where it is here and came from its registry. Of several digests that of the
+    /// registry is taken, which comes with the image where it is known, and otherwise the first.
+    pub async fn local(
+        &self,
+        images: Vec<(ImageRef, Option<String>)>,
+    ) -> HashMap<ImageRef, String> {
         let engine = &self.refresher.workshop().engine;
-        let looks = images.into_iter().map(|image| async move {
+        let looks = images.into_iter().map(|(image, remote)| async move {
             // Where it cannot be looked up it is left out, as if it were not here: it is for people to read.
             let local = engine.image(&image.to_string()).await.ok()?;
-            let digest = local.digest_as(&image)?;
+            let digest = local.digest_in(&image, remote.as_deref());
+            let digest = digest.or_else(|| local.digests_in(&image).next().map(str::to_owned))?;
             Some((image, digest))
         });
         let found = futures_util::stream::iter(looks).buffer_unordered(LOCAL_AT_ONCE);
@@ -352,7 +357,8 @@ impl RemoteDigests for Here {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(image.clone());
         let here = match self.workshop.engine.image(&image.to_string()).await {
-            Ok(local) => local.digest_as(image),
+            // Whichever it is, the plan asks only whether the image has it.
+            Ok(local) => local.digests_in(image).next().map(str::to_owned),
             Err(error) if error.is_not_found() => None,
             Err(source) => {
                 return Err(PullError::Engine {

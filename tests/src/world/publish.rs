@@ -9,11 +9,16 @@ use bollard::query_parameters::{
     RemoveImageOptionsBuilder, TagImageOptionsBuilder,
 };
 use futures_util::TryStreamExt;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
 use super::{LABEL_IMAGE, World};
 use crate::bounded::{self, within};
 use crate::image::ImageSpec;
 use crate::registry::Registry;
+
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// Loading, pushing or pulling some megabytes on one machine takes well under a second; a loaded engine gets this much.
 const TRANSFER: Duration = Duration::from_secs(120);
@@ -75,6 +80,57 @@ impl World {
             reference: reference.to_owned(),
             id,
             digest,
+        })
+    }
+
+    /// Gives the tag of an image a new index: the same image, beside an attestation that no index before had. As a build that is
+    /// pushed again with other provenance.
+    pub async fn publish_attested(
+        &self,
+        registry: &Registry,
+        image: &Published,
+        attestation: &str,
+    ) -> anyhow::Result<Published> {
+        let name = image.reference.strip_prefix(&registry.host());
+        let name = name.and_then(|name| name.strip_prefix('/'));
+        let (repository, tag) = split(name.context("the image is not of this registry")?)?;
+        let manifest = registry.manifest(repository, &image.digest).await?;
+        let config =
+            json!({ "architecture": "unknown", "os": "unknown", "attestation": attestation });
+        let config = config.to_string();
+        let blob = registry.put_blob(repository, config.clone()).await?;
+        let document = json!({
+            "schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [],
+            "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": blob, "size": config.len() },
+        });
+        let document = document.to_string();
+        let attested = digest_of(&document);
+        registry
+            .put_manifest(repository, &attested, OCI_MANIFEST, document.clone())
+            .await?;
+        let (os, architecture) = ("linux", crate::image::architecture());
+        let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [
+            {
+                "mediaType": manifest.content_type, "digest": image.digest, "size": manifest.text.len(),
+                "platform": { "os": os, "architecture": architecture },
+            },
+            {
+                "mediaType": OCI_MANIFEST, "digest": attested, "size": document.len(),
+                "platform": { "os": "unknown", "architecture": "unknown" },
+                "annotations": {
+                    "vnd.docker.reference.type": "attestation-manifest",
+                    "vnd.docker.reference.digest": image.digest,
+                },
+            },
+        ]});
+        let index = index.to_string();
+        let digest = digest_of(&index);
+        registry
+            .put_manifest(repository, tag, OCI_INDEX, index)
+            .await?;
+        Ok(Published {
+            digest,
+            ..image.clone()
         })
     }
 
@@ -219,4 +275,10 @@ fn split(reference: &str) -> anyhow::Result<(&str, &str)> {
         .rsplit_once(':')
         .filter(|(_, tag)| !tag.contains('/'));
     parts.with_context(|| format!("cannot use the image reference {reference}: give it a tag"))
+}
+
+fn digest_of(text: &str) -> String {
+    let hex = Sha256::digest(text);
+    let hex: String = hex.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
 }

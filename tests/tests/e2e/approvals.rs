@@ -582,6 +582,49 @@ async fn what_the_watcher_finds_waits_once_for_each_digest_until_somebody_decide
     .await
 }
 
+/// A push that changes only an attestation is pulled when it is approved, and no container is stopped for it: what it runs is what
+/// it would run.
+#[tokio::test]
+async fn push_of_an_attestation_is_approved_once_and_stops_nothing() -> anyhow::Result<()> {
+    with_world("watched and attested", |w| async move {
+        let registry = registry::open().await?;
+        let v1 = w.publish(registry, "hermes", ImageSpec::new("v1")).await?;
+        let mut digest = w.publish_attested(registry, &v1, "0").await?.digest;
+        w.pull(&v1.reference).await?;
+        let hermes = w.run(ContainerSpec::new("hermes", &v1.reference)).await?;
+        let refit = watching(&w, registry)?.env("USER", "bo");
+        let daemon = refit.serve().await?;
+        looks(&daemon, 1).await?;
+        let (mut expected, mut up, mut down) = (Vec::new(), 0, 0);
+        // Until the new one has sorted behind the old one and before it.
+        for number in 1.. {
+            let attested = w.publish_attested(registry, &v1, &number.to_string());
+            let new = attested.await?.digest;
+            match new > digest {
+                true => up += 1,
+                false => down += 1,
+            }
+            digest = new;
+            let waiting = [expected.as_slice(), &[format!("{number} waiting")]].concat();
+            let waiting: Vec<&str> = waiting.iter().map(String::as_str).collect();
+            until_states(&daemon, &waiting).await?;
+            let id = number.to_string();
+            typed(&refit, &daemon, &["approve", &id]).await?.expect(0);
+            let row = ended(&daemon, number).await?;
+            assert_eq!(row["outcome"], "done", "{row:#}");
+            expected.push(format!("{number} approved"));
+            let status = looks(&daemon, 2).await?;
+            assert_eq!(status["images"][0]["verdict"], "current", "{status:#}");
+            assert_eq!(states(&daemon).await?, expected);
+            if up > 0 && down > 0 {
+                break;
+            }
+        }
+        untouched(&w, &hermes).await
+    })
+    .await
+}
+
 #[tokio::test]
 async fn what_nobody_decides_about_expires_and_is_proposed_anew() -> anyhow::Result<()> {
     with_world("watched and expired", |w| async move {

@@ -167,6 +167,40 @@ async fn what_is_pushed_comes_to_all_containers_by_itself() -> anyhow::Result<()
     .await
 }
 
+/// A push that changes only an attestation gives the tag a new digest and leaves the image as it is. The engine lists both
+/// digests, sorted by their digits, so the old one may be the first.
+#[tokio::test]
+async fn image_with_two_digests_is_current() -> anyhow::Result<()> {
+    with_world("watch: two digests", |w| async move {
+        let registry = registry::open().await?;
+        let v1 = w.publish(registry, "hermes", ImageSpec::new("v1")).await?;
+        let old = w.publish_attested(registry, &v1, "0").await?;
+        w.pull(&old.reference).await?;
+        let hermes = w.run(ContainerSpec::new("hermes", &old.reference)).await?;
+        let mut number = 0;
+        loop {
+            number += 1;
+            let new = w
+                .publish_attested(registry, &v1, &number.to_string())
+                .await?;
+            if new.digest > old.digest {
+                break;
+            }
+        }
+        w.pull(&old.reference).await?;
+        let refit = watching(&w, registry, &["hermes"])?;
+        refit.run(&["plan", "--detailed-exitcode"]).await?.expect(0);
+        let daemon = refit.serve().await?;
+        let status = until_status(&daemon, "it is current", is("hermes", "current")).await?;
+        let seen = image(&status, "hermes");
+        assert_eq!(seen["local"], seen["remote"], "{status:#}");
+        looks(&daemon, 3).await?;
+        assert_eq!(refreshes(&daemon).await?, 0);
+        untouched(&w, &hermes).await
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_release_during_downtime_is_found_by_the_first_look() -> anyhow::Result<()> {
     with_world("watch: downtime", |w| async move {

@@ -205,6 +205,8 @@ impl Bench {
                 reference: image.parse::<ImageRef>()?,
                 id: ImageId::new(id.with_context(|| format!("`{image}` is not on the engine"))?),
                 digest: None,
+                local: None,
+                replaced: None,
                 transfer: Transfer::Pulled,
             },
             strategy: Strategy::Replace,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use refit::container::{Container, ContainerId, ContainerName, Image, Listed, Object};
+use refit::container::{Container, ContainerId, ContainerName, Image, Listed, Object, PlatformManifest};
 use refit::engine::docker::DockerEngine;
 use refit::engine::permissions::{RawAnswer, RawCall};
 use refit::engine::{
@@ -177,13 +177,20 @@ impl Engine for Between {
         Ok(found)
     }
 
+    async fn platform_manifests(
+        &self,
+        image: &ImageId,
+    ) -> Result<Vec<PlatformManifest>, EngineError> {
+        self.engine.platform_manifests(image).await
+    }
+
     async fn pull(
         &self,
         image: &ImageRef,
         platform: Option<&Platform>,
         login: Option<&Login>,
         progress: &(dyn Fn(LayerProgress) + Send + Sync),
-    ) -> Result<(), PullError> {
+    ) -> Result<Option<String>, PullError> {
         self.engine.pull(image, platform, login, progress).await
     }
 

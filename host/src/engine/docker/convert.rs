@@ -6,9 +6,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::container::{
-    Container, ContainerId, Health, HealthCheckRun, Image, Mount, Object, PublishedPort, State,
+    Container, ContainerId, Health, HealthCheckRun, Image, Mount, Object, PlatformManifest,
+    PublishedPort, State,
 };
-use crate::image::ImageId;
+use crate::image::{ImageId, is_digest, sha256};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -88,6 +89,7 @@ struct MountDocument {
 
 #[derive(Deserialize)]
 struct Descriptor {
+    digest: Option<String>,
     platform: Option<PlatformDocument>,
 }
 
@@ -111,6 +113,10 @@ pub(super) fn container(document: &[u8]) -> Result<Container, serde_json::Error>
         id: ContainerId::new(found.id),
         name: found.name.trim_start_matches('/').to_owned(),
         image_id: ImageId::new(found.image),
+        manifest_digest: found
+            .image_manifest_descriptor
+            .as_ref()
+            .and_then(|descriptor| descriptor.digest.clone()),
         platform: found
             .image_manifest_descriptor
             .and_then(|descriptor| platform(descriptor.platform?)),
@@ -149,17 +155,29 @@ struct ImageDocument {
     repo_digests: Option<Vec<String>>,
     os: Option<String>,
     architecture: Option<String>,
+    variant: Option<String>,
+    created: Option<String>,
     config: Option<Object>,
+    #[serde(rename = "RootFS")]
+    root_fs: Option<RootFs>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RootFs {
+    layers: Option<Vec<String>>,
 }
 
 pub(super) fn image(document: &[u8]) -> Result<Image, serde_json::Error> {
     let found: ImageDocument = serde_json::from_slice(document)?;
+    let content = content(&found);
     Ok(Image {
         id: ImageId::new(found.id),
         repo_digests: found.repo_digests.unwrap_or_default(),
         os: found.os.unwrap_or_default(),
         architecture: found.architecture.unwrap_or_default(),
         config: found.config.unwrap_or_default(),
+        content,
     })
 }
 
@@ -171,11 +189,64 @@ pub(super) fn system_time(document: &[u8]) -> Result<jiff::Timestamp, serde_json
         .ok_or_else(|| serde::de::Error::custom("no `SystemTime`"))
 }
 
+/// Without layers there is nothing to compare.
+fn content(found: &ImageDocument) -> Option<String> {
+    let layers = found.root_fs.as_ref()?.layers.as_ref()?;
+    if layers.is_empty() {
+        return None;
+    }
+    let all = serde_json::json!([
+        found.os,
+        found.architecture,
+        found.variant,
+        found.created,
+        found.config,
+        layers
+    ]);
+    Some(sha256(all.to_string().as_bytes()))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ManifestsDocument {
+    manifests: Option<Vec<ManifestDocument>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ManifestDocument {
+    descriptor: Descriptor,
+    #[serde(default)]
+    available: bool,
+    /// `image`, `attestation` or `unknown`.
+    #[serde(default)]
+    kind: String,
+}
+
+/// Those that a container can run.
+pub(super) fn platform_manifests(
+    document: &[u8],
+) -> Result<Vec<PlatformManifest>, serde_json::Error> {
+    let found: ManifestsDocument = serde_json::from_slice(document)?;
+    let found = found.manifests.unwrap_or_default().into_iter();
+    let images = found.filter(|manifest| manifest.available && manifest.kind == "image");
+    let manifests = images.filter_map(|manifest| {
+        let platform = manifest.descriptor.platform?;
+        Some(PlatformManifest {
+            digest: manifest.descriptor.digest?,
+            os: platform.os?,
+            architecture: platform.architecture?,
+        })
+    });
+    Ok(manifests.collect())
+}
+
 /// `Descriptor.digest` of `GET /distribution/…/json`.
 pub(super) fn distribution_digest(document: &[u8]) -> Result<String, serde_json::Error> {
     let found: Value = serde_json::from_slice(document)?;
     let digest = found.pointer("/Descriptor/digest").and_then(Value::as_str);
     digest
+        .filter(|digest| is_digest(digest))
         .map(str::to_owned)
         .ok_or_else(|| serde::de::Error::custom("no `Descriptor.digest`"))
 }
@@ -267,6 +338,54 @@ mod tests {
         assert_eq!(container.error, None);
         assert_eq!(container.published_ports.len(), 1);
         assert_eq!(container.published_ports[0].host_port, 49153);
+    }
+
+    /// As Docker 28.5 answers with the containerd image store, without what nobody reads.
+    #[test]
+    fn manifests_that_can_run_are_told_from_attestations() {
+        let (amd, arm) = ("sha256:a", "sha256:b");
+        let manifest = |digest: &str, architecture: &str, kind: &str, available: bool| {
+            serde_json::json!({
+                "ID": digest, "Available": available, "Kind": kind,
+                "Descriptor": {"digest": digest, "size": 421, "platform": {"os": "linux", "architecture": architecture}},
+            })
+        };
+        let document = serde_json::json!({ "Id": "sha256:c", "Manifests": [
+            manifest(amd, "amd64", "image", true),
+            manifest(arm, "arm64", "image", false),
+            manifest("sha256:d", "unknown", "attestation", true),
+        ]});
+        let found = platform_manifests(document.to_string().as_bytes()).unwrap();
+        let expected = PlatformManifest {
+            digest: amd.into(),
+            os: "linux".into(),
+            architecture: "amd64".into(),
+        };
+        assert_eq!(found, [expected]);
+        // Engines before it, and other stores, leave it out.
+        assert_eq!(platform_manifests(b"{}").unwrap(), []);
+    }
+
+    #[test]
+    fn images_that_differ_in_their_index_alone_have_the_same_content() {
+        let read = |id: &str, command: &str, layers: serde_json::Value| {
+            let document = serde_json::json!({
+                "Id": id, "Os": "linux", "Architecture": "amd64", "Created": "2026-01-01T00:00:00Z",
+                "RepoDigests": [format!("ghcr.io/acme/app@{id}")],
+                "Config": {"Cmd": [command]}, "RootFS": {"Type": "layers", "Layers": layers},
+            });
+            image(document.to_string().as_bytes()).unwrap()
+        };
+        let layers = || serde_json::json!(["sha256:1", "sha256:2"]);
+        let old = read("sha256:a", "run", layers());
+        assert!(old.is_named_by_manifest());
+        assert!(old.has_content_of(&read("sha256:b", "run", layers())));
+        assert!(!old.has_content_of(&read("sha256:b", "serve", layers())));
+        let other = serde_json::json!(["sha256:1", "sha256:3"]);
+        assert!(!old.has_content_of(&read("sha256:b", "run", other)));
+        // Nothing is known of either.
+        let bare = |id| read(id, "run", serde_json::Value::Null);
+        assert!(!bare("sha256:a").has_content_of(&bare("sha256:b")));
     }
 
     #[test]

@@ -35,7 +35,7 @@ use super::{
     CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal, StopMode,
     UnnamedImage,
 };
-use crate::container::{Container, ContainerId, ContainerName, Image, Listed, Object, State};
+use crate::container::{Container, ContainerId, ContainerName, Image, Listed, Object, PlatformManifest, State};
 use crate::image::{ImageId, ImageRef, Platform};
 use crate::secret::Login;
 
@@ -244,13 +244,30 @@ impl Engine for DockerEngine {
         })
     }
 
+    async fn platform_manifests(
+        &self,
+        image: &ImageId,
+    ) -> Result<Vec<PlatformManifest>, EngineError> {
+        let action = || format!("inspect the manifests of image `{}`", image.short());
+        // Engines that do not know this parameter leave it out of account.
+        let request = raw::RawRequest {
+            query: vec![("manifests", "true".to_owned())],
+            ..raw::RawRequest::get(format!("/images/{image}/json"))
+        };
+        let document = self.document(action, request).await?;
+        convert::platform_manifests(&document).map_err(|source| EngineError::Nonsense {
+            action: action(),
+            source: source.into(),
+        })
+    }
+
     async fn pull(
         &self,
         image: &ImageRef,
         platform: Option<&Platform>,
         login: Option<&Login>,
         progress: &(dyn Fn(LayerProgress) + Send + Sync),
-    ) -> Result<(), PullError> {
+    ) -> Result<Option<String>, PullError> {
         let client = self.client().await.map_err(|source| PullError::Engine {
             image: image.clone(),
             source,
@@ -262,7 +279,7 @@ impl Engine for DockerEngine {
         };
         let lines = raw::stream(&client.docker, &client.version.api, request);
         match tokio::time::timeout(self.limits.pull, pull::drain(lines, progress)).await {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(digest)) => Ok(digest),
             Ok(Err(pull::Failure::Incomplete)) => Err(PullError::Incomplete {
                 image: image.clone(),
             }),

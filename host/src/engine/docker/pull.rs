@@ -6,7 +6,7 @@ use futures_util::{Stream, StreamExt as _};
 use serde::Deserialize;
 
 use super::super::LayerProgress;
-use crate::image::{ImageRef, Platform};
+use crate::image::{ImageRef, Platform, is_digest};
 
 /// The longest line we take. Docker's are a few hundred bytes.
 const LINE_BYTES_MAX: usize = 256 * 1024;
@@ -52,17 +52,34 @@ struct ErrorDetail {
     message: Option<String>,
 }
 
+/// What a line says of the pull as a whole.
+enum Said {
+    /// As the last word it would say that the whole pull is complete, or not.
+    Complete(bool),
+    /// The digest that the registry serves under the reference.
+    Digest(String),
+}
+
+/// Reads the whole answer. The digest that the engine reported, where it did.
 pub(super) async fn drain(
     chunks: impl Stream<Item = Result<Bytes, Error>>,
     progress: &(dyn Fn(LayerProgress) + Send + Sync),
-) -> Result<(), Failure> {
+) -> Result<Option<String>, Failure> {
     let mut chunks = std::pin::pin!(chunks);
     let mut rest = BytesMut::new();
-    let mut complete = false;
+    let (mut complete, mut digest) = (false, None);
+    let mut take = |line: &[u8]| -> Result<(), Failure> {
+        match take(line, progress)? {
+            Some(Said::Complete(said)) => complete = said,
+            Some(Said::Digest(said)) => digest = Some(said),
+            None => {}
+        }
+        Ok(())
+    };
     while let Some(chunk) = chunks.next().await {
         rest.extend_from_slice(&chunk.map_err(Failure::Call)?);
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            complete = take(&rest.split_to(end + 1), progress)?.unwrap_or(complete);
+            take(&rest.split_to(end + 1))?;
         }
         if rest.len() > LINE_BYTES_MAX {
             return Err(Failure::Refused(format!(
@@ -70,19 +87,18 @@ pub(super) async fn drain(
             )));
         }
     }
-    complete = take(&rest, progress)?.unwrap_or(complete);
-    if complete {
-        Ok(())
-    } else {
-        Err(Failure::Incomplete)
+    take(&rest)?;
+    match complete {
+        true => Ok(digest),
+        false => Err(Failure::Incomplete),
     }
 }
 
-/// One line; whether, as the last word, it would say that the whole pull is complete. `None` for a line without a word.
+/// One line. `None` for a line without a word.
 fn take(
     line: &[u8],
     progress: &(dyn Fn(LayerProgress) + Send + Sync),
-) -> Result<Option<bool>, Failure> {
+) -> Result<Option<Said>, Failure> {
     let line = line.trim_ascii();
     if line.is_empty() {
         return Ok(None);
@@ -103,6 +119,12 @@ fn take(
     let Some(status) = line.status else {
         return Ok(None);
     };
+    if line.id.is_none()
+        && let Some(digest) = status.strip_prefix("Digest: ")
+        && is_digest(digest)
+    {
+        return Ok(Some(Said::Digest(digest.to_owned())));
+    }
     // Docker ends with `Status: Downloaded newer image for …` or `Status: Image is up to date for …`. Podman ends with
     // `Pull complete` or `Already exists` for the image's id; Docker says that too, of layers, but never as its last word.
     let complete = status.starts_with("Status: ")
@@ -121,14 +143,14 @@ fn take(
             total_bytes,
         });
     }
-    Ok(Some(complete))
+    Ok(Some(Said::Complete(complete)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    async fn pulled(chunks: &[&str]) -> Result<(), Failure> {
+    async fn pulled(chunks: &[&str]) -> Result<Option<String>, Failure> {
         let chunks: Vec<_> = chunks
             .iter()
             .map(|chunk| Ok(Bytes::from((*chunk).to_owned())))
@@ -143,6 +165,22 @@ mod tests {
             "tus\":\"Status: Image is up to date for x\"}\r\n",
         ];
         assert!(pulled(&chunks).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn pull_reports_the_digest_that_it_brought() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let pulled = async |digest: &str| {
+            let lines = format!(
+                "{{\"status\":\"Digest: {digest}\"}}\n{{\"status\":\"Status: Downloaded newer image for x\"}}\n"
+            );
+            pulled(&[&lines]).await.ok().flatten()
+        };
+        assert_eq!(pulled(&digest).await, Some(digest));
+        assert_eq!(pulled("sha256:0").await, None);
+        // Podman says only that it is done.
+        let podman = "{\"status\":\"Already exists\",\"id\":\"abc\"}\n";
+        assert!(matches!(super::tests::pulled(&[podman]).await, Ok(None)));
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ pub(in crate::recreate) fn container(config: Value, host_config: Value) -> Conta
         id: ContainerId::new("0123456789ab".to_owned() + &"c".repeat(52)),
         name: "ws-a".into(),
         image_id: ImageId::new("sha256:old"),
+        manifest_digest: None,
         platform: None,
         state: State::Running,
         health: Health::None,

@@ -156,10 +156,8 @@ impl SelfProtection {
                     .to_owned(),
             ));
         }
-        let provider = match engine.inspect(provider).await {
-            Ok(provider) => provider,
-            Err(error) if error.is_not_found() => return Ok(None),
-            Err(error) => return Err(error),
+        let Some(provider) = find(engine, provider).await? else {
+            return Ok(None);
         };
         let through = self.route.passes_through(&provider, &self.process).await;
         Ok(through.map(|_| {
@@ -202,12 +200,11 @@ impl SelfProtection {
     async fn find_own(&self, engine: &dyn Engine) -> Result<OwnContainers, EngineError> {
         let ids = self.process.own_ids.iter().chain(&self.process.network_ids);
         for id in ids {
-            match engine.inspect(id).await {
-                Ok(container) if self.is_own(&container) => return Ok(found(&container)),
-                Ok(_) => {}
-                // It is a container of another engine.
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
+            // There is none where it is a container of another engine.
+            if let Some(container) = find(engine, id).await?
+                && self.is_own(&container)
+            {
+                return Ok(found(&container));
             }
         }
         let listed = engine.containers().await?;
@@ -215,7 +212,7 @@ impl SelfProtection {
             .into_iter()
             .filter(|listed| listed.state == Some(State::Running));
         let inspections = running.map(|listed| async move {
-            match engine.inspect(listed.id.as_str()).await {
+            match engine.inspect(&listed.id).await {
                 Ok(container) => Ok(Some(container)),
                 Err(error) if error.is_not_found() => Ok(None),
                 Err(error) => Err(error),
@@ -289,3 +286,23 @@ fn network_provider(container: &Container) -> Option<&str> {
 fn provider_reason(what: &str) -> String {
     format!("Refit's own container uses its {what}, and would lose it")
 }
+/// Digits of an id that are enough to tell it from a name: those of a default hostname.
+const ID_DIGITS_MIN: usize = 12;
+
+/// The container that somebody means who writes an id, its first twelve digits or more, or a name.
+async fn find(engine: &dyn Engine, written: &str) -> Result<Option<Container>, EngineError> {
+    let listed = engine.containers().await?;
+    let is_meant = |listed: &&Listed| {
+        listed.name == written
+            || (written.len() >= ID_DIGITS_MIN && listed.id.as_str().starts_with(written))
+    };
+    let Some(listed) = listed.iter().find(is_meant) else {
+        return Ok(None);
+    };
+    match engine.inspect(&listed.id).await {
+        Ok(container) => Ok(Some(container)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+

@@ -262,7 +262,10 @@ impl Task {
     /// Takes what a look has shown.
     async fn learn(&mut self, scope: &Scope, report: &Report) {
         let seen = seen(report);
-        let images = seen.iter().map(|seen| seen.image.clone()).collect();
+        let images = seen.iter();
+        let images = images
+            .map(|seen| (seen.image.clone(), seen.remote.clone()))
+            .collect();
         let local = self.looks.local(images).await;
         let now = Timestamp::now();
         let mut before = std::mem::take(&mut self.images);
