@@ -8,5 +8,6 @@ pub mod counts;
 pub mod credentials;
 pub mod digests;
 mod docker_config;
+mod manifest;
 pub mod refusal;
 mod token;

@@ -122,6 +122,7 @@ impl Check {
             Reason::Unauthorized { .. }
             | Reason::NotFound
             | Reason::Nonsense { .. }
+            | Reason::NotAManifest { .. }
             | Reason::Credentials(_) => ANSWERED,
         };
         let wait = backoff.wait(failures.max(1), by);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use reqwest::Url;
 
@@ -18,14 +18,28 @@ const TOKENS_MAX: usize = 1024;
 /// Repositories that are remembered to need a token of their own.
 const APART_MAX: usize = 4096;
 
+/// A registry that does not answer HEAD is asked by GET for so long. Then a HEAD is tried again: it transfers less, and Docker Hub
+/// counts it less.
+const GET_FOR: Duration = Duration::from_secs(6 * 60 * 60);
+
 #[derive(Debug)]
 pub(super) struct Registry {
     pub(super) name: String,
     /// Ends in `/v2/`.
     pub(super) root: Url,
     budget: Mutex<Budget>,
+    head: Mutex<Head>,
     /// Held while a token is fetched, so that many who need one wait for the same.
     pub(super) access: tokio::sync::Mutex<Access>,
+}
+
+/// What is known of a registry's answers to HEAD.
+#[derive(Debug, Default)]
+struct Head {
+    /// It has answered one.
+    works: bool,
+    /// Until when it is asked by GET.
+    get_until: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +64,7 @@ impl Registry {
             name,
             root,
             budget: Mutex::new(Budget::new(rate)),
+            head: Mutex::default(),
             access: tokio::sync::Mutex::default(),
         }
     }
@@ -60,6 +75,28 @@ impl Registry {
 
     pub(super) fn budget(&self) -> MutexGuard<'_, Budget> {
         self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a HEAD is tried first.
+    pub(super) fn is_asked_by_head(&self, now: Instant) -> bool {
+        self.head().get_until.is_none_or(|until| until <= now)
+    }
+
+    pub(super) fn has_answered_head(&self) {
+        *self.head() = Head {
+            works: true,
+            get_until: None,
+        };
+    }
+
+    /// A GET was answered after a HEAD was not. One that answers HEAD otherwise may have got the image in between.
+    pub(super) fn has_answered_get_only(&self, now: Instant) {
+        let mut head = self.head();
+        head.get_until = (!head.works).then_some(now + GET_FOR);
+    }
+
+    fn head(&self) -> MutexGuard<'_, Head> {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why it is left alone now, where it is.

@@ -1,31 +1,33 @@
 //! One batch with one registry: learn how it wants to be asked, get a token for all, ask for each.
 //!
 //! What is refused is tried once more where there is another way: a token that was kept may have been withdrawn, a token of many
-//! may not cover one of them, and the way to be let in may have changed.
+//! may not cover one of them, the way to be let in may have changed, and a registry may answer a GET where it refuses a HEAD.
 
 use std::time::Instant;
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::Response;
-use sha2::{Digest as _, Sha256};
 
 use super::Reason;
 use super::access::{Access, Registry};
 use crate::image::ImageRef;
+use crate::registry::address::is_same_server;
 use crate::registry::challenge::{self, Challenge, Realm};
 use crate::registry::counts::Counts;
+use crate::registry::manifest;
 use crate::registry::token::{self, Ask, Token};
 use crate::secret::{ExposeSecret as _, Login, SecretString};
 
-const DIGEST_HEADER: &str = "docker-content-digest";
-
-/// Kept token, token of many, token of its own; or another way to be let in first.
-const ATTEMPTS_MAX: usize = 4;
+/// Kept token, token of many, token of its own; or another way to be let in first; and a GET after a HEAD.
+const ATTEMPTS_MAX: usize = 5;
 /// The specification lets registries refuse larger ones.
 const MANIFEST_BYTES_MAX: usize = 4 << 20;
 /// Tokens of 5 KiB were seen, those of clouds.
 const TOKEN_BYTES_MAX: usize = 256 << 10;
+/// What a registry says in a refusal is a line or two.
+const REFUSAL_BYTES_MAX: usize = 16 << 10;
+const MESSAGE_CHARACTERS_MAX: usize = 200;
 
 pub(super) struct Conversation<'a> {
     pub(super) client: &'a reqwest::Client,
@@ -61,44 +63,57 @@ impl Authorization {
 
 impl Conversation<'_> {
     pub(super) async fn digest(&self, image: &ImageRef) -> Result<String, Reason> {
+        let starts_with_head = self.registry.is_asked_by_head(Instant::now());
+        let mut method = match starts_with_head {
+            true => Method::HEAD,
+            false => Method::GET,
+        };
         for _ in 0..ATTEMPTS_MAX {
             let authorization = self.authorization(image.path()).await?;
-            let answer = self.manifest(Method::HEAD, image, &authorization).await?;
+            let answer = self.manifest(&method, image, &authorization).await?;
+            let is_head = method == Method::HEAD;
+            let from_itself = is_same_server(answer.url(), &self.registry.root);
             match answer.status() {
-                StatusCode::OK => match digest(answer.headers()) {
-                    Some(digest) => return Ok(digest),
-                    None => return self.hashed(image, &authorization).await,
+                StatusCode::OK if is_head => match manifest::digest_of_head(answer.headers()) {
+                    Some(digest) => {
+                        self.registry.has_answered_head();
+                        return Ok(digest);
+                    }
+                    None => method = Method::GET,
                 },
-                // Some have no HEAD.
-                StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
-                    return self.hashed(image, &authorization).await;
+                StatusCode::OK => {
+                    let digest = self.digest_of(answer).await?;
+                    if starts_with_head {
+                        self.registry.has_answered_get_only(Instant::now());
+                    }
+                    return Ok(digest);
                 }
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                status if is_head && refuses_head(status, from_itself) => method = Method::GET,
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if from_itself => {
                     let again = self.another_way(image, &authorization, &answer).await?;
                     if !again {
                         break;
                     }
                 }
-                status => return Err(self.strange(status)),
+                _ => return Err(self.refusal(answer).await),
             }
         }
         Err(self.unauthorized())
     }
 
-    /// The digest of what is there, for a registry that does not say it.
-    async fn hashed(&self, image: &ImageRef, by: &Authorization) -> Result<String, Reason> {
-        let answer = self.manifest(Method::GET, image, by).await?;
-        match answer.status() {
-            StatusCode::OK => {}
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.unauthorized()),
-            status => return Err(self.strange(status)),
-        }
+    /// Of the manifest that a GET was answered with.
+    async fn digest_of(&self, answer: Response) -> Result<String, Reason> {
+        let (from, headers) = (answer.url().clone(), answer.headers().clone());
         let body = self.body(answer, MANIFEST_BYTES_MAX).await?;
-        let hex: String = Sha256::digest(&body)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        Ok(format!("sha256:{hex}"))
+        manifest::digest_of_body(&headers, &body).map_err(|error| Reason::NotAManifest {
+            problem: match is_same_server(&from, &self.registry.root) {
+                true => error.to_string(),
+                false => {
+                    let host = from.host_str().unwrap_or_default();
+                    format!("{error}, from `{host}`, to which it redirects")
+                }
+            },
+        })
     }
 
     fn unauthorized(&self) -> Reason {
@@ -107,16 +122,59 @@ impl Conversation<'_> {
         }
     }
 
-    fn strange(&self, status: StatusCode) -> Reason {
-        match status.as_u16() {
-            404 => Reason::NotFound,
-            500.. => Reason::Unavailable {
-                problem: format!("it answered {status}"),
-            },
-            _ => Reason::Nonsense {
-                problem: format!("it answered {status}"),
+    /// What an answer means that brought no manifest. Some registries say it with the wrong status and the right words.
+    async fn refusal(&self, answer: Response) -> Reason {
+        let status = answer.status();
+        let from = answer.url().clone();
+        if !is_same_server(&from, &self.registry.root) {
+            // What another server says of a login or an image is not the registry's word.
+            let host = from.host_str().unwrap_or_default();
+            return Reason::Unavailable {
+                problem: format!("it redirects to `{host}`, which answered {status}"),
+            };
+        }
+        let problem = match status {
+            StatusCode::NOT_FOUND => return Reason::NotFound,
+            _ if status.is_server_error() => {
+                return Reason::Unavailable {
+                    problem: format!("it answered {status}"),
+                };
+            }
+            _ => self.errors(answer).await,
+        };
+        let has = |codes: &[&str]| problem.iter().any(|it| codes.contains(&it.code.as_str()));
+        if has(&["UNAUTHORIZED", "DENIED"]) {
+            return self.unauthorized();
+        }
+        if has(&["MANIFEST_UNKNOWN", "NAME_UNKNOWN", "NOT_FOUND"]) {
+            return Reason::NotFound;
+        }
+        let said = problem.into_iter().next().map(|it| it.message);
+        Reason::Nonsense {
+            problem: match said.filter(|said| !said.is_empty()) {
+                Some(said) => format!("it answered {status}: {said}"),
+                None => format!("it answered {status}"),
             },
         }
+    }
+
+    /// What a registry says in the body of a refusal, in the form of the OCI specification. Nothing where it has another form.
+    async fn errors(&self, answer: Response) -> Vec<RegistryError> {
+        #[derive(serde::Deserialize)]
+        struct Errors {
+            errors: Vec<RegistryError>,
+        }
+        let body = self
+            .body(answer, REFUSAL_BYTES_MAX)
+            .await
+            .unwrap_or_default();
+        let said = serde_json::from_slice::<Errors>(&body);
+        let mut errors = said.map(|it| it.errors).unwrap_or_default();
+        for error in &mut errors {
+            let shown = error.message.chars().filter(|it| !it.is_control());
+            error.message = shown.take(MESSAGE_CHARACTERS_MAX).collect();
+        }
+        errors
     }
 
     /// After a refusal: whether there is another way to ask.
@@ -314,6 +372,25 @@ impl Conversation<'_> {
     }
 }
 
+/// One of the errors in a refusal.
+#[derive(serde::Deserialize)]
+struct RegistryError {
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+/// Whether a GET may be answered although a HEAD was refused. Nexus answers 404 to every HEAD, others 400, 405, 406, 500 or 501;
+/// storage that a registry redirects to may have been told to let a GET in and nothing else.
+fn refuses_head(status: StatusCode, from_itself: bool) -> bool {
+    match status.as_u16() {
+        400 | 404 | 405 | 406 | 500 | 501 => true,
+        401 | 403 => !from_itself,
+        _ => false,
+    }
+}
+
 enum NoToken {
     Refused(StatusCode),
     Other(Reason),
@@ -336,17 +413,4 @@ fn secret_header(text: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(text).ok()?;
     value.set_sensitive(true);
     Some(value)
-}
-
-/// As a registry says it, where it is one.
-fn digest(headers: &HeaderMap) -> Option<String> {
-    let digest = headers.get(DIGEST_HEADER)?.to_str().ok()?.trim();
-    let (algorithm, hex) = digest.split_once(':')?;
-    let length = match algorithm {
-        "sha256" => 64,
-        "sha512" => 128,
-        _ => return None,
-    };
-    let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    (hex.len() == length && hex.bytes().all(is_hex)).then(|| digest.to_owned())
 }

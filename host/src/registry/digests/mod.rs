@@ -1,4 +1,5 @@
-//! Which digest a registry has behind a tag, without transferring anything: one HEAD an image.
+//! Which digest a registry has behind a tag, without transferring anything: one HEAD an image, or a GET of its manifest where the
+//! registry does not answer that.
 //!
 //! Images are asked for in batches. Of each registry the way to be let in is learned once, one token covers all repositories of a
 //! batch and is kept for its lifetime, and what the registry says about its limits is obeyed ([`super::budget`]). A check that
@@ -67,6 +68,8 @@ pub enum Reason {
     Unavailable { problem: String },
     #[error("its answer makes no sense: {problem}")]
     Nonsense { problem: String },
+    #[error("its answer is not a manifest: {problem}")]
+    NotAManifest { problem: String },
     #[error("{}", .0.error)]
     Credentials(Box<Diagnostic>),
 }
@@ -80,6 +83,7 @@ impl Reason {
             | Self::NotFound
             | Self::Unavailable { .. }
             | Self::Nonsense { .. }
+            | Self::NotAManifest { .. }
             | Self::Credentials(_) => None,
         }
     }
@@ -104,6 +108,9 @@ impl Hints for DigestError {
             }
             Reason::Unavailable { .. } => vec![
                 "the watcher asks registries itself, not through the engine: a registry without TLS is listed in `[registries] plain_http`".into(),
+            ],
+            Reason::NotAManifest { .. } => vec![
+                format!("a login page, a captive portal or a proxy may answer in the place of `{registry}`: open it in a browser on this machine, or look at `curl -i` of its `/v2/`"),
             ],
             Reason::Credentials(told) => told.hints.clone(),
             Reason::RateLimited { .. } | Reason::Budget { .. } | Reason::Nonsense { .. } => vec![],
@@ -142,7 +149,7 @@ impl From<DigestError> for PullError {
                 image,
                 source,
             },
-            Reason::Nonsense { .. } => Self::Other { image, source },
+            Reason::Nonsense { .. } | Reason::NotAManifest { .. } => Self::Other { image, source },
             Reason::Credentials(_) => Self::Credentials {
                 registry,
                 image,

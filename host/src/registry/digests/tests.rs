@@ -10,13 +10,26 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-use sha2::{Digest as _, Sha256};
-
 use super::*;
 use crate::registry::credentials::EnvironmentVariables;
 use crate::secret_file::Place;
 
 const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+/// The headers of a manifest with that digest.
+const MANIFEST: [(&str, &str); 2] = [
+    ("docker-content-digest", DIGEST),
+    ("content-type", "application/vnd.oci.image.index.v1+json"),
+];
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+/// A manifest, and its digest.
+fn index() -> (String, String) {
+    let manifest = serde_json::json!({ "digest": DIGEST, "size": 7 });
+    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [manifest] }).to_string();
+    let digest = crate::image::sha256(index.as_bytes());
+    (index, digest)
+}
 
 /// `METHOD /path?query`, `Authorization` and the body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,9 +158,7 @@ async fn with_tokens(
             .next()
             .unwrap();
         match scopes {
-            Some(scopes) if covers(repository, scopes) => {
-                answer(200, &[("docker-content-digest", DIGEST)], "")
-            }
+            Some(scopes) if covers(repository, scopes) => answer(200, &MANIFEST, ""),
             _ => {
                 let challenge = format!(r#"Bearer realm="http://{own}/token",service="fake""#);
                 answer(401, &[("www-authenticate", &challenge)], "")
@@ -241,9 +252,7 @@ async fn a_server_that_refuses_tokens_of_many_is_asked_for_each() {
             1 if !what.contains("secret") => answer(200, &[], r#"{"access_token":"t"}"#),
             _ => answer(403, &[], ""),
         },
-        _ if asked.authorization.as_deref() == Some("Bearer t") => {
-            answer(200, &[("docker-content-digest", DIGEST)], "")
-        }
+        _ if asked.authorization.as_deref() == Some("Bearer t") => answer(200, &MANIFEST, ""),
         _ => answer(
             401,
             &[(
@@ -304,7 +313,7 @@ async fn a_token_that_was_withdrawn_is_fetched_anew() {
         }
         let sent = asked.authorization.clone().unwrap_or_default();
         if sent.starts_with("Bearer t") && sent != *inside.lock().unwrap() {
-            return answer(200, &[("docker-content-digest", DIGEST)], "");
+            return answer(200, &MANIFEST, "");
         }
         answer(
             401,
@@ -363,7 +372,7 @@ async fn an_identity_token_is_sent_in_a_body_and_never_to_the_registry() {
 #[tokio::test]
 async fn a_password_goes_with_each_request_where_the_registry_wants_that() {
     let fake = Fake::start(|asked, _| match asked.authorization.as_deref() {
-        Some("Basic bWU6d29yZA==") => answer(200, &[("docker-content-digest", DIGEST)], ""),
+        Some("Basic bWU6d29yZA==") => answer(200, &MANIFEST, ""),
         _ => answer(401, &[("www-authenticate", "Basic realm=\"x\"")], ""),
     })
     .await;
@@ -383,7 +392,7 @@ async fn a_password_goes_with_each_request_where_the_registry_wants_that() {
 
 #[tokio::test]
 async fn no_login_follows_a_redirect_to_another_server() {
-    let other = Fake::start(|_, _| answer(200, &[("docker-content-digest", DIGEST)], "")).await;
+    let other = Fake::start(|_, _| answer(200, &MANIFEST, "")).await;
     let elsewhere = other.host.clone();
     let fake = Fake::start(
         move |asked, own| match (asked.what.as_str(), &asked.authorization) {
@@ -398,7 +407,7 @@ async fn no_login_follows_a_redirect_to_another_server() {
             ("HEAD /v2/b/manifests/latest", _) => {
                 answer(307, &[("location", &format!("http://{own}/here"))], "")
             }
-            ("HEAD /here", Some(_)) => answer(200, &[("docker-content-digest", DIGEST)], ""),
+            ("HEAD /here", Some(_)) => answer(200, &MANIFEST, ""),
             _ => answer(307, &[("location", "/v2/c/manifests/latest")], ""),
         },
     )
@@ -422,18 +431,14 @@ async fn no_login_follows_a_redirect_to_another_server() {
 #[tokio::test]
 async fn a_registry_that_says_no_digest_is_asked_for_the_manifest() {
     let fake = Fake::start(|asked, _| match asked.what.as_str() {
-        "HEAD /v2/none/manifests/latest" => answer(405, &[], ""),
-        "GET /v2/huge/manifests/latest" => answer(200, &[], &"x".repeat(5 << 20)),
-        _ => answer(200, &[("docker-content-digest", "md5:1")], "manifest"),
+        "GET /v2/huge/manifests/latest" => answer(200, &[JSON], &"x".repeat(5 << 20)),
+        what if what.starts_with("HEAD") => answer(200, &[("docker-content-digest", "md5:1")], ""),
+        _ => answer(200, &[JSON], &index().0),
     })
     .await;
     let digests = fake.digests(1000);
-    let found = digests.of(fake.images(&["a", "none"])).await;
-    let hash: String = Sha256::digest("manifest")
-        .iter()
-        .map(|it| format!("{it:02x}"))
-        .collect();
-    let expected = format!("sha256:{hash}");
+    let found = digests.of(fake.images(&["a", "b"])).await;
+    let expected = index().1;
     assert!(
         found.values().all(|it| it.as_ref() == Ok(&expected)),
         "{found:?}"
@@ -442,6 +447,214 @@ async fn a_registry_that_says_no_digest_is_asked_for_the_manifest() {
     assert!(
         matches!(reasons(&found)[..], [Reason::Nonsense { .. }]),
         "{found:?}"
+    );
+}
+
+#[tokio::test]
+async fn registry_that_refuses_head_is_asked_by_get_and_remembered() {
+    for status in [400, 404, 405, 406, 500, 501] {
+        let fake = Fake::start(move |asked, _| match asked.what.split_once(' ') {
+            Some(("HEAD", _)) => answer(status, &[("content-type", "text/html")], ""),
+            Some(("GET", "/v2/")) => answer(200, &[], ""),
+            Some(("GET", "/v2/gone/manifests/latest")) => answer(404, &[], ""),
+            _ => answer(200, &[JSON], &index().0),
+        })
+        .await;
+        let digests = fake.digests(1000);
+        for _ in 0..3 {
+            let found = digests.of(fake.images(&["a"])).await;
+            let digests: Vec<_> = found.into_values().collect();
+            assert_eq!(digests, [Ok(index().1)], "{status}");
+        }
+        let found = digests.of(fake.images(&["gone"])).await;
+        assert_eq!(reasons(&found), [Reason::NotFound], "{status}");
+        assert_eq!(fake.number("HEAD"), 1, "{status}");
+        assert_eq!(fake.number("GET /v2/a/"), 3, "{status}");
+    }
+}
+
+/// A GET of Docker Hub's counts as a pull: an image that was published in between is no reason to go on with GETs.
+#[tokio::test]
+async fn registry_that_answers_head_goes_on_being_asked_by_head() {
+    let fake = Fake::start(|asked, _| match asked.what.as_str() {
+        "HEAD /v2/new/manifests/latest" => answer(404, &[], ""),
+        what if what.starts_with("HEAD") => answer(200, &MANIFEST, ""),
+        _ => answer(200, &[JSON], &index().0),
+    })
+    .await;
+    let digests = fake.digests(1000);
+    for name in ["a", "new", "a"] {
+        let found = digests.of(fake.images(&[name])).await;
+        assert!(found.values().all(Result::is_ok), "{found:?}");
+    }
+    assert_eq!(fake.number("HEAD /v2/a/"), 2);
+    assert_eq!(fake.number("GET /v2/a/"), 0);
+}
+
+#[tokio::test]
+async fn what_is_no_manifest_is_unknown() {
+    let page = "<!doctype html><form action=/login>";
+    let html = ("content-type", "text/html; charset=utf-8");
+    let oci = MANIFEST[1];
+    let said = ("docker-content-digest", DIGEST);
+    let cut = index().0[..60].to_owned();
+    let cases: Vec<(Vec<(&'static str, &'static str)>, String)> = vec![
+        (vec![html], page.into()),
+        (vec![html, said], page.into()),
+        (
+            vec![oci, said, ("content-encoding", "gzip")],
+            "\u{1f}\u{8b}".into(),
+        ),
+        (vec![oci, said], index().0),
+        (vec![oci], cut),
+        (vec![], page.into()),
+        (vec![JSON], r#"{"message":"log in"}"#.into()),
+    ];
+    for (headers, body) in cases {
+        let (sent, told) = (headers.clone(), body.clone());
+        let fake = Fake::start(move |asked, _| match asked.what.starts_with("HEAD") {
+            true => answer(200, &[html, said], ""),
+            false => answer(200, &sent, &told),
+        })
+        .await;
+        let found = fake.digests(1000).of(fake.images(&["a"])).await;
+        let reasons = reasons(&found);
+        assert!(
+            matches!(reasons[..], [Reason::NotAManifest { .. }]),
+            "{headers:?} {body}: {found:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn login_page_behind_a_redirect_is_unknown_and_says_where() {
+    let elsewhere =
+        Fake::start(|_, _| answer(200, &[("content-type", "text/html")], "<html>log in</html>"))
+            .await;
+    let host = elsewhere.host.clone();
+    let fake = Fake::start(move |_, _| {
+        let login = format!("http://{host}/login?rd=/v2/");
+        answer(302, &[("location", &login)], "")
+    })
+    .await;
+    let found = fake.digests(1000).of(fake.images(&["a"])).await;
+    let [Reason::NotAManifest { problem }] = &reasons(&found)[..] else {
+        panic!("{found:?}")
+    };
+    assert!(problem.contains("web page"), "{problem}");
+    assert!(problem.contains("to which it redirects"), "{problem}");
+    // No login goes there.
+    assert!(
+        elsewhere
+            .asked()
+            .iter()
+            .all(|it| it.authorization.is_none())
+    );
+}
+
+/// What a server says to which a registry redirects is not the registry's word: not of a login, and not of how to log in.
+#[tokio::test]
+async fn refusal_of_another_server_teaches_nothing_about_the_registry() {
+    let other = Fake::start(|_, own| {
+        let realm = format!(r#"Bearer realm="http://{own}/steal",service="x""#);
+        answer(401, &[("www-authenticate", &realm)], "")
+    })
+    .await;
+    let host = other.host.clone();
+    let fake = Fake::start(move |asked, _| match asked.what.as_str() {
+        "GET /v2/" => answer(200, &[], ""),
+        what => {
+            let path = what.split_once(' ').unwrap().1;
+            answer(307, &[("location", &format!("http://{host}{path}"))], "")
+        }
+    })
+    .await;
+    let found = fake.digests(1000).of(fake.images(&["a"])).await;
+    assert!(
+        matches!(reasons(&found)[..], [Reason::Unavailable { .. }]),
+        "{found:?}"
+    );
+    assert!(other.asked().iter().all(|it| it.authorization.is_none()));
+    assert_eq!(other.number("GET /steal"), 0);
+}
+
+/// Storage may have been told by the address that it is sent to to let in a GET, and refuses a HEAD.
+#[tokio::test]
+async fn manifest_in_storage_is_got_without_a_login() {
+    let storage = Fake::start(
+        |asked, _| match asked.what.starts_with("GET /blob?signed=1") {
+            true => answer(200, &[("content-type", "binary/octet-stream")], &index().0),
+            false => answer(403, &[("content-type", "application/xml")], "<Error/>"),
+        },
+    )
+    .await;
+    let host = storage.host.clone();
+    let fake = Fake::start(move |asked, _| match asked.authorization {
+        Some(_) => {
+            let place = format!("http://{host}/blob?signed=1");
+            answer(307, &[("location", &place)], "")
+        }
+        None => answer(401, &[("www-authenticate", "Basic realm=x")], ""),
+    })
+    .await;
+    let found = fake.digests(1000).of(fake.images(&["a"])).await;
+    let digests: Vec<_> = found.into_values().collect();
+    assert_eq!(digests, [Ok(index().1)]);
+    assert!(storage.asked().iter().all(|it| it.authorization.is_none()));
+}
+
+#[tokio::test]
+async fn page_instead_of_a_token_is_no_token() {
+    let fake = Fake::start(|asked, own| match asked.what.starts_with("GET /token") {
+        true => answer(200, &[("content-type", "text/html")], "<html>log in</html>"),
+        false => {
+            let realm = format!(r#"Bearer realm="http://{own}/token""#);
+            answer(401, &[("www-authenticate", &realm)], "")
+        }
+    })
+    .await;
+    let found = fake.digests(1000).of(fake.images(&["a", "b"])).await;
+    assert!(
+        reasons(&found)
+            .iter()
+            .all(|it| matches!(it, Reason::Nonsense { .. })),
+        "{found:?}"
+    );
+    assert_eq!(fake.number("GET /token"), 1);
+}
+
+#[tokio::test]
+async fn words_of_a_refusal_count_where_its_status_is_wrong() {
+    let fake = Fake::start(|asked, _| {
+        let says = |code: &str, message: &str| {
+            let body = serde_json::json!({ "errors": [{ "code": code, "message": message }] });
+            answer(400, &[JSON], &body.to_string())
+        };
+        match asked.what.split('/').nth(2).unwrap_or_default() {
+            "gone" => says("MANIFEST_UNKNOWN", "manifest unknown"),
+            "denied" => says("DENIED", "requested access is denied"),
+            "odd" => says("UNSUPPORTED", "the operation is\nunsupported"),
+            _ => answer(200, &[], ""),
+        }
+    })
+    .await;
+    let digests = fake.digests(1000);
+    let reason = async |name: &str| {
+        let found = digests.of(fake.images(&[name])).await;
+        reasons(&found).pop().expect("it fails")
+    };
+    assert_eq!(reason("gone").await, Reason::NotFound);
+    let credentials_sent = true;
+    assert_eq!(
+        reason("denied").await,
+        Reason::Unauthorized { credentials_sent }
+    );
+    let Reason::Nonsense { problem } = reason("odd").await else {
+        panic!("it is neither")
+    };
+    assert!(
+        problem.ends_with(": the operation isunsupported"),
+        "{problem}"
     );
 }
 
@@ -471,7 +684,7 @@ async fn one_that_limits_the_rate_is_left_alone() {
 
 #[tokio::test]
 async fn it_is_asked_as_often_as_the_budget_lets() {
-    let fake = Fake::start(|_, _| answer(200, &[("docker-content-digest", DIGEST)], "")).await;
+    let fake = Fake::start(|_, _| answer(200, &MANIFEST, "")).await;
     let digests = fake.digests(4);
     let found = digests.of(fake.images(&["a", "b", "c", "d", "e"])).await;
     assert_eq!(found.values().filter(|it| it.is_ok()).count(), 3);
@@ -486,11 +699,15 @@ async fn it_is_asked_as_often_as_the_budget_lets() {
 
 #[tokio::test]
 async fn each_answer_has_its_reason() {
-    let fake = Fake::start(|asked, _| match asked.what.as_str() {
-        "HEAD /v2/gone/manifests/latest" => answer(404, &[], ""),
-        "HEAD /v2/broken/manifests/latest" => answer(500, &[], ""),
-        "HEAD /v2/strange/manifests/latest" => answer(418, &[], ""),
-        _ => answer(200, &[], ""),
+    let fake = Fake::start(|asked, _| {
+        let status = match asked.what.split('/').nth(2).unwrap_or_default() {
+            "gone" => 404,
+            "broken" => 500,
+            "behind" => 502,
+            "strange" => 418,
+            _ => 200,
+        };
+        answer(status, &[], "")
     })
     .await;
     let digests = fake.digests(1000);
@@ -500,6 +717,7 @@ async fn each_answer_has_its_reason() {
     };
     assert_eq!(reason("gone").await, Reason::NotFound);
     assert!(matches!(reason("broken").await, Reason::Unavailable { .. }));
+    assert!(matches!(reason("behind").await, Reason::Unavailable { .. }));
     assert!(matches!(reason("strange").await, Reason::Nonsense { .. }));
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use http::header::{ACCEPT, AUTHORIZATION, LOCATION};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION};
 use http::{HeaderMap, Method};
 use reqwest::{RequestBuilder, Response, Url};
 
@@ -10,9 +10,8 @@ use super::conversation::{Authorization, Conversation};
 use super::{Reason, closed};
 use crate::image::ImageRef;
 use crate::registry::address::is_same_server;
+use crate::registry::manifest;
 
-/// All kinds of manifests: whatever is behind the tag has one digest, and it is this one that the engine records.
-const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
 /// To a registry's own mirror and back.
 const REDIRECTS_MAX: usize = 4;
 
@@ -20,7 +19,7 @@ impl Conversation<'_> {
     /// Follows redirects; what lets in goes to the registry itself alone.
     pub(super) async fn manifest(
         &self,
-        method: Method,
+        method: &Method,
         image: &ImageRef,
         by: &Authorization,
     ) -> Result<Response, Reason> {
@@ -38,7 +37,9 @@ impl Conversation<'_> {
             let mut request = self
                 .client
                 .request(method.clone(), url.clone())
-                .header(ACCEPT, MANIFESTS);
+                .header(ACCEPT, manifest::ACCEPT)
+                // Without it a server may encode as it likes.
+                .header(ACCEPT_ENCODING, "identity");
             if let Some(value) = by.header()
                 && is_same_server(&url, &self.registry.root)
             {
