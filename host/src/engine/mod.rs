@@ -263,6 +263,9 @@ impl Hints for EngineError {
             },
             Self::TooOld { .. } => vec!["Docker 20.10 and Podman 4 are the oldest engines that Refit works with".into()],
             Self::TimedOut { .. } => vec!["the limit is `[limits] engine_seconds`".into()],
+            Self::Refused { status: 401 | 403 | 405 | 407, .. } => vec![
+                "an engine lets whoever reaches its socket do everything: a socket proxy or an authorization plugin before it has refused this call, and has to let it through".into(),
+            ],
             Self::NotFound { .. } | Self::Conflict { .. } | Self::Refused { .. } | Self::Broken { .. } | Self::Nonsense { .. } => {
                 vec![]
             }
@@ -277,6 +280,13 @@ pub enum PullError {
     NotFound {
         registry: String,
         image: ImageRef,
+        source: Cause,
+    },
+    #[error("image `{image}` has no version for {}", match .platform { Some(platform) => format!("platform `{platform}`"), None => "the engine's platform".to_owned() })]
+    NoPlatform {
+        image: ImageRef,
+        /// Where it is known.
+        platform: Option<String>,
         source: Cause,
     },
     #[error("registry `{registry}` refused `{image}`")]
@@ -326,6 +336,9 @@ impl Hints for PullError {
             Self::NotFound { .. } => vec![
                 "check the name and the tag: is the image published yet?".into(),
                 "a private image and a missing one can look alike from outside".into(),
+            ],
+            Self::NoPlatform { .. } => vec![
+                "`docker manifest inspect IMAGE` lists its platforms; `[images] platform` asks for another one".into(),
             ],
             Self::Unauthorized { registry, credentials_sent: false, .. } => vec![
                 format!("no credentials for `{registry}` were found: run `docker login {registry}`, or set `GHCR_USER` and `GHCR_TOKEN` for GHCR"),

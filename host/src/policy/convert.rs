@@ -142,7 +142,9 @@ pub(super) fn pull_error(error: CallError<PullError>) -> types::PullError {
             | PullError::TimedOut { .. }
             | PullError::Incomplete { .. } => E::Unavailable(message),
             PullError::Engine { source, .. } if source.is_passing() => E::Unavailable(message),
-            PullError::Engine { .. } | PullError::Other { .. } => E::Other(message),
+            PullError::NoPlatform { .. } | PullError::Engine { .. } | PullError::Other { .. } => {
+                E::Other(message)
+            }
         }
     })
 }

@@ -6,8 +6,8 @@ use http::HeaderMap;
 use http::header::WWW_AUTHENTICATE;
 use reqwest::Url;
 
-/// The longest realm and service that are taken. Those seen have fifty characters.
-const LENGTH_MAX: usize = 2048;
+/// The longest header that is read, and the longest realm and service. Those seen have fifty characters.
+const LENGTH_MAX: usize = 4096;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Challenge {
@@ -35,33 +35,104 @@ pub enum ChallengeError {
     PlainRealm(String),
 }
 
+/// A challenge with its parameters.
+struct Offered {
+    scheme: String,
+    parameters: Vec<(String, String)>,
+}
+
 /// What a refusal asks for. `plain` is whether the registry itself is spoken to without TLS. Of several ways the one with tokens
 /// is taken: the login goes to one place then, and seldom.
 pub fn parse(headers: &HeaderMap, plain: bool) -> Result<Option<Challenge>, ChallengeError> {
-    let (mut basic, mut others) = (false, Vec::new());
+    let (mut basic, mut unusable, mut others) = (false, None, Vec::new());
     for value in headers.get_all(WWW_AUTHENTICATE) {
-        let text = value.to_str().unwrap_or_default();
-        // What follows an error in a header cannot be told apart; what came before it counts.
-        for challenge in http_auth::ChallengeParser::new(text).map_while(Result::ok) {
-            match challenge.scheme.to_ascii_lowercase().as_str() {
-                "bearer" => return realm(&challenge, plain).map(|it| Some(Challenge::Bearer(it))),
+        let text = String::from_utf8_lossy(value.as_bytes());
+        if text.len() > LENGTH_MAX {
+            continue;
+        }
+        for offered in offered(&text) {
+            match offered.scheme.to_ascii_lowercase().as_str() {
+                "bearer" => match realm(&offered, plain) {
+                    Ok(realm) => return Ok(Some(Challenge::Bearer(realm))),
+                    Err(error) => unusable = Some(error),
+                },
                 "basic" => basic = true,
                 other => others.push(other.chars().take(40).collect::<String>()),
             }
         }
     }
-    match (basic, others.is_empty()) {
+    match (basic, unusable) {
         (true, _) => Ok(Some(Challenge::Basic)),
-        (false, true) => Ok(None),
-        (false, false) => Err(ChallengeError::Unknown(others.join(", "))),
+        (false, Some(error)) => Err(error),
+        (false, None) if others.is_empty() => Ok(None),
+        (false, None) => Err(ChallengeError::Unknown(others.join(", "))),
     }
 }
 
-fn realm(challenge: &http_auth::ChallengeRef<'_>, plain: bool) -> Result<Realm, ChallengeError> {
+/// By the standard, or, where a header does not keep to it, as it is meant: registries send realms without quotes, with spaces,
+/// slashes and letters of any alphabet in them.
+fn offered(text: &str) -> Vec<Offered> {
+    let strict: Result<Vec<Offered>, _> = http_auth::ChallengeParser::new(text)
+        .map(|challenge| {
+            challenge.map(|challenge| {
+                let parameters = challenge.params.iter();
+                Offered {
+                    scheme: challenge.scheme.to_owned(),
+                    parameters: parameters
+                        .map(|(name, value)| ((*name).to_owned(), value.to_unescaped()))
+                        .collect(),
+                }
+            })
+        })
+        .collect();
+    strict.unwrap_or_else(|_| offered_loosely(text))
+}
+
+/// Between commas outside of quotes is a parameter, or a scheme with its first parameter.
+fn offered_loosely(text: &str) -> Vec<Offered> {
+    let mut quoted = false;
+    let parts = text.split(|character| {
+        quoted ^= character == '"';
+        character == ',' && !quoted
+    });
+    let mut all: Vec<Offered> = Vec::new();
+    for part in parts.map(str::trim).filter(|part| !part.is_empty()) {
+        // A space before the first `=`, or none of the latter: a scheme.
+        let name_ends = part.find('=').unwrap_or(part.len());
+        let parameter = match part[..name_ends].trim_end().split_once(' ') {
+            Some((scheme, _)) => {
+                let parameters = vec![];
+                all.push(Offered {
+                    scheme: scheme.to_owned(),
+                    parameters,
+                });
+                &part[scheme.len()..]
+            }
+            None if name_ends == part.len() => {
+                all.push(Offered {
+                    scheme: part.to_owned(),
+                    parameters: vec![],
+                });
+                continue;
+            }
+            None => part,
+        };
+        if let Some((name, value)) = parameter.split_once('=')
+            && let Some(last) = all.last_mut()
+        {
+            let value = value.trim().trim_matches('"');
+            last.parameters
+                .push((name.trim().to_owned(), value.to_owned()));
+        }
+    }
+    all
+}
+
+fn realm(challenge: &Offered, plain: bool) -> Result<Realm, ChallengeError> {
     let text = |name: &str| {
-        let mut found = challenge.params.iter();
+        let mut found = challenge.parameters.iter();
         let (_, value) = found.find(|(key, _)| key.eq_ignore_ascii_case(name))?;
-        Some(value.to_unescaped()).filter(|value| value.len() <= LENGTH_MAX)
+        Some(value.clone()).filter(|value| value.len() <= LENGTH_MAX)
     };
     let url: Url = text("realm")
         .and_then(|realm| realm.parse().ok())
@@ -91,7 +162,8 @@ mod tests {
     fn parsed(values: &[&str], plain: bool) -> Result<Option<Challenge>, ChallengeError> {
         let mut headers = HeaderMap::new();
         for value in values {
-            headers.append(WWW_AUTHENTICATE, value.parse().unwrap());
+            let value = http::HeaderValue::from_bytes(value.as_bytes()).unwrap();
+            headers.append(WWW_AUTHENTICATE, value);
         }
         parse(&headers, plain)
     }
@@ -166,6 +238,45 @@ mod tests {
             parsed(&["Digest realm=x, nonce=y"], false),
             Err(ChallengeError::Unknown("digest".into()))
         );
+    }
+
+    #[test]
+    fn headers_that_break_the_standard_are_understood_as_they_are_meant() {
+        for basic in [
+            "Basic realm=Registry Realm",
+            "Basic realm=/",
+            "BASIC realm=Sonatype Nexus Repository Manager",
+            "Basic",
+            "Basic realm=\"open",
+            "Basic realm=https://123.dkr.ecr.us-east-1.amazonaws.com/,service=ecr.amazonaws.com",
+            "Basic realm=\"R\u{e9}gistre\", charset=\"UTF-8\"",
+        ] {
+            assert_eq!(
+                parsed(&[basic], false),
+                Ok(Some(Challenge::Basic)),
+                "{basic}"
+            );
+        }
+        let expected = bearer("https://auth.example/token?a=1", Some("registry.example"));
+        for token in [
+            "Bearer realm=https://auth.example/token?a=1,service=registry.example",
+            "bearer realm=https://auth.example/token?a=1 , service=\"registry.example\",scope=\"repository:a/b:pull,push\"",
+            "Basic realm=Registry Realm, Bearer realm=\"https://auth.example/token?a=1\",service=registry.example",
+        ] {
+            assert_eq!(parsed(&[token], false), expected, "{token}");
+        }
+    }
+
+    /// The login goes to the registry itself then, and to nobody else.
+    #[test]
+    fn realm_that_cannot_be_used_leaves_the_password() {
+        for token in ["Bearer", "Bearer realm=\"http://auth.example/token\""] {
+            assert_eq!(
+                parsed(&[token, "Basic realm=x"], false),
+                Ok(Some(Challenge::Basic))
+            );
+        }
+        assert_eq!(parsed(&["Bearer"], false), Err(ChallengeError::NoRealm));
     }
 
     proptest::proptest! {

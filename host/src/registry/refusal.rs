@@ -8,14 +8,19 @@
 pub enum Refusal {
     Unauthorized,
     NotFound,
+    /// The image is there, and has no version for the platform that was asked for.
+    NoPlatform,
     RateLimited,
     NoSpace,
     Unavailable,
+    /// No engine and no registry, but a proxy before the engine has answered.
+    Proxy,
     Other,
 }
 
-/// In this order: "denied" beside "does not exist" (Docker Hub says both of a private image) is about the login.
+/// In this order: an image without a platform is "not found", too; and "denied" beside "does not exist" (Docker Hub says both of a private image) is about the login.
 const WORDS: &[(Refusal, &[&str])] = &[
+    (Refusal::NoPlatform, PLATFORM),
     (
         Refusal::RateLimited,
         &["toomanyrequests", "too many requests", "429 "],
@@ -29,6 +34,8 @@ const WORDS: &[(Refusal, &[&str])] = &[
         &[
             "unauthorized",
             "no basic auth credentials",
+            "authorization failed",
+            "insufficient_scope",
             "authentication required",
             "access denied",
             "denied:",
@@ -46,7 +53,6 @@ const WORDS: &[(Refusal, &[&str])] = &[
             "name unknown",
             "not found",
             "no such image",
-            "no matching manifest",
             "404 ",
         ],
     ),
@@ -72,7 +78,81 @@ const WORDS: &[(Refusal, &[&str])] = &[
     ),
 ];
 
+/// Docker's words, containerd's below it, and Podman's.
+const PLATFORM: &[&str] = &[
+    "no matching manifest for",
+    "no match for platform",
+    "no match for current platform",
+    "no child with platform",
+    "no supported platform found",
+    "no image found in manifest list",
+    "no image found in image index",
+    "match the specified platform",
+    "provide the specified platform",
+    "match the expected platform",
+    "cannot be used on this platform",
+];
+
+/// Statuses that proxies before an engine refuse with. An engine answers each of them in JSON.
+const PROXY_STATUSES: [u16; 9] = [400, 401, 403, 404, 405, 407, 502, 503, 504];
+
+/// Whether a message says that there is no version for a platform.
+pub fn is_about_platform(message: &str) -> bool {
+    let message = message.to_lowercase();
+    PLATFORM.iter().any(|word| message.contains(word))
+}
+
+/// The platform that a message names.
+pub fn platform_in(message: &str) -> Option<&str> {
+    let (_, rest) = message.split_once("no matching manifest for ")?;
+    let named = rest.split([' ', ',', ':']).next()?;
+    (named.contains('/') && named.len() <= 80).then_some(named)
+}
+
+/// What a proxy before the engine has said, as one line, where the answer is one's: a web page, nothing, or the bare name of the
+/// status. `None` where the engine has answered.
+pub fn proxy_message(status: u16, message: &str) -> Option<String> {
+    if !PROXY_STATUSES.contains(&status) {
+        return None;
+    }
+    let name = http::StatusCode::from_u16(status).ok()?;
+    let (message, name) = (message.trim(), name.canonical_reason().unwrap_or_default());
+    let bare = [name.to_owned(), format!("{status} {name}")];
+    let is_bare = message.is_empty() || bare.iter().any(|it| it.eq_ignore_ascii_case(message));
+    // An engine without this call says so in the same words.
+    if status == 404 && is_bare {
+        return None;
+    }
+    if is_bare {
+        return Some(bare[1].clone());
+    }
+    message.starts_with('<').then(|| {
+        let text = text_of_page(message);
+        match text.is_empty() {
+            true => bare[1].clone(),
+            false => text,
+        }
+    })
+}
+
+/// What a person would read of a web page, shortened.
+fn text_of_page(page: &str) -> String {
+    const CHARACTERS_MAX: usize = 200;
+    let mut text = String::new();
+    // What is between a `<` and a `>` is markup.
+    for part in page.split('<') {
+        let part = part.split_once('>').map_or(part, |(_, text)| text);
+        text.push(' ');
+        text.push_str(part);
+    }
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").chars().take(CHARACTERS_MAX).collect()
+}
+
 pub fn classify(status: Option<u16>, message: &str) -> Refusal {
+    if status.is_some_and(|status| proxy_message(status, message).is_some()) {
+        return Refusal::Proxy;
+    }
     let message = message.to_lowercase();
     let by_words = WORDS
         .iter()
@@ -109,7 +189,30 @@ mod tests {
             (200, "initializing source docker://127.0.0.1:5100/a/b:latest: reading manifest latest in 127.0.0.1:5100/a/b: unauthorized: authentication required", Refusal::Unauthorized),
             (200, "initializing source docker://127.0.0.1:5000/a/b:nope: reading manifest nope in 127.0.0.1:5000/a/b: manifest unknown", Refusal::NotFound),
             (500, "something else", Refusal::Other),
-            (403, "", Refusal::Unauthorized),
+            (500, r#"failed to resolve reference "127.0.0.1:5301/app:latest": pull access denied, repository does not exist or may require authorization: authorization failed: no basic auth credentials"#, Refusal::Unauthorized),
+            (500, r#"failed to resolve reference "127.0.0.1:5301/app:latest": unexpected status from HEAD request to http://127.0.0.1:5301/v2/app/manifests/latest: 401 Unauthorized"#, Refusal::Unauthorized),
+            (401, "unauthorized: authentication required", Refusal::Unauthorized),
+            (403, "denied: requested access to the resource is denied", Refusal::Unauthorized),
+            (500, r#"error parsing HTTP 403 response body: invalid character '<' looking for beginning of value: "<html>""#, Refusal::Unauthorized),
+            (404, r#"failed to resolve reference "127.0.0.1:5300/app:nope": 127.0.0.1:5300/app:nope: not found"#, Refusal::NotFound),
+            // Docker 20.10, 26.1 and 28.5, an image for another platform.
+            (200, "no matching manifest for linux/arm64/v8 in the manifest list entries", Refusal::NoPlatform),
+            (404, "no match for platform in manifest: not found", Refusal::NoPlatform),
+            (404, "no matching manifest for linux/arm64/v8 in the manifest list entries: no match for platform in manifest: not found", Refusal::NoPlatform),
+            (404, "image with reference app was found but does not match the specified platform: wanted linux/arm64, actual: linux/amd64", Refusal::NoPlatform),
+            (404, "image with reference app was found but does not provide the specified platform (linux/arm64)", Refusal::NoPlatform),
+            (500, r#"image operating system "windows" cannot be used on this platform"#, Refusal::NoPlatform),
+            (500, r#"choosing an image from manifest list docker://127.0.0.1:5300/app:latest: no image found in manifest list for architecture arm64, variant "v8", OS linux"#, Refusal::NoPlatform),
+            (500, r#"copying system image from manifest list: choosing image instance: no image found in image index for architecture "arm64", variant "v8", OS "linux""#, Refusal::NoPlatform),
+            // HAProxy, as the usual socket proxy has it, others that answer in plain words, and one whose engine is down.
+            (403, "<html><body><h1>403 Forbidden</h1>\nRequest forbidden by administrative rules.\n</body></html>\n", Refusal::Proxy),
+            (403, "Forbidden\n", Refusal::Proxy),
+            (403, "", Refusal::Proxy),
+            (405, "Method Not Allowed", Refusal::Proxy),
+            (401, "<html><head><title>401 Authorization Required</title></head></html>", Refusal::Proxy),
+            (503, "<html><body><h1>503 Service Unavailable</h1>\nNo server is available to handle this request.\n</body></html>", Refusal::Proxy),
+            (502, "502 Bad Gateway", Refusal::Proxy),
+            (404, "page not found", Refusal::NotFound),
         ];
         for (status, message, refusal) in seen {
             assert_eq!(
@@ -118,5 +221,33 @@ mod tests {
                 "{status} {message}"
             );
         }
+    }
+
+    #[test]
+    fn page_of_a_proxy_is_read_as_a_line() {
+        let page = "<html><body><h1>403 Forbidden</h1>\nRequest forbidden by administrative rules.\n</body></html>\n";
+        let said = "403 Forbidden Request forbidden by administrative rules.";
+        assert_eq!(proxy_message(403, page).as_deref(), Some(said));
+        assert_eq!(
+            proxy_message(403, "forbidden").as_deref(),
+            Some("403 Forbidden")
+        );
+        assert_eq!(
+            proxy_message(403, "<html>").as_deref(),
+            Some("403 Forbidden")
+        );
+        assert_eq!(proxy_message(403, "denied: no"), None);
+        assert_eq!(proxy_message(500, "<html>"), None);
+    }
+
+    #[test]
+    fn platform_is_told_from_the_words() {
+        let words = "no matching manifest for linux/arm64/v8 in the manifest list entries";
+        assert_eq!(platform_in(words), Some("linux/arm64/v8"));
+        assert_eq!(platform_in("no matching manifest for this"), None);
+        assert_eq!(
+            platform_in("no match for platform in manifest: not found"),
+            None
+        );
     }
 }

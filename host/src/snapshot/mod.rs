@@ -320,7 +320,9 @@ impl PullFault {
             CallError::Failed(PullError::Engine { source, .. }) if source.is_passing() => {
                 Self::Unavailable
             }
-            CallError::Failed(PullError::Engine { .. } | PullError::Other { .. })
+            CallError::Failed(
+                PullError::NoPlatform { .. } | PullError::Engine { .. } | PullError::Other { .. },
+            )
             | CallError::Denied(_)
             | CallError::QuotaExceeded(_)
             | CallError::Cancelled => Self::Other,

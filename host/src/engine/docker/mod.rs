@@ -284,9 +284,9 @@ impl Engine for DockerEngine {
                 image: image.clone(),
             }),
             Ok(Err(pull::Failure::Refused(message))) => {
-                Err(refused(image, login, Some(200), message))
+                Err(refused(image, platform, login, 200, message))
             }
-            Ok(Err(pull::Failure::Call(error))) => Err(pull_error(image, login, error)),
+            Ok(Err(pull::Failure::Call(error))) => Err(pull_error(image, platform, login, error)),
             Err(_) => Err(PullError::TimedOut {
                 image: image.clone(),
                 limit: self.limits.pull,
@@ -324,7 +324,7 @@ impl Engine for DockerEngine {
                     source: NO_DISTRIBUTION.into(),
                 });
             }
-            Ok(Err(error)) => return Err(pull_error(image, login, error)),
+            Ok(Err(error)) => return Err(pull_error(image, None, login, error)),
             Err(_) => {
                 return Err(PullError::TimedOut {
                     image: image.clone(),
