@@ -59,6 +59,8 @@ struct Owner {
 
 #[derive(Deserialize)]
 struct Version {
+    /// Of a container its digest.
+    version: Option<String>,
     container_metadata: Option<Metadata>,
 }
 
@@ -70,6 +72,7 @@ struct Metadata {
 #[derive(Deserialize)]
 struct Tag {
     name: Option<String>,
+    digest: Option<String>,
 }
 
 impl Github {
@@ -117,17 +120,22 @@ impl Github {
         let owner = namespace
             .or(package.owner.map(|owner| owner.login))
             .ok_or_else(|| Unreadable("the package has no namespace and no owner".into()))?;
-        let tag = package
-            .package_version
-            .and_then(|version| version.container_metadata)
-            .and_then(|metadata| metadata.tag)
-            .and_then(|tag| tag.name)
-            .filter(|tag| !tag.is_empty());
+        let (version, tag) = match package.package_version {
+            Some(version) => (
+                version.version,
+                version.container_metadata.and_then(|it| it.tag),
+            ),
+            None => (None, None),
+        };
+        let (name, digest) = tag.map_or((None, None), |tag| (tag.name, tag.digest));
+        let tag = name.filter(|tag| !tag.is_empty());
+        let digest = digest.filter(|digest| !digest.is_empty()).or(version);
         Published::new(
             &self.registry,
             &format!("{owner}/{}", package.name),
             tag.as_deref(),
         )
+        .map(|published| published.with_digest(digest.as_deref()))
     }
 }
 
@@ -208,6 +216,27 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn digest_is_that_of_the_tag_or_of_the_version() {
+        let digest = |body: &Value| match read("package", body) {
+            Delivery::Published(published) => published.digest,
+            other => panic!("it was published: {other:?}"),
+        };
+        let mut body = delivery("package");
+        let of_tag = format!("sha256:{}", "a".repeat(64));
+        body["package"]["package_version"]["container_metadata"]["tag"]["digest"] = json!(of_tag);
+        assert_eq!(digest(&body), Some(of_tag));
+        let of_version = body["package"]["package_version"]["version"].clone();
+        for none in [Value::Null, json!("")] {
+            body["package"]["package_version"]["container_metadata"]["tag"]["digest"] = none;
+            assert_eq!(digest(&body).map(Value::String), Some(of_version.clone()));
+        }
+        body["package"]["package_version"]["version"] = json!("1.2.0");
+        assert_eq!(digest(&body), None);
+        body["package"]["package_version"]["container_metadata"]["tag"] = Value::Null;
+        assert_eq!(digest(&body), None);
     }
 
     #[test]

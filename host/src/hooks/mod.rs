@@ -8,14 +8,14 @@ pub mod github;
 pub mod registry;
 pub mod secret;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
 use self::github::Github;
 use self::registry::RegistryHook;
 use crate::grants::Grants;
-use crate::image::ImageRef;
+use crate::image::{ImageRef, is_digest};
 
 /// Images that one delivery may name. GitHub names one, a registry a few.
 const PUBLISHED_MAX: usize = 256;
@@ -39,6 +39,8 @@ impl Hooks {
 pub struct Published {
     repository: String,
     tag: Option<String>,
+    /// What the tag means from now on, as it is said. The registry may show it later.
+    digest: Option<String>,
 }
 
 /// What cannot be read although it comes from somebody who has the secret.
@@ -64,6 +66,9 @@ pub struct Scoped {
     pub ignored: Vec<Ignored>,
     #[serde(skip)]
     pub repositories: BTreeSet<String>,
+    /// The digest that each image with a tag is said to have.
+    #[serde(skip)]
+    pub announced: BTreeMap<String, String>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -87,7 +92,14 @@ impl Published {
         Ok(Self {
             repository: image.repository(),
             tag: tag.map(str::to_owned),
+            digest: None,
         })
+    }
+
+    /// With the digest that is said of it. What is none is left out.
+    fn with_digest(mut self, digest: Option<&str>) -> Self {
+        self.digest = digest.filter(|it| is_digest(it)).map(str::to_owned);
+        self
     }
 
     /// For people.
@@ -103,8 +115,10 @@ impl Scoped {
     /// `grants` are those of the policy that is active: what it may not pull, nobody needs to look at.
     pub fn new(published: Vec<Published>, grants: &Grants) -> Self {
         let mut scoped = Self::default();
-        let distinct: BTreeSet<Published> = published.into_iter().collect();
-        for (index, one) in distinct.into_iter().enumerate() {
+        // Of several digests of one image the last one counts.
+        let distinct = published.into_iter().map(|one| (one.name(), one));
+        let distinct: BTreeMap<String, Published> = distinct.collect();
+        for (index, one) in distinct.into_values().enumerate() {
             if index == PUBLISHED_MAX {
                 scoped.ignored.push(Ignored {
                     what: "the rest".into(),
@@ -120,6 +134,11 @@ impl Scoped {
             match may {
                 Ok(()) => {
                     scoped.accepted.push(one.name());
+                    if one.tag.is_some()
+                        && let Some(digest) = &one.digest
+                    {
+                        scoped.announced.insert(one.name(), digest.clone());
+                    }
                     scoped.repositories.insert(one.repository);
                 }
                 Err(why) => scoped.ignored.push(Ignored {
@@ -183,6 +202,23 @@ mod tests {
         );
         let scoped = Scoped::new(said, &grants(&[Verb::Inspect]));
         assert!(scoped.accepted.is_empty(), "a policy that may not pull");
+    }
+
+    #[test]
+    fn last_digest_of_a_tag_is_announced() {
+        let (a, b) = (["a"; 64].concat(), ["b"; 64].concat());
+        let (a, b) = (format!("sha256:{a}"), format!("sha256:{b}"));
+        let said = |tag, digest: &str| published("acme/app", tag).with_digest(Some(digest));
+        let all = vec![
+            said(Some("v1"), &b),
+            said(Some("v1"), &a),
+            said(Some("v2"), "sha256:0afb"),
+            said(None, &b),
+        ];
+        let scoped = Scoped::new(all, &grants(&[Verb::Pull]));
+        let expected = [("ghcr.io/acme/app:v1".to_owned(), a)];
+        assert_eq!(scoped.announced, expected.into());
+        assert_eq!(scoped.accepted.len(), 3);
     }
 
     #[test]

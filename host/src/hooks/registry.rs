@@ -58,6 +58,7 @@ struct Target {
     media_type: String,
     repository: String,
     tag: String,
+    digest: String,
     url: String,
 }
 
@@ -95,7 +96,8 @@ impl RegistryHook {
                 .ok_or_else(|| Unreadable("the event names no host".into()))?,
         };
         let (path, tag) = (&event.target.repository, &event.target.tag);
-        Published::new(&host, path, Some(tag))
+        let published = Published::new(&host, path, Some(tag))?;
+        Ok(published.with_digest(Some(&event.target.digest)))
     }
 }
 
@@ -177,6 +179,19 @@ mod tests {
         let mut pull = event(MANIFESTS[0], Some("latest"));
         pull["action"] = json!("pull");
         assert_eq!(read(&hook(None), json!([pull])).others, 1);
+    }
+
+    #[test]
+    fn digest_of_the_manifest_is_announced() {
+        let mut pushed = event(MANIFESTS[3], Some("v1"));
+        let digest = |pushed: &Value| {
+            let read = read(&hook(None), json!([pushed]));
+            read.published[0].digest.clone()
+        };
+        assert_eq!(digest(&pushed), None, "a shortened one is none");
+        let whole = format!("sha256:{}", "a".repeat(64));
+        pushed["target"]["digest"] = json!(whole);
+        assert_eq!(digest(&pushed), Some(whole));
     }
 
     #[test]

@@ -291,6 +291,7 @@ async fn read_registry(
 fn ring(served: &Served, scoped: &Scoped) {
     // To ring for none would be to ring for all.
     if !scoped.repositories.is_empty() {
+        served.bell.announce(scoped.announced.clone());
         served
             .bell
             .ring(Trigger::Webhook, scoped.repositories.iter().cloned());

@@ -11,6 +11,9 @@ use tokio::sync::Notify;
 
 use crate::refresh::Trigger;
 
+/// Images whose announced digest is remembered until it is taken.
+const ANNOUNCED_MAX: usize = 256;
+
 /// Repositories that wait to be looked at. A platform has dozens; one that rings for more is answered by a look at all.
 const REPOSITORIES_MAX: usize = 256;
 
@@ -32,6 +35,8 @@ pub struct Bell {
 
 #[derive(Debug, Default)]
 struct Pending {
+    /// By image, with its tag.
+    announced: BTreeMap<String, String>,
     what: Option<Rung>,
     first: Option<Instant>,
     last: Option<Instant>,
@@ -66,6 +71,22 @@ impl Bell {
         self.rung.notify_one();
     }
 
+    /// Somebody says which digest each of these images has from now on. Those beyond the bound are looked at once, and not again.
+    pub fn announce(&self, announced: impl IntoIterator<Item = (String, String)>) {
+        let mut pending = self.pending();
+        for (image, digest) in announced {
+            let all = &mut pending.announced;
+            if all.len() < ANNOUNCED_MAX || all.contains_key(&image) {
+                all.insert(image, digest);
+            }
+        }
+    }
+
+    /// All that was announced since this was last asked.
+    pub fn take_announced(&self) -> BTreeMap<String, String> {
+        std::mem::take(&mut self.pending().announced)
+    }
+
     /// When it rang first and last since it was last heard.
     pub fn since(&self) -> Option<(Instant, Instant)> {
         let pending = self.pending();
@@ -75,8 +96,8 @@ impl Bell {
     /// Hears it: all that was rung for, which is forgotten.
     pub fn take(&self) -> Option<Rung> {
         let mut pending = self.pending();
-        let pending = std::mem::take(&mut *pending);
-        pending.what
+        (pending.first, pending.last) = (None, None);
+        pending.what.take()
     }
 
     /// Awaits that it rings, or has since this was last awaited.
@@ -126,5 +147,21 @@ mod tests {
         bell.ring(Trigger::Operator, []);
         bell.ring(Trigger::Webhook, ["ghcr.io/acme/a".into()]);
         assert_eq!(bell.take(), Some(Rung::ForAll(Trigger::Webhook)));
+    }
+
+    #[test]
+    fn last_announcement_of_an_image_counts_and_their_number_is_bounded() {
+        let bell = Bell::default();
+        let announce = |image: &str, digest: &str| {
+            bell.announce([(image.to_owned(), digest.to_owned())]);
+        };
+        for n in 0..ANNOUNCED_MAX + 9 {
+            announce(&format!("ghcr.io/acme/{n}:1"), "sha256:a");
+        }
+        announce("ghcr.io/acme/0:1", "sha256:b");
+        let announced = bell.take_announced();
+        assert_eq!(announced.len(), ANNOUNCED_MAX);
+        assert_eq!(announced["ghcr.io/acme/0:1"], "sha256:b");
+        assert_eq!(bell.take_announced(), BTreeMap::new());
     }
 }

@@ -598,8 +598,8 @@ async fn push_of_an_attestation_is_approved_once_and_stops_nothing() -> anyhow::
         let (mut expected, mut up, mut down) = (Vec::new(), 0, 0);
         // Until the new one has sorted behind the old one and before it.
         for number in 1.. {
-            let attested = w.publish_attested(registry, &v1, &number.to_string());
-            let new = attested.await?.digest;
+            let id = number.to_string();
+            let new = w.publish_attested(registry, &v1, &id).await?.digest;
             match new > digest {
                 true => up += 1,
                 false => down += 1,
@@ -608,7 +608,6 @@ async fn push_of_an_attestation_is_approved_once_and_stops_nothing() -> anyhow::
             let waiting = [expected.as_slice(), &[format!("{number} waiting")]].concat();
             let waiting: Vec<&str> = waiting.iter().map(String::as_str).collect();
             until_states(&daemon, &waiting).await?;
-            let id = number.to_string();
             typed(&refit, &daemon, &["approve", &id]).await?.expect(0);
             let row = ended(&daemon, number).await?;
             assert_eq!(row["outcome"], "done", "{row:#}");

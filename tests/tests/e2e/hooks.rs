@@ -505,3 +505,57 @@ async fn githubs_delivery_reaches_all_containers_of_its_image_and_no_other() -> 
     })
     .await
 }
+
+/// A registry behind a cache shows what was pushed some seconds after it has told of it.
+#[tokio::test]
+async fn image_that_the_registry_shows_after_its_webhook_is_found() -> anyhow::Result<()> {
+    with_world("webhook before registry", |w| async move {
+        let registry = registry::open().await?;
+        let (containers, other) = workspaces(&w, registry).await?;
+        let daemon = refit(&w, registry, &["hermes", "langgraph"])?
+            .set("state_dir", "state")
+            .set("hooks.github.registry", registry.host())
+            .env("GITHUB_WEBHOOK_SECRET", SECRET)
+            .secret(SECRET)
+            .serve()
+            .await?;
+        until("the first look", || async {
+            Ok(daemon.request("GET", "/v1/watch").await?.json()?["looks"] == 1)
+        })
+        .await?;
+        let latest = w.reference(registry, "hermes");
+        let next = latest.replace(":latest", ":next");
+        let v2 = w.publish_as(registry, &next, ImageSpec::new("v2")).await?;
+        let mut body = package(w.prefix(), "workspace-template-hermes", "latest");
+        body["package"]["package_version"]["container_metadata"]["tag"]["digest"] =
+            json!(v2.digest);
+        let body = body.to_string();
+        let signature = sign(SECRET, body.as_bytes());
+        let answer = deliver(
+            &daemon,
+            "package",
+            Some(&signature),
+            "application/json",
+            body.as_str(),
+        )
+        .await?;
+        assert_eq!(answer.status, 202, "{answer:?}");
+        daemon
+            .until_logged("the registry does not show yet what a webhook announced")
+            .await?;
+        let repository = format!("{}/workspace-template-hermes", w.prefix());
+        let manifest = registry.manifest(&repository, &v2.digest).await?;
+        registry
+            .put_manifest(
+                &repository,
+                "latest",
+                &manifest.content_type,
+                manifest.text.clone(),
+            )
+            .await?;
+        until_they_run(&w, &containers, &v2, "the registry showed it").await?;
+        done_for_a_webhook(&w, &daemon, &containers, &v2).await?;
+        untouched(&w, &other).await
+    })
+    .await
+}

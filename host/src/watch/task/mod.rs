@@ -2,6 +2,7 @@
 //! is in [`adoption`].
 
 mod adoption;
+mod announced;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::adoption::{Ended, weight};
+use self::announced::{Announced, Shown};
 use super::adopt::{Adopt, Finding};
 use super::bell::Rung;
 use super::look::{Checks, Looks, Scope};
@@ -42,6 +44,8 @@ pub(super) struct Task {
     images: BTreeMap<String, Watched>,
     /// Who rang for a repository that is not current yet.
     triggers: BTreeMap<String, Trigger>,
+    /// Digests that webhooks announced, and that the registry does not show yet.
+    announced: Announced,
     next_tick: Option<Timestamp>,
     /// In a row.
     failed_looks: u32,
@@ -74,6 +78,7 @@ impl Task {
             stopping,
             images: BTreeMap::new(),
             triggers: BTreeMap::new(),
+            announced: Announced::default(),
             // The first look, also where it does not look by itself: what was rung for before a crash is not lost.
             next_tick: Some(Timestamp::now()),
             failed_looks: 0,
@@ -128,7 +133,13 @@ impl Task {
             self.look(&Scope::All, Trigger::Schedule, Checks::Due).await;
         } else if can_look {
             let (retries, _) = self.looks.retries(now);
-            if !retries.is_empty() {
+            let awaited = self.announced.due(Instant::now());
+            if !awaited.is_empty() {
+                let triggers = awaited.iter().map(|it| (it.clone(), Trigger::Webhook));
+                self.triggers.extend(triggers);
+                let scope = Scope::Only(awaited);
+                self.look(&scope, Trigger::Webhook, Checks::Forced).await;
+            } else if !retries.is_empty() {
                 let scope = Scope::Only(retries);
                 self.look(&scope, Trigger::Schedule, Checks::Retries).await;
             } else if let Some(scope) = self.reconsider.take() {
@@ -159,7 +170,11 @@ impl Task {
         let heard = self.heard().map_or(SLEEP_MOST, |at| {
             at.saturating_duration_since(Instant::now())
         });
-        wait.min(heard).min(SLEEP_MOST)
+        let awaited = self.announced.next_check().filter(|_| can_look);
+        let awaited = awaited.map_or(SLEEP_MOST, |at| {
+            at.saturating_duration_since(Instant::now())
+        });
+        wait.min(heard).min(awaited).min(SLEEP_MOST)
     }
 
     /// When what has rung is answered.
@@ -185,6 +200,8 @@ impl Task {
         let Some(rung) = self.watcher.bell.take() else {
             return;
         };
+        let announced = self.watcher.bell.take_announced();
+        self.announced.add(announced, Instant::now());
         let (scope, trigger) = match rung {
             Rung::ForAll(trigger) => {
                 let all = self.images.values().map(|it| it.image.repository());
@@ -215,6 +232,7 @@ impl Task {
         let failure = match looked {
             Ok(report) => {
                 self.learn(scope, &report).await;
+                self.compare_announced(scope);
                 (self.failed_looks, self.look_again) = (0, None);
                 None
             }
@@ -239,6 +257,37 @@ impl Task {
         }
         // One that fails has been told of.
         let _ = self.watcher.kept.write().await;
+    }
+
+    /// Whether the registries show what webhooks announced.
+    fn compare_announced(&mut self, scope: &Scope) {
+        let now = Instant::now();
+        self.announced
+            .retain(|image| self.images.contains_key(image));
+        for (name, watched) in &self.images {
+            if !scope.has(&watched.image.repository()) {
+                continue;
+            }
+            let check = self.looks.checked(&watched.image);
+            let found = check.and_then(|check| check.found.as_deref().ok());
+            let Some((digest, shown)) = self.announced.checked(name, found, now) else {
+                continue;
+            };
+            match shown {
+                Shown::Yes => {}
+                Shown::NotYet(delay) => tracing::info!(
+                    image = name,
+                    digest,
+                    again_in_seconds = delay.as_secs(),
+                    "the registry does not show yet what a webhook announced"
+                ),
+                Shown::GivenUp => tracing::warn!(
+                    image = name,
+                    digest,
+                    "the registry does not show what a webhook announced, and is asked no more for it"
+                ),
+            }
+        }
     }
 
     fn in_scope(&self, scope: &Scope) -> usize {
