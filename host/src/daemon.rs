@@ -167,7 +167,7 @@ fn sources(runs: &Arc<Runs>, probe: &Arc<Probe>, reconciler: &Arc<Reconciler>) -
     );
     let (runs, probe, reconciler) = (runs.clone(), probe.clone(), reconciler.clone());
     Sources {
-        unfinished: Box::new(move || reconciler.unfinished().len()),
+        unfinished: Box::new(move || reconciler.abandoned()),
         under_way: Box::new(move || runs.under_way().len()),
         policy: Box::new(move || PolicyReport::of(&generations.active())),
         history_writable: Box::new(move || {

@@ -57,15 +57,17 @@ impl Reconciler {
         self.wake.notify_one();
     }
 
-    /// What was half done at the last look, and nobody was at work on.
-    pub fn unfinished(&self) -> Vec<Unfinished> {
-        self.lock().clone()
+    /// How many were half done at the last look, and nobody was at work on.
+    pub fn abandoned(&self) -> usize {
+        self.lock().iter().filter(|it| it.is_abandoned()).count()
     }
 
     /// Whether somebody lacks a container because of it.
     pub fn is_service_affected(&self) -> bool {
-        let left_over = UnfinishedState::LeftOver;
-        self.lock().iter().any(|one| one.state != left_over)
+        self.lock().iter().any(|one| match one.state {
+            UnfinishedState::HalfDone | UnfinishedState::Stranded => true,
+            UnfinishedState::InProgress | UnfinishedState::LeftOver => false,
+        })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Unfinished>> {
@@ -126,8 +128,8 @@ impl Reconciler {
     fn note(&self, recovered: &[Recovered]) -> Option<Duration> {
         let unfinished: Vec<Unfinished> =
             recovered.iter().filter_map(Recovered::unfinished).collect();
-        let due = recovered.iter().filter(|one| one.is_unfinished());
-        let due = due.map(|one| one.due_in.unwrap_or(RETRY_MOST)).min();
+        let half_done = recovered.iter().filter(|one| one.unfinished().is_some());
+        let due = half_done.map(|one| one.due_in.unwrap_or(RETRY_MOST)).min();
         let before = std::mem::replace(&mut *self.lock(), unfinished.clone());
         let told = |all: &[Unfinished]| -> Vec<(String, UnfinishedState)> {
             all.iter()

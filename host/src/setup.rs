@@ -9,6 +9,7 @@ use crate::artifact::registry::Registries;
 use crate::artifact::signature::{SignatureError, Trust};
 use crate::artifact::{self, Carrier};
 use crate::capabilities::live::Workshop;
+use crate::capabilities::permitted::Permitted;
 use crate::capabilities::ties::KnownTies;
 use crate::config::Config;
 use crate::config::hooks::RegistryHookConfig;
@@ -144,6 +145,7 @@ pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
         leases: Leases::in_folder(config.state_folder()),
         lanes: Lanes::new(config.limits.recreate_concurrency),
         first_seen: FirstSeen::default(),
+        permitted: Permitted::default(),
         ties: KnownTies::default(),
         protection,
     })

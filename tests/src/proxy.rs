@@ -131,6 +131,11 @@ impl Proxy {
         );
     }
 
+    /// Lets through again what was answered, refused or held.
+    pub fn pass(&self, method: &str, path: &str) {
+        lock(&self.shared.rules).retain(|rule| rule.method != method || rule.path != path);
+    }
+
     /// Makes them wait, each before the engine sees it.
     pub fn hold(&self, method: &str, path: &str) -> Hold {
         let (held, _) = watch::channel(Held {

@@ -252,11 +252,9 @@ async fn run_in(
             let meddling = async {
                 faulty.until_fault().await;
                 for arguments in [["recover", "--json"], ["refresh", "--json"]] {
-                    let run = second.run(&arguments, &beside.docker_host(), pending());
-                    anyhow::ensure!(
-                        run.await?.ending != Ending::TooLong,
-                        "the second Refit hangs"
-                    );
+                    let engine = beside.docker_host();
+                    let run = second.run(&arguments, &engine, pending()).await?;
+                    anyhow::ensure!(run.ending != Ending::TooLong, "the second Refit hangs");
                 }
                 Ok(())
             };

@@ -77,6 +77,17 @@ fn main() {
         });
     }
     thread::spawn(serve);
+    if flag("EXIT_WITH_ADDRESS") {
+        thread::spawn(|| {
+            // The routes of this network namespace; without an interface there is none.
+            let routes = || std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+            while routes().lines().count() > 1 {
+                thread::sleep(Duration::from_millis(5));
+            }
+            stamp("exit", "");
+            exit(1);
+        });
+    }
 
     let ignore = flag("IGNORE_TERM");
     let mut byte = [0];
@@ -84,6 +95,10 @@ fn main() {
         // The flag is looked at first: a SIGTERM may have come before there was anybody to wake.
         if TERMINATED.swap(false, Ordering::SeqCst) && !ignore {
             stamp("stop", "");
+            // As a database that writes everything out.
+            if let Some(delay) = milliseconds("STOP_AFTER_MS") {
+                thread::sleep(delay);
+            }
             exit(0);
         }
         // An interrupted read is retried by `read_exact`, and the handler has written a byte by then.

@@ -16,8 +16,11 @@ use refit::artifact::registry::Registries;
 use refit::artifact::signature::Trust;
 use refit::capabilities::guard::Counts;
 use refit::capabilities::live::Workshop;
+use refit::capabilities::permitted::Permitted;
 use refit::capabilities::ties::KnownTies;
-use refit::container::{Container, ContainerId, ContainerName, Image, Listed, Object, PlatformManifest};
+use refit::container::{
+    Container, ContainerId, ContainerName, Image, Listed, Object, PlatformManifest,
+};
 use refit::engine::permissions::{RawAnswer, RawCall};
 use refit::engine::{
     CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal, StopMode,
@@ -249,6 +252,7 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
         leases: Leases::in_folder(state.to_owned()),
         lanes: Lanes::default(),
         first_seen: FirstSeen::default(),
+        permitted: Permitted::default(),
         ties: KnownTies::default(),
         protection: SelfProtection::default(),
     };

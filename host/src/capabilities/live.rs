@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use super::foreseen::Foreseen;
+use super::permitted::Permitted;
 use super::ties::KnownTies;
 use super::wave::{self, WaveGroups};
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy, Transfer};
@@ -41,6 +42,7 @@ pub struct Workshop {
     pub leases: Leases,
     pub lanes: Lanes,
     pub first_seen: FirstSeen,
+    pub permitted: Permitted,
     pub ties: KnownTies,
     /// What we run in and reach the engine through.
     pub protection: SelfProtection,
@@ -112,6 +114,18 @@ impl Workshop {
             source: source.into(),
         })?;
         Ok(found.map(|(login, _)| login))
+    }
+
+    /// Nothing is stopped where a call that the way back needs is known to be refused.
+    async fn may_recreate(&self, name: &str, strategy: Strategy) -> Result<(), RecreateError> {
+        let engine = self.engine.as_ref();
+        match self.permitted.objection(engine, strategy).await {
+            None => Ok(()),
+            Some(reason) => Err(RecreateError::Unsupported {
+                name: name.to_owned(),
+                reason,
+            }),
+        }
     }
 
     /// What is half done on this engine, and nobody on this machine is at work on. Changes nothing.
@@ -539,6 +553,9 @@ async fn recreate_one(live: &Live, wanted: Recreation) -> (Result<Recreated, Rec
         Err(error) => return (Err(error), true),
     };
     let name = container.name.clone();
+    if let Err(error) = workshop.may_recreate(&name, wanted.strategy).await {
+        return (Err(error), true);
+    }
     let step = |step| {
         events(Event::Step {
             container: name.clone(),
@@ -605,6 +622,7 @@ async fn recreate_group(live: &Live, wanted: Vec<Recreation>) -> Answers {
         let examined = async {
             let container = workshop.examine(&wanted, live.force).await?;
             let dependents = workshop.dependents(&container).await?;
+            workshop.may_recreate(&name, Strategy::Replace).await?;
             Ok(Ready {
                 wanted,
                 container,

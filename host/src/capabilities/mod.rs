@@ -7,6 +7,7 @@
 pub mod foreseen;
 pub mod guard;
 pub mod live;
+pub mod permitted;
 pub mod plan;
 pub mod ties;
 pub mod warrant;

@@ -18,7 +18,9 @@ use futures_util::stream::BoxStream;
 use self::permissions::{RawAnswer, RawCall};
 use self::ssh::SshError;
 use self::tls::TlsError;
-use crate::container::{Container, ContainerId, ContainerName, Image, Listed, Object, PlatformManifest};
+use crate::container::{
+    Container, ContainerId, ContainerName, Image, Listed, Object, PlatformManifest,
+};
 use crate::diagnostic::Hints;
 use crate::image::{ImageId, ImageRef, Platform};
 use crate::secret::Login;

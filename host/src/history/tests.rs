@@ -32,7 +32,7 @@ fn report() -> Value {
         "request": {"trigger": "api", "targets": ["hermes"], "images": [], "recreate": true, "force": false},
         "summary": {
             "pulled": 1, "up_to_date": 0, "would_pull": 0, "pull_failed": 1, "recreated": 1, "removed": 0, "would_recreate": 0,
-            "current": 1, "stale": 0, "unknown": 0, "recreate_failed": 1,
+            "current": 1, "stale": 0, "unknown": 0, "recreate_failed": 1, "unfinished": 0,
         },
         "targets": [{"name": "hermes", "image": "ghcr.io/a/hermes:latest"}],
         "images": [

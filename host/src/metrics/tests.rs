@@ -8,6 +8,7 @@ use crate::refresh::PolicyReport;
 fn asked() -> Metrics {
     let metrics = Metrics::default();
     metrics.ask(Sources {
+        unfinished: Box::new(|| 1),
         under_way: Box::new(|| 2),
         policy: Box::new(|| PolicyReport {
             name: "night \"shift\"\n".into(),

@@ -37,28 +37,25 @@ pub struct Recovered {
 }
 
 impl Recovered {
-    /// Whether something is still half done, and nobody is at work on it.
-    pub fn is_unfinished(&self) -> bool {
-        match self.outcome {
-            Outcome::InProgress => !self.is_attended,
-            Outcome::LeftOver | Outcome::Stranded => true,
-            Outcome::Finished | Outcome::Undone | Outcome::Superseded => false,
-        }
-    }
-
-    /// As reports have it; `None` where it was ended, or somebody is at work on it.
+    /// As reports have it; `None` where it was ended, or a living process on this machine is at work on it.
     pub fn unfinished(&self) -> Option<Unfinished> {
         let state = match self.outcome {
+            Outcome::InProgress if self.is_attended => return None,
             Outcome::InProgress => UnfinishedState::InProgress,
             Outcome::LeftOver => UnfinishedState::LeftOver,
             Outcome::Stranded => UnfinishedState::Stranded,
             Outcome::Finished | Outcome::Undone | Outcome::Superseded => return None,
         };
-        self.is_unfinished().then(|| Unfinished {
+        Some(Unfinished {
             container: self.container.clone(),
             state,
             detail: self.detail.clone(),
         })
+    }
+
+    /// Whether it could not be ended, and nobody may be at work on it.
+    pub fn is_abandoned(&self) -> bool {
+        self.unfinished().is_some_and(|it| it.is_abandoned())
     }
 }
 
@@ -86,6 +83,14 @@ pub struct Unfinished {
     pub container: String,
     pub state: UnfinishedState,
     pub detail: String,
+}
+
+impl Unfinished {
+    /// Whether nobody is at work on it: it fails the refresh that finds it. Of one that another Refit may be at work on that cannot be
+    /// said.
+    pub fn is_abandoned(&self) -> bool {
+        self.state != UnfinishedState::InProgress
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -196,10 +201,20 @@ pub fn survey(listed: &[Listed], leases: &Leases) -> Vec<Unfinished> {
     let mut unfinished = Vec::new();
     for key in keys(listed) {
         // Held: a living process is at work on it.
-        let Some((lease, _)) = leases.take_key(&key) else {
+        let Some((lease, trace)) = leases.take_key(&key) else {
             continue;
         };
         lease.give_back();
+        let (state, then) = match trace == Trace::Abandoned || is_old(listed, &key) {
+            true => (
+                UnfinishedState::HalfDone,
+                "`refit recover` finishes or undoes it",
+            ),
+            false => (
+                UnfinishedState::InProgress,
+                "another Refit may be at work on it",
+            ),
+        };
         let container = title(listed, &key);
         let holder = listed.iter().find(|it| it.name == container);
         let runs = match holder.and_then(|holder| holder.state) {
@@ -213,14 +228,30 @@ pub fn survey(listed: &[Listed], leases: &Leases) -> Vec<Unfinished> {
         let ours: Vec<String> = ours.map(|it| format!("`{}`", it.name)).collect();
         unfinished.push(Unfinished {
             container,
-            state: UnfinishedState::HalfDone,
+            state,
             detail: format!(
-                "a replacement was begun and not ended ({} is left): {runs}; `refit recover` finishes or undoes it",
+                "a replacement was begun and not ended ({} is left): {runs}; {then}",
                 ours.join(", ")
             ),
         });
     }
     unfinished
+}
+
+/// How long, in seconds, an old container has had its backup name when no replacement can be under way any more, whatever its timeouts.
+/// Only for what is said of it: recovery computes the time.
+const OLD: i64 = 60 * 60;
+
+fn is_old(listed: &[Listed], key: &str) -> bool {
+    listed
+        .iter()
+        .any(|listed| match ParsedName::parse(&listed.name) {
+            Some(ParsedName::Backup(backup)) if backup.old == key => {
+                let now = jiff::Timestamp::now().as_second();
+                backup.since.is_some_and(|since| now - since > OLD)
+            }
+            _ => false,
+        })
 }
 
 /// Recover everything on this engine.
@@ -279,7 +310,7 @@ pub async fn recover(
     let now = clock.unwrap_or_else(jiff::Timestamp::now);
     for group in groups(begun) {
         for (key, one) in settle(engine, group, patience.proof, now).await {
-            if !one.is_unfinished()
+            if !one.is_abandoned()
                 && let Some(index) = taken.iter().position(|(taken, _)| *taken == key)
             {
                 taken.swap_remove(index).1.settle();
@@ -460,7 +491,7 @@ async fn settle(
     if let Some(detail) = still_stopping(&group, now) {
         let each = group.iter();
         return each
-            .map(|(key, one)| (key.clone(), one.told(Outcome::InProgress, detail.clone())))
+            .map(|(key, one)| (key.clone(), one.told(Outcome::Stranded, detail.clone())))
             .collect();
     }
     let mut reason = String::from("it was cut off before the replacement ran");
@@ -513,10 +544,9 @@ async fn settle(
                     Outcome::Superseded,
                     "somebody else's container runs under the name",
                 ),
-                Some(Ok(Back::Stopping)) | None => one.told(
-                    Outcome::InProgress,
-                    "it was asked to stop and has not ended",
-                ),
+                Some(Ok(Back::Stopping)) | None => {
+                    one.told(Outcome::Stranded, "it was asked to stop and has not ended")
+                }
                 Some(Err(error)) => {
                     let problem = Diagnostic::of(&error).sentence();
                     one.told(Outcome::Stranded, stranded(one, &problem))

@@ -475,20 +475,14 @@ async fn swap(
     Ok(())
 }
 
-/// It has exited, or is gone.
+/// It has exited. One that is gone was removed while it ran, which only somebody does who means it.
 async fn stop_old(engine: &dyn Engine, member: &Member) -> Result<(), EngineError> {
     if StopTimeout::of(&member.old) == StopTimeout::Unlimited {
         // It may take any time to end, and whoever comes after us must know that it was asked to.
         let stopping = names::stopping_name(&member.old.id);
         engine.rename(&member.new, &stopping).await?;
     }
-    match stop(engine, &member.old).await {
-        Err(error @ EngineError::NotFound { .. }) => match is_gone(engine, &member.old.id).await? {
-            true => Ok(()),
-            false => Err(error),
-        },
-        answer => answer,
-    }
+    stop(engine, &member.old).await
 }
 
 /// The replacement takes the old container's place, which has exited. May be done again with another replacement.
@@ -611,7 +605,9 @@ async fn roll_back_all(
     let mut notes = Vec::new();
     match first_back {
         Some(Back::Restored) | None => {}
-        Some(Back::Gone) if group.len() == 1 && make_old_again(engine, first).await => {
+        Some(Back::Gone)
+            if step != Step::Stop && group.len() == 1 && make_old_again(engine, first).await =>
+        {
             notes.push(format!(
                 "somebody removed the old container ({}) meanwhile: it was made again with its settings on its old image",
                 first.old.id.short()

@@ -77,7 +77,7 @@ pub struct Summary {
     pub unknown: usize,
     /// Recreations that did not come to what was asked: refused, aborted, rolled back, stranded, busy.
     pub recreate_failed: usize,
-    /// Replacements that were begun before and have not ended.
+    /// Replacements that were begun before, have not ended, and that nobody is at work on.
     #[serde(default)]
     pub unfinished: usize,
 }
@@ -167,6 +167,7 @@ pub(super) fn build(
         }
     }
     containers.sort_by(|a, b| a.name.cmp(&b.name));
+    let abandoned = record.unfinished.iter().filter(|it| it.is_abandoned());
     Report {
         format: FORMAT,
         mode,
@@ -175,7 +176,7 @@ pub(super) fn build(
         policy: PolicyReport::of(generation),
         request: request.clone(),
         summary: Summary {
-            unfinished: record.unfinished.len(),
+            unfinished: abandoned.count(),
             ..summarise(&record.images, &containers)
         },
         targets: decisions.targets,

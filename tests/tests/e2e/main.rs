@@ -35,6 +35,7 @@ mod swap;
 mod swap_start;
 mod tls;
 mod trust;
+mod unfinished;
 mod watch;
 mod workflow;
 

@@ -9,6 +9,7 @@ use anyhow::Context;
 use bollard::query_parameters::InspectContainerOptions;
 use refit::capabilities::foreseen::Foreseen;
 use refit::capabilities::live::{Live, Workshop};
+use refit::capabilities::permitted::Permitted;
 use refit::capabilities::ties::KnownTies;
 use refit::capabilities::{
     CallError, Capabilities as _, PulledImage, Recreated, Recreation, Strategy, Transfer,
@@ -144,6 +145,7 @@ impl Bench {
             leases: self.leases.clone(),
             lanes: Lanes::default(),
             first_seen: FirstSeen::default(),
+            permitted: Permitted::default(),
             ties: KnownTies::default(),
             protection: self
                 .own_id
@@ -176,14 +178,35 @@ impl Bench {
         }
     }
 
-    pub(crate) async fn recreate(&self, wanted: Recreation) -> Result<Recreated, RecreateError> {
-        let live = Live::new(
+    /// What one refresh has.
+    pub(crate) fn live(&self) -> Live {
+        Live::new(
             self.workshop(),
             self.force,
             self.events.clone(),
             CancellationToken::new(),
             Foreseen::default(),
-        );
+        )
+    }
+
+    /// As a policy gives a wave to the host: all at once.
+    pub(crate) async fn recreate_wave(
+        &self,
+        wave: Vec<Recreation>,
+    ) -> Vec<Result<Recreated, RecreateError>> {
+        let live = self.live();
+        live.expect_recreations(&wave).await;
+        let answers = wave.into_iter().map(|wanted| live.recreate(wanted));
+        let answers = futures_util::future::join_all(answers).await.into_iter();
+        let failed = |error| match error {
+            CallError::Failed(error) => error,
+            other => panic!("nobody stands between: {other:?}"),
+        };
+        answers.map(|answer| answer.map_err(failed)).collect()
+    }
+
+    pub(crate) async fn recreate(&self, wanted: Recreation) -> Result<Recreated, RecreateError> {
+        let live = self.live();
         live.recreate(wanted).await.map_err(|error| match error {
             CallError::Failed(error) => error,
             other => panic!("nobody stands between: {other:?}"),

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use refit::container::{Container, ContainerId, ContainerName, Image, Listed, Object, PlatformManifest};
+use refit::container::{
+    Container, ContainerId, ContainerName, Image, Listed, Object, PlatformManifest,
+};
 use refit::engine::docker::DockerEngine;
 use refit::engine::permissions::{RawAnswer, RawCall};
 use refit::engine::{

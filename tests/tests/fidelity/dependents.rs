@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
+use refit::capabilities::Capabilities as _;
 use refit::container::State;
 use refit::recreate::RecreateError;
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
@@ -411,7 +413,7 @@ async fn who_has_its_volumes_follows_where_it_can() -> anyhow::Result<()> {
 
 /// 36, 37: what does not run could never be started again, or would come back without its link.
 #[tokio::test]
-async fn one_that_is_stopped_and_cannot_follow_keeps_its_provider() -> anyhow::Result<()> {
+async fn stopped_dependent_is_replaced_and_stays_stopped() -> anyhow::Result<()> {
     with_world("a stopped dependent", |w| async move {
         let bench = Bench::new(&w);
         let (old, new) = (
@@ -419,23 +421,76 @@ async fn one_that_is_stopped_and_cannot_follow_keeps_its_provider() -> anyhow::R
             w.load(ImageSpec::new("v2")).await?,
         );
         let provider = w.run(ContainerSpec::new("provider", &old)).await?;
-        let started = bench.started(&provider.id).await?;
         let links = vec![format!("{}:database", provider.name)];
         let user = w
             .create(ContainerSpec::new("user", &old).host(|host| host.links = Some(links)))
             .await?;
-        let error = bench.refused(&provider.name, &new).await?;
-        assert!(
-            matches!(error, RecreateError::Unsupported { .. }),
-            "{error:?}"
-        );
-        assert!(
-            told(&error).contains(&format!("`{}` links to it", user.name)),
-            "{}",
-            told(&error)
-        );
-        assert_eq!(bench.started(&provider.id).await?, started);
+        let recreated = bench.refreshed(&provider.name, &new).await?;
+        assert_eq!(recreated.followed, [user.name.as_str()]);
+        let after = bench.inspect(&user.name).await?;
+        assert_ne!(after.id.as_str(), user.id);
+        assert_eq!(after.state, State::Created, "it was not started");
+        bench.only(&[&provider.name, &user.name]).await?;
+        // It could never be started again otherwise.
+        w.start(&user.name).await?;
         Ok(())
+    })
+    .await
+}
+
+/// A provider and its dependent that are both behind, in one wave: one replacement gives both their new images.
+#[tokio::test]
+async fn group_that_is_behind_is_replaced_at_once() -> anyhow::Result<()> {
+    with_world("a group that is behind", |w| async move {
+        let bench = Bench::new(&w);
+        let (old, new) = (
+            w.load(ImageSpec::new("v1")).await?,
+            w.load(ImageSpec::new("v2")).await?,
+        );
+        let network = w.network("net").await?;
+        let provider = w
+            .run(ContainerSpec::new("provider", &old).network(&network, &["web"]))
+            .await?;
+        let follower = follower(&w, &provider.name, &old).await?;
+        // The dependent first: whoever comes first replaces the group.
+        let wave = vec![
+            bench.wanted(&follower.name, &new).await?,
+            bench.wanted(&provider.name, &new).await?,
+        ];
+        for answer in bench.recreate_wave(wave).await {
+            let recreated = answer.context("each member of the group is recreated")?;
+            assert_eq!(recreated.followed, Vec::<String>::new());
+        }
+        assert_eq!(answers(&w, &provider.name).await?, ["v2", "v2"]);
+        bench.only(&[&provider.name, &follower.name]).await
+    })
+    .await
+}
+
+/// A dependent that followed its provider in one wave and is asked for in the next: the policy knows it by the id that it had.
+#[tokio::test]
+async fn follower_gets_its_own_image_in_a_later_wave() -> anyhow::Result<()> {
+    with_world("a later wave", |w| async move {
+        let bench = Bench::new(&w);
+        let (old, new) = (
+            w.load(ImageSpec::new("v1")).await?,
+            w.load(ImageSpec::new("v2")).await?,
+        );
+        let network = w.network("net").await?;
+        let provider = w
+            .run(ContainerSpec::new("provider", &old).network(&network, &["web"]))
+            .await?;
+        let follower = follower(&w, &provider.name, &old).await?;
+        let first = bench.wanted(&provider.name, &new).await?;
+        let second = bench.wanted(&follower.name, &new).await?;
+        let live = bench.live();
+        for wanted in [first, second] {
+            live.recreate(wanted)
+                .await
+                .map_err(|error| anyhow::anyhow!("{error:?}"))?;
+        }
+        assert_eq!(answers(&w, &provider.name).await?, ["v2", "v2"]);
+        bench.only(&[&provider.name, &follower.name]).await
     })
     .await
 }

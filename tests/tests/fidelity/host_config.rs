@@ -221,7 +221,7 @@ async fn settings_for_other_machines_come_back_too() -> anyhow::Result<()> {
                     None,
                 )
                 .await?;
-            let after = engine.inspect(again.as_str()).await?;
+            let after = engine.inspect(&again).await?;
             assert_eq!(differences(&wanted, &after), Vec::<String>::new());
             assert_eq!(changes(&before, &after), Vec::<String>::new());
         }

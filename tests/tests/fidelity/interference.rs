@@ -80,6 +80,7 @@ fn word(outcome: &Result<Recreated, RecreateError>) -> &'static str {
         Err(RecreateError::RolledBack { .. }) => "rolled back",
         Err(RecreateError::Aborted { .. }) => "aborted",
         Err(RecreateError::Stranded { .. }) => "stranded",
+        Err(RecreateError::StillStopping { .. }) => "still stopping",
         Err(RecreateError::Busy { .. }) => "busy",
         Err(RecreateError::Current { .. }) => "current",
         Err(RecreateError::Withdrawn { .. }) => "withdrawn",
@@ -186,10 +187,12 @@ async fn somebody_removes_it() -> anyhow::Result<()> {
             (Step::Create, "gone", NOBODY),
             (Step::Verify, "gone", NOBODY),
             (Step::Stop, "gone", NOBODY),
-            (Step::Park, "gone", NOBODY),
+            // It has stopped for its replacement, which takes its place whoever tidies up what has stopped.
+            (Step::Park, "replaced", NEW),
             // Nobody has the name just then.
             (Step::Rename, "replaced", NEW),
-            (Step::Start, "rolled back", OLD),
+            // They removed the replacement before it ran, as a prune does: it is made again.
+            (Step::Start, "replaced", NEW),
             (Step::Prove, "rolled back", OLD),
             // It had proven itself: whoever removes it then removes a container like any other.
             (Step::Remove, "replaced", NOBODY),

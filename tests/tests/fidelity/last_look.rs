@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use refit::container::State;
 use refit::image::{ImageId, ImageRef};
 use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
@@ -116,9 +117,9 @@ async fn one_that_somebody_set_aside_is_kept() -> anyhow::Result<()> {
     .await
 }
 
-/// It could never be started again: the engine has the owner of its network by id.
+/// It could never be started again otherwise: the engine has the owner of its network by id.
 #[tokio::test]
-async fn one_that_a_stopped_container_depends_on_is_left_alone() -> anyhow::Result<()> {
+async fn stopped_container_in_its_network_is_replaced_and_can_be_started() -> anyhow::Result<()> {
     with_world("stopped follower", |w| async move {
         let (old, new) = (
             w.load(ImageSpec::new("v1")).await?,
@@ -133,11 +134,9 @@ async fn one_that_a_stopped_container_depends_on_is_left_alone() -> anyhow::Resu
             )
             .await?;
         w.stop(&follower.name).await?;
-        let error = Bench::new(&w).refused(&provider.name, &new).await?;
-        assert!(
-            matches!(&error, RecreateError::Unsupported { reason, .. } if reason.contains(&follower.name)),
-            "{error:?}"
-        );
+        let bench = Bench::new(&w);
+        bench.refreshed(&provider.name, &new).await?;
+        assert_eq!(bench.inspect(&follower.name).await?.state, State::Created);
         w.start(&follower.name).await
     })
     .await

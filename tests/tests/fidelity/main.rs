@@ -18,6 +18,7 @@ mod dependents;
 mod host_config;
 mod interference;
 mod last_look;
+mod left_down;
 mod left_over;
 mod networks;
 mod newer;

@@ -359,7 +359,7 @@ async fn one_whose_port_was_taken_meanwhile_is_not_the_end_of_the_old_one() -> a
             panic!("{error:?}")
         };
         assert_eq!(old.as_str(), before.id);
-        bench.only(&[kept_as, &thief.name]).await?;
+        bench.only(&[kept_as, &thief.name, &before.name]).await?;
         // Its name says what is to become of it, once the port is free again.
         w.stop(&thief.name).await?;
         let recovered = Bench::new(&w)

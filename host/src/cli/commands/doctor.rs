@@ -16,7 +16,7 @@ use crate::generation::store::Store;
 use crate::history::Archive;
 use crate::image::ImageRef;
 use crate::recreate::lease::Leases;
-use crate::recreate::recover::survey;
+use crate::recreate::recover::{Unfinished, survey};
 use crate::registry::credentials::Credentials;
 use crate::setup;
 
@@ -141,14 +141,19 @@ async fn engine(config: &Config) -> Vec<Check> {
     }
     if let Ok(containers) = engine.containers().await {
         let unfinished = survey(&containers, &Leases::in_folder(config.state_folder()));
-        checks.extend(unfinished.into_iter().map(|one| {
-            let error = format!("a replacement of `{}` is unfinished", one.container);
-            let failure = Diagnostic::new(error).because(one.detail);
-            Check::failed(
-                "engine",
-                failure.hint("`refit recover` finishes or undoes it"),
-            )
-        }));
+        checks.extend(
+            unfinished
+                .into_iter()
+                .filter(Unfinished::is_abandoned)
+                .map(|one| {
+                    let error = format!("a replacement of `{}` is unfinished", one.container);
+                    let failure = Diagnostic::new(error).because(one.detail);
+                    Check::failed(
+                        "engine",
+                        failure.hint("`refit recover` finishes or undoes it"),
+                    )
+                }),
+        );
     }
     checks
 }

@@ -178,7 +178,7 @@ pub(super) async fn recover(
     } else {
         print(&table::recovered(&recovered));
     }
-    Ok(if recovered.iter().any(Recovered::is_unfinished) {
+    Ok(if recovered.iter().any(Recovered::is_abandoned) {
         Status::SomeFailed
     } else {
         Status::Done

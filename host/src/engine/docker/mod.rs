@@ -35,7 +35,9 @@ use super::{
     CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal, StopMode,
     UnnamedImage,
 };
-use crate::container::{Container, ContainerId, ContainerName, Image, Listed, Object, PlatformManifest, State};
+use crate::container::{
+    Container, ContainerId, ContainerName, Image, Listed, Object, PlatformManifest, State,
+};
 use crate::image::{ImageId, ImageRef, Platform};
 use crate::secret::Login;
 

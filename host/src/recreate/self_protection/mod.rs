@@ -16,7 +16,7 @@ use tokio::sync::OnceCell;
 use self::process::ProcessFacts;
 use self::route::EngineRoute;
 use super::dependents::is_meant;
-use crate::container::{Container, ContainerId, Mount, State};
+use crate::container::{Container, ContainerId, Listed, Mount, State};
 use crate::engine::address::EngineAddress;
 use crate::engine::{Engine, EngineError};
 
@@ -305,4 +305,3 @@ async fn find(engine: &dyn Engine, written: &str) -> Result<Option<Container>, E
         Err(error) => Err(error),
     }
 }
-
