@@ -13,6 +13,7 @@ const sidebar = [
       { text: 'Installing', link: '/packaging' },
       { text: 'Configuration', link: '/configuration' },
       { text: 'Logins, secrets, engines', link: '/credentials' },
+      { text: 'Socket proxies', link: '/socket-proxies' },
       { text: 'Swapping policies', link: '/policies' },
       { text: 'Security model', link: '/security' },
       { text: 'Command line', link: '/commands' },

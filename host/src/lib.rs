@@ -19,6 +19,7 @@
 //!   until a person says yes.
 //! - [`author`]: the kit of those who write policies.
 //! - [`selftest`]: hostile policies, and what the host must make of each.
+//! - [`operations`]: which engine calls each of them needs.
 //! - [`config`], [`setup`]: from a file and flags to a [`refresh::Refresher`].
 //! - [`server`], [`daemon`], [`cli`]: the edges. Nobody inside names them.
 //!
@@ -66,6 +67,7 @@ pub mod image;
 pub mod journal;
 pub mod metrics;
 pub mod notify;
+pub mod operations;
 pub mod policy;
 pub mod private;
 pub mod progress;

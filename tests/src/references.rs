@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use refit::cli;
 use refit::config;
+use refit::operations;
 
 /// A page of which at least a part is not written by hand.
 pub struct Page {
@@ -44,6 +45,9 @@ pub fn pages() -> anyhow::Result<Vec<Page>> {
         Page::new("docs/commands.md", |_| Ok(cli::reference::commands()))?,
         Page::new("docs/configuration.md", |page| {
             Ok(config::reference::filled(page)?)
+        })?,
+        Page::new("docs/socket-proxies.md", |page| {
+            Ok(operations::filled(page)?)
         })?,
     ])
 }

@@ -187,6 +187,7 @@ async fn the_doctor_says_what_a_refresh_would_find() -> anyhow::Result<()> {
         snapshot!(&w, format!("{start} of N containers{rest}"), @r#"
         ok    engine   Engine VERSION on linux/amd64, API VERSION, at `ENGINE`, chosen by `DOCKER_HOST`
         ok    engine   the grants cover 1 of N containers
+        ok    calls    every call that Refit makes is let through to the engine
         ok    policy   workspace 0.1.0 (sha256:…) from the built-in policy, and it accepts its configuration
         ok    grants   images REGISTRY/PREFIX/workspace-template-*; containers ws-PREFIX-*; verbs inspect, pull, replace, remove, overlap
         ok    history  nothing yet
@@ -200,7 +201,7 @@ async fn the_doctor_says_what_a_refresh_would_find() -> anyhow::Result<()> {
         assert!(output.stdout.starts_with("FAIL  engine"), "{output}");
         assert!(output.stdout.contains("the socket does not exist"), "{output}");
         let output = refit.run(&["doctor", "--json"]).await?.expect(0);
-        assert!(output.json().as_array().is_some_and(|checks| checks.len() == 6), "{output}");
+        assert!(output.json().as_array().is_some_and(|checks| checks.len() == 7), "{output}");
         fs::write(refit.home().join("docker/config.json"), "{")?;
         let output = refit.run(&["doctor"]).await?.expect(1);
         assert!(output.stdout.contains("FAIL  login"), "{output}");

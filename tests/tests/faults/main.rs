@@ -14,6 +14,7 @@
 //! temporary folder. Runs two per core and waits most of the time: with many more at once the engine gets slower than Refit's
 //! time limits, which would be a second fault. Such cases are run again.
 
+mod calls;
 mod matrix;
 mod others;
 mod proxy;

@@ -1,5 +1,7 @@
 //! `refit doctor`: what a refresh would find, checked one by one, so that a person need not read it out of a failed one.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::super::arguments::DoctorArguments;
@@ -11,12 +13,14 @@ use crate::config::{Config, Flags, PolicyFlags};
 use crate::diagnostic::{Diagnostic, Hints};
 use crate::engine::Engine as _;
 use crate::engine::docker::DockerEngine;
+use crate::engine::permissions::{CallPermissions, EngineCall, Permission, probe_calls};
 use crate::generation::start::Keep;
 use crate::generation::store::Store;
 use crate::history::Archive;
 use crate::image::ImageRef;
 use crate::recreate::lease::Leases;
 use crate::recreate::recover::{Unfinished, survey};
+use crate::operations::Operation;
 use crate::registry::credentials::Credentials;
 use crate::setup;
 
@@ -155,7 +159,56 @@ async fn engine(config: &Config) -> Vec<Check> {
                 }),
         );
     }
+    checks.extend(engine_calls(&engine).await);
     checks
+}
+
+/// Which operations do not work because something before the engine refuses calls.
+async fn engine_calls(engine: &DockerEngine) -> Vec<Check> {
+    let permissions = probe_calls(engine, &EngineCall::ALL).await;
+    let mut checks = Vec::new();
+    let mut limits = BTreeSet::new();
+    for operation in Operation::ALL {
+        let blocking = operation.blocked_by(&permissions);
+        limits.extend(operation.limited_by(&permissions));
+        if blocking.is_empty() {
+            continue;
+        }
+        let mut failure = Diagnostic::new(format!(
+            "{operation} does not work through this engine address"
+        ));
+        for call in blocking {
+            limits.remove(&call);
+            failure = failure.because(refusal(call, &permissions));
+        }
+        let hint =
+            "allow these calls in the socket proxy: docs/socket-proxies.md has lists to copy";
+        checks.push(Check::failed("calls", failure.hint(hint)));
+    }
+    if checks.is_empty() {
+        let found = match limits.first() {
+            None => "every call that Refit makes is let through to the engine".to_owned(),
+            Some(_) => {
+                let refused: Vec<String> = limits
+                    .iter()
+                    .map(|call| refusal(*call, &permissions))
+                    .collect();
+                format!(
+                    "every operation works, some with less: {}",
+                    refused.join("; ")
+                )
+            }
+        };
+        checks.push(Check::passed("calls", found));
+    }
+    checks
+}
+
+fn refusal(call: EngineCall, permissions: &CallPermissions) -> String {
+    match permissions.get(call) {
+        Some(Permission::Refused(answer)) => format!("`{call}` is refused ({answer})"),
+        _ => format!("`{call}`"),
+    }
 }
 
 async fn policy(config: &Config, credentials: Credentials) -> Vec<Check> {

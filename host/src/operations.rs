@@ -1,0 +1,344 @@
+//! Which engine calls each operation of Refit needs, for `refit doctor` and for docs/socket-proxies.md.
+//!
+//! The lists are facts about the rest of the program. The suite of faults logs every call that a real engine gets, and fails if one
+//! is missing here or listed for nothing. [`filled`] writes the tables of the page.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use http::Method;
+
+use crate::engine::permissions::{CallPermissions, EngineCall, EngineCall as Call};
+
+/// What a user can have Refit do on an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Operation {
+    Plan,
+    Watch,
+    Replace,
+    Overlap,
+    Remove,
+    Recover,
+}
+
+/// When an operation makes a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    Always,
+    /// Also on the way back, when a replacement fails.
+    WayBack,
+    /// Without it, the operation does less. The text says when it is made, or what is lost.
+    Sometimes(&'static str),
+}
+
+const SEVERAL_NETWORKS: Need = Need::Sometimes("for containers in several networks");
+const FOLLOWING: Need =
+    Need::Sometimes("without it, Refit asks for the state of the container again and again");
+const KEEP_PREVIOUS: Need = Need::Sometimes("with `[images] keep_previous`");
+
+impl Operation {
+    pub const ALL: [Self; 6] = [
+        Self::Plan,
+        Self::Watch,
+        Self::Replace,
+        Self::Overlap,
+        Self::Remove,
+        Self::Recover,
+    ];
+
+    /// The calls that this operation makes, each once.
+    pub fn calls(self) -> Vec<(EngineCall, Need)> {
+        use Need::{Always, Sometimes, WayBack};
+        let mut calls = vec![
+            (Call::Version, Always),
+            (Call::ListContainers, Always),
+            (Call::InspectContainer, Always),
+        ];
+        let replacing = [
+            (Call::InspectImage, Always),
+            (Call::PullImage, Always),
+            (Call::CreateContainer, Always),
+            (Call::StartContainer, WayBack),
+            (Call::StopContainer, WayBack),
+            (Call::RenameContainer, WayBack),
+            (Call::RemoveContainer, WayBack),
+            (Call::Events, FOLLOWING),
+            (Call::ListImages, KEEP_PREVIOUS),
+            (Call::RemoveImage, KEEP_PREVIOUS),
+        ];
+        match self {
+            Self::Plan => calls.extend([
+                (Call::InspectImage, Always),
+                (
+                    Call::InspectDistribution,
+                    Sometimes("without it, `refit plan` reports images as `unknown`"),
+                ),
+            ]),
+            Self::Watch => calls.extend([(Call::Ping, Always), (Call::InspectImage, Always)]),
+            Self::Replace => {
+                calls.extend(replacing);
+                calls.push((Call::ConnectNetwork, SEVERAL_NETWORKS));
+            }
+            Self::Overlap => {
+                calls.extend(replacing);
+                calls.push((Call::ConnectNetwork, Always));
+                calls.push((Call::DisconnectNetwork, Always));
+            }
+            Self::Remove => calls.extend([
+                (Call::InspectImage, Always),
+                (Call::PullImage, Always),
+                (Call::RemoveContainer, Always),
+            ]),
+            Self::Recover => calls.extend([
+                (Call::StartContainer, Always),
+                (Call::StopContainer, Always),
+                (Call::RenameContainer, Always),
+                (Call::RemoveContainer, Always),
+                (Call::Events, FOLLOWING),
+            ]),
+        }
+        calls
+    }
+
+    /// The calls without which this operation does not work at all, as far as they are known to be refused.
+    pub fn blocked_by(self, permissions: &CallPermissions) -> Vec<EngineCall> {
+        self.refused(permissions, |need| !matches!(need, Need::Sometimes(_)))
+    }
+
+    /// The calls without which this operation does less, as far as they are known to be refused.
+    pub fn limited_by(self, permissions: &CallPermissions) -> Vec<EngineCall> {
+        self.refused(permissions, |need| matches!(need, Need::Sometimes(_)))
+    }
+
+    fn refused(
+        self,
+        permissions: &CallPermissions,
+        wanted: impl Fn(Need) -> bool,
+    ) -> Vec<EngineCall> {
+        let calls = self.calls().into_iter();
+        calls
+            .filter(|(call, need)| wanted(*need) && permissions.is_refused(*call))
+            .map(|(call, _)| call)
+            .collect()
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plan => "`refit plan`",
+            Self::Watch => "watching (`[watch]`)",
+            Self::Replace => "a refresh by `replace`",
+            Self::Overlap => "a refresh by `overlap`",
+            Self::Remove => "a refresh by `remove`",
+            Self::Recover => "`refit recover`",
+        })
+    }
+}
+
+/// A table of the page that cannot be placed.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the page has no line `{0}` that is followed by a line `{END}`")]
+pub struct NoPlace(&'static str);
+
+const END: &str = "<!-- end -->";
+
+/// Each generated part of docs/socket-proxies.md: the line before it, and its text.
+fn parts() -> [(&'static str, String); 3] {
+    [
+        ("<!-- engine calls -->", call_table()),
+        ("<!-- tecnativa and linuxserver -->", variables()),
+        ("<!-- wollomatic -->", flags()),
+    ]
+}
+
+/// The page with its generated parts as they are to be.
+pub fn filled(page: &str) -> Result<String, NoPlace> {
+    let mut filled = page.to_owned();
+    for (begin, text) in parts() {
+        let line = format!("{begin}\n");
+        let start = filled.find(&line).ok_or(NoPlace(begin))? + line.len();
+        let length = filled[start..].find(END).ok_or(NoPlace(begin))?;
+        filled.replace_range(start..start + length, &format!("\n{text}\n"));
+    }
+    Ok(filled)
+}
+
+fn call_table() -> String {
+    let mut text = String::from("| call |");
+    for operation in Operation::ALL {
+        text += &format!(" {operation} |");
+    }
+    text += "\n| --- |";
+    text += &" --- |".repeat(Operation::ALL.len());
+    let mut notes: Vec<&str> = Vec::new();
+    for call in EngineCall::ALL {
+        let needs: Vec<Option<Need>> = Operation::ALL
+            .iter()
+            .map(|operation| {
+                let calls = operation.calls();
+                calls
+                    .iter()
+                    .find(|(it, _)| *it == call)
+                    .map(|(_, need)| *need)
+            })
+            .collect();
+        text += &format!("\n| `{call}` |");
+        for need in needs {
+            text += &match need {
+                None => "  |".to_owned(),
+                Some(Need::Always) => " yes |".to_owned(),
+                Some(Need::WayBack) => " yes, and on the way back |".to_owned(),
+                Some(Need::Sometimes(when)) => {
+                    let number = notes
+                        .iter()
+                        .position(|note| *note == when)
+                        .unwrap_or_else(|| {
+                            notes.push(when);
+                            notes.len() - 1
+                        });
+                    format!(" note {} |", number + 1)
+                }
+            };
+        }
+    }
+    text += "\n\n";
+    for (number, note) in notes.iter().enumerate() {
+        text += &format!("{}. {note}\n", number + 1);
+    }
+    text
+}
+
+/// The groups in which allow-lists are shown.
+const GROUPS: [(&str, &[Operation]); 3] = [
+    (
+        "plan and watch, change nothing",
+        &[Operation::Plan, Operation::Watch],
+    ),
+    (
+        "refresh by `replace` or `remove`, and recover",
+        &[
+            Operation::Plan,
+            Operation::Watch,
+            Operation::Replace,
+            Operation::Remove,
+            Operation::Recover,
+        ],
+    ),
+    ("everything", &Operation::ALL),
+];
+
+/// All calls of these operations. [`EngineCall::Ping`] is among them: a daemon's readiness asks for it.
+pub fn calls_of(operations: &[Operation]) -> BTreeSet<EngineCall> {
+    let calls = operations.iter().flat_map(|operation| operation.calls());
+    calls
+        .map(|(call, _)| call)
+        .chain([EngineCall::Ping])
+        .collect()
+}
+
+/// `CONTAINERS=1` lets through every call below `/containers`.
+fn variables() -> String {
+    let mut text = String::new();
+    for (title, operations) in GROUPS {
+        let calls = calls_of(operations);
+        let mut sections: BTreeSet<String> = calls.iter().map(|call| section(*call)).collect();
+        if calls.iter().any(|call| call.method() != Method::GET) {
+            sections.insert("POST".to_owned());
+        }
+        // Only linuxserver's image needs these two: there, they are not part of `CONTAINERS`.
+        if calls.contains(&EngineCall::StartContainer) {
+            sections.insert("ALLOW_START".to_owned());
+        }
+        if calls.contains(&EngineCall::StopContainer) {
+            sections.insert("ALLOW_STOP".to_owned());
+        }
+        let lines: Vec<String> = sections.iter().map(|name| format!("{name}=1")).collect();
+        text += &format!(
+            "To {}:\n\n```\n{}\n```\n\n",
+            title_words(title),
+            lines.join("\n")
+        );
+    }
+    text.trim_end().to_owned() + "\n"
+}
+
+fn title_words(title: &str) -> &str {
+    match title {
+        "everything" => "do everything",
+        other => other,
+    }
+}
+
+/// The variable for the first part of the path.
+fn section(call: EngineCall) -> String {
+    let first = call.template().trim_start_matches('/');
+    let first = first.split('/').next().unwrap_or_default();
+    first.trim_start_matches('_').to_uppercase()
+}
+
+fn flags() -> String {
+    let mut text = String::new();
+    for (title, operations) in GROUPS {
+        let lines: Vec<String> = patterns(operations)
+            .into_iter()
+            .map(|(method, pattern)| format!("- '-allow{method}={pattern}'"))
+            .collect();
+        text += &format!(
+            "To {}:\n\n```yaml\n{}\n```\n\n",
+            title_words(title),
+            lines.join("\n")
+        );
+    }
+    text.trim_end().to_owned() + "\n"
+}
+
+/// For each method a regular expression in Go's syntax, which the proxy anchors, for the paths of these operations.
+pub fn patterns(operations: &[Operation]) -> Vec<(Method, String)> {
+    let calls = calls_of(operations);
+    let methods = [Method::GET, Method::POST, Method::DELETE];
+    let pattern = |method: Method| {
+        let calls = calls.iter().filter(|call| call.method() == method);
+        let paths: Vec<String> = calls.map(|call| path_pattern(*call)).collect();
+        let pattern = format!(r"(/v1\.[0-9]+)?/({})", paths.join("|"));
+        (!paths.is_empty()).then_some((method, pattern))
+    };
+    methods.into_iter().filter_map(pattern).collect()
+}
+
+fn path_pattern(call: EngineCall) -> String {
+    // The name of an image has slashes.
+    let id = match section(call).as_str() {
+        "IMAGES" | "DISTRIBUTION" => ".+",
+        _ => "[^/]+",
+    };
+    call.template().trim_start_matches('/').replace("{id}", id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_is_filled_between_its_lines() {
+        let page = parts()
+            .map(|(begin, _)| format!("x\n{begin}\nold\n{END}\ny\n"))
+            .concat();
+        let filled = filled(&page).unwrap();
+        assert!(
+            !filled.contains("old") && filled.contains("| `GET /_ping` |"),
+            "{filled}"
+        );
+        assert_eq!(super::filled(&filled).unwrap(), filled);
+        assert_eq!(super::filled("x"), Err(NoPlace("<!-- engine calls -->")));
+    }
+
+    #[test]
+    fn no_call_is_listed_twice() {
+        for operation in Operation::ALL {
+            let calls = operation.calls();
+            let unique: BTreeSet<EngineCall> = calls.iter().map(|(call, _)| *call).collect();
+            assert_eq!(unique.len(), calls.len(), "{operation}");
+        }
+    }
+}
