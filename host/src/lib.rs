@@ -53,6 +53,7 @@ pub mod artifact;
 #[cfg(feature = "compiler")]
 pub mod author;
 pub mod capabilities;
+pub mod child_environment;
 pub mod cli;
 pub mod config;
 pub mod container;

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
+use crate::child_environment::Child;
 use crate::secret::{Login, SecretString};
 
 /// Somebody with logins at a hundred registries has 20 KB.
@@ -188,6 +189,8 @@ async fn run(program: &str, server: &str) -> Result<Option<Login>, Problem> {
         |what: &str, error: std::io::Error| Problem::Helper(format!("`{program}` {what}: {error}"));
     let mut child = Command::new(program)
         .arg("get")
+        .env_clear()
+        .envs(Child::CredentialHelper.environment())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

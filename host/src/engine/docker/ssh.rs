@@ -23,6 +23,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Re
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::Semaphore;
 
+use crate::child_environment::Child as ChildProgram;
+
 use super::super::ssh::{Destination, Problem, SshError};
 
 /// From the start of `ssh` to the engine's first answer. A jump host and a slow disk at the far side take seconds.
@@ -148,6 +150,8 @@ impl Dialer {
         command
             .arg("-T")
             .args(self.destination.arguments())
+            .env_clear()
+            .envs(ChildProgram::Ssh.environment())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
