@@ -11,7 +11,7 @@ use http::Method;
 use crate::engine::permissions::{CallPermissions, EngineCall, EngineCall as Call};
 
 /// What a user can have Refit do on an engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
     Plan,
     Watch,
@@ -34,6 +34,10 @@ pub enum Need {
 const SEVERAL_NETWORKS: Need = Need::Sometimes("for containers in several networks");
 const FOLLOWING: Need =
     Need::Sometimes("without it, Refit asks for the state of the container again and again");
+const GOES_AWAY: Need =
+    Need::Sometimes("without it, the daemon notices later that the engine was restarted");
+const ENGINE_CLOCK: Need =
+    Need::Sometimes("without it, Refit compares the engine's times with its own clock");
 const KEEP_PREVIOUS: Need = Need::Sometimes("with `[images] keep_previous`");
 
 impl Operation {
@@ -74,7 +78,11 @@ impl Operation {
                     Sometimes("without it, `refit plan` reports images as `unknown`"),
                 ),
             ]),
-            Self::Watch => calls.extend([(Call::Ping, Always), (Call::InspectImage, Always)]),
+            Self::Watch => calls.extend([
+                (Call::Ping, Always),
+                (Call::InspectImage, Always),
+                (Call::Events, GOES_AWAY),
+            ]),
             Self::Replace => {
                 calls.extend(replacing);
                 calls.push((Call::ConnectNetwork, SEVERAL_NETWORKS));
@@ -95,9 +103,21 @@ impl Operation {
                 (Call::RenameContainer, Always),
                 (Call::RemoveContainer, Always),
                 (Call::Events, FOLLOWING),
+                (Call::Info, ENGINE_CLOCK),
             ]),
         }
         calls
+    }
+
+    /// The calls that change something on the engine once the images are there, and without which a container could be left halfway.
+    pub fn changing_calls(self) -> Vec<EngineCall> {
+        let calls = self.calls().into_iter();
+        let changing = calls.filter(|(call, need)| {
+            !matches!(need, Need::Sometimes(_))
+                && call.method() != Method::GET
+                && *call != Call::PullImage
+        });
+        changing.map(|(call, _)| call).collect()
     }
 
     /// The calls without which this operation does not work at all, as far as they are known to be refused.

@@ -3,34 +3,22 @@
 //! A socket proxy that refuses one call would leave a container down midway. What it says is kept for a while: a refresh of a hundred
 //! containers asks once.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
 use super::Strategy;
 use crate::engine::Engine;
-use crate::engine::permissions::{CallPermissions, EngineCall, probe_calls};
+use crate::engine::permissions::{CallPermissions, Permission, probe_calls};
+use crate::operations::Operation;
 
 /// A proxy's rules change with its restart.
 const FRESH: Duration = Duration::from_secs(60);
 
-/// What `replace` calls from its first change to the end, the way back included.
-const REPLACE: [EngineCall; 7] = [
-    EngineCall::ListContainers,
-    EngineCall::InspectContainer,
-    EngineCall::CreateContainer,
-    EngineCall::StopContainer,
-    EngineCall::StartContainer,
-    EngineCall::RenameContainer,
-    EngineCall::RemoveContainer,
-];
-/// What `overlap` calls besides.
-const OVERLAP: [EngineCall; 2] = [EngineCall::ConnectNetwork, EngineCall::DisconnectNetwork];
-const REMOVE: [EngineCall; 1] = [EngineCall::RemoveContainer];
-
 /// See the module.
 #[derive(Default)]
-pub struct Permitted(Mutex<Option<(Instant, CallPermissions)>>);
+pub struct Permitted(Mutex<HashMap<Operation, (Instant, CallPermissions)>>);
 
 impl Permitted {
     /// Why a container must not be recreated, as a sentence fragment; `None` where no call is known to be refused.
@@ -39,22 +27,23 @@ impl Permitted {
         engine: &dyn Engine,
         strategy: Strategy,
     ) -> Option<String> {
+        let operation = match strategy {
+            Strategy::Replace => Operation::Replace,
+            Strategy::Overlap => Operation::Overlap,
+            Strategy::Remove => Operation::Remove,
+        };
         let mut known = self.0.lock().await;
-        let fresh = known.take().filter(|(asked, _)| asked.elapsed() < FRESH);
-        let (_, permissions) = match fresh {
-            Some(fresh) => known.insert(fresh),
-            None => {
-                let calls = [REPLACE.as_slice(), OVERLAP.as_slice()].concat();
-                known.insert((Instant::now(), probe_calls(engine, &calls).await))
-            }
+        known.retain(|_, (asked, _)| asked.elapsed() < FRESH);
+        if !known.contains_key(&operation) {
+            let found = probe_calls(engine, &operation.changing_calls()).await;
+            known.insert(operation, (Instant::now(), found));
+        }
+        let (_, permissions) = known.get(&operation)?;
+        let call = operation.blocked_by(permissions).into_iter().next()?;
+        let answer = match permissions.get(call) {
+            Some(Permission::Refused(answer)) => answer.as_str(),
+            _ => "",
         };
-        let needed: Vec<EngineCall> = match strategy {
-            Strategy::Replace => REPLACE.to_vec(),
-            Strategy::Overlap => [REPLACE.as_slice(), OVERLAP.as_slice()].concat(),
-            Strategy::Remove => REMOVE.to_vec(),
-        };
-        let mut refused = permissions.refused();
-        let (call, answer) = refused.find(|(call, _)| needed.contains(call))?;
         Some(format!(
             "the way to the engine refuses `{call}` ({answer}), without which it could not be put back; `refit doctor` shows what a proxy must let through"
         ))

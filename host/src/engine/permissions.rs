@@ -22,6 +22,7 @@ const QUOTED_CHARS_MAX: usize = 120;
 pub enum EngineCall {
     Ping,
     Version,
+    Info,
     Events,
     ListContainers,
     InspectContainer,
@@ -40,9 +41,10 @@ pub enum EngineCall {
 }
 
 impl EngineCall {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Ping,
         Self::Version,
+        Self::Info,
         Self::Events,
         Self::ListContainers,
         Self::InspectContainer,
@@ -64,6 +66,7 @@ impl EngineCall {
         match self {
             Self::Ping
             | Self::Version
+            | Self::Info
             | Self::Events
             | Self::ListContainers
             | Self::InspectContainer
@@ -86,6 +89,7 @@ impl EngineCall {
         match self {
             Self::Ping => "/_ping",
             Self::Version => "/version",
+            Self::Info => "/info",
             Self::Events => "/events",
             Self::ListContainers => "/containers/json",
             Self::InspectContainer => "/containers/{id}/json",

@@ -18,9 +18,9 @@ use crate::generation::start::Keep;
 use crate::generation::store::Store;
 use crate::history::Archive;
 use crate::image::ImageRef;
+use crate::operations::Operation;
 use crate::recreate::lease::Leases;
 use crate::recreate::recover::{Unfinished, survey};
-use crate::operations::Operation;
 use crate::registry::credentials::Credentials;
 use crate::setup;
 
