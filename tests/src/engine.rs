@@ -3,10 +3,12 @@
 //! `DOCKER_HOST` decides if it is set; otherwise the engine at Docker's usual socket, if it answers; otherwise a private
 //! `dockerd` with everything it owns in one directory. Where none can be had a test fails, with the reason; nothing is skipped.
 //! `TEST_ENGINE_SYSTEM` asks for a private one of another version: that of the Debian system in this folder.
+//! `TEST_ENGINE_STORE=containerd` asks for a private one that keeps its images in containerd.
 //! The private one runs in process and mount namespaces of its own: when its first process dies the kernel kills the rest and
 //! drops the mounts. The price: `State.Pid` in an inspect counts in that namespace, not in the host's.
 
 use std::env;
+use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,6 +34,13 @@ const LOCK: &str = "/run/refit-private-engine.lock";
 
 /// Names the folder of another Debian system with `docker.io` in it, as `cargo xtask engine` makes one.
 const SYSTEM: &str = "TEST_ENGINE_SYSTEM";
+
+/// Names the image store of a private engine: [`CONTAINERD`], or unset for the engine's own default.
+const STORE: &str = "TEST_ENGINE_STORE";
+/// Docker's default from 29 on, for a new installation. Docker 24 is the first that can be told to use it.
+const CONTAINERD: &str = "containerd";
+/// How such an engine names the kind of its storage driver, in `DriverStatus` of `/info`.
+const CONTAINERD_DRIVER: &str = "io.containerd.snapshotter.v1";
 
 static SHARED: OnceCell<Engine> = OnceCell::const_new();
 
@@ -68,11 +77,16 @@ pub async fn shared() -> anyhow::Result<&'static Engine> {
 impl Engine {
     async fn find_or_start() -> anyhow::Result<Self> {
         let host = env::var("DOCKER_HOST").ok();
-        if other_system().is_some() {
-            if host.is_some() {
-                bail!("DOCKER_HOST and {SYSTEM} both say which engine to use; unset one of them");
+        for (variable, set) in [
+            (SYSTEM, other_system().is_some()),
+            (STORE, containerd_store()?),
+        ] {
+            if set && host.is_some() {
+                bail!("DOCKER_HOST and {variable} both say which engine to use; unset one of them");
             }
-            return Self::start(Networks::Machine).await;
+            if set {
+                return Self::start(Networks::Machine).await;
+            }
         }
         if let Some(host) = host {
             let engine = Self {
@@ -168,7 +182,7 @@ impl Engine {
                     format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default()),
                 ),
             ],
-            command: command(&directory, place, &host, networks, tls.as_ref()),
+            command: command(&directory, place, &host, networks, tls.as_ref())?,
             directory,
         })?;
         kept.until(START, until_ready(ready)).await?;
@@ -178,7 +192,25 @@ impl Engine {
             kept: Some(kept),
         };
         engine.ping().await?;
+        if containerd_store()? {
+            engine.expect_containerd_store().await?;
+        }
         Ok(engine)
+    }
+
+    /// An engine that is too old for that store ignores the wish.
+    async fn expect_containerd_store(&self) -> anyhow::Result<()> {
+        let docker = self.client().await?;
+        let info = within(PING, "ask the engine about its store", docker.info()).await?;
+        let told = info.driver_status.unwrap_or_default();
+        if told.iter().flatten().any(|word| word == CONTAINERD_DRIVER) {
+            return Ok(());
+        }
+        bail!(
+            "{STORE} asks for the {CONTAINERD} store, and Docker {} does not use it; \
+             {SYSTEM} names a newer engine, see `cargo xtask engine`",
+            info.server_version.unwrap_or_default()
+        )
     }
 
     /// A new client. Not kept, because each test has a runtime of its own and pooled connections belong to one.
@@ -248,6 +280,17 @@ fn other_system() -> Option<String> {
     env::var(SYSTEM).ok().filter(|system| !system.is_empty())
 }
 
+/// Whether private engines keep their images in containerd.
+fn containerd_store() -> anyhow::Result<bool> {
+    match env::var(STORE).ok().as_deref() {
+        None | Some("") => Ok(false),
+        Some(CONTAINERD) => Ok(true),
+        Some(other) => {
+            bail!("{STORE} is `{other}`, and the only store that it names is `{CONTAINERD}`")
+        }
+    }
+}
+
 /// A free one that no system hands out by itself: another test cannot be given it before the engine takes it.
 fn quiet_port() -> anyhow::Result<u16> {
     const TRIES: usize = 50;
@@ -265,7 +308,7 @@ fn command(
     host: &str,
     networks: Networks,
     tls: Option<&Tls>,
-) -> Vec<String> {
+) -> anyhow::Result<Vec<String>> {
     let mut command = vec![
         "unshare",
         "--mount",
@@ -298,7 +341,13 @@ fn command(
     ] {
         command.extend([option.to_owned(), path.display().to_string()]);
     }
-    command
+    if containerd_store()? {
+        let file = directory.join("daemon.json");
+        fs::write(&file, r#"{"features":{"containerd-snapshotter":true}}"#)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        command.extend(["--config-file".to_owned(), file.display().to_string()]);
+    }
+    Ok(command)
 }
 
 /// Awaits the word of a service to systemd (sd_notify(3)) that it is ready; other words are about its state and may come before.

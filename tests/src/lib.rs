@@ -12,6 +12,7 @@
 
 pub mod certificates;
 pub mod container;
+pub mod disk;
 pub mod engine;
 pub mod events;
 pub mod faulty;

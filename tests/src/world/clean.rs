@@ -24,6 +24,9 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(200);
 /// Forty containers at a quarter of a second each on a loaded engine, twice over.
 const CLEANING: Duration = Duration::from_secs(120);
 
+/// Other tests remove images meanwhile.
+const LIST_AGAIN_MAX: usize = 20;
+
 impl World {
     pub(super) async fn clean(&self) -> anyhow::Result<()> {
         within(
@@ -196,7 +199,8 @@ impl World {
                     .as_ref()
                     .is_some_and(|labels| self.labelled(labels))
         });
-        Ok(networks.filter_map(|network| network.name).collect())
+        // By id: two networks may have one name.
+        Ok(networks.filter_map(|network| network.id).collect())
     }
 
     async fn own_volumes(&self) -> anyhow::Result<Vec<String>> {
@@ -222,12 +226,19 @@ impl World {
     /// Images by id: one may have several names, or have lost them all.
     async fn own_images(&self) -> anyhow::Result<Vec<String>> {
         let options = ListImagesOptionsBuilder::new().all(true).build();
-        let images = within(
-            CALL,
-            "list images",
-            self.docker().list_images(Some(options)),
-        )
-        .await?;
+        let list = || {
+            let listed = self.docker().list_images(Some(options.clone()));
+            within(CALL, "list images", listed)
+        };
+        let mut images = list().await;
+        for _ in 0..LIST_AGAIN_MAX {
+            // Docker 26 with the containerd store does not find an image that is removed while it lists it.
+            match &images {
+                Err(error) if format!("{error:#}").contains("not found") => images = list().await,
+                Ok(_) | Err(_) => break,
+            }
+        }
+        let images = images?;
         let images = images.into_iter().filter(|image| {
             image
                 .repo_tags

@@ -2,64 +2,13 @@
 //! there is room again. The disk is a file system in memory, so these tests are root's, as a private engine is.
 
 use std::fs;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
-use anyhow::{Context, ensure};
+use refit_tests::disk::Disk;
 use refit_tests::{ImageSpec, Refit, registry, with_world};
 use serde_json::{Value, json};
 
 use crate::{behind, refit, replaced};
-
-/// Mounted until it is dropped.
-struct Disk {
-    at: PathBuf,
-}
-
-impl Disk {
-    fn mount(at: PathBuf, bytes: usize) -> anyhow::Result<Self> {
-        fs::create_dir_all(&at)?;
-        let size = format!("size={bytes}");
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
-            .arg(&at)
-            .output()?;
-        ensure!(
-            mount.status.success(),
-            "cannot mount a small disk, which takes root: {mount:?}"
-        );
-        Ok(Self { at })
-    }
-
-    /// To the last byte.
-    fn fill(&self) -> anyhow::Result<()> {
-        let mut ballast = fs::File::create(self.ballast())?;
-        for size in [4096, 1] {
-            while ballast.write_all(&vec![0; size]).is_ok() {}
-        }
-        let refused = fs::write(self.at.join("one-more"), "x");
-        let kind = refused.err().context("it still takes a file")?.kind();
-        ensure!(kind == std::io::ErrorKind::StorageFull, "{kind}");
-        let _ = fs::remove_file(self.at.join("one-more"));
-        Ok(())
-    }
-
-    fn make_room(&self) -> anyhow::Result<()> {
-        Ok(fs::remove_file(self.ballast())?)
-    }
-
-    fn ballast(&self) -> PathBuf {
-        self.at.join("ballast")
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // A process that is being killed may still have a file open there.
-        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
-    }
-}
 
 fn disk(refit: &Refit, folder: &str) -> anyhow::Result<Disk> {
     Disk::mount(refit.home().join("state").join(folder), 1 << 20)
