@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::intent::{Intent, Replacement};
+use super::intent::{Intent, Replacement, network_to_connect};
 use super::replace::{Manner, NewImage};
 use super::steady::{ensure_removed, find, may_pass};
 use super::stop::StopTimeout;
@@ -136,7 +136,7 @@ async fn check(
     }
     for (network, endpoint) in &wanted.networks {
         engine
-            .connect(new, network, endpoint)
+            .connect(new, network_to_connect(network, endpoint), endpoint)
             .await
             .map_err(|error| (Step::Connect, error.into()))?;
     }

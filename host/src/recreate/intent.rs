@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::canonical::{Bind, canonical, clean_path, is_default_path_list};
 use super::{dependents, names};
 use crate::container::{Container, ContainerId, Object, PublishedPort};
 use crate::engine::CreateRequest;
@@ -28,11 +29,18 @@ pub struct Intent {
     others: BTreeMap<String, Object>,
 }
 
-/// What replaces a container: the request that makes it, and the networks to connect before it is started.
+/// What replaces a container: the request that makes it, and the networks to connect before it is started, by name. Where an
+/// endpoint says which `NetworkID` it is in, that is the network: an engine may have several of one name.
 #[derive(Clone, Debug)]
 pub struct Replacement {
     pub request: CreateRequest,
     pub networks: Vec<(String, Object)>,
+}
+
+/// What an engine is to be called with to connect a container to a network of [`Replacement::networks`].
+pub fn network_to_connect<'a>(name: &'a str, endpoint: &'a Object) -> &'a str {
+    let id = endpoint.get("NetworkID").and_then(Value::as_str);
+    id.filter(|id| !id.is_empty()).unwrap_or(name)
 }
 
 impl Intent {
@@ -128,10 +136,12 @@ fn config(container: &Container, image: &Object) -> Object {
             "Cmd" => cmd.clone(),
             "Env" => list_without(value, default),
             "Labels" => object_without(value, default),
-            "ExposedPorts" | "Volumes" => keys_without(value, default),
+            "ExposedPorts" | "Volumes" => keys_without(key, value, default),
             "Healthcheck" => object_without(value, default),
             "User" | "WorkingDir" | "StopSignal" | "Shell" | "OnBuild" | "ArgsEscaped" => {
-                (Some(value) != default && !is_empty(value)).then(|| value.clone())
+                let is_default =
+                    default.is_some_and(|default| canonical(key, default) == canonical(key, value));
+                (!is_default && !is_empty(value)).then(|| value.clone())
             }
             "Hostname" => hostname(container, value),
             "Domainname" if shares_names(container) => None,
@@ -181,6 +191,7 @@ fn shares_names(container: &Container) -> bool {
 
 fn host_config(container: &Container) -> Object {
     let mut host_config = as_may_be_asked(&container.host_config);
+    host_config.retain(|field, value| !is_default_path_list(field, value));
     keep_anonymous_volumes(container, &mut host_config);
     keep_chosen_ports(container, &mut host_config);
     host_config
@@ -211,6 +222,12 @@ pub(super) fn as_may_be_asked(host_config: &Object) -> Object {
             }
         }
     }
+    // Podman shows one wish in both of its forms, and no engine takes both.
+    let is_set = |field: &str| host_config.get(field).and_then(Value::as_i64) > Some(0);
+    if is_set("NanoCpus") && is_set("CpuPeriod") && is_set("CpuQuota") {
+        host_config.remove("CpuPeriod");
+        host_config.remove("CpuQuota");
+    }
     host_config
 }
 
@@ -234,8 +251,8 @@ fn keep_anonymous_volumes(container: &Container, host_config: &mut Object) {
             .and_then(Value::as_array_mut)
             .into_iter()
             .flatten();
-        let asked =
-            asked.find(|asked| asked["Target"].as_str() == Some(mount.destination.as_str()));
+        let is_there = |path: &str| clean_path(path) == clean_path(&mount.destination);
+        let asked = asked.find(|asked| asked["Target"].as_str().is_some_and(is_there));
         if let Some(asked) = asked {
             asked["Source"] = json!(name);
             continue;
@@ -243,21 +260,26 @@ fn keep_anonymous_volumes(container: &Container, host_config: &mut Object) {
         let mode = if mount.read_write { "" } else { ":ro" };
         let bind = format!("{name}:{}{mode}", mount.destination);
         let binds = host_config.entry("Binds").or_insert_with(|| json!([]));
-        if let Some(binds) = binds.as_array_mut()
-            && !binds.iter().any(|bound| {
-                bound
-                    .as_str()
-                    .is_some_and(|bound| destination(bound) == mount.destination)
-            })
-        {
-            binds.push(json!(bind));
+        let Some(binds) = binds.as_array_mut() else {
+            continue;
+        };
+        let bound = binds.iter_mut().find(|bound| {
+            bound
+                .as_str()
+                .is_some_and(|bound| is_there(Bind::parse(bound).destination))
+        });
+        match bound {
+            Some(bound)
+                if Bind::parse(bound.as_str().unwrap_or_default())
+                    .source
+                    .is_none() =>
+            {
+                *bound = json!(bind);
+            }
+            Some(_) => {}
+            None => binds.push(json!(bind)),
         }
     }
-}
-
-/// The second part of `source:destination[:options]`.
-fn destination(bind: &str) -> &str {
-    bind.split(':').nth(1).unwrap_or_default()
 }
 
 /// A port that the engine chose is kept: somebody was told of it, and the replacement would get another one. It is free by
@@ -391,6 +413,12 @@ fn endpoints(container: &Container) -> (Option<(String, Object)>, BTreeMap<Strin
 /// An endpoint's wishes without its present state: a static address is in `IPAMConfig`, a dynamic one nowhere here.
 fn endpoint_as_asked(container: &Container, network: &str, endpoint: &Object) -> Object {
     let mut asked = Object::new();
+    // Those that every engine has are found by name, and get another id when it starts again.
+    let has_own_id = !matches!(network, "bridge" | "host" | "none" | "podman");
+    let id = endpoint
+        .get("NetworkID")
+        .filter(|id| has_own_id && !is_empty(id));
+    asked.extend(id.map(|id| ("NetworkID".to_owned(), id.clone())));
     for key in ["IPAMConfig", "Links", "DriverOpts", "GwPriority"] {
         asked.extend(
             endpoint
@@ -457,16 +485,22 @@ fn object_without(value: &Value, default: Option<&Value>) -> Option<Value> {
     (!kept.is_empty()).then_some(Value::Object(kept))
 }
 
-/// The keys that the default does not have (their values say nothing); `None` where nothing is left.
-fn keys_without(value: &Value, default: Option<&Value>) -> Option<Value> {
+/// The keys that the default does not have, in whatever spelling (their values say nothing); `None` where nothing is left.
+fn keys_without(field: &str, value: &Value, default: Option<&Value>) -> Option<Value> {
+    let default = default.map(|default| canonical(field, default));
+    let is_default = |key: &str| {
+        let one = canonical(field, &json!({ key: {} }));
+        let mut spelled = one.as_object().into_iter().flat_map(Object::keys);
+        spelled.all(|key| {
+            default
+                .as_ref()
+                .is_some_and(|default| default.get(key).is_some())
+        })
+    };
     let kept: Object = value
         .as_object()?
         .iter()
-        .filter(|(key, _)| {
-            default
-                .and_then(|default| default.get(key.as_str()))
-                .is_none()
-        })
+        .filter(|(key, _)| !is_default(key))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
     (!kept.is_empty()).then_some(Value::Object(kept))

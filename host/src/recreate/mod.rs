@@ -9,6 +9,7 @@
 //! people.
 
 mod candidate;
+mod canonical;
 pub mod dependents;
 pub mod guard;
 pub mod intent;

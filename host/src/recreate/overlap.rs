@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::candidate::{self, Unready, discard};
-use super::intent::Replacement;
+use super::intent::{Replacement, network_to_connect};
 use super::proof::{Before, Proof, check_again, prove, prove_since};
 use super::replace::{Manner, Member, NewImage, Replaced, put_back, unchanged};
 use super::steady::{ensure_removed, is_gone};
@@ -196,11 +196,15 @@ async fn make_reachable(
     (manner.step)(Step::Connect);
     for (network, endpoint) in wanted.request.endpoint.iter().chain(&wanted.networks) {
         engine
-            .disconnect(new, network)
+            .disconnect(new, network_to_connect(network, endpoint))
             .await
             .map_err(at(Step::Connect))?;
         engine
-            .connect(new, network, &with_name(endpoint, &old.name))
+            .connect(
+                new,
+                network_to_connect(network, endpoint),
+                &with_name(endpoint, &old.name),
+            )
             .await
             .map_err(at(Step::Connect))?;
     }

@@ -5,6 +5,7 @@
 
 use serde_json::Value;
 
+use super::canonical::{canonical, canonical_endpoint};
 use super::intent::{Replacement, as_may_be_asked};
 use crate::container::{Container, Object};
 
@@ -14,47 +15,45 @@ pub fn differences(wanted: &Replacement, made: &Container) -> Vec<String> {
     for (field, asked) in &wanted.request.config {
         // The image is compared by id, by whoever knows it.
         if field != "Image" {
-            compare(
-                &format!("Config.{field}"),
-                asked,
-                made.config.get(field),
-                &mut found,
-            );
+            let is = made.config.get(field).unwrap_or(&Value::Null);
+            let same = covers_all(&canonical(field, asked), &canonical(field, is));
+            compare(&format!("Config.{field}"), asked, is, same, &mut found);
         }
     }
     let made_host_config = as_may_be_asked(&made.host_config);
     for (field, asked) in &wanted.request.host_config {
         let name = format!("HostConfig.{field}");
-        let is = made_host_config.get(field);
+        let is = made_host_config.get(field).unwrap_or(&Value::Null);
         if field == "NetworkMode" && is_bridge_by_another_name(wanted, made, asked, is) {
             continue;
         }
-        compare(&name, asked, is, &mut found);
+        let (wish, made) = (canonical(field, asked), canonical(field, is));
         // Nothing of an image comes in here: what is there beside what was asked for is the engine's own.
         let engine_adds = ["SecurityOpt", "Ulimits"].contains(&field.as_str());
-        if !engine_adds
-            && let (Some(Value::Array(is)), Value::Array(wish)) = (is, asked)
-            && !wish.is_empty()
-            && is
-                .iter()
-                .any(|is| !wish.iter().any(|wish| covers(wish, is)))
-            && !found
-                .iter()
-                .any(|found| found.starts_with(&format!("{name}:")))
-        {
-            found.push(difference(&name, asked, &Value::Array(is.clone())));
+        let more_is_told = !is_nothing(asked) || PATH_LISTS.contains(&field.as_str());
+        let more = !engine_adds && more_is_told && !covers_back(&wish, &made);
+        let same = covers_all(&wish, &made);
+        if more {
+            found.push(difference(&name, asked, is));
+        } else {
+            compare(&name, asked, is, same, &mut found);
         }
     }
     for (network, asked) in wanted.request.endpoint.iter().chain(&wanted.networks) {
         match endpoint(wanted, made, network) {
             Some(endpoint) => {
                 for (field, asked) in asked {
-                    compare(
-                        &format!("network `{network}`, {field}"),
-                        asked,
-                        endpoint.get(field),
-                        &mut found,
+                    let is = endpoint.get(field).unwrap_or(&Value::Null);
+                    // Not every engine tells before the start.
+                    if field == "NetworkID" && is_nothing(is) {
+                        continue;
+                    }
+                    let (wish, made) = (
+                        canonical_endpoint(field, asked),
+                        canonical_endpoint(field, is),
                     );
+                    let name = format!("network `{network}`, {field}");
+                    compare(&name, asked, is, covers_all(&wish, &made), &mut found);
                 }
             }
             None => found.push(format!("network `{network}` is missing")),
@@ -63,16 +62,19 @@ pub fn differences(wanted: &Replacement, made: &Container) -> Vec<String> {
     found
 }
 
+/// Where no path at all is a wish.
+const PATH_LISTS: [&str; 2] = ["MaskedPaths", "ReadonlyPaths"];
+
 /// Podman says `bridge` of a container in any network that is one, also of its own default, `podman`. Whether the container is in
 /// the network that was asked for is compared below.
 fn is_bridge_by_another_name(
     wanted: &Replacement,
     made: &Container,
     asked: &Value,
-    is: Option<&Value>,
+    is: &Value,
 ) -> bool {
     let network = asked.as_str().unwrap_or_default();
-    is.and_then(Value::as_str) == Some("bridge")
+    is.as_str() == Some("bridge")
         && !made.endpoints.contains_key("bridge")
         && wanted
             .request
@@ -106,22 +108,32 @@ fn is_network_id(network: &str) -> bool {
     network.len() == 64 && network.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// What was asked for must be there. The image adds to lists and objects, so there may be more.
-fn compare(field: &str, asked: &Value, made: Option<&Value>, found: &mut Vec<String>) {
-    if is_nothing(asked) {
-        return;
+/// What was asked for must be there.
+fn compare(field: &str, asked: &Value, is: &Value, same: bool, found: &mut Vec<String>) {
+    // `--entrypoint ""` is asked for as a list with an empty word, and made as none.
+    let is_cleared = *asked == serde_json::json!([""]) && is_nothing(is);
+    if !same && !is_nothing(asked) && !is_cleared {
+        found.push(difference(field, asked, is));
     }
-    let made = made.unwrap_or(&Value::Null);
-    let kept = match (asked, made) {
+}
+
+/// Whether everything in `asked` is in `made`, lists in whatever order. The image adds to lists and objects, so there may be more.
+fn covers_all(asked: &Value, made: &Value) -> bool {
+    match (asked, made) {
         (Value::Array(asked), Value::Array(made)) => asked
             .iter()
             .all(|asked| made.iter().any(|made| covers(asked, made))),
         _ => covers(asked, made),
-    };
-    // `--entrypoint ""` is asked for as a list with an empty word, and made as none.
-    let cleared = *asked == serde_json::json!([""]) && is_nothing(made);
-    if !kept && !cleared {
-        found.push(difference(field, asked, made));
+    }
+}
+
+/// Whether everything that was made, where it is a list, was asked for.
+fn covers_back(asked: &Value, made: &Value) -> bool {
+    match (asked, made) {
+        (Value::Array(asked), Value::Array(made)) => made
+            .iter()
+            .all(|made| asked.iter().any(|asked| covers(asked, made))),
+        _ => true,
     }
 }
 
@@ -245,6 +257,64 @@ mod tests {
         assert_eq!(
             differences(&wanted, &made),
             [r#"HostConfig.MaskedPaths: asked for ["/a"], made ["/a","/b"]"#]
+        );
+    }
+
+    /// What engines make of one wish, each in its own words.
+    #[test]
+    fn newer_engines_words_are_no_difference() {
+        let wanted = wanted(
+            json!({"WorkingDir": "/w/", "StopSignal": "SIGTERM", "ExposedPorts": {"80": {}}, "Volumes": {"/data/": {}}}),
+            json!({
+                "NetworkMode": "default", "CapAdd": ["chown"], "SecurityOpt": ["label:disable"], "PidsLimit": -1,
+                "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0}, "Binds": ["v:/d/:rw"],
+                "Mounts": [{"Type": "volume", "Source": "v", "Target": "/m/"}],
+                "ExtraHosts": ["Db:10.0.0.1"], "Dns": ["10.0.0.1", "10.0.0.2"],
+            }),
+        );
+        let made = container(
+            json!({"WorkingDir": "/w", "StopSignal": "15", "ExposedPorts": {"80/tcp": {}}, "Volumes": {"/data": {}}}),
+            json!({
+                "NetworkMode": "bridge", "CapAdd": ["CAP_CHOWN"], "SecurityOpt": ["label=disable"],
+                "RestartPolicy": {"Name": "", "MaximumRetryCount": 0}, "Binds": ["v:/d"],
+                "Mounts": [{"Type": "volume", "Source": "v", "Target": "/m"}],
+                "ExtraHosts": ["db:10.0.0.1"], "Dns": ["10.0.0.2", "10.0.0.1"],
+            }),
+        );
+        assert_eq!(differences(&wanted, &made), Vec::<String>::new());
+    }
+
+    #[test]
+    fn masking_that_nobody_asked_for_is_named() {
+        let wanted = wanted(json!({}), json!({"MaskedPaths": [], "CapAdd": []}));
+        let made = |masked| container(json!({}), json!({ "MaskedPaths": masked }));
+        assert_eq!(
+            differences(&wanted, &made(json!(["/proc/kcore"]))),
+            [r#"HostConfig.MaskedPaths: asked for [], made ["/proc/kcore"]"#]
+        );
+        assert_eq!(differences(&wanted, &made(json!([]))), Vec::<String>::new());
+    }
+
+    #[test]
+    fn another_network_of_the_same_name_is_named() {
+        let in_network = |id: &str| {
+            let mut container = container(json!({}), json!({ "NetworkMode": "net" }));
+            let endpoint = json!({ "NetworkID": id }).as_object().cloned().unwrap();
+            container.endpoints = [("net".into(), endpoint)].into();
+            container
+        };
+        let wanted = Intent::of(&in_network("one"), &Object::new())
+            .on("x:latest", &ImageId::new("sha256:new"));
+        // Before its start an engine may not say which it is.
+        for made in ["one", ""] {
+            assert_eq!(
+                differences(&wanted, &in_network(made)),
+                Vec::<String>::new()
+            );
+        }
+        assert_eq!(
+            differences(&wanted, &in_network("two")),
+            [r#"network `net`, NetworkID: asked for "one", made "two""#]
         );
     }
 

@@ -28,6 +28,7 @@ mod ports;
 mod proof;
 mod recovering;
 mod restart;
+mod spelled;
 mod state;
 mod storage;
 mod together;

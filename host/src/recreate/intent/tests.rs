@@ -328,7 +328,10 @@ fn aliases_and_static_addresses_are_kept_and_dynamic_ones_are_not() {
     );
     assert_eq!(
         intent.primary,
-        Some(("net".into(), object(json!({"Aliases": ["web"]}))))
+        Some((
+            "net".into(),
+            object(json!({"NetworkID": "n1", "Aliases": ["web"]}))
+        ))
     );
     let intent = on_networks(
         "net",
@@ -338,7 +341,7 @@ fn aliases_and_static_addresses_are_kept_and_dynamic_ones_are_not() {
         intent.primary,
         Some((
             "net".into(),
-            object(json!({"IPAMConfig": {"IPv4Address": "10.0.0.9"}}))
+            object(json!({"NetworkID": "n1", "IPAMConfig": {"IPv4Address": "10.0.0.9"}}))
         ))
     );
 }
@@ -351,7 +354,10 @@ fn the_network_it_was_made_with_comes_first_also_where_it_was_named_by_id() {
     let intent = on_networks("id-b", networks);
     assert_eq!(
         intent.primary,
-        Some(("id-b".into(), object(json!({"Aliases": ["x"]}))))
+        Some((
+            "id-b".into(),
+            object(json!({"NetworkID": "id-b", "Aliases": ["x"]}))
+        ))
     );
     assert_eq!(intent.others.keys().collect::<Vec<_>>(), ["a"]);
 }
@@ -365,7 +371,10 @@ fn a_network_that_it_was_taken_out_of_is_not_the_first_one_any_more() {
     assert_eq!(intent.host_config["NetworkMode"], "a");
     assert_eq!(
         intent.primary,
-        Some(("a".into(), object(json!({"Aliases": ["x"]}))))
+        Some((
+            "a".into(),
+            object(json!({"NetworkID": "id-a", "Aliases": ["x"]}))
+        ))
     );
     assert_eq!(intent.others.keys().collect::<Vec<_>>(), ["b"]);
 }
@@ -470,7 +479,7 @@ fn newer() -> Container {
 fn on_newer_engines_networks_are_asked_for_as_on_older_ones() {
     // 30, 33
     let replacement = Intent::of(&newer(), &Object::new()).on("x:2", &ImageId::new("sha256:new"));
-    let wish = object(json!({"Aliases": ["web"], "GwPriority": 0}));
+    let wish = object(json!({"NetworkID": "n", "Aliases": ["web"], "GwPriority": 0}));
     assert_eq!(
         replacement.request.endpoint,
         Some(("net".to_owned(), wish.clone())),
@@ -497,4 +506,72 @@ fn on_newer_engines_every_field_is_carried_and_what_is_unset_is_not_sent() {
         replacement.request.config["Healthcheck"]["StartInterval"],
         5_000_000_000_u64
     );
+}
+
+#[test]
+fn default_in_another_spelling_is_no_wish() {
+    let image = json!({"WorkingDir": "/app/", "StopSignal": "SIGINT", "Volumes": {"/vol/": {}}, "ExposedPorts": {"80": {}}});
+    let made = json!({"WorkingDir": "/app", "StopSignal": "2", "Volumes": {"/vol": {}}, "ExposedPorts": {"80/tcp": {}}});
+    check(made, image.clone(), json!({}));
+    let wish = json!({"WorkingDir": "/app/x", "StopSignal": "3", "Volumes": {"/mine/": {}}, "ExposedPorts": {"80/udp": {}}});
+    check(wish.clone(), image, wish);
+}
+
+#[test]
+fn anonymous_volume_is_found_in_another_spelling() {
+    let (a, b, c) = ("a".repeat(64), "b".repeat(64), "c".repeat(64));
+    let mut container = container(
+        json!({"Volumes": {"/cache/": {}}}),
+        json!({"Mounts": [{"Type": "volume", "Target": "/x/../data/"}], "Binds": ["/bound", "/etc:/host/:ro"]}),
+    );
+    container.mounts = vec![
+        mount(&a, "/data", true),
+        mount(&b, "/bound", true),
+        mount(&c, "/cache", true),
+    ];
+    let host_config = Intent::of(&container, &Object::new()).host_config;
+    assert_eq!(
+        host_config["Mounts"],
+        json!([{"Type": "volume", "Target": "/x/../data/", "Source": a}])
+    );
+    let binds = [
+        format!("{b}:/bound"),
+        "/etc:/host/:ro".into(),
+        format!("{c}:/cache"),
+    ];
+    assert_eq!(host_config["Binds"], json!(binds));
+}
+
+#[test]
+fn list_that_an_engine_filled_in_is_no_wish() {
+    let masked = json!([
+        "/proc/asound",
+        "/proc/acpi",
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/latency_stats",
+        "/proc/timer_list",
+        "/proc/timer_stats",
+        "/proc/sched_debug",
+        "/proc/scsi",
+        "/sys/firmware"
+    ]);
+    let host_config = |masked: Value| {
+        let container = container(json!({}), json!({ "MaskedPaths": masked }));
+        Intent::of(&container, &Object::new()).host_config
+    };
+    assert_eq!(host_config(masked), Object::new());
+    for wish in [json!([]), json!(["/proc/kcore"])] {
+        assert_eq!(host_config(wish.clone())["MaskedPaths"], wish);
+    }
+}
+
+#[test]
+fn one_wish_for_processors_is_asked_for_once() {
+    let podman = json!({"NanoCpus": 500_000_000, "CpuPeriod": 100_000, "CpuQuota": 50_000});
+    let intent = Intent::of(&container(json!({}), podman), &Object::new());
+    assert_eq!(intent.host_config, object(json!({"NanoCpus": 500_000_000})));
+    let quota = json!({"NanoCpus": 0, "CpuPeriod": 100_000, "CpuQuota": 50_000});
+    let intent = Intent::of(&container(json!({}), quota.clone()), &Object::new());
+    assert_eq!(intent.host_config, object(quota));
 }
