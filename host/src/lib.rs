@@ -12,6 +12,7 @@
 //! - [`policy`]: WebAssembly: loading a policy, calling it within its limits.
 //! - [`generation`]: which policy is in use, which was before it, and the way from one to the next.
 //! - [`refresh`]: one refresh, start to end, and its report; [`retention`]: what becomes of images that were replaced;
+//!   [`image_records`]: what an engine forgets of them;
 //!   [`history`]: what became of each refresh; [`runs`]: those of a daemon, while they run; [`metrics`]: all of it in numbers.
 //! - [`reconcile`]: what a daemon does about replacements that were left half done.
 //! - [`private`]: files for their owner alone; [`notify`]: who is told what came of them.
@@ -65,6 +66,7 @@ pub mod grants;
 pub mod history;
 pub mod hooks;
 pub mod image;
+pub mod image_records;
 pub mod journal;
 pub mod metrics;
 pub mod notify;

@@ -8,14 +8,22 @@ use std::collections::BTreeSet;
 
 use crate::engine::{Engine, EngineError, UnnamedImage};
 use crate::image::{ImageId, ImageRef};
+use crate::image_records::{ImageRecord, ImageRecords};
 
 /// Remove what is beyond the `keep` newest unnamed images of each repository. What the engine refuses stays.
+///
+/// Which repository an image came from the engine says, or else `records`. An image of which neither knows stays.
 pub async fn sweep(
     engine: &dyn Engine,
+    records: &ImageRecords,
     repositories: &BTreeSet<String>,
     keep: usize,
 ) -> Result<Vec<ImageId>, EngineError> {
-    let unnamed = engine.unnamed_images().await?;
+    let mut unnamed = Vec::new();
+    for image in engine.unnamed_images().await? {
+        let record = records.get(&image.id).await;
+        unnamed.push(Candidate::new(image, record));
+    }
     let mut removed = Vec::new();
     for repository in repositories {
         for image in beyond(&unnamed, repository, keep) {
@@ -29,21 +37,47 @@ pub async fn sweep(
     Ok(removed)
 }
 
+/// An image that no tag means any more, and all that is known of where it came from.
+struct Candidate {
+    id: ImageId,
+    repositories: BTreeSet<String>,
+    /// When it was last replaced, in the order of the records; 0 where it is not known.
+    order: u64,
+    created: i64,
+}
+
+impl Candidate {
+    fn new(image: UnnamedImage, record: Option<ImageRecord>) -> Self {
+        let order = record.as_ref().map_or(0, |record| record.order);
+        let recorded = record.map(|record| record.repositories).unwrap_or_default();
+        // A name that cannot be read is kept as a repository that nobody asks for: the image is not of ours alone.
+        let told = image.repo_digests.iter().map(|digest| {
+            let name = digest.split_once('@').map_or(digest.as_str(), |it| it.0);
+            name.parse::<ImageRef>()
+                .map_or_else(|_| digest.clone(), |name| name.repository())
+        });
+        let told: BTreeSet<String> = told.collect();
+        Self {
+            id: image.id,
+            repositories: if told.is_empty() { recorded } else { told },
+            order,
+            created: image.created,
+        }
+    }
+
+    /// The time that a builder wrote into an image may be anything; the order in which images were replaced is known.
+    fn age(&self) -> (u64, i64, &ImageId) {
+        (self.order, self.created, &self.id)
+    }
+}
+
 /// The unnamed images of one repository and no other, newest first, without the first `keep`.
-fn beyond<'a>(unnamed: &'a [UnnamedImage], repository: &str, keep: usize) -> Vec<&'a UnnamedImage> {
-    let of_repository = |digest: &String| {
-        let name = digest
-            .split_once('@')
-            .and_then(|(name, _)| name.parse::<ImageRef>().ok());
-        name.is_some_and(|name| name.repository() == repository)
+fn beyond<'a>(unnamed: &'a [Candidate], repository: &str, keep: usize) -> Vec<&'a Candidate> {
+    let is_alone = |image: &&Candidate| {
+        image.repositories.len() == 1 && image.repositories.contains(repository)
     };
-    let mut images: Vec<&UnnamedImage> = unnamed
-        .iter()
-        .filter(|image| {
-            !image.repo_digests.is_empty() && image.repo_digests.iter().all(of_repository)
-        })
-        .collect();
-    images.sort_by(|a, b| (b.created, &b.id).cmp(&(a.created, &a.id)));
+    let mut images: Vec<&Candidate> = unnamed.iter().filter(is_alone).collect();
+    images.sort_by(|a, b| b.age().cmp(&a.age()));
     images.into_iter().skip(keep).collect()
 }
 
@@ -51,7 +85,11 @@ fn beyond<'a>(unnamed: &'a [UnnamedImage], repository: &str, keep: usize) -> Vec
 mod tests {
     use super::*;
 
-    fn image(id: &str, created: i64, repositories: &[&str]) -> UnnamedImage {
+    fn image(id: &str, created: i64, repositories: &[&str]) -> Candidate {
+        Candidate::new(unnamed(id, created, repositories), None)
+    }
+
+    fn unnamed(id: &str, created: i64, repositories: &[&str]) -> UnnamedImage {
         let digest = "sha256:".to_owned() + &"a".repeat(64);
         let repo_digests = repositories
             .iter()
@@ -82,5 +120,31 @@ mod tests {
         };
         assert_eq!(ids(1), ["middle", "oldest"]);
         assert_eq!(ids(3), Vec::<String>::new());
+    }
+
+    #[test]
+    fn image_without_a_digest_is_of_the_recorded_repository() {
+        let recorded = |id: &str, order, repositories: &[&str]| {
+            let record = ImageRecord {
+                id: ImageId::new(id),
+                repositories: repositories.iter().map(|it| (*it).to_owned()).collect(),
+                config: crate::container::Object::new(),
+                order,
+            };
+            Candidate::new(unnamed(id, 0, &[]), Some(record))
+        };
+        let images = [
+            recorded("first", 1, &["ghcr.io/a/b"]),
+            recorded("third", 3, &["ghcr.io/a/b"]),
+            recorded("second", 2, &["ghcr.io/a/b"]),
+            recorded("both", 1, &["ghcr.io/a/b", "ghcr.io/a/c"]),
+            // Of a builder whose clock was ahead, and never seen by Refit.
+            image("unrecorded", i64::MAX, &["ghcr.io/a/b"]),
+        ];
+        let ids: Vec<_> = beyond(&images, "ghcr.io/a/b", 1)
+            .iter()
+            .map(|it| it.id.as_str())
+            .collect();
+        assert_eq!(ids, ["second", "first", "unrecorded"]);
     }
 }

@@ -27,6 +27,7 @@ use crate::hooks::Hooks;
 use crate::hooks::github::Github;
 use crate::hooks::registry::RegistryHook;
 use crate::hooks::secret::{self, SharedSecrets, SigningKeys};
+use crate::image_records::ImageRecords;
 use crate::notify::Notifier;
 use crate::notify::memory::Memory;
 use crate::notify::sink::Sink;
@@ -148,6 +149,7 @@ pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
         permitted: Permitted::default(),
         ties: KnownTies::default(),
         protection,
+        images: ImageRecords::in_folder(&config.state_folder()),
     })
 }
 

@@ -32,6 +32,7 @@ use refit::generation::start::{Keep, Terms};
 use refit::generation::swap::{Asked, Candidate};
 use refit::grants::{GrantPatterns, Grants, Verb};
 use refit::image::{ImageId, ImageRef, Platform};
+use refit::image_records::ImageRecords;
 use refit::journal::no_events;
 use refit::policy::{Concurrency, DEFAULT_POLICY, PolicyEngine};
 use refit::recreate::lanes::Lanes;
@@ -255,6 +256,7 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
         permitted: Permitted::default(),
         ties: KnownTies::default(),
         protection: SelfProtection::default(),
+        images: ImageRecords::default(),
     };
     let bounds = Bounds {
         counts: Counts {

@@ -15,6 +15,7 @@ use crate::container::{Container, ContainerId, Image, Listed, PlatformManifest, 
 use crate::diagnostic::{Diagnostic, Hints as _};
 use crate::engine::{Engine, EngineError, PullError};
 use crate::image::{ImageRef, Platform};
+use crate::image_records::ImageRecords;
 use crate::journal::{Event, Events};
 use crate::recreate::dependents::{Node, Ties, dependents};
 use crate::recreate::lanes::Lanes;
@@ -44,6 +45,7 @@ pub struct Workshop {
     pub first_seen: FirstSeen,
     pub permitted: Permitted,
     pub ties: KnownTies,
+    pub images: ImageRecords,
     /// What we run in and reach the engine through.
     pub protection: SelfProtection,
 }
@@ -337,6 +339,7 @@ impl Workshop {
             platform: self.platform.as_ref(),
             proof: self.patience.proof,
             lanes: &self.lanes,
+            images: &self.images,
             ending,
             step,
         }
@@ -424,6 +427,10 @@ impl Capabilities for Live {
             Err(error) if error.is_not_found() => None,
             Err(error) => return Err(failed(error).into()),
         };
+        // The engine may forget about it when the tag moves.
+        if let Some(here) = &before {
+            self.workshop.images.record(image, here).await;
+        }
         let platform = self.workshop.platform.as_ref();
         if let Some(here) = &before
             && let Some(digest) = self
@@ -440,17 +447,13 @@ impl Capabilities for Live {
                 transfer: Transfer::UpToDate,
             });
         }
-        let login = self.workshop.login(image).await?;
-        let progress = |layer| {
-            (self.events)(Event::Layer {
-                image: image.clone(),
-                layer,
-            })
-        };
-        let reported = engine
-            .pull(image, platform, login.as_ref(), &progress)
-            .await?;
+        let reported = self.pull_from_registry(image).await?;
         let after = engine.image(&image.to_string()).await.map_err(failed)?;
+        let records = &self.workshop.images;
+        if let Some(before) = before.as_ref().filter(|before| before.id != after.id) {
+            records.record_replaced(image, before).await;
+        }
+        records.record(image, &after).await;
         // Docker says which digest this pull brought. Podman does not, and lists that of the index beside that of the manifest.
         let expected = image.digest().map(str::to_owned);
         let expected = expected
@@ -545,6 +548,81 @@ fn end_leases(leases: Vec<Lease>, is_busy: bool, settled: bool) {
     }
 }
 
+impl Live {
+    /// The digest that it brought, where the engine says so.
+    async fn pull_from_registry(&self, image: &ImageRef) -> Result<Option<String>, PullError> {
+        let workshop = &self.workshop;
+        let login = workshop.login(image).await?;
+        let progress = |layer| {
+            (self.events)(Event::Layer {
+                image: image.clone(),
+                layer,
+            })
+        };
+        let platform = workshop.platform.as_ref();
+        let engine = &workshop.engine;
+        engine
+            .pull(image, platform, login.as_ref(), &progress)
+            .await
+    }
+
+    /// Of a group: those that get a new image need what is known of the old one, and those that only follow run it again.
+    async fn restore_images(&self, group: &[Ready]) {
+        for one in group {
+            let pulled = &one.wanted.image;
+            self.restore_image(&one.container, pulled, false).await;
+            let is_target = |id: &ContainerId| group.iter().any(|it| it.container.id == *id);
+            for dependent in one.dependents.iter().filter(|it| !is_target(&it.id)) {
+                self.restore_image(dependent, pulled, true).await;
+            }
+        }
+    }
+
+    /// Bring back the image of a container, or its name, which an engine with the containerd image store may have dropped when
+    /// the tag moved. The ids of such an engine are the registry's digests, so the registry can be asked for the image by its id.
+    /// If this fails, whoever needs the image says so.
+    ///
+    /// `is_reused` says whether a container will be made from it; otherwise its configuration is enough, or a record of it.
+    async fn restore_image(&self, container: &Container, pulled: &PulledImage, is_reused: bool) {
+        let id = &container.image_id;
+        let is_named_by_digest = match &pulled.local {
+            Some(image) => image.is_named_by_manifest(),
+            None => pulled.digest.as_deref() == Some(pulled.id.as_str()),
+        };
+        if !is_named_by_digest || *id == pulled.id {
+            return;
+        }
+        let is_usable = match self.workshop.engine.image(id.as_str()).await {
+            // Without a name a replacement would no longer tell which repository it came from.
+            Ok(image) => !is_reused || !image.repo_digests.is_empty(),
+            Err(error) if error.is_not_found() => {
+                !is_reused && self.workshop.images.get(id).await.is_some()
+            }
+            Err(_) => true,
+        };
+        if is_usable {
+            return;
+        }
+        let own = container.image().parse::<ImageRef>();
+        let repository = own.map_or_else(|_| pulled.reference.repository(), |it| it.repository());
+        let Ok(reference) = format!("{repository}@{id}").parse::<ImageRef>() else {
+            return;
+        };
+        tracing::info!(
+            container = container.name,
+            image = %reference,
+            "the engine no longer has the image of this container by name, so it is pulled again by its digest"
+        );
+        if let Err(error) = self.pull_from_registry(&reference).await {
+            tracing::warn!(
+                container = container.name,
+                "cannot pull the image of this container again: {}",
+                Diagnostic::of(&error).sentence()
+            );
+        }
+    }
+}
+
 /// The flag says whether nothing is left to finish or undo.
 async fn recreate_one(live: &Live, wanted: Recreation) -> (Result<Recreated, RecreateError>, bool) {
     let (workshop, events) = (&live.workshop, &live.events);
@@ -579,6 +657,7 @@ async fn recreate_one(live: &Live, wanted: Recreation) -> (Result<Recreated, Rec
     if let Err(error) = workshop.may_overlap(&container).await {
         return (Err(error), true);
     }
+    live.restore_image(&container, &wanted.image, false).await;
     let image = NewImage::pulled(&wanted.image.reference, wanted.image.id);
     let manner = workshop.manner(&live.ending, &step);
     let (replaced, settled) = overlap::overlap(engine, container, &image, &manner).await;
@@ -662,6 +741,7 @@ async fn recreate_group(live: &Live, wanted: Vec<Recreation>) -> Answers {
                     });
                 }
             };
+            live.restore_images(&ready).await;
             tracing::debug!(group = ?names, "replacing");
             let manner = workshop.manner(&live.ending, &step);
             replace(workshop.engine.as_ref(), targets.clone(), &manner).await

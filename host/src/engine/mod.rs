@@ -66,7 +66,8 @@ pub struct UnnamedImage {
     pub id: ImageId,
     /// Seconds since the Unix epoch, as its builder says.
     pub created: i64,
-    /// `repository@sha256:…`, where it was pulled from.
+    /// `repository@sha256:…`, where it was pulled from. Empty where it was built here, and on Docker 28 with the containerd image
+    /// store once the tag has moved.
     pub repo_digests: Vec<String>,
 }
 

@@ -42,15 +42,17 @@ pub(super) async fn intent(
     manner: &Manner<'_>,
 ) -> Result<Intent, Unready> {
     (manner.step)(Step::Inspect);
-    match engine.image(old.image_id.as_str()).await {
-        Ok(image) => Ok(Intent::of(old, &image.config)),
-        Err(error) => Err(Unready::aborted(
-            old,
-            Step::Inspect,
-            no_old_image(error),
-            true,
-        )),
+    let error = match engine.image(old.image_id.as_str()).await {
+        Ok(image) => return Ok(Intent::of(old, &image.config)),
+        Err(error) => error,
+    };
+    if error.is_not_found()
+        && let Some(record) = manner.images.get(&old.image_id).await
+    {
+        return Ok(Intent::of(old, &record.config));
     }
+    let source = no_old_image(error, old);
+    Err(Unready::aborted(old, Step::Inspect, source, true))
 }
 
 /// Made, attached and verified; or nothing is there, as far as that can be known.
@@ -162,11 +164,13 @@ async fn check(
     ))
 }
 
-fn no_old_image(error: EngineError) -> StepError {
+fn no_old_image(error: EngineError, old: &Container) -> StepError {
     match error {
-        EngineError::NotFound { .. } => StepError::Unfit(
-            "the image it was made from is no longer on this machine, so what was set by hand cannot be told from the image's defaults".into(),
-        ),
+        EngineError::NotFound { .. } => StepError::Unfit(format!(
+            "the image it was made from, {}, is no longer on this machine, so what was set by hand cannot be told from the image's \
+             defaults; pull or load that image again, or recreate the container by hand",
+            old.image_id
+        )),
         other => other.into(),
     }
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::candidate::{self, Made, Unready};
-use super::intent::Intent;
+use super::intent::{Intent, network_to_connect};
 use super::lanes::Lanes;
 use super::names::{self, BackupName, ParsedName};
 use super::proof::{Proof, check_again, prove};
@@ -26,6 +26,7 @@ use super::{RecreateError, Step, StepError};
 use crate::container::{Container, ContainerId, ContainerName, State};
 use crate::engine::{Engine, EngineError, Removal};
 use crate::image::{ImageId, ImageRef, Platform};
+use crate::image_records::ImageRecords;
 
 /// How often the replacements of one group are made again because somebody removed them.
 const REMAKES_MAX: usize = 3;
@@ -81,6 +82,8 @@ pub struct Manner<'a> {
     pub platform: Option<&'a Platform>,
     pub proof: Proof,
     pub lanes: &'a Lanes,
+    /// What is known of images that the engine no longer shows.
+    pub images: &'a ImageRecords,
     /// Set: what has not been stopped by then is left as it is.
     pub ending: &'a CancellationToken,
     pub step: &'a (dyn Fn(Step) + Send + Sync),
@@ -638,6 +641,7 @@ async fn make_old_again(engine: &dyn Engine, member: &Member) -> bool {
         let wanted = member.intent.on(&image.reference, &image.id);
         let new = engine.create(&member.name(), &wanted.request, None).await?;
         for (network, endpoint) in &wanted.networks {
+            let network = network_to_connect(network, endpoint);
             engine.connect(&new, network, endpoint).await?;
         }
         engine.start(&new).await?;

@@ -468,7 +468,8 @@ impl Refresher {
             .iter()
             .filter(|record| record.outcome == ImageOutcome::Pulled);
         let repositories = pulled.map(|record| record.image.repository()).collect();
-        match retention::sweep(self.workshop.engine.as_ref(), &repositories, keep).await {
+        let (engine, records) = (&self.workshop.engine, &self.workshop.images);
+        match retention::sweep(engine.as_ref(), records, &repositories, keep).await {
             Ok(removed) => removed.iter().for_each(|image| {
                 tracing::info!(
                     image = image.as_str(),

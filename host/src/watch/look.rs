@@ -215,10 +215,12 @@ impl Looks {
         &self,
         images: Vec<(ImageRef, Option<String>)>,
     ) -> HashMap<ImageRef, String> {
-        let engine = &self.refresher.workshop().engine;
+        let workshop = self.refresher.workshop();
+        let (engine, records) = (&workshop.engine, &workshop.images);
         let looks = images.into_iter().map(|(image, remote)| async move {
             // Where it cannot be looked up it is left out, as if it were not here: it is for people to read.
             let local = engine.image(&image.to_string()).await.ok()?;
+            records.record(&image, &local).await;
             let digest = local.digest_in(&image, remote.as_deref());
             let digest = digest.or_else(|| local.digests_in(&image).next().map(str::to_owned))?;
             Some((image, digest))
@@ -358,8 +360,12 @@ impl RemoteDigests for Here {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(image.clone());
         let here = match self.workshop.engine.image(&image.to_string()).await {
-            // Whichever it is, the plan asks only whether the image has it.
-            Ok(local) => local.digests_in(image).next().map(str::to_owned),
+            Ok(local) => {
+                // Before somebody else pulls.
+                self.workshop.images.record(image, &local).await;
+                // Whichever digest it is, the plan asks only whether the image has it.
+                local.digests_in(image).next().map(str::to_owned)
+            }
             Err(error) if error.is_not_found() => None,
             Err(source) => {
                 return Err(PullError::Engine {

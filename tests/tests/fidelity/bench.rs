@@ -17,8 +17,9 @@ use refit::capabilities::{
 use refit::container::{Container, ContainerId, ContainerName, Listed, Object};
 use refit::engine::address::{self, EngineEnvironment};
 use refit::engine::docker::{CallLimits, DockerEngine};
-use refit::engine::{CreateRequest, Engine};
+use refit::engine::{CreateRequest, Engine, PullError};
 use refit::image::{ImageId, ImageRef, Platform};
+use refit::image_records::ImageRecords;
 use refit::journal::{Event, Events, no_events};
 use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
@@ -46,6 +47,8 @@ pub(crate) struct Bench {
     platform: Option<Platform>,
     leases: Leases,
     own_id: Option<String>,
+    images: ImageRecords,
+    registry_requests: u32,
     events: Events,
     force: bool,
 }
@@ -63,6 +66,9 @@ impl Bench {
             platform: None,
             leases: Leases::default(),
             own_id: None,
+            images: ImageRecords::default(),
+            // Nobody is asked: what replaces is on the engine.
+            registry_requests: 0,
             events: no_events(),
             force: false,
         }
@@ -90,6 +96,11 @@ impl Bench {
 
     pub(crate) fn own_id(mut self, id: &str) -> Self {
         self.own_id = Some(id.to_owned());
+        self
+    }
+
+    pub(crate) fn asking_registries(mut self) -> Self {
+        self.registry_requests = 100;
         self
     }
 
@@ -128,9 +139,8 @@ impl Bench {
     pub(crate) fn workshop(&self) -> Arc<Workshop> {
         let credentials = Credentials::new(&EnvironmentVariables::default(), "ghcr.io", &[], None)
             .expect("no variable is wrong where none is set");
-        // Nobody is asked here: what replaces is on the engine.
         let rate = Rate {
-            requests: 0,
+            requests: self.registry_requests,
             window: Duration::from_secs(60),
         };
         Arc::new(Workshop {
@@ -147,6 +157,7 @@ impl Bench {
             first_seen: FirstSeen::default(),
             permitted: Permitted::default(),
             ties: KnownTies::default(),
+            images: self.images.clone(),
             protection: self
                 .own_id
                 .as_deref()
@@ -189,6 +200,20 @@ impl Bench {
         )
     }
 
+    /// As a refresh pulls.
+    pub(crate) async fn pulled(&self, image: &str) -> anyhow::Result<PulledImage> {
+        let pulled = self.pull(image).await?;
+        pulled.with_context(|| format!("`{image}` was not pulled"))
+    }
+
+    pub(crate) async fn pull(&self, image: &str) -> anyhow::Result<Result<PulledImage, PullError>> {
+        let pulled = self.live().pull(&image.parse::<ImageRef>()?).await;
+        Ok(pulled.map_err(|error| match error {
+            CallError::Failed(error) => error,
+            other => panic!("nobody stands between: {other:?}"),
+        }))
+    }
+
     /// As a policy gives a wave to the host: all at once.
     pub(crate) async fn recreate_wave(
         &self,
@@ -211,6 +236,17 @@ impl Bench {
             CallError::Failed(error) => error,
             other => panic!("nobody stands between: {other:?}"),
         })
+    }
+
+    /// Replace the container of this name by one from an image that was pulled.
+    pub(crate) async fn refreshed_by(
+        &self,
+        name: &str,
+        image: PulledImage,
+    ) -> anyhow::Result<Recreated> {
+        let wanted = self.wanted(name, &image.reference.to_string()).await?;
+        let recreated = self.recreate(Recreation { image, ..wanted }).await;
+        recreated.with_context(|| format!("`{name}` was not replaced"))
     }
 
     pub(crate) async fn wanted(&self, name: &str, image: &str) -> anyhow::Result<Recreation> {

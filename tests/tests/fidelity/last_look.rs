@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use refit::container::State;
 use refit::image::{ImageId, ImageRef};
+use refit::image_records::ImageRecords;
 use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
@@ -43,6 +44,7 @@ async fn one_that_looked_early_and_acts_late_loses_nothing() -> anyhow::Result<(
                         let manner = Manner {
                             platform: None,
                             lanes: &Lanes::default(),
+                            images: &ImageRecords::default(),
                             ending: &CancellationToken::new(),
                             proof: Proof {
                                 grace: Duration::ZERO,

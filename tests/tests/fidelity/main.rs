@@ -16,6 +16,7 @@ mod fields;
 mod config;
 mod dependents;
 mod host_config;
+mod image_store;
 mod interference;
 mod last_look;
 mod left_down;

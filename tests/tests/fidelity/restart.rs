@@ -12,6 +12,7 @@ use refit::engine::address::{EngineAddress, Way};
 use refit::engine::docker::{CallLimits, DockerEngine};
 use refit::engine::{CreateRequest, Engine as _};
 use refit::image::ImageId;
+use refit::image_records::ImageRecords;
 use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
@@ -170,6 +171,7 @@ async fn power_cut_at(step: Step) -> anyhow::Result<Vec<Outcome>> {
     let manner = Manner {
         platform: None,
         lanes: &Lanes::default(),
+        images: &ImageRecords::default(),
         ending: &CancellationToken::new(),
         proof: PATIENCE.proof,
         step: &cut,
@@ -252,6 +254,7 @@ async fn an_engine_that_is_restarted_under_a_living_refit_loses_nothing() -> any
     let manner = Manner {
         platform: None,
         lanes: &Lanes::default(),
+        images: &ImageRecords::default(),
         ending: &CancellationToken::new(),
         proof: PATIENCE.proof,
         step: &restart,

@@ -342,17 +342,20 @@ impl Engine for DockerEngine {
 
     async fn unnamed_images(&self) -> Result<Vec<UnnamedImage>, EngineError> {
         let client = self.client().await?;
-        let filters = HashMap::from([("dangling".to_owned(), vec!["true".to_owned()])]);
+        // Not with the filter `dangling`: with the containerd image store, one that has a name by digest is none.
         let options = ListImagesOptions {
             digests: true,
-            filters: Some(filters),
             ..ListImagesOptions::default()
         };
         let answer = client.docker.list_images(Some(options));
         let found = self
             .call(self.limits.call, || "list images".into(), answer)
             .await?;
-        let unnamed = found.into_iter().map(|image| UnnamedImage {
+        // An engine writes `<none>:<none>` for no tag. One with the containerd image store lists names by digest as tags.
+        let is_tag = |tag: &String| !tag.starts_with('<') && !tag.contains('@');
+        let found = found.into_iter();
+        let unnamed = found.filter(|image| !image.repo_tags.iter().any(is_tag));
+        let unnamed = unnamed.map(|image| UnnamedImage {
             id: ImageId::new(image.id),
             created: image.created,
             // The engine writes `<none>@<none>` for none.
