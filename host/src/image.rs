@@ -286,6 +286,12 @@ impl FromStr for Platform {
 }
 
 impl Platform {
+    /// Whether an engine of this platform runs such an image. Who asks for no variant takes any.
+    pub fn takes(&self, os: &str, architecture: &str, variant: Option<&str>) -> bool {
+        let same = self.os == os && self.architecture == architecture;
+        same && (self.variant.is_none() || self.variant.as_deref() == variant)
+    }
+
     /// Of an image whose variant nobody knows: one that asks for a variant is none that is known to be here.
     pub fn is(&self, os: &str, architecture: &str) -> bool {
         self.os == os && self.architecture == architecture && self.variant.is_none()

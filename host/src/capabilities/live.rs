@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
+use super::disk_space;
 use super::foreseen::Foreseen;
 use super::permitted::Permitted;
 use super::ties::KnownTies;
@@ -447,6 +448,7 @@ impl Capabilities for Live {
                 transfer: Transfer::UpToDate,
             });
         }
+        disk_space::check(&self.workshop, image, before.as_ref()).await?;
         let reported = self.pull_from_registry(image).await?;
         let after = engine.image(&image.to_string()).await.map_err(failed)?;
         let records = &self.workshop.images;

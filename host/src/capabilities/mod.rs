@@ -4,6 +4,7 @@
 //! work, [`plan`] looks and records. Around either stand [`guard`] (grants, counts, cancellation) and the
 //! [journal](crate::journal). Knows nothing of WebAssembly.
 
+mod disk_space;
 pub mod foreseen;
 pub mod guard;
 pub mod live;

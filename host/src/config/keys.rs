@@ -69,9 +69,79 @@ pub struct ImagesConfig {
     /// elsewhere whatever the engine chooses.
     #[schemars(schema_with = "schema::platform")]
     pub platform: Option<String>,
-    /// How many images that a tag meant before are kept of each repository that was pulled. Older ones are removed after a
-    /// refresh where no container refers to them. Unset: all are kept.
-    pub keep_previous: Option<usize>,
+    /// How many images that a tag meant before are kept of each repository that was pulled: a number, or `"all"`. Older ones are
+    /// removed after a refresh if no container refers to them.
+    #[schemars(schema_with = "schema::keep_previous")]
+    pub keep_previous: KeepPrevious,
+}
+
+/// How many images are kept for a way back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepPrevious {
+    /// Until a person removes them.
+    All,
+    Newest(usize),
+}
+
+impl KeepPrevious {
+    const ALL: &str = "all";
+
+    /// `None` where nothing is removed.
+    pub fn number(self) -> Option<usize> {
+        match self {
+            Self::All => None,
+            Self::Newest(number) => Some(number),
+        }
+    }
+}
+
+impl Default for KeepPrevious {
+    /// The one before, and one more for whoever notices late. Without a bound a tag that moves each night fills any disk.
+    fn default() -> Self {
+        Self::Newest(2)
+    }
+}
+
+impl Serialize for KeepPrevious {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::All => serializer.serialize_str(Self::ALL),
+            Self::Newest(number) => number.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for KeepPrevious {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = KeepPrevious;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "a number of images, or `\"{}\"`", KeepPrevious::ALL)
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<KeepPrevious, E> {
+                let number = usize::try_from(number);
+                number.map(KeepPrevious::Newest).map_err(E::custom)
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<KeepPrevious, E> {
+                let wrong = |_| E::invalid_value(serde::de::Unexpected::Signed(number), &self);
+                usize::try_from(number)
+                    .map(KeepPrevious::Newest)
+                    .map_err(wrong)
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<KeepPrevious, E> {
+                match text {
+                    KeepPrevious::ALL => Ok(KeepPrevious::All),
+                    other => Err(E::invalid_value(serde::de::Unexpected::Str(other), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
 /// How registries are spoken to.

@@ -367,7 +367,7 @@ impl Config {
                 recreates: limits.recreate_pipeline,
             },
             whole: Duration::from_secs(limits.refresh_seconds),
-            keep_previous_images: self.images.keep_previous,
+            keep_previous_images: self.images.keep_previous.number(),
         }
     }
 

@@ -75,6 +75,16 @@ pub(super) fn socket_address(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// A number of images, or all of them.
+pub(super) fn keep_previous(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "anyOf": [
+            { "type": "integer", "minimum": 0 },
+            { "type": "string", "enum": ["all"] },
+        ],
+    })
+}
+
 /// A platform of an image, or nothing.
 pub(super) fn platform(_: &mut SchemaGenerator) -> Schema {
     json_schema!({

@@ -10,6 +10,7 @@ pub mod probe;
 pub mod ssh;
 pub mod tls;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -122,6 +123,10 @@ pub trait Engine: Send + Sync {
     /// What the engine tells of itself, which is little: for who wants to know when it goes away. The stream ends then. It has no
     /// time limit.
     fn daemon_events(&self) -> BoxStream<'_, Result<(), EngineError>>;
+    /// The folder that has the images, where the engine is on this machine and says so.
+    async fn image_folder(&self) -> Result<Option<PathBuf>, EngineError> {
+        Ok(None)
+    }
     /// By reference or id; only what is on this machine.
     async fn image(&self, image: &str) -> Result<Image, EngineError>;
     /// What of an image can run here, a manifest for each platform. Empty where the engine keeps no manifests, or does not say.
@@ -353,7 +358,10 @@ impl Hints for PullError {
             ],
             Self::RateLimited { retry_after: Some(after), .. } => vec![format!("try again in {} s", after.as_secs())],
             Self::RateLimited { retry_after: None, .. } => vec!["try again later; a login usually raises the limit".into()],
-            Self::NoSpace { .. } => vec!["`docker system df` shows what takes the room".into()],
+            Self::NoSpace { .. } => vec![
+                "`docker system df` shows what takes the room".into(),
+                "`[images] keep_previous` says how many old images Refit leaves".into(),
+            ],
             Self::RegistryUnavailable { .. } => vec!["the engine asks the registry, from its own machine: check that it can".into()],
             Self::TimedOut { .. } => vec!["the limit is `[limits] pull_seconds`, for each image".into()],
             Self::Credentials { .. } => vec![

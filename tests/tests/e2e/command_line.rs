@@ -213,7 +213,7 @@ async fn what_is_in_force_is_shown_with_where_it_came_from() -> anyhow::Result<(
     hooks.github.registry              = "ghcr.io"  # default
     hooks.github.secret_file           = (unset)  # default
     hooks.registry                     = []  # default
-    images.keep_previous               = (unset)  # default
+    images.keep_previous               = 2  # default
     images.platform                    = ""  # MOLECULE_IMAGE_PLATFORM
     limits.compile_megabytes           = 2048  # default
     limits.compile_seconds             = 120  # default

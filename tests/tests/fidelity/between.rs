@@ -1,6 +1,7 @@
 //! What stands between Refit and the engine, in this process: it writes down what is asked, and does what this machine's engine does
 //! not do by itself.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -36,6 +37,7 @@ pub(crate) struct Between {
     loses_stops: bool,
     tells_nothing: bool,
     image_ids: Option<fn(&str) -> String>,
+    image_folder: Option<PathBuf>,
 }
 
 impl Between {
@@ -49,6 +51,7 @@ impl Between {
             loses_stops: false,
             tells_nothing: false,
             image_ids: None,
+            image_folder: None,
         }
     }
 
@@ -94,6 +97,12 @@ impl Between {
         self
     }
 
+    /// The engine says that it keeps its images there.
+    pub(crate) fn keeps_images_in(mut self, folder: &Path) -> Self {
+        self.image_folder = Some(folder.to_owned());
+        self
+    }
+
     fn image_id(&self, id: &ImageId) -> ImageId {
         match self.image_ids {
             Some(other) => ImageId::new(other(id.as_str())),
@@ -116,6 +125,13 @@ impl Engine for Between {
 
     async fn version(&self) -> Result<EngineVersion, EngineError> {
         self.engine.version().await
+    }
+
+    async fn image_folder(&self) -> Result<Option<PathBuf>, EngineError> {
+        match &self.image_folder {
+            Some(folder) => Ok(Some(folder.clone())),
+            None => self.engine.image_folder().await,
+        }
     }
 
     async fn containers(&self) -> Result<Vec<Listed>, EngineError> {

@@ -2,15 +2,18 @@
 //! came from (28 with that store), or nothing but the tag.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
-use refit::engine::Engine as _;
+use refit::engine::{Engine as _, PullError};
 use refit::image::ImageRef;
 use refit::retention;
+use refit_tests::disk::Disk;
 use refit_tests::registry::Registry;
 use refit_tests::world::Running;
 use refit_tests::{ContainerSpec, ImageSpec, World, registry, with_world};
 
-use crate::bench::{Bench, docker};
+use crate::bench::{Bench, docker, told};
+use crate::between::Between;
 
 async fn publish(w: &World, registry: &Registry, version: &str) -> anyhow::Result<String> {
     let spec = ImageSpec::new(version).env("OF_IMAGE", version);
@@ -151,6 +154,43 @@ async fn old_images_go_beyond_the_number_that_is_kept() -> anyhow::Result<()> {
         // Docker 26 with the containerd store drops what no name refers to: then the pinned one is the newest.
         let kept_by_engine = before[2];
         assert_eq!(after, [!kept_by_engine, false, kept_by_engine, true]);
+        Ok(())
+    })
+    .await
+}
+
+/// 1: what would not fit is not begun; what the engine has already is not sent again, and takes no room.
+#[tokio::test]
+async fn pull_that_does_not_fit_is_not_begun() -> anyhow::Result<()> {
+    with_world("pull that does not fit", |w| async move {
+        let registry = registry::open().await?;
+        let info = w.docker().info().await?;
+        let engines_own = docker(&w).image_folder().await?;
+        let root = info.docker_root_dir.unwrap_or_default();
+        assert_eq!(engines_own.as_deref(), Some(Path::new(&root)));
+
+        let folder = tempfile::tempdir()?;
+        let disk = Disk::mount(folder.path().join("disk"), 12 << 20)?;
+        let on_small_disk = || {
+            let between = Between::new(&w).keeps_images_in(&disk.at);
+            Bench::new(&w).asking_registries().through(between)
+        };
+        let reference = w.reference(registry, "app");
+        // Its size would fit, and three times its size does not.
+        let large = ImageSpec::new("v1").filling(5 << 20);
+        w.publish(registry, "app", large).await?;
+        let error = on_small_disk().pull(&reference).await?.unwrap_err();
+        assert!(matches!(error, PullError::NoSpace { .. }), "{error:?}");
+        for part in ["3 times", "is left in", &disk.at.display().to_string()] {
+            assert!(told(&error).contains(part), "{}", told(&error));
+        }
+        assert_eq!(w.image_id(&reference).await?, None, "it was pulled");
+
+        // Without an answer from the registry nothing is known, and nothing is held back.
+        let between = Between::new(&w).keeps_images_in(&disk.at);
+        Bench::new(&w).through(between).pulled(&reference).await?;
+        w.publish(registry, "app", ImageSpec::new("v2")).await?;
+        on_small_disk().pulled(&reference).await?;
         Ok(())
     })
     .await

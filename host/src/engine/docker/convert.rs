@@ -1,6 +1,7 @@
 //! The engine's documents, read into our types. Knows the shape of inspect answers and nothing of how they came.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -241,6 +242,36 @@ pub(super) fn platform_manifests(
     Ok(manifests.collect())
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct InfoDocument {
+    docker_root_dir: Option<PathBuf>,
+    containerd: Option<ContainerdDocument>,
+    driver_status: Option<Vec<Vec<String>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ContainerdDocument {
+    address: Option<String>,
+}
+
+/// Where an engine keeps what it pulls, of `GET /info`. With the containerd image store that is the folder of the machine's own
+/// containerd, unless the engine has started one for itself.
+pub(super) fn image_folder(document: &[u8]) -> Result<Option<PathBuf>, serde_json::Error> {
+    const CONTAINERD_STORE: &str = "io.containerd.snapshotter.v1";
+    const MACHINES_SOCKET: &str = "/run/containerd/containerd.sock";
+    const MACHINES_FOLDER: &str = "/var/lib/containerd";
+    let found: InfoDocument = serde_json::from_slice(document)?;
+    let status = found.driver_status.unwrap_or_default();
+    let is_containerd = status.iter().flatten().any(|it| it == CONTAINERD_STORE);
+    let address = found.containerd.and_then(|it| it.address);
+    if is_containerd && address.as_deref() == Some(MACHINES_SOCKET) {
+        return Ok(Some(PathBuf::from(MACHINES_FOLDER)));
+    }
+    Ok(found.docker_root_dir.filter(|folder| folder.is_absolute()))
+}
+
 /// `Descriptor.digest` of `GET /distribution/…/json`.
 pub(super) fn distribution_digest(document: &[u8]) -> Result<String, serde_json::Error> {
     let found: Value = serde_json::from_slice(document)?;
@@ -319,6 +350,31 @@ fn published(ports: BTreeMap<String, Option<Vec<Binding>>>) -> Vec<PublishedPort
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn images_are_where_the_store_of_the_engine_is() {
+        let folder = |document: serde_json::Value| {
+            let folder = image_folder(document.to_string().as_bytes()).unwrap();
+            folder.map(|folder| folder.display().to_string())
+        };
+        let store = serde_json::json!([["driver-type", "io.containerd.snapshotter.v1"]]);
+        let root = "/var/lib/docker";
+        let classic = serde_json::json!({
+            "DockerRootDir": root, "DriverStatus": [["Backing Filesystem", "extfs"]],
+            "Containerd": {"Address": "/run/containerd/containerd.sock"},
+        });
+        assert_eq!(folder(classic).as_deref(), Some(root));
+        let own = serde_json::json!({
+            "DockerRootDir": root, "DriverStatus": store, "Containerd": {"Address": "/var/run/docker/containerd/containerd.sock"},
+        });
+        assert_eq!(folder(own).as_deref(), Some(root));
+        let machines = serde_json::json!({
+            "DockerRootDir": root, "DriverStatus": store, "Containerd": {"Address": "/run/containerd/containerd.sock"},
+        });
+        assert_eq!(folder(machines).as_deref(), Some("/var/lib/containerd"));
+        assert_eq!(folder(serde_json::json!({"DockerRootDir": ""})), None);
+        assert_eq!(folder(serde_json::json!({"DriverStatus": null})), None);
+    }
 
     #[test]
     fn what_no_model_names_is_kept() {

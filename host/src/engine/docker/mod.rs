@@ -13,6 +13,7 @@ mod ssh;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -29,7 +30,7 @@ use tokio::sync::OnceCell;
 use self::connection::Client;
 use self::failure::{engine_error, pull_error, refused};
 use self::login::registry_auth;
-use super::address::EngineAddress;
+use super::address::{EngineAddress, Way};
 use super::permissions::{RawAnswer, RawCall};
 use super::{
     CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal, StopMode,
@@ -230,6 +231,18 @@ impl Engine for DockerEngine {
     fn daemon_events(&self) -> BoxStream<'_, Result<(), EngineError>> {
         let filters = json!({ "type": ["daemon"] }).to_string();
         self.follow("follow the engine".into(), vec![("filters", filters)])
+    }
+
+    async fn image_folder(&self) -> Result<Option<PathBuf>, EngineError> {
+        if self.address.way != Way::Local {
+            return Ok(None);
+        }
+        let action = || "ask the engine where it keeps its images".to_owned();
+        let document = self.document(action, raw::RawRequest::get("/info")).await?;
+        convert::image_folder(&document).map_err(|source| EngineError::Nonsense {
+            action: action(),
+            source: source.into(),
+        })
     }
 
     async fn image(&self, image: &str) -> Result<Image, EngineError> {

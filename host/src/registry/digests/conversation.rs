@@ -3,6 +3,8 @@
 //! What is refused is tried once more where there is another way: a token that was kept may have been withdrawn, a token of many
 //! may not cover one of them, the way to be let in may have changed, and a registry may answer a GET where it refuses a HEAD.
 
+mod size;
+
 use std::time::Instant;
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE};

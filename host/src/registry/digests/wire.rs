@@ -26,8 +26,8 @@ impl Conversation<'_> {
         let nonsense = |problem: &str| Reason::Nonsense {
             problem: problem.to_owned(),
         };
-        let tag = image.tag().unwrap_or("latest");
-        let path = format!("{}/manifests/{tag}", image.path());
+        let version = image.digest().or(image.tag()).unwrap_or("latest");
+        let path = format!("{}/manifests/{version}", image.path());
         let mut url = self
             .registry
             .root
