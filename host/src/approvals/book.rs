@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
@@ -18,6 +19,9 @@ const REJECTED_MAX: usize = 200;
 /// The others that are kept for whoever looks back, and how long.
 const DECIDED_MAX: usize = 200;
 const DECIDED_DAYS: i64 = 30;
+/// How long the clock has to say that something is over before that is written down. A clock that is wrong at a start is right
+/// when the machine has reached its time server.
+pub(super) const CLOCK_BELIEVED_AFTER: Duration = Duration::from_secs(60 * 60);
 
 pub(super) struct Book {
     /// The state directory.
@@ -25,12 +29,15 @@ pub(super) struct Book {
     known: Mutex<Known>,
     /// One change at a time. `None` until the folder could be opened.
     store: tokio::sync::Mutex<Option<Arc<Store>>>,
+    opened: Instant,
 }
 
 #[derive(Default)]
 struct Known {
     held: BTreeMap<Id, Arc<Held>>,
     deciding: BTreeSet<Id>,
+    /// Since when the clock says of each that it is over. One reading of a clock decides nothing that lasts.
+    doubted: BTreeMap<Id, Instant>,
     trouble: Option<Diagnostic>,
     damaged: Vec<PathBuf>,
 }
@@ -60,6 +67,7 @@ impl Book {
             state,
             known: Mutex::default(),
             store: tokio::sync::Mutex::new(None),
+            opened: Instant::now(),
         }
     }
 
@@ -242,16 +250,43 @@ impl Turn<'_> {
         }
     }
 
-    /// Writes down what has expired, and lets go of what nobody needs. What cannot be written is told, and stays as it is.
+    /// Writes down what has expired, and lets go of what nobody needs. What cannot be written is told, and stays as it is. Both
+    /// only where the clock has said so for a while: one that was ahead for a moment must not make an approval expire for good.
     pub(super) async fn tidy(&self) {
-        let now = Timestamp::now();
+        self.tidy_at(Timestamp::now(), Instant::now()).await;
+    }
+
+    pub(super) async fn tidy_at(&self, now: Timestamp, clock: Instant) {
         let expired: Vec<Held> = {
-            let known = self.book.known();
-            let expired = known
+            let mut known = self.book.known();
+            let over: BTreeSet<Id> = known
                 .held
                 .values()
-                .filter(|held| held.at(now) != held.fate && !known.deciding.contains(&held.id));
-            expired.map(|held| held.with(Fate::Expired)).collect()
+                .filter(|held| held.at(now) == Fate::Expired || is_from_the_future(held, now))
+                .map(|held| held.id)
+                .collect();
+            known.doubted.retain(|id, _| over.contains(id));
+            for id in over {
+                known.doubted.entry(id).or_insert(clock);
+            }
+            let long_over =
+                |since: &Instant| clock.saturating_duration_since(*since) >= CLOCK_BELIEVED_AFTER;
+            let is_over: BTreeSet<Id> = known
+                .doubted
+                .iter()
+                .filter(|(_, since)| long_over(since))
+                .map(|(id, _)| *id)
+                .collect();
+            let expired = known.held.values().filter(|held| {
+                held.fate == Fate::Waiting
+                    && is_over.contains(&held.id)
+                    && !known.deciding.contains(&held.id)
+            });
+            let ended = |held: &Arc<Held>| match is_from_the_future(held, now) {
+                true => held.begun_again(now),
+                false => held.with(Fate::Expired),
+            };
+            expired.map(ended).collect()
         };
         for held in expired {
             if self.keep(held).await.is_err() {
@@ -260,7 +295,10 @@ impl Turn<'_> {
         }
         let forgotten = {
             let mut known = self.book.known();
-            let forgotten = forgettable(&known.held, now);
+            // By number always; by age where this process has seen for long enough that time goes on.
+            let is_believed =
+                clock.saturating_duration_since(self.book.opened) >= CLOCK_BELIEVED_AFTER;
+            let forgotten = forgettable(&known.held, is_believed.then_some(now));
             known.held.retain(|id, _| !forgotten.contains(id));
             forgotten
         };
@@ -272,6 +310,11 @@ impl Turn<'_> {
             tokio::task::spawn_blocking(move || forgotten.iter().for_each(|id| store.remove(*id)));
         let _ = removed.await;
     }
+}
+
+/// It was held by a clock that was ahead, and would wait until that time comes.
+fn is_from_the_future(held: &Held, now: Timestamp) -> bool {
+    held.fate == Fate::Waiting && held.created > now
 }
 
 /// Why one that does not wait cannot be decided.
@@ -325,8 +368,8 @@ fn seen(held: &Arc<Held>, now: Timestamp) -> Arc<Held> {
     Arc::new(held.with(fate))
 }
 
-/// What is too old or too much. The newest of all stays: its number is not to be used again.
-pub(super) fn forgettable(held: &BTreeMap<Id, Arc<Held>>, now: Timestamp) -> BTreeSet<Id> {
+/// What is too old or too much; without `now` only what is too much. The newest of all stays: its number is not to be used again.
+pub(super) fn forgettable(held: &BTreeMap<Id, Arc<Held>>, now: Option<Timestamp>) -> BTreeSet<Id> {
     let newest = held.keys().next_back().copied();
     let (mut rejected, mut decided) = (0, 0);
     let mut forgettable = BTreeSet::new();
@@ -339,8 +382,8 @@ pub(super) fn forgettable(held: &BTreeMap<Id, Arc<Held>>, now: Timestamp) -> BTr
             }
             Fate::Approved { .. } | Fate::Expired | Fate::Superseded { .. } => {
                 decided += 1;
-                let days = now.duration_since(one.expires).as_hours() / 24;
-                decided > DECIDED_MAX || days >= DECIDED_DAYS
+                let days = now.map(|now| now.duration_since(one.expires).as_hours() / 24);
+                decided > DECIDED_MAX || days.is_some_and(|days| days >= DECIDED_DAYS)
             }
         };
         if goes && Some(*id) != newest {

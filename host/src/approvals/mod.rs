@@ -196,6 +196,16 @@ impl Held {
         }
     }
 
+    /// The same for as long as it was to wait, from now on.
+    fn begun_again(&self, now: Timestamp) -> Self {
+        let life = self.expires.duration_since(self.created);
+        Self {
+            created: now,
+            expires: now.checked_add(life).unwrap_or(Timestamp::MAX),
+            ..self.clone()
+        }
+    }
+
     fn with(&self, fate: Fate) -> Self {
         Self {
             fate,

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::book::forgettable;
+use super::book::{Book, CLOCK_BELIEVED_AFTER, forgettable};
 use super::plan::Plan;
 use super::*;
 use crate::capabilities::Strategy;
@@ -474,7 +474,57 @@ async fn expired_is_what_has_waited_too_long_whenever_somebody_looks() {
         2,
         "it is proposed anew"
     );
-    assert_eq!(read(&path(&folder, 1))["state"], "expired");
+    // One reading of the clock is not written down.
+    assert_eq!(read(&path(&folder, 1))["state"], "waiting");
+}
+
+#[tokio::test]
+async fn clock_that_is_wrong_for_a_while_makes_nothing_expire_for_good() {
+    use std::time::Instant;
+
+    let folder = folder();
+    let book = Book::new(folder.path().to_owned());
+    let turn = book.turn().await.unwrap();
+    let now = Timestamp::now();
+    let hours = |hours| jiff::SignedDuration::from_hours(hours);
+    let held = |id: Id, created: Timestamp| Held {
+        id,
+        created,
+        expires: created + hours(24),
+        fate: Fate::Waiting,
+        request: request(Trigger::Api),
+        by: None,
+        findings: vec![],
+        plan: Plan::of(&report(&[(APP, "sha256:1")], &[])),
+    };
+    turn.keep(held(1, now)).await.unwrap();
+    // Held by a clock that was ahead.
+    let year = hours(24 * 365);
+    turn.keep(held(2, now + year)).await.unwrap();
+    let start = Instant::now();
+    let state = |id| read(&path(&folder, id))["state"].clone();
+
+    // The clock is a year ahead for a minute, and right again.
+    turn.tidy_at(now + year + hours(1), start).await;
+    assert_eq!(
+        book.get(1).unwrap().fate,
+        Fate::Waiting,
+        "for whoever looks"
+    );
+    turn.tidy_at(now, start + CLOCK_BELIEVED_AFTER / 2).await;
+    turn.tidy_at(now + hours(25), start + CLOCK_BELIEVED_AFTER)
+        .await;
+    assert_eq!(state(1), "waiting", "it has said so for a moment only");
+    turn.tidy_at(now + hours(26), start + 2 * CLOCK_BELIEVED_AFTER)
+        .await;
+    assert_eq!(state(1), "expired");
+    let again = book.get(2).unwrap();
+    assert_eq!(
+        again.created,
+        now + hours(26),
+        "it waits as long as was meant"
+    );
+    assert_eq!(again.expires, now + hours(50));
 }
 
 #[tokio::test]
@@ -683,9 +733,16 @@ fn what_was_decided_is_forgotten_in_time_but_for_rejections_and_the_newest() {
     ]
     .into();
     let now = Timestamp::now();
-    assert_eq!(forgettable(&all, now).into_iter().collect::<Vec<_>>(), [1]);
+    assert_eq!(
+        forgettable(&all, Some(now)).into_iter().collect::<Vec<_>>(),
+        [1]
+    );
+    assert!(
+        forgettable(&all, None).is_empty(),
+        "the clock is not believed"
+    );
     all.extend((6..300).map(|id| one(id, now, Fate::Expired)));
-    let forgotten = forgettable(&all, now);
+    let forgotten = forgettable(&all, Some(now));
     assert_eq!(forgotten.len(), 3 + 294 - 200, "{forgotten:?}");
     assert!(!forgotten.contains(&2) && !forgotten.contains(&3));
 }

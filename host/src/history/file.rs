@@ -9,11 +9,13 @@
 use std::fs::{self, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 
 use super::presence::{self, Presence};
+use super::rows::Confirmed;
 use super::writer::Row;
 use super::{Health, HistoryError, Id, Keep, Page, Query, Shown, rows, schema};
 use crate::private;
@@ -154,6 +156,17 @@ pub(super) struct File {
     presence: Presence,
 }
 
+/// How long a process has to run before its own clock is believed about what is old.
+const CLOCK_BELIEVED_AFTER: Duration = Duration::from_secs(12 * 60 * 60);
+
+fn confirmed() -> Confirmed {
+    static FIRST_ASKED: LazyLock<Instant> = LazyLock::new(Instant::now);
+    match FIRST_ASKED.elapsed() >= CLOCK_BELIEVED_AFTER {
+        true => Confirmed::ByThisProcess,
+        false => Confirmed::ByOthers,
+    }
+}
+
 /// Opens it, or makes it; one that is damaged is moved aside first.
 pub(super) fn open(place: &Place, keep: Keep) -> Result<File, HistoryError> {
     let turn = Turn::take(place)?;
@@ -178,7 +191,8 @@ pub(super) fn open(place: &Place, keep: Keep) -> Result<File, HistoryError> {
     rows::settle_the_dead(&file.db, &place.writers)
         .map_err(|error| place.failed("write to", error))?;
     presence::sweep(&place.writers);
-    rows::forget(&file.db, keep).map_err(|error| place.failed("write to", error))?;
+    rows::forget(&file.db, &file.presence.name, keep, confirmed())
+        .map_err(|error| place.failed("write to", error))?;
     Ok(file)
 }
 
@@ -303,7 +317,7 @@ impl File {
 
     /// Writes a row, or completes it, and lets go of what is too old.
     pub(super) fn put(&mut self, row: &mut Row, keep: Keep) -> Result<(), HistoryError> {
-        rows::put(&mut self.db, &self.presence.name, row, keep)
+        rows::put(&mut self.db, &self.presence.name, row, keep, confirmed())
             .map_err(|error| self.place.failed("write to", error))
     }
 }

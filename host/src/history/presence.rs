@@ -21,10 +21,21 @@ impl Presence {
     pub(super) fn announce(folder: &Path) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let nanoseconds = since.unwrap_or_default().as_nanos();
-        let name = format!("{}-{nanoseconds}", std::process::id());
-        let path = folder.join(&name);
-        let file = File::create_new(&path)?;
+        let mut nanoseconds = since.unwrap_or_default().as_nanos();
+        // A clock that starts at the same time each time, and the process id of a container's first process, make one name twice.
+        let (name, path, file) = loop {
+            let name = format!("{}-{nanoseconds}", std::process::id());
+            let path = folder.join(&name);
+            match File::create_new(&path) {
+                Ok(file) => break (name, path, file),
+                Err(error)
+                    if error.kind() == io::ErrorKind::AlreadyExists && nanoseconds < u128::MAX =>
+                {
+                    nanoseconds += 1
+                }
+                Err(error) => return Err(error),
+            }
+        };
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),

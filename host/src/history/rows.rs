@@ -25,6 +25,7 @@ pub(super) fn put(
     writer: &str,
     row: &mut Row,
     keep: Keep,
+    clock: Confirmed,
 ) -> rusqlite::Result<()> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let id = match row.id {
@@ -83,7 +84,7 @@ pub(super) fn put(
         if let Some(report) = &ended.report {
             put_report(&transaction, id, report)?;
         }
-        forget(&transaction, keep)?;
+        forget(&transaction, writer, keep, clock)?;
     }
     transaction.commit()?;
     row.id = Some(id);
@@ -130,10 +131,34 @@ fn put_report(db: &Connection, id: Id, report: &Report) -> rusqlite::Result<()> 
     Ok(())
 }
 
+/// Whether a clock is believed when it says that something is old. A machine may start with a clock that is a year ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Confirmed {
+    /// It has told the time for long.
+    ByThisProcess,
+    /// It is no later for this purpose than another process's last refresh: two clocks have to say so.
+    ByOthers,
+}
+
 /// What is beyond the count, the age or the room. What is under way stays.
-pub(super) fn forget(db: &Connection, keep: Keep) -> rusqlite::Result<()> {
+pub(super) fn forget(
+    db: &Connection,
+    writer: &str,
+    keep: Keep,
+    clock: Confirmed,
+) -> rusqlite::Result<()> {
     let age = Duration::from_secs(u64::from(keep.days) * 24 * 60 * 60);
-    let oldest = jiff::Timestamp::now().as_millisecond() - milliseconds(age);
+    let now = jiff::Timestamp::now().as_millisecond();
+    let now = match clock {
+        Confirmed::ByThisProcess => now,
+        Confirmed::ByOthers => {
+            let last =
+                "SELECT started_ms FROM refreshes WHERE writer <> ?1 ORDER BY id DESC LIMIT 1";
+            let last: Option<i64> = db.query_row(last, [writer], |row| row.get(0)).optional()?;
+            last.unwrap_or(i64::MIN).min(now)
+        }
+    };
+    let oldest = now.saturating_sub(milliseconds(age));
     db.execute(
         "DELETE FROM refreshes WHERE outcome IS NOT NULL AND (
              started_ms < ?1

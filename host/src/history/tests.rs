@@ -220,19 +220,20 @@ async fn only_the_newest_are_kept_and_no_number_is_used_twice() {
     db.execute("UPDATE refreshes SET started_ms = ?1", [yesterday])
         .unwrap();
     drop(db);
-    let history = History::open(
-        state.path(),
-        Keep {
+    // One clock alone is not believed.
+    for expected in [[6, 5].as_slice(), &[7, 6]] {
+        let keep = Keep {
             refreshes: 2,
             days: 1,
-        },
-    );
-    write(&history, Outcome::Done).await;
-    assert_eq!(ids(history.archive()), [6]);
-    history.close(SOON).await;
+        };
+        let history = History::open(state.path(), keep);
+        write(&history, Outcome::Done).await;
+        assert_eq!(ids(history.archive()), expected);
+        history.close(SOON).await;
+    }
     let db = rusqlite::Connection::open(file(&state)).unwrap();
     for table in ["reports", "images", "containers"] {
-        let sql = format!("SELECT count(*) FROM {table} WHERE refresh <> 6");
+        let sql = format!("SELECT count(*) FROM {table} WHERE refresh < 6");
         let left: i64 = db.query_row(&sql, [], |row| row.get(0)).unwrap();
         assert_eq!(
             left, 0,
@@ -426,4 +427,35 @@ async fn there_is_nothing_before_the_first_refresh() {
         0,
         "who looks makes nothing"
     );
+}
+
+/// A machine that starts with a clock that is a year ahead, and has it set right afterwards.
+#[tokio::test]
+async fn clock_that_was_ahead_for_one_start_deletes_nothing() {
+    let state = folder();
+    let keep = Keep {
+        refreshes: 100,
+        days: 100,
+    };
+    for _ in 0..3 {
+        let history = History::open(state.path(), keep);
+        write(&history, Outcome::Done).await;
+        history.close(SOON).await;
+    }
+    // For this process all that others have written was written a year ago.
+    let db = rusqlite::Connection::open(file(&state)).unwrap();
+    let year: i64 = 365 * 24 * 60 * 60 * 1000;
+    db.execute("UPDATE refreshes SET started_ms = started_ms - ?1", [year])
+        .unwrap();
+    let history = History::open(state.path(), keep);
+    for _ in 0..3 {
+        write(&history, Outcome::Done).await;
+    }
+    assert_eq!(outcomes(history.archive()).len(), 6);
+    history.close(SOON).await;
+    // Two clocks agree that it is late: what is old goes.
+    let history = History::open(state.path(), keep);
+    write(&history, Outcome::Done).await;
+    assert_eq!(outcomes(history.archive()).len(), 4);
+    history.close(SOON).await;
 }

@@ -209,6 +209,16 @@ impl Looks {
         )
     }
 
+    /// The clock was wrong.
+    pub fn correct(&mut self, by: impl Fn(Timestamp) -> Timestamp) {
+        for (_, check) in self.checks.values_mut() {
+            if let Some(check) = check {
+                check.at = by(check.at);
+                check.retry_at = check.retry_at.map(&by);
+            }
+        }
+    }
+
     /// The digest of each image on this machine, where it is here and came from its registry. Of several digests that of the
     /// registry is taken, which comes with the image where it is known, and otherwise the first.
     pub async fn local(

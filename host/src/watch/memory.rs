@@ -96,6 +96,29 @@ impl Memory {
         }
     }
 
+    /// Times that lie ahead are put right, and told whether any was: what is kept may have been written by a clock that was ahead.
+    pub fn correct(
+        &mut self,
+        now: Timestamp,
+        wait_most: SignedDuration,
+        by: impl Fn(Timestamp) -> Timestamp,
+    ) {
+        let latest = now.checked_add(wait_most).unwrap_or(Timestamp::MAX);
+        for seen in self.seen.values_mut() {
+            let before = seen.clone();
+            seen.first_seen = by(seen.first_seen).min(now);
+            seen.last_seen = by(seen.last_seen).min(now);
+            seen.retry_at = seen.retry_at.map(|at| by(at).min(latest));
+            self.is_changed |= *seen != before;
+        }
+        if let Some(pause) = &mut self.paused
+            && pause.since > now
+        {
+            pause.since = now;
+            self.is_changed = true;
+        }
+    }
+
     pub fn first_seen(&self, finding: &Finding) -> Option<Timestamp> {
         Some(self.of(finding)?.first_seen)
     }
@@ -185,6 +208,28 @@ mod tests {
         // The clock was set back by an hour.
         memory.sees("ghcr.io/acme/app:1", "b", at(-3600));
         assert_eq!(memory.first_seen(&finding("b")), Some(at(-3600)));
+    }
+
+    #[test]
+    fn times_of_a_clock_that_was_ahead_are_put_right() {
+        const YEAR: i64 = 365 * 24 * 3600;
+        let hours = SignedDuration::from_hours(6);
+        let mut memory = Memory::default();
+        memory.sees("ghcr.io/acme/app:1", "a", at(-100));
+        memory.sees("ghcr.io/acme/app:1", "b", at(YEAR));
+        memory.failed(&finding("a"), at(300));
+        memory.failed(&finding("b"), at(YEAR + 300));
+        memory.is_changed = false;
+        memory.correct(at(0), hours, |at| at);
+        assert!(memory.is_changed);
+        assert_eq!(memory.first_seen(&finding("a")), Some(at(-100)));
+        assert_eq!(memory.first_seen(&finding("b")), Some(at(0)));
+        assert_eq!(memory.failures(&finding("a")), (1, Some(at(300))));
+        let six_hours = at(6 * 3600);
+        assert_eq!(memory.failures(&finding("b")), (1, Some(six_hours)));
+        memory.is_changed = false;
+        memory.correct(at(0), hours, |at| at);
+        assert!(!memory.is_changed);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 pub mod adopt;
 pub mod bell;
+mod clock;
 pub mod look;
 pub mod memory;
 pub mod schedule;

@@ -15,6 +15,10 @@ use crate::diagnostic::Hints;
 pub enum ScheduleError {
     #[error("`{0}`, and no time zone is called that: write it like `Europe/Berlin`")]
     Zone(String),
+    #[error(
+        "unset, and the environment's `TZ` is `{text}`, which is no time zone: write it like `Europe/Berlin`, or unset it ({problem})"
+    )]
+    Environment { text: String, problem: String },
     #[error("`{text}`, which cron does not understand: {problem}")]
     Cron { text: String, problem: String },
     #[error("`{0}`, which never comes")]
@@ -28,8 +32,28 @@ impl Hints for ScheduleError {}
 /// Without a name, the machine's own.
 pub fn zone(name: Option<&str>) -> Result<TimeZone, ScheduleError> {
     match name {
-        None => Ok(TimeZone::system()),
+        None => {
+            let variable = std::env::var_os("TZ").map(|text| text.to_string_lossy().into_owned());
+            system_zone(variable.as_deref(), || {
+                TimeZone::try_system().map_err(|error| error.to_string())
+            })
+        }
         Some(name) => TimeZone::get(name).map_err(|_| ScheduleError::Zone(name.to_owned())),
+    }
+}
+
+/// A machine that does not say is on UTC; one whose environment says what cannot be understood is not.
+fn system_zone(
+    variable: Option<&str>,
+    system: impl FnOnce() -> Result<TimeZone, String>,
+) -> Result<TimeZone, ScheduleError> {
+    match (system(), variable.map(str::trim)) {
+        (Ok(zone), _) => Ok(zone),
+        (Err(_), None | Some("" | ":")) => Ok(TimeZone::UTC),
+        (Err(problem), Some(text)) => Err(ScheduleError::Environment {
+            text: text.to_owned(),
+            problem,
+        }),
     }
 }
 
@@ -183,6 +207,18 @@ mod tests {
             assert!(schedule.is_err(), "{text:?} gives {schedule:?}");
         }
         assert!(zone(Some("Europe/Atlantis")).is_err());
+    }
+
+    #[test]
+    fn time_zone_of_the_environment_is_checked() {
+        let fails = || Err("not found".to_owned());
+        for unset in [None, Some(""), Some(" ")] {
+            assert_eq!(system_zone(unset, fails).unwrap(), TimeZone::UTC);
+        }
+        let error = system_zone(Some("Europe/Atlantis"), fails).unwrap_err();
+        assert!(error.to_string().contains("`Europe/Atlantis`"), "{error}");
+        let there = || Ok(berlin());
+        assert_eq!(system_zone(Some("Europe/Berlin"), there).unwrap(), berlin());
     }
 
     proptest! {

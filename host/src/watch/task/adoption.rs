@@ -17,7 +17,7 @@ use crate::runs::{Begun, Panicked};
 /// After a refresh could not be begun: too many are under way.
 const BEGIN_AGAIN: SignedDuration = SignedDuration::from_secs(30);
 /// The longest that a refresh which fails again and again is put off.
-const RETRY_MOST: Duration = Duration::from_secs(6 * 60 * 60);
+pub(super) const RETRY_MOST: Duration = Duration::from_secs(6 * 60 * 60);
 /// How long a proposal may take. It is a row in a file, at most.
 const ADOPT: Duration = Duration::from_secs(60);
 /// A refresh of ours that has ended.

@@ -8,14 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::adoption::{Ended, weight};
+use self::adoption::{Ended, RETRY_MOST, weight};
 use self::announced::{Announced, Shown};
 use super::adopt::{Adopt, Finding};
 use super::bell::Rung;
+use super::clock::{Clock, SetBack};
 use super::look::{Checks, Looks, Scope};
 use super::schedule::{Backoff, chance};
 use super::status::{Held, Looked, Seen, Snapshot, Verdict, Watched, seen, summary};
@@ -61,6 +62,7 @@ pub(super) struct Task {
     repositories_under_way: BTreeSet<String>,
     last_look: Option<Looked>,
     number: u64,
+    clock: Clock,
 }
 
 impl Task {
@@ -90,10 +92,17 @@ impl Task {
             repositories_under_way: BTreeSet::new(),
             last_look: None,
             number: 0,
+            clock: Clock::new(Timestamp::now()),
         }
     }
 
     pub(super) async fn run(mut self) {
+        let now = Timestamp::now();
+        // A clock that was ahead may have written it.
+        self.watcher
+            .kept
+            .memory()
+            .correct(now, wait_most(), |at| at);
         loop {
             self.turn().await;
             self.publish();
@@ -116,9 +125,42 @@ impl Task {
         }
     }
 
+    /// Nobody waits for a time of a clock that was wrong.
+    fn correct(&mut self, back: SetBack) {
+        let seconds = back.by.as_secs();
+        tracing::warn!(
+            seconds,
+            "the clock was set back; what lies ahead comes closer by as much"
+        );
+        let correct = |at: Timestamp| back.correct(at);
+        let ticks = self.settings.ticks.as_ref();
+        // A cron's next time is another one, and no interval is longer than it is.
+        let latest = ticks.map(|ticks| ticks.next(back.now, 1.0));
+        self.next_tick = self.next_tick.map(correct).min(latest.or(self.next_tick));
+        self.look_again = self.look_again.map(correct);
+        self.looks.correct(correct);
+        let held = self.put_off.values_mut().chain(self.answered.values_mut());
+        for (_, held) in held {
+            held.until = held.until.map(correct);
+        }
+        for watched in self.images.values_mut() {
+            let times = [watched.first_seen.as_mut(), watched.checked.as_mut()];
+            for at in times.into_iter().flatten().chain([&mut watched.since]) {
+                *at = correct(*at).min(back.now);
+            }
+        }
+        let mut memory = self.watcher.kept.memory();
+        memory.correct(back.now, wait_most(), correct);
+        drop(memory);
+        self.hold();
+    }
+
     /// Does what is due, if anything is.
     async fn turn(&mut self) {
         let now = Timestamp::now();
+        if let Some(back) = self.clock.read(now) {
+            self.correct(back);
+        }
         let due = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
         // While the engine or the policy cannot be asked, what was to be looked at waits for the look at all of them.
         let can_look = self.look_again.is_none();
@@ -410,6 +452,11 @@ impl Task {
             };
         });
     }
+}
+
+/// The longest that anything is put off, with what chance adds.
+fn wait_most() -> SignedDuration {
+    SignedDuration::try_from(RETRY_MOST.mul_f64(1.25)).unwrap_or(SignedDuration::ZERO)
 }
 
 /// What is new is logged once.
