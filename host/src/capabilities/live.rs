@@ -502,7 +502,10 @@ impl Capabilities for Live {
         };
         // Asked for twice in one wave: the first answer was the one.
         let answer = answer.unwrap_or(Err(CallError::Cancelled));
-        if let Err(CallError::Failed(error)) = &answer {
+        // A policy compares ids, which may differ where nothing would: that is no failure.
+        if let Err(CallError::Failed(error)) = &answer
+            && !matches!(error, RecreateError::Current { .. })
+        {
             tracing::warn!(hints = ?error.hints(), "{}", Diagnostic::of(error).sentence());
         }
         answer

@@ -107,14 +107,11 @@ impl Capabilities for Warranted {
                 "{title} says nothing about `{image}`"
             )));
         }
-        let covered = |pulled: &PulledImage| {
-            let covered = self.warrant.covers(pulled);
-            covered.map_err(CallError::Denied)
-        };
+        let covered = |pulled: &PulledImage| self.warrant.covers(pulled);
         // Before it is here: a tag that has moved is best not moved on this machine.
-        covered(&self.look.pull(image).await?)?;
+        covered(&self.look.pull(image).await?).map_err(CallError::Denied)?;
         let pulled = self.inner.pull(image).await?;
-        covered(&pulled)?;
+        covered(&pulled).map_err(CallError::Denied)?;
         Ok(pulled)
     }
 
