@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, header};
+use http::HeaderMap;
 
 /// No registry is left alone for longer, whatever it says: Docker Hub counts within six hours.
 const LONGEST: Duration = Duration::from_secs(6 * 60 * 60);
@@ -101,11 +101,14 @@ impl Budget {
         let (wait, why) = match status {
             429 => {
                 self.limited = self.limited.saturating_add(1);
+                let said = said.or(none_remaining(headers, clock));
                 (
                     Some(said.unwrap_or(doubled(LIMITED, self.limited))),
                     Why::Asked,
                 )
             }
+            // As GitHub says it of too many requests at once. Any other 403 is about the login.
+            403 => (said.or(none_remaining(headers, clock)), Why::Asked),
             503 => {
                 self.broken = self.broken.saturating_add(1);
                 match said {
@@ -115,7 +118,7 @@ impl Budget {
             }
             _ => {
                 (self.limited, self.broken) = (0, 0);
-                (none_remaining(headers), Why::Asked)
+                (none_remaining(headers, clock), Why::Asked)
             }
         };
         if let Some(wait) = wait {
@@ -159,33 +162,58 @@ fn doubled((first, most): (Duration, Duration), times: u32) -> Duration {
     first.saturating_mul(1 << doublings).min(most)
 }
 
-/// Seconds or a date.
+/// Seconds, a date, or, as Docker Hub had it under another name, a moment.
 fn retry_after(headers: &HeaderMap, clock: jiff::Timestamp) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
+    let named = ["retry-after", "x-retry-after"].into_iter();
+    let text = named.filter_map(|name| headers.get(name)?.to_str().ok());
+    text.map(str::trim).find_map(|text| {
+        seconds(text, clock).or_else(|| {
+            let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+            Some(until(date, clock))
+        })
+    })
+}
+
+/// A number of seconds, or of those since the Unix epoch where it is too large for the former.
+fn seconds(text: &str, clock: jiff::Timestamp) -> Option<Duration> {
+    /// A registry that asks for thirty years means a moment.
+    const MOMENT: f64 = 1e9;
+    let number = text.parse::<f64>().ok()?;
+    if number >= MOMENT {
+        let moment = jiff::Timestamp::from_second(number.min(1e11) as i64);
+        return moment.ok().map(|moment| until(moment, clock));
     }
-    let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-    // One that has passed is no reason to ask again at once.
-    Some(Duration::try_from(date.duration_since(clock)).unwrap_or(Duration::from_secs(1)))
+    Duration::try_from_secs_f64(number).ok()
+}
+
+/// One that has passed is no reason to ask again at once.
+fn until(moment: jiff::Timestamp, clock: jiff::Timestamp) -> Duration {
+    let wait = Duration::try_from(moment.duration_since(clock));
+    wait.unwrap_or(Duration::from_secs(1))
 }
 
 /// How long nothing remains, where an answer says that nothing does: Docker Hub's `0;w=21600`, which says in which time it
-/// counts, and the draft of the IETF with a time of reset.
-fn none_remaining(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name: &str| headers.get(name)?.to_str().ok();
-    let number = |text: &str| text.split([';', ',']).next()?.trim().parse::<u64>().ok();
+/// counts, and the draft of the IETF with a time of reset. Many call both by a name with an `X-`.
+fn none_remaining(headers: &HeaderMap, clock: jiff::Timestamp) -> Option<Duration> {
+    let text = |name: &str| {
+        let value = headers
+            .get(name)
+            .or_else(|| headers.get(format!("x-{name}")));
+        value?.to_str().ok()
+    };
+    let first = |text: &str| text.split([';', ',']).next().map(|it| it.trim().to_owned());
     let remaining = text("ratelimit-remaining")?;
-    if number(remaining)? > 0 {
+    if first(remaining)?.parse::<u64>().ok()? > 0 {
         return None;
     }
-    let reset = text("ratelimit-reset").and_then(number);
+    let reset = text("ratelimit-reset").and_then(first);
+    let reset = reset.and_then(|reset| seconds(&reset, clock));
     let window = remaining
         .split(';')
         .find_map(|part| part.trim().strip_prefix("w=")?.trim().parse::<u64>().ok());
     // In a window of hours some of it comes back long before its end.
-    let wait = reset.or(window.map(|window| window.min(LIMITED.1.as_secs())));
-    Some(wait.map_or(LIMITED.0, Duration::from_secs))
+    let window = window.map(|window| Duration::from_secs(window.min(LIMITED.1.as_secs())));
+    Some(reset.or(window).unwrap_or(LIMITED.0))
 }
 
 #[cfg(test)]
@@ -240,8 +268,35 @@ mod tests {
         assert_eq!(alone(&mut budget(9), 429, &date), Some(120));
         let passed = [("retry-after", "Wed, 25 Nov 2026 11:00:00 GMT")];
         assert_eq!(alone(&mut budget(9), 429, &passed), Some(1));
-        let ages = [("retry-after", "999999999999")];
-        assert_eq!(alone(&mut budget(9), 429, &ages), Some(LONGEST.as_secs()));
+        for ages in ["999999999", "999999999999", "1e300"] {
+            let ages = [("retry-after", ages)];
+            assert_eq!(alone(&mut budget(9), 429, &ages), Some(LONGEST.as_secs()));
+        }
+        assert_eq!(
+            alone(&mut budget(9), 429, &[("retry-after", "1.5")]),
+            Some(1)
+        );
+        // As Docker Hub's interface said it: a moment, here two minutes after the clock.
+        let moment = (clock().as_second() + 120).to_string();
+        for name in ["x-retry-after", "retry-after"] {
+            assert_eq!(alone(&mut budget(9), 429, &[(name, &moment)]), Some(120));
+        }
+    }
+
+    #[test]
+    fn refusal_that_names_a_time_is_about_the_rate() {
+        let moment = (clock().as_second() + 90).to_string();
+        let github = [
+            ("x-ratelimit-remaining", "0"),
+            ("x-ratelimit-reset", moment.as_str()),
+        ];
+        assert_eq!(alone(&mut budget(9), 403, &github), Some(90));
+        assert_eq!(alone(&mut budget(9), 429, &github), Some(90));
+        assert_eq!(
+            alone(&mut budget(9), 403, &[("retry-after", "30")]),
+            Some(30)
+        );
+        assert_eq!(alone(&mut budget(9), 403, &[]), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::Url;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::challenge::Realm;
 use crate::secret::{ExposeSecret as _, Login, SecretString};
@@ -72,25 +73,32 @@ pub(super) struct Granted {
     lifetime: Duration,
 }
 
+/// Servers differ in what they write where a number or a date is expected, and a token is good all the same.
 #[derive(Deserialize)]
 struct Answer {
-    token: Option<String>,
+    token: Option<Value>,
     /// Its name in OAuth 2.
-    access_token: Option<String>,
-    expires_in: Option<f64>,
-    issued_at: Option<String>,
+    access_token: Option<Value>,
+    expires_in: Option<Value>,
+    issued_at: Option<Value>,
 }
 
 /// `None` where there is no token in it that could be sent.
 pub(super) fn granted(body: &[u8], clock: jiff::Timestamp) -> Option<Granted> {
     let answer: Answer = serde_json::from_slice(body).ok()?;
-    let tokens = [answer.token, answer.access_token].into_iter().flatten();
-    let value = tokens.into_iter().find(|token| !token.is_empty())?;
+    let tokens = [&answer.token, &answer.access_token].into_iter().flatten();
+    let mut tokens = tokens.filter_map(Value::as_str);
+    let value = tokens.find(|token| !token.is_empty())?;
     let sendable = value.bytes().all(|byte| byte.is_ascii_graphic());
-    let issued = answer.issued_at.and_then(|at| at.parse().ok());
+    let expires_in = answer.expires_in.and_then(|seconds| match seconds {
+        Value::String(text) => text.trim().parse().ok(),
+        number => number.as_f64(),
+    });
+    let issued = answer.issued_at.as_ref().and_then(Value::as_str);
+    let issued = issued.and_then(|at| at.parse().ok());
     sendable.then(|| Granted {
-        value: value.into(),
-        lifetime: lifetime(answer.expires_in, issued, clock),
+        value: value.to_owned().into(),
+        lifetime: lifetime(expires_in, issued, clock),
     })
 }
 
@@ -203,6 +211,10 @@ mod tests {
         lives(r#"{"token":"t","expires_in":1e30}"#, 60);
         lives(r#"{"token":"t","expires_in":999999999}"#, 12 * 60 * 60);
         lives(r#"{"token":"t","expires_in":-1}"#, 60);
+        // Other servers write other things there.
+        lives(r#"{"token":"t","expires_in":"300"}"#, 300);
+        lives(r#"{"token":null,"access_token":"t","expires_in":null}"#, 60);
+        lives(r#"{"token":"t","issued_at":1795608000}"#, 60);
     }
 
     #[test]
@@ -211,6 +223,7 @@ mod tests {
             "",
             "{}",
             r#"{"token":""}"#,
+            r#"{"token":7}"#,
             r#"{"token":"a b"}"#,
             r#"{"token":"a\nb"}"#,
         ] {
