@@ -6,9 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::pin::Pin;
 use std::str::FromStr;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -20,8 +18,11 @@ use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
 
 use super::{Artifact, ArtifactError};
-use crate::image::ImageRef;
+use crate::image::{ImageRef, ImageRefError};
 use crate::registry::address::is_plain;
+use crate::registry::budget::Rate;
+use crate::registry::credentials::Credentials;
+use crate::registry::digests::{DigestError, Digests, Reason};
 use crate::secret::{ExposeSecret as _, Login};
 
 const CONFIG_MEDIA_TYPE: &str = "application/vnd.wasm.config.v0+json";
@@ -36,6 +37,13 @@ const ANNOTATION_DESCRIPTION: &str = "org.opencontainers.image.description";
 const LIMIT: Duration = Duration::from_secs(120);
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 
+const FETCH: &str = "fetch";
+/// One policy is a few requests. What a registry says about its limits is obeyed all the same.
+const RATE: Rate = Rate {
+    requests: 50,
+    window: LIMIT,
+};
+
 /// `registry/repository:tag`, `…@sha256:…`, or both; never without a version.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ArtifactRef(Reference);
@@ -43,6 +51,16 @@ pub struct ArtifactRef(Reference);
 impl ArtifactRef {
     pub fn registry(&self) -> &str {
         self.0.registry()
+    }
+
+    /// As the client of registries has it.
+    fn image(&self) -> Result<ImageRef, ArtifactError> {
+        let text = self.to_string();
+        text.parse()
+            .map_err(|error: ImageRefError| ArtifactError::Reference {
+                problem: error.to_string(),
+                text,
+            })
     }
 
     /// The last part of its repository.
@@ -133,26 +151,49 @@ impl Registries {
         login: Option<&Login>,
         bytes_max: usize,
     ) -> Result<Artifact, ArtifactError> {
-        let call = Call::new("fetch", reference, login)?;
-        call.within(self.pull_unbounded(&call, bytes_max)).await
+        let fetching = self.pull_unbounded(reference, login, bytes_max);
+        match tokio::time::timeout(LIMIT, fetching).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ArtifactError::TimedOut {
+                action: FETCH,
+                reference: reference.to_string(),
+                limit: LIMIT,
+            }),
+        }
     }
 
+    /// With the client that watches images: it bounds what it reads, and no login leaves the registry or the realm that the
+    /// registry itself names.
     async fn pull_unbounded(
         &self,
-        call: &Call<'_>,
+        reference: &ArtifactRef,
+        login: Option<&Login>,
         bytes_max: usize,
     ) -> Result<Artifact, ArtifactError> {
-        let (client, reference) = (self.client(call.reference.registry()), &call.reference.0);
-        let (manifest, digest) = client
-            .pull_manifest(reference, &call.auth)
-            .await
-            .map_err(|error| call.failed(error))?;
+        let failed = |error: DigestError| fetch_error(reference, login, error);
+        let client = Digests::new(Credentials::default(), self.plain_http.clone(), RATE);
+        let image = reference.image()?;
+        let manifest = client.manifest(&image, login).await.map_err(failed)?;
+        let digest = manifest.digest;
+        let pinned_to = reference.0.digest();
+        if let Some(pinned_to) = pinned_to.filter(|it| *it != digest) {
+            let problem = format!("the registry has `{digest}` under `{pinned_to}`");
+            return Err(ArtifactError::Registry {
+                action: FETCH,
+                reference: reference.to_string(),
+                source: problem.into(),
+            });
+        }
         let not = |problem: String| ArtifactError::NotAPolicy {
             reference: reference.to_string(),
             problem,
         };
-        let OciManifest::Image(manifest) = manifest else {
-            return Err(not("it is a list of images for several platforms".into()));
+        let manifest = match serde_json::from_slice(&manifest.bytes) {
+            Ok(OciManifest::Image(manifest)) => manifest,
+            Ok(OciManifest::ImageIndex(_)) => {
+                return Err(not("it is a list of images for several platforms".into()));
+            }
+            Err(error) => return Err(not(format!("its manifest cannot be read: {error}"))),
         };
         if manifest.config.media_type != CONFIG_MEDIA_TYPE {
             return Err(not(format!(
@@ -172,7 +213,7 @@ impl Registries {
                 layer.media_type
             )));
         }
-        let pinned = call.reference.pinned(&digest);
+        let pinned = reference.pinned(&digest);
         let origin = super::Source::Registry(pinned).to_string();
         let too_large = |bytes: Option<u64>| ArtifactError::TooLarge {
             origin: origin.clone(),
@@ -184,22 +225,14 @@ impl Registries {
         if said > bytes_max as u64 {
             return Err(too_large(Some(said)));
         }
-        let mut bounded = Bounded {
-            bytes: Vec::new(),
-            bytes_max,
+        let bounds = (bytes_max, LIMIT);
+        let blob = client.blob(&image, login, &layer.digest, bounds);
+        let Some(bytes) = blob.await.map_err(failed)? else {
+            return Err(too_large(None));
         };
-        match client.pull_blob(reference, layer, &mut bounded).await {
-            Ok(()) => {}
-            Err(OciDistributionError::IoError(error))
-                if error.kind() == std::io::ErrorKind::FileTooLarge =>
-            {
-                return Err(too_large(None));
-            }
-            Err(error) => return Err(call.failed(error)),
-        }
         let annotations = manifest.annotations.unwrap_or_default();
         Ok(Artifact {
-            bytes: bounded.bytes,
+            bytes,
             // One that cannot be read is as good as none: nobody is trusted by it.
             signature: annotations
                 .get(ANNOTATION_SIGNATURE)
@@ -362,26 +395,12 @@ impl<'a> Call<'a> {
             E::UnauthorizedError { .. } | E::AuthenticationFailure(_)
         ) || matches!(code, Some(401 | 403))
             || of_envelope(&[OciErrorCode::Unauthorized, OciErrorCode::Denied]);
-        let missing = matches!(error, E::ImageManifestNotFoundError(_))
-            || code == Some(404)
-            || of_envelope(&[
-                OciErrorCode::ManifestUnknown,
-                OciErrorCode::NameUnknown,
-                OciErrorCode::BlobUnknown,
-                OciErrorCode::NotFound,
-            ]);
         if refused {
             return ArtifactError::Unauthorized {
                 action: self.action,
                 reference,
                 registry,
                 credentials_sent: self.auth != RegistryAuth::Anonymous,
-            };
-        }
-        if missing && self.action == "fetch" {
-            return ArtifactError::NotFound {
-                registry,
-                reference,
             };
         }
         ArtifactError::Registry {
@@ -392,30 +411,27 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Takes what a registry sends, up to a length.
-struct Bounded {
-    bytes: Vec<u8>,
-    bytes_max: usize,
-}
-
-impl tokio::io::AsyncWrite for Bounded {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        more: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        if self.bytes.len() + more.len() > self.bytes_max {
-            return Poll::Ready(Err(std::io::ErrorKind::FileTooLarge.into()));
-        }
-        self.bytes.extend_from_slice(more);
-        Poll::Ready(Ok(more.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
+fn fetch_error(
+    reference: &ArtifactRef,
+    login: Option<&Login>,
+    error: DigestError,
+) -> ArtifactError {
+    let (registry, reference) = (reference.registry().to_owned(), reference.to_string());
+    match error.reason {
+        Reason::Unauthorized { .. } => ArtifactError::Unauthorized {
+            action: FETCH,
+            reference,
+            registry,
+            credentials_sent: login.is_some(),
+        },
+        Reason::NotFound => ArtifactError::NotFound {
+            registry,
+            reference,
+        },
+        reason => ArtifactError::Registry {
+            action: FETCH,
+            reference,
+            source: reason.into(),
+        },
     }
 }

@@ -84,11 +84,16 @@ pub(super) fn digest_of_body(headers: &HeaderMap, body: &[u8]) -> Result<String,
     let digest = sha256(body);
     match said {
         None => Ok(digest),
-        Some(said) if said == digest || said == sha512(body) => Ok(said),
+        Some(said) if is_digest_of(&said, body) => Ok(said),
         Some(said) => not(format!(
             "its digest is `{digest}`, and the registry says `{said}`"
         )),
     }
+}
+
+/// Whether these bytes have this digest.
+pub(super) fn is_digest_of(digest: &str, bytes: &[u8]) -> bool {
+    digest == sha256(bytes) || digest == sha512(bytes)
 }
 
 /// An index of manifests, or the manifest of one image.

@@ -8,6 +8,7 @@ use refit::artifact::signature::{KeyConfig, SignatureError, Trust};
 use refit::artifact::{Artifact, ArtifactError, ArtifactRef};
 use refit::grants::Verb;
 use refit::secret::{Login, SecretString};
+use refit_tests::gateway::{Gateway, Tokens};
 use refit_tests::registry::{self, PASSWORD, Registry, USER};
 
 const BYTES_MAX: usize = 1 << 20;
@@ -216,6 +217,50 @@ async fn a_registry_that_is_not_there_is_named() -> anyhow::Result<()> {
         .unwrap_err();
     assert!(matches!(error, ArtifactError::Registry { .. }), "{error:?}");
     assert_eq!(error.to_string(), "cannot fetch `127.0.0.1:1/a/b:1`");
+    Ok(())
+}
+
+/// A server to which a registry redirects is not the registry: what it asks for, it does not get.
+#[tokio::test]
+async fn login_for_a_policy_stays_with_its_registry() -> anyhow::Result<()> {
+    let registry = registry::open().await?;
+    let (own, other) = (
+        Gateway::before(registry, Tokens::None).await?,
+        Gateway::before(registry, Tokens::None).await?,
+    );
+    let realm = format!(
+        r#"Bearer realm="http://{}/steal",service="x""#,
+        other.host()
+    );
+    other.answer("GET", 401, &[("www-authenticate", &realm)]);
+    let elsewhere = format!("http://{}/v2/", other.host());
+    own.answer("GET", 307, &[("location", &elsewhere)]);
+    let reference: ArtifactRef = format!("{}/policies/x:1", own.host()).parse()?;
+    let login = Login::Password {
+        username: USER.into(),
+        password: SecretString::from(PASSWORD.to_owned()),
+    };
+    let pulled = registries().pull(&reference, Some(&login), BYTES_MAX).await;
+    let error = pulled.unwrap_err();
+    assert!(matches!(error, ArtifactError::Registry { .. }), "{error:?}");
+    let asked = other.asked();
+    assert!(
+        asked.iter().all(|asked| asked.path != "/steal"),
+        "{asked:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn web_page_is_no_policy() -> anyhow::Result<()> {
+    let gateway = Gateway::before(registry::open().await?, Tokens::None).await?;
+    gateway.answer("GET", 200, &[("content-type", "text/html")]);
+    let reference: ArtifactRef = format!("{}/policies/x:1", gateway.host()).parse()?;
+    let error = registries().pull(&reference, None, BYTES_MAX).await;
+    let error = error.unwrap_err();
+    let cause = std::error::Error::source(&error).map(ToString::to_string);
+    let cause = cause.unwrap_or_default();
+    assert!(cause.contains("it is a web page"), "{error:?}");
     Ok(())
 }
 

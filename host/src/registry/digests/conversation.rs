@@ -5,14 +5,14 @@
 
 mod size;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::Response;
 
-use super::Reason;
 use super::access::{Access, Registry};
+use super::{Manifest, REQUEST, Reason};
 use crate::image::ImageRef;
 use crate::registry::address::is_same_server;
 use crate::registry::challenge::{self, Challenge, Realm};
@@ -84,7 +84,7 @@ impl Conversation<'_> {
                     None => method = Method::GET,
                 },
                 StatusCode::OK => {
-                    let digest = self.digest_of(answer).await?;
+                    let Manifest { digest, .. } = self.read_manifest(answer).await?;
                     if starts_with_head {
                         self.registry.has_answered_get_only(Instant::now());
                     }
@@ -103,11 +103,59 @@ impl Conversation<'_> {
         Err(self.unauthorized())
     }
 
-    /// Of the manifest that a GET was answered with.
-    async fn digest_of(&self, answer: Response) -> Result<String, Reason> {
+    /// A manifest with its digest.
+    pub(super) async fn whole_manifest(&self, image: &ImageRef) -> Result<Manifest, Reason> {
+        let version = image.digest().or(image.tag()).unwrap_or("latest");
+        let path = format!("{}/manifests/{version}", image.path());
+        let answer = self.get(image, &path, REQUEST).await?;
+        self.read_manifest(answer).await
+    }
+
+    /// A blob of at most so many bytes; `None` where it is larger. Its digest is checked.
+    pub(super) async fn blob(
+        &self,
+        image: &ImageRef,
+        digest: &str,
+        bytes_max: usize,
+        limit: Duration,
+    ) -> Result<Option<Vec<u8>>, Reason> {
+        let path = format!("{}/blobs/{digest}", image.path());
+        let answer = self.get(image, &path, limit).await?;
+        let Some(bytes) = self.body_within(answer, bytes_max).await? else {
+            return Ok(None);
+        };
+        if manifest::is_digest_of(digest, &bytes) {
+            return Ok(Some(bytes));
+        }
+        let problem = format!("what it sent as `{digest}` has another digest");
+        Err(Reason::Nonsense { problem })
+    }
+
+    /// Tried with each way to be let in. The answer has status 200.
+    async fn get(&self, image: &ImageRef, path: &str, limit: Duration) -> Result<Response, Reason> {
+        for _ in 0..ATTEMPTS_MAX {
+            let authorization = self.authorization(image.path()).await?;
+            let answer = self.ask(&Method::GET, path, &authorization, limit).await?;
+            let from_itself = is_same_server(answer.url(), &self.registry.root);
+            match answer.status() {
+                StatusCode::OK => return Ok(answer),
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if from_itself => {
+                    if !self.another_way(image, &authorization, &answer).await? {
+                        break;
+                    }
+                }
+                _ => return Err(self.refusal(answer).await),
+            }
+        }
+        Err(self.unauthorized())
+    }
+
+    /// What a GET was answered with.
+    async fn read_manifest(&self, answer: Response) -> Result<Manifest, Reason> {
         let (from, headers) = (answer.url().clone(), answer.headers().clone());
-        let body = self.body(answer, MANIFEST_BYTES_MAX).await?;
-        manifest::digest_of_body(&headers, &body).map_err(|error| Reason::NotAManifest {
+        let bytes = self.body(answer, MANIFEST_BYTES_MAX).await?;
+        let digest = manifest::digest_of_body(&headers, &bytes);
+        let digest = digest.map_err(|error| Reason::NotAManifest {
             problem: match is_same_server(&from, &self.registry.root) {
                 true => error.to_string(),
                 false => {
@@ -115,7 +163,8 @@ impl Conversation<'_> {
                     format!("{error}, from `{host}`, to which it redirects")
                 }
             },
-        })
+        })?;
+        Ok(Manifest { bytes, digest })
     }
 
     fn unauthorized(&self) -> Reason {

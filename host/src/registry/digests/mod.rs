@@ -29,6 +29,7 @@ use super::{address, budget};
 use crate::diagnostic::{Diagnostic, Hints, causes};
 use crate::engine::PullError;
 use crate::image::ImageRef;
+use crate::secret::Login;
 
 /// Requests under way at once, of all registries together. A hundred images take a second or two then.
 const AT_ONCE: usize = 16;
@@ -178,6 +179,13 @@ pub struct Digests {
 /// Made when it is first needed: reading the machine's certificates takes as long as all else that a start does.
 type LateClient = OnceLock<Result<reqwest::Client, String>>;
 
+/// A manifest as it came.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    pub bytes: Vec<u8>,
+    pub digest: String,
+}
+
 /// What was learned of each image that was asked for.
 pub type Found = HashMap<ImageRef, Result<String, DigestError>>;
 
@@ -248,6 +256,57 @@ impl Digests {
             found.extend(some);
         }
         found
+    }
+
+    /// The manifest behind a reference, with this login and no other. For artifacts: an image's is the engine's to get.
+    pub async fn manifest(
+        &self,
+        image: &ImageRef,
+        login: Option<&Login>,
+    ) -> Result<Manifest, DigestError> {
+        let found = self.with_login(image, login, async |it| it.whole_manifest(image).await);
+        found.await
+    }
+
+    /// A blob of at most so many bytes, within this time; `None` where it is larger.
+    pub async fn blob(
+        &self,
+        image: &ImageRef,
+        login: Option<&Login>,
+        digest: &str,
+        (bytes_max, limit): (usize, Duration),
+    ) -> Result<Option<Vec<u8>>, DigestError> {
+        let found = self.with_login(image, login, async |it| {
+            it.blob(image, digest, bytes_max, limit).await
+        });
+        found.await
+    }
+
+    async fn with_login<T>(
+        &self,
+        image: &ImageRef,
+        login: Option<&Login>,
+        ask: impl AsyncFnOnce(&Conversation<'_>) -> Result<T, Reason>,
+    ) -> Result<T, DigestError> {
+        let name = image.registry();
+        let failed = |reason| DigestError {
+            registry: name.to_owned(),
+            image: image.clone(),
+            reason,
+        };
+        let Some(registry) = self.registry(name) else {
+            let problem = "its name is not that of a host".to_owned();
+            return Err(failed(Reason::Unavailable { problem }));
+        };
+        let conversation = Conversation {
+            client: self.client_for(name).map_err(failed)?,
+            counts: &self.counts,
+            registry: &registry,
+            login: login.cloned(),
+            batch: self.batches.fetch_add(1, Ordering::Relaxed),
+            repositories: vec![image.path().to_owned()],
+        };
+        ask(&conversation).await.map_err(failed)
     }
 
     async fn of_registry(&self, name: String, images: HashSet<ImageRef>) -> Found {

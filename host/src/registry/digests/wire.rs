@@ -1,16 +1,16 @@
 //! The requests themselves: each within the budget and counted, and no login sent to where it does not belong.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION};
 use http::{HeaderMap, Method};
 use reqwest::{RequestBuilder, Response, Url};
 
 use super::conversation::{Authorization, Conversation};
-use super::{Reason, closed};
+use super::{REQUEST, Reason, closed};
 use crate::image::ImageRef;
 use crate::registry::address::is_same_server;
-use crate::registry::manifest;
+use crate::registry::{budget, manifest};
 
 /// To a registry's own mirror and back.
 const REDIRECTS_MAX: usize = 4;
@@ -23,20 +23,32 @@ impl Conversation<'_> {
         image: &ImageRef,
         by: &Authorization,
     ) -> Result<Response, Reason> {
+        let version = image.digest().or(image.tag()).unwrap_or("latest");
+        let path = format!("{}/manifests/{version}", image.path());
+        self.ask(method, &path, by, REQUEST).await
+    }
+
+    /// Something below the registry's root, in its repository's name, within this time with its body.
+    pub(super) async fn ask(
+        &self,
+        method: &Method,
+        path: &str,
+        by: &Authorization,
+        limit: Duration,
+    ) -> Result<Response, Reason> {
         let nonsense = |problem: &str| Reason::Nonsense {
             problem: problem.to_owned(),
         };
-        let version = image.digest().or(image.tag()).unwrap_or("latest");
-        let path = format!("{}/manifests/{version}", image.path());
         let mut url = self
             .registry
             .root
-            .join(&path)
+            .join(path)
             .map_err(|_| nonsense("its address cannot be made"))?;
         for _ in 0..=REDIRECTS_MAX {
             let mut request = self
                 .client
                 .request(method.clone(), url.clone())
+                .timeout(limit)
                 .header(ACCEPT, manifest::ACCEPT)
                 // Without it a server may encode as it likes.
                 .header(ACCEPT_ENCODING, "identity");
@@ -69,29 +81,37 @@ impl Conversation<'_> {
         };
         let status = answer.status().as_u16();
         self.counts.add(&self.registry.name, Some(status));
-        let mut budget = self.registry.budget();
+        let mut registry_budget = self.registry.budget();
         let now = Instant::now();
-        budget.answered(status, answer.headers(), now, jiff::Timestamp::now());
-        match (status, budget.closed(now)) {
+        registry_budget.answered(status, answer.headers(), now, jiff::Timestamp::now());
+        match (status, registry_budget.closed(now)) {
             (429 | 503, Some(why)) => Err(closed(why)),
+            (403, Some(why)) if why.why == budget::Why::Asked => Err(closed(why)),
             _ => Ok(answer),
         }
     }
 
-    pub(super) async fn body(
+    pub(super) async fn body(&self, answer: Response, bytes_max: usize) -> Result<Vec<u8>, Reason> {
+        let body = self.body_within(answer, bytes_max).await?;
+        body.ok_or_else(|| Reason::Nonsense {
+            problem: format!("it is longer than {bytes_max} bytes"),
+        })
+    }
+
+    /// `None` where it is longer: no more than that is read.
+    pub(super) async fn body_within(
         &self,
         mut answer: Response,
         bytes_max: usize,
-    ) -> Result<Vec<u8>, Reason> {
+    ) -> Result<Option<Vec<u8>>, Reason> {
         let mut body = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(unreachable)? {
             if body.len() + chunk.len() > bytes_max {
-                let problem = format!("it is longer than {bytes_max} bytes");
-                return Err(Reason::Nonsense { problem });
+                return Ok(None);
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(body)
+        Ok(Some(body))
     }
 }
 
