@@ -107,13 +107,6 @@ pub(super) fn canonical(field: &str, value: &Value) -> Value {
             Some("" | "default") => json!("bridge"),
             _ => value.clone(),
         },
-        "Isolation" => text(value, |word| {
-            if word == "default" {
-                String::new()
-            } else {
-                word.to_owned()
-            }
-        }),
         // Each says that there is no limit.
         "PidsLimit" | "Memory" | "MemoryReservation" | "CpuQuota" | "MemorySwappiness"
             if is_negative(value) =>

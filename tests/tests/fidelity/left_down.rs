@@ -9,6 +9,7 @@ use refit::capabilities::Capabilities as _;
 use refit::container::{ContainerName, State};
 use refit::engine::Engine as _;
 use refit::image::{ImageId, ImageRef};
+use refit::image_records::ImageRecords;
 use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
@@ -160,6 +161,7 @@ async fn pruned_replacement_is_made_again_before_the_stop() -> anyhow::Result<()
                 let manner = Manner {
                     platform: None,
                     lanes: &lanes,
+                    images: &ImageRecords::default(),
                     ending: &CancellationToken::new(),
                     proof: PROOF,
                     step: &|_| {},
@@ -275,6 +277,7 @@ async fn container_that_is_still_stopping_is_started_when_it_has_ended() -> anyh
         let manner = Manner {
             platform: None,
             lanes: &Lanes::default(),
+            images: &ImageRecords::default(),
             ending: &CancellationToken::new(),
             proof: PROOF,
             step: &|_| {},
