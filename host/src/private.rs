@@ -10,9 +10,17 @@ pub fn new_file(path: &Path) -> io::Result<File> {
     open(path, OpenOptions::new().write(true).create_new(true))
 }
 
-/// Makes it, and what is above it. One that others can look into is made so that they cannot.
+/// Makes a folder, and those above it that are missing, each for this user alone. One that others can look into is made so that
+/// they cannot; what is above it stays as it is.
 pub fn folder(path: &Path) -> io::Result<()> {
-    fs::create_dir_all(path)?;
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::DirBuilderExt as _;
+        builder.mode(0o700);
+    }
+    builder.create(path)?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;
@@ -21,6 +29,45 @@ pub fn folder(path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whose folder it is, and who can look into it. One that others can look into is made so that they cannot.
+pub fn check_folder(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        // What is to be written there says so; there is nothing to look into.
+        Ok(found) if !found.is_dir() => return Ok(()),
+        #[cfg(unix)]
+        Ok(found) => {
+            use std::os::unix::fs::MetadataExt as _;
+            let user = rustix::process::geteuid();
+            // Root sees what a service keeps that runs as a user of its own.
+            if found.uid() != user.as_raw() && !user.is_root() {
+                return Err(io::Error::new(
+                    io::ErrorKind::PermissionDenied,
+                    "it belongs to another user",
+                ));
+            }
+        }
+        #[cfg(not(unix))]
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    folder(path)
+}
+
+/// Whether a file belongs to this user, or to root, and nobody else can read it.
+pub fn is_private(path: &Path) -> io::Result<bool> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        let found = fs::symlink_metadata(path)?;
+        let user = rustix::process::geteuid().as_raw();
+        let ours = found.uid() == user || found.uid() == 0;
+        Ok(found.is_file() && ours && found.mode() & 0o077 == 0)
+    }
+    #[cfg(not(unix))]
+    Ok(path.is_file())
 }
 
 /// Written beside, flushed, and moved into place, the folder flushed too. What is beside, `NAME.new`, is one writer's at a time.
@@ -68,6 +115,11 @@ mod tests {
         let made = state.path().join("a/b");
         folder(&made).unwrap();
         assert_eq!(mode(&made), 0o700);
+        assert_eq!(
+            mode(made.parent().unwrap()),
+            0o700,
+            "what was missing above it"
+        );
         fs::set_permissions(&made, fs::Permissions::from_mode(0o755)).unwrap();
         folder(&made).unwrap();
         assert_eq!(mode(&made), 0o700, "one that others could look into");

@@ -32,6 +32,7 @@ use crate::notify::Notifier;
 use crate::notify::memory::Memory;
 use crate::notify::sink::Sink;
 use crate::policy::{Compiler, PolicyEngine, PolicyError};
+use crate::private;
 use crate::recreate::lanes::Lanes;
 use crate::recreate::lease::Leases;
 use crate::recreate::recover::{FirstSeen, Patience};
@@ -128,8 +129,22 @@ pub async fn generations(
     Generations::start(engine, terms, &config.state_folder(), keep, asked(config)).await
 }
 
+/// Others could hold the locks in it, read its token, or change what a policy keeps.
+pub fn check_state_folder(config: &Config) -> Result<(), Diagnostic> {
+    let folder = config.state_folder();
+    private::check_folder(&folder).map_err(|error| {
+        Diagnostic::new(format!(
+            "cannot use the state folder `{}`",
+            folder.display()
+        ))
+        .because(error.to_string())
+        .hint("it must belong to the user that Refit runs as; `state_dir` names another one")
+    })
+}
+
 /// The engine, the logins and the state: all that does not depend on a policy.
 pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
+    check_state_folder(config)?;
     let credentials = credentials(config)?;
     let digests = digests(config, credentials.clone());
     let address = engine_address(config)?;

@@ -112,7 +112,7 @@ impl Turn {
             path: path.clone(),
             source,
         };
-        fs::create_dir_all(&place.folder).map_err(|error| failed("make the folder of", error))?;
+        private::folder(&place.folder).map_err(|error| failed("make the folder of", error))?;
         let mut options = fs::File::options();
         options.create(true).truncate(false).write(true);
         let file = options.open(&path).map_err(|error| failed("open", error))?;

@@ -6,6 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crate::private;
+
 /// Files that are looked at when those of the dead are removed. There is one for each process that refreshes.
 const FILES_MAX: usize = 1000;
 
@@ -19,7 +21,7 @@ pub(super) struct Presence {
 impl Presence {
     /// The caller holds the turn, so nobody takes the file for a dead one's before it is locked.
     pub(super) fn announce(folder: &Path) -> io::Result<Self> {
-        fs::create_dir_all(folder)?;
+        private::folder(folder)?;
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let mut nanoseconds = since.unwrap_or_default().as_nanos();
         // A clock that starts at the same time each time, and the process id of a container's first process, make one name twice.

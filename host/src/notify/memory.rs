@@ -128,7 +128,7 @@ fn read(file: &Path) -> std::io::Result<Told> {
 
 fn write(file: &Path, told: &Told) -> std::io::Result<()> {
     if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder)?;
+        private::folder(folder)?;
     }
     private::replace(file, &serde_json::to_vec(told)?)
 }

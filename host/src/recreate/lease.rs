@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::container::ContainerId;
+use crate::private;
 
 /// Where leases are taken. Clones share one set.
 #[derive(Clone, Debug, Default)]
@@ -92,7 +93,7 @@ impl Leases {
 
 fn open_locked(path: &std::path::Path) -> Result<File, TryLockError> {
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(TryLockError::Error)?;
+        private::folder(folder).map_err(TryLockError::Error)?;
     }
     let file = File::options()
         .create(true)

@@ -89,7 +89,7 @@ impl Store {
     /// A text of [`Memory::text`]. After a loss of power it is the old file or the new one.
     fn write(&self, text: &[u8]) -> Result<(), MemoryError> {
         let folder = self.path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)
+        private::folder(folder)
             .and_then(|()| private::replace(&self.path, text))
             .map_err(self.failed("write"))
     }
