@@ -230,6 +230,9 @@ impl Refit {
     fn command(&self, arguments: &[&str]) -> anyhow::Result<Command> {
         self.write_config()?;
         let path = std::env::var("PATH").unwrap_or_default();
+        // It is not looked for where the program runs.
+        let there = self.home().join("refit.toml").exists();
+        let config = there.then_some(("REFIT_CONFIG", "refit.toml"));
         let mut command = Command::new(&self.program);
         command
             .arg0("refit")
@@ -243,6 +246,7 @@ impl Refit {
             )
             .env("DOCKER_CONFIG", self.home().join("docker"))
             .env("XDG_STATE_HOME", state_folder())
+            .envs(config)
             .envs(&self.environment)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -6,6 +6,7 @@ pub(super) mod author;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -23,8 +24,9 @@ use crate::policy::COMPILE_SUBCOMMAND;
     after_help = "Exit status: 0 done, 1 some of it failed, 2 could not run, 3 (with --detailed-exitcode) there is something to do."
 )]
 pub(super) struct Arguments {
-    /// Configuration file [default: refit.toml here, then /etc/refit/refit.toml]
-    #[arg(long, global = true, value_name = "FILE", env = "REFIT_CONFIG")]
+    /// Configuration file [default: refit/refit.toml in $XDG_CONFIG_HOME or ~/.config, then /etc/refit/refit.toml]
+    // An empty variable counts as unset, which clap's own parser for paths refuses.
+    #[arg(long, global = true, value_name = "FILE", env = "REFIT_CONFIG", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub(super) config: Option<PathBuf>,
     /// Address of the container engine, over DOCKER_HOST and the Docker CLI's context
     #[arg(long, global = true, value_name = "URL")]

@@ -79,7 +79,8 @@ async fn run(arguments: Arguments) -> Result<Status, Diagnostic> {
         // What the guests of a selftest log and print is part of what they try.
         #[cfg(feature = "compiler")]
         Command::Selftest(_) => "refit=error",
-        _ => "refit=warn",
+        // Which file was found is said in every run.
+        _ => "refit=warn,refit::config::places=info",
     };
     let bars = logging::start(log.as_deref().unwrap_or(usual), log_format)?;
     match command {

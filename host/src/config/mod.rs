@@ -10,6 +10,7 @@ pub mod hooks;
 pub mod keys;
 pub mod metrics;
 pub mod notify;
+mod places;
 pub mod reference;
 pub mod schema;
 pub mod watch;
@@ -35,9 +36,6 @@ use crate::policy::{CompileLimits, Concurrency};
 use crate::recreate::proof::Proof;
 use crate::refresh::Bounds;
 
-/// Where a configuration is looked for when nobody says.
-const FILES: [&str; 2] = ["refit.toml", "/etc/refit/refit.toml"];
-
 /// Begins every variable that sets a key: `REFIT_LIMITS__PULL_SECONDS` is `[limits] pull_seconds`.
 const PREFIX: &str = "REFIT_";
 
@@ -49,6 +47,13 @@ pub enum ConfigError {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error("will not use the configuration `{}`: `{}` {problem}", .path.display(), .part.display())]
+    Insecure {
+        path: PathBuf,
+        /// The file, or a folder above it.
+        part: PathBuf,
+        problem: &'static str,
+    },
     #[error("the configuration cannot be used: {problem}")]
     Wrong { problem: String, hints: Vec<String> },
     #[error("`{key}` in the configuration is {problem}")]
@@ -59,6 +64,15 @@ impl Hints for ConfigError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Unreadable { .. } => vec!["`--config FILE` names another one".into()],
+            Self::Insecure { part, .. } => {
+                let part = part.display();
+                vec![
+                    format!(
+                        "whoever can change it decides what Refit does: `chown root {part}` and `chmod go-w {part}`"
+                    ),
+                    "in a container, mount it read-only (`:ro`)".into(),
+                ]
+            }
             Self::Wrong { hints, .. } => hints.clone(),
             Self::Value { .. } => {
                 vec!["`refit config show` prints each value and where it came from".into()]
@@ -70,6 +84,8 @@ impl Hints for ConfigError {
 /// A configuration and where each of its values came from.
 pub struct Loaded {
     pub config: Config,
+    /// The file that was read; `None` if there is none, and the defaults hold.
+    pub file: Option<PathBuf>,
     figment: Figment,
 }
 
@@ -101,12 +117,19 @@ pub struct ServeFlags {
     pub listen: SocketAddr,
 }
 
-/// `file` is what `--config` names; it must exist. Otherwise the first of the usual files that does.
+/// `file` is what `--config` names; it must exist. Otherwise the file of the user, then that of the machine.
 pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Loaded, ConfigError> {
-    let found = match file {
+    let found = match file.filter(|file| !file.as_os_str().is_empty()) {
         Some(file) => Some(file.to_owned()),
-        None => FILES.iter().map(PathBuf::from).find(|path| path.is_file()),
+        None => places::find(),
     };
+    match &found {
+        Some(path) => {
+            tracing::debug!(file = %path.display(), "configuration");
+            places::check(path)?;
+        }
+        None => tracing::debug!("no configuration file, the defaults hold"),
+    }
     let mut figment = Figment::from(Serialized::defaults(Config::default()));
     if let Some(path) = &found {
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
@@ -141,7 +164,11 @@ pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Loaded, ConfigError> {
     });
     let config: Config = figment.extract().map_err(|error| wrong(&error))?;
     config.check()?;
-    Ok(Loaded { config, figment })
+    Ok(Loaded {
+        config,
+        file: found,
+        figment,
+    })
 }
 
 /// A layer under a name that a person recognises.
@@ -383,18 +410,7 @@ impl Config {
 
     /// Where state is kept: as configured, or the usual folder of the user, or for root of the machine.
     pub fn state_folder(&self) -> PathBuf {
-        let home = |below: &str| {
-            std::env::var_os("HOME")
-                .filter(|home| home != "/root")
-                .map(|home| PathBuf::from(home).join(below))
-        };
-        self.state_dir
-            .clone()
-            .or_else(|| {
-                std::env::var_os("XDG_STATE_HOME").map(|folder| PathBuf::from(folder).join("refit"))
-            })
-            .or_else(|| home(".local/state/refit"))
-            .unwrap_or_else(|| PathBuf::from("/var/lib/refit"))
+        self.state_dir.clone().unwrap_or_else(places::state_folder)
     }
 }
 
@@ -540,7 +556,7 @@ mod tests {
                 engine: Some("unix:///flag".into()),
                 ..Flags::default()
             };
-            let loaded = load(None, &flags).unwrap();
+            let loaded = load(Some(Path::new("refit.toml")), &flags).unwrap();
             assert_eq!(loaded.config.engine.as_deref(), Some("unix:///flag"));
             assert_eq!(loaded.config.limits.pull_seconds, 9);
             assert_eq!(loaded.config.limits.engine_seconds, 8);

@@ -278,8 +278,10 @@ fn read_key(path: &Path) -> io::Result<Option<[u8; KEY_BYTES]>> {
     let metadata = file.metadata()?;
     #[cfg(unix)]
     {
-        use std::os::unix::fs::PermissionsExt as _;
-        if metadata.permissions().mode() & 0o077 != 0 {
+        use std::os::unix::fs::MetadataExt as _;
+        // Whoever owns it could have written it, whatever its mode says now.
+        let user = rustix::process::geteuid().as_raw();
+        if metadata.uid() != user || metadata.mode() & 0o077 != 0 {
             return Ok(None);
         }
     }

@@ -110,6 +110,7 @@ async fn run(
         .env("REFIT", PROGRAM)
         .env("HOME", refit.home())
         .env("DOCKER_HOST", docker_host)
+        .env("REFIT_CONFIG", "refit.toml")
         .env("DOCKER_CONFIG", refit.home().join("docker"))
         .output()
         .await?;

@@ -69,8 +69,14 @@ pub(in super::super) async fn doctor(
         policy: arguments.policy.map(|component| PolicyFlags { component }),
         ..Flags::default()
     };
-    let config = common.load(flags)?.config;
-    let mut checks = engine(&config).await;
+    let loaded = common.load(flags)?;
+    let found = match &loaded.file {
+        Some(file) => format!("`{}`", file.display()),
+        None => "no file, the defaults hold".to_owned(),
+    };
+    let config = loaded.config;
+    let mut checks = vec![Check::passed("config", found)];
+    checks.extend(engine(&config).await);
     let credentials = setup::credentials(&config);
     // Where they cannot be read, that is told of them, and not of the policy.
     let at_hand = credentials.as_ref().ok().cloned().unwrap_or_default();
