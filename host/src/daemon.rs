@@ -20,7 +20,7 @@ use crate::reconcile::Reconciler;
 use crate::recreate::recover::Unfinished;
 use crate::refresh::{PolicyReport, Refresher};
 use crate::runs::{Observer, Runs};
-use crate::server::{AdminToken, Served, serve};
+use crate::server::{AdminToken, KnownHosts, Served, serve};
 use crate::watch::Watcher;
 use crate::watch::watcher::Watching;
 
@@ -36,14 +36,21 @@ const TOLD: Duration = Duration::from_secs(10);
 
 /// Without a token nobody beyond this machine may ask.
 pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(), Diagnostic> {
-    if token.is_some() || address.ip().is_loopback() {
+    if token.is_some() {
+        return Ok(());
+    }
+    if address.ip().is_loopback() {
+        tracing::warn!(
+            %address,
+            "there is no admin token (`[serve] allow_no_token`): every user and program of this machine can recreate containers"
+        );
         return Ok(());
     }
     let error = Diagnostic::new(format!(
         "will not listen on {address} without an admin token: anybody who reaches it could recreate containers"
     ));
     Err(error
-        .hint("set `ADMIN_TOKEN`, or `[serve] token_file`")
+        .hint("unset `[serve] allow_no_token`, and a token is made; or set `ADMIN_TOKEN`, or `[serve] token_file`")
         .hint("or listen on loopback: `--listen 127.0.0.1:8787`"))
 }
 
@@ -54,6 +61,8 @@ pub struct Parts {
     pub watching: Option<Watching>,
     pub hooks: Hooks,
     pub notifier: Arc<Notifier>,
+    /// Under which names it may be asked.
+    pub hosts: KnownHosts,
     pub token: Option<AdminToken>,
     /// For `/metrics` alone.
     pub metrics_token: Option<AdminToken>,
@@ -70,6 +79,7 @@ pub async fn run(
         watching,
         hooks,
         notifier,
+        hosts,
         token,
         metrics_token,
     } = parts;
@@ -121,6 +131,7 @@ pub async fn run(
         watcher,
         bell: bell.unwrap_or_default(),
         hooks: Arc::new(hooks),
+        hosts: Arc::new(hosts),
         token: token.map(Arc::new),
         metrics_token: metrics_token.map(Arc::new),
         metrics,

@@ -15,7 +15,7 @@
 //!   [`image_records`]: what an engine forgets of them;
 //!   [`history`]: what became of each refresh; [`runs`]: those of a daemon, while they run; [`metrics`]: all of it in numbers.
 //! - [`reconcile`]: what a daemon does about replacements that were left half done.
-//! - [`private`]: files for their owner alone; [`notify`]: who is told what came of them.
+//! - [`private`]: files for their owner alone; [`admin_token`]: the token that a daemon makes; [`child_environment`]: what the programs get that Refit runs; [`notify`]: who is told what came of them.
 //! - [`watch`]: what finds out that there is something to refresh; [`hooks`]: what others say of it; [`approvals`]: what waits
 //!   until a person says yes.
 //! - [`author`]: the kit of those who write policies.
@@ -49,6 +49,7 @@
 // Allowed in one function, `policy::compile::Compiled::adopt`, which says why; tests/tests/tidy.rs counts.
 #![deny(unsafe_code)]
 
+pub mod admin_token;
 pub mod approvals;
 pub mod artifact;
 #[cfg(feature = "compiler")]

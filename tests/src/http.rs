@@ -50,10 +50,13 @@ pub async fn send(
     headers: &[(&str, &str)],
     body: Bytes,
 ) -> anyhow::Result<Answer> {
-    let mut request = http::Request::builder()
-        .method(method)
-        .uri(path)
-        .header("Host", address.to_string());
+    let mut request = http::Request::builder().method(method).uri(path);
+    if !headers
+        .iter()
+        .any(|(name, _)| name.eq_ignore_ascii_case("host"))
+    {
+        request = request.header("Host", address.to_string());
+    }
     if let Some(token) = token {
         request = request.header("Authorization", format!("Bearer {token}"));
     }

@@ -168,8 +168,7 @@ impl Refit {
         self.command(arguments)?.spawn().context("cannot run refit")
     }
 
-    /// Starts the daemon on a free port of loopback, and awaits its word that it serves. Where `ADMIN_TOKEN` is set, requests
-    /// carry it.
+    /// Starts the daemon on a free port of loopback, and awaits its word that it serves. Requests carry its token.
     pub async fn serve(&self) -> anyhow::Result<Daemon> {
         self.serve_on(0).await
     }
@@ -194,6 +193,9 @@ impl Refit {
             bail!("it ended; its log is\n{}", *log.borrow())
         };
         let address = within(START, "start the daemon", serving).await?;
+        let token = self.token();
+        let mut secrets = self.secrets.clone();
+        secrets.extend(token.clone());
         let reading = tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 push(&writing, &line);
@@ -202,15 +204,40 @@ impl Refit {
         Ok(Daemon {
             child,
             address,
-            token: self
-                .environment
-                .get("ADMIN_TOKEN")
-                .map(|token| token.trim().to_owned()),
+            token,
             log,
             reading,
-            secrets: self.secrets.clone(),
+            secrets,
             _home: self.home.clone(),
         })
+    }
+
+    /// The token of the environment, or the one that a daemon has made for itself. None if a test has it read from elsewhere.
+    fn token(&self) -> Option<String> {
+        if let Some(token) = self.environment.get("ADMIN_TOKEN") {
+            return Some(token.trim().to_owned());
+        }
+        let elsewhere = self.environment.contains_key("ADMIN_TOKEN_FILE")
+            || self.settings.contains_key("serve.token_file")
+            || self.settings.get("serve.allow_no_token") == Some(&Value::Bool(true));
+        if elsewhere {
+            return None;
+        }
+        let made = fs::read_to_string(self.state_folder().join("token")).ok()?;
+        Some(made.trim().to_owned())
+    }
+
+    /// Where it keeps its state.
+    pub fn state_folder(&self) -> PathBuf {
+        let configured = self.settings.get("state_dir").and_then(Value::as_str);
+        let variable = |name: &str| self.environment.get(name).map(String::as_str);
+        match configured.or_else(|| variable("REFIT_STATE_DIR")) {
+            Some(folder) => self.home().join(folder),
+            None => match variable("XDG_STATE_HOME") {
+                Some(folder) => self.home().join(folder).join("refit"),
+                None => state_folder().join("refit"),
+            },
+        }
     }
 
     /// Writes `refit.toml` as the settings say; each run does so itself.
@@ -308,6 +335,18 @@ impl Daemon {
     ) -> anyhow::Result<Answer> {
         let token = self.token.as_deref();
         http::send(self.address, method, path, token, headers, body.into()).await
+    }
+
+    /// What requests carry.
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
+    /// The lines of a request's head that name it and let whoever asks in, for a request that is written by hand.
+    pub fn head_lines(&self) -> String {
+        let token = self.token.as_ref();
+        let token = token.map(|token| format!("Authorization: Bearer {token}\r\n"));
+        format!("Host: {}\r\n{}", self.address, token.unwrap_or_default())
     }
 
     /// The platform's endpoint, with a query.

@@ -263,11 +263,35 @@ pub struct HistoryConfig {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServeConfig {
-    /// Where the daemon listens. Beyond loopback only with an admin token. Flag: `--listen`.
+    /// Where the daemon listens. Flag: `--listen`.
     #[schemars(schema_with = "schema::socket_address")]
     pub listen: SocketAddr,
-    /// File with the admin token. `ADMIN_TOKEN` and `ADMIN_TOKEN_FILE` go first.
+    /// File with the admin token. `ADMIN_TOKEN` and `ADMIN_TOKEN_FILE` go first. With none of them the daemon makes a token at its first
+    /// start: the file `token` in the state folder, which commands of the same user read by themselves.
     pub token_file: Option<PathBuf>,
+    /// Names under which the daemon is reached, each with or without a port: `refit.example`, `localhost:9000`. A request for any other
+    /// name is refused, but for loopback and the address that the daemon listens on.
+    pub hosts: Vec<String>,
+    /// Whether the daemon runs without an admin token, on loopback only. Then every user and program of the machine can recreate containers.
+    pub allow_no_token: bool,
+}
+
+impl ServeConfig {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let is_host = |name: &&String| {
+            name.parse::<http::uri::Authority>()
+                .is_ok_and(|it| !it.as_str().contains('@') && !it.host().is_empty())
+        };
+        match self.hosts.iter().find(|name| !is_host(name)) {
+            None => Ok(()),
+            Some(name) => Err(ConfigError::Value {
+                key: "serve.hosts",
+                problem: format!(
+                    "`{name}`, which is no host name: `refit.example`, without `http://` and without a path"
+                ),
+            }),
+        }
+    }
 }
 
 impl Default for RegistriesConfig {
@@ -381,6 +405,8 @@ impl Default for ServeConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8787)),
             token_file: None,
+            hosts: vec![],
+            allow_no_token: false,
         }
     }
 }

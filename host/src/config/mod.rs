@@ -347,6 +347,7 @@ impl Config {
         notify::check(&self.notify)?;
         self.approval.check()?;
         self.registries.check()?;
+        self.serve.check()?;
         self.watch.settings()?;
         self.platform().map(drop)
     }

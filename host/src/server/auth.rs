@@ -13,6 +13,7 @@ use subtle::ConstantTimeEq as _;
 use super::Served;
 use super::problem::Problem;
 use super::repeated::Repeated;
+use crate::admin_token;
 use crate::diagnostic::Diagnostic;
 use crate::secret::{ExposeSecret as _, SecretString};
 use crate::secret_file;
@@ -38,12 +39,19 @@ const OTHER_HEADERS: [&str; 6] = [
 const OTHER_PARAMETERS: [&str; 4] = ["token", "access_token", "admin_token", "api_key"];
 
 impl AdminToken {
-    /// `ADMIN_TOKEN` or the file that `ADMIN_TOKEN_FILE` names, otherwise the file of the configuration; surrounding white space
-    /// does not count. `None` where none is.
-    pub fn find(configured: Option<&Path>) -> Result<Option<Self>, Diagnostic> {
-        let found = secret_file::find("ADMIN_TOKEN", "the admin token", configured)?;
-        let token = found.map(|found| Self::new(&found.text, "admin token", &found.origin));
-        token.transpose()
+    /// `ADMIN_TOKEN` or the file that `ADMIN_TOKEN_FILE` names, otherwise the file of the configuration, otherwise the token that
+    /// is made in the state folder; surrounding white space does not count. `None` only if none is configured and none is wanted.
+    pub fn find(
+        configured: Option<&Path>,
+        state_folder: &Path,
+        none_is_allowed: bool,
+    ) -> Result<Option<Self>, Diagnostic> {
+        let found = match admin_token::configured(configured)? {
+            Some(found) => found,
+            None if none_is_allowed => return Ok(None),
+            None => admin_token::find_or_make(state_folder)?,
+        };
+        Self::new(&found.text, "admin token", &found.origin).map(Some)
     }
 
     /// The token for `/metrics` alone, so that whoever collects them need not hold the admin's.

@@ -4,6 +4,7 @@ mod approvals;
 mod asked;
 mod auth;
 mod bounds;
+mod browsers;
 mod by;
 mod connections;
 mod events;
@@ -28,12 +29,13 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::auth::AdminToken;
+pub use self::browsers::KnownHosts;
 pub use self::connections::listen;
 pub use self::openapi::document;
 use self::problem::Problem;
@@ -60,7 +62,9 @@ pub struct Served {
     pub approvals: Arc<Approvals>,
     /// `None` where nothing is watched.
     pub watcher: Option<Arc<Watcher>>,
-    /// `None` only where the daemon listens on loopback alone.
+    /// Under which names the daemon may be asked.
+    pub hosts: Arc<KnownHosts>,
+    /// `None` only if the configuration allows it, and on loopback alone.
     pub token: Option<Arc<AdminToken>>,
     /// For `/metrics` alone, beside the other one.
     pub metrics_token: Option<Arc<AdminToken>>,
@@ -94,11 +98,24 @@ pub async fn serve(
 pub fn router(served: Served) -> Router {
     let guarded = routes::for_admin()
         .router
-        .layer(from_fn_with_state(served.clone(), auth::require_token));
+        .layer(from_fn(browsers::require_json))
+        .layer(from_fn_with_state(served.clone(), auth::require_token))
+        .layer(from_fn_with_state(
+            served.clone(),
+            browsers::require_known_host,
+        ));
     let metrics = routes::for_metrics().router.layer(from_fn_with_state(
         served.clone(),
         auth::require_metrics_token,
     ));
+    // A collector has a token; without any, pages of others could read them.
+    let metrics = match served.token.is_some() || served.metrics_token.is_some() {
+        true => metrics,
+        false => metrics.layer(from_fn_with_state(
+            served.clone(),
+            browsers::require_known_host,
+        )),
+    };
     routes::open()
         .router
         .merge(metrics)
@@ -114,6 +131,7 @@ pub fn router(served: Served) -> Router {
                 "this method does nothing here",
             )
         })
+        .layer(from_fn(browsers::refuse_other_sites))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(served)
 }

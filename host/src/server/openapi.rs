@@ -63,7 +63,7 @@ pub fn document() -> OpenApi {
     for (name, description) in [
         (
             "admin",
-            "The token of `ADMIN_TOKEN` or `[serve] token_file`.",
+            "The token of `ADMIN_TOKEN` or `[serve] token_file`, or the one in the file `token` of the state folder.",
         ),
         (
             "metrics",

@@ -162,7 +162,11 @@ impl Routes {
         let mut operation = P::operation();
         operation.tags = Some(P::tags().into_iter().map(Into::into).collect());
         if let Some(security) = self.security {
-            needs_token(&mut operation, security);
+            let methods = P::methods();
+            let changes = methods
+                .iter()
+                .any(|it| !matches!(it, HttpMethod::Get | HttpMethod::Head));
+            needs_token(&mut operation, security, changes);
         }
         let methods = P::methods();
         let filter = methods.iter().map(filter).reduce(MethodFilter::or);
@@ -174,20 +178,39 @@ impl Routes {
     }
 }
 
-fn needs_token(operation: &mut Operation, security: &str) {
+fn needs_token(operation: &mut Operation, security: &str, changes: bool) {
     let scopes: [&str; 0] = [];
     operation.security = Some(vec![SecurityRequirement::new(security, scopes)]);
-    let problem = ContentBuilder::new()
-        .schema(Some(Ref::from_schema_name("Problem")))
-        .build();
-    let refused = ResponseBuilder::new()
-        .description("`unauthorized`: the token is missing or wrong.")
-        .content("application/problem+json", problem)
-        .build();
-    operation
-        .responses
-        .responses
-        .insert("401".into(), refused.into());
+    let mut refused = |status: &str, description: &str| {
+        let problem = ContentBuilder::new()
+            .schema(Some(Ref::from_schema_name("Problem")))
+            .build();
+        let response = ResponseBuilder::new()
+            .description(description)
+            .content("application/problem+json", problem)
+            .build();
+        let responses = &mut operation.responses.responses;
+        responses
+            .entry(status.to_owned())
+            .or_insert_with(|| response.into());
+    };
+    refused("401", "`unauthorized`: the token is missing or wrong.");
+    if security == "admin" {
+        refused(
+            "421",
+            "`unknown-host`: the request names a host that is not this daemon's.",
+        );
+    }
+    if changes {
+        refused(
+            "403",
+            "`foreign-origin`: the request comes from a web page of another site.",
+        );
+        refused(
+            "415",
+            "`bad-body`: the body is not sent as `application/json`.",
+        );
+    }
 }
 
 fn filter(method: &HttpMethod) -> MethodFilter {

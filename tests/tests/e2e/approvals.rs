@@ -214,7 +214,7 @@ async fn what_cannot_be_is_refused_and_changes_nothing() -> anyhow::Result<()> {
             .expect(2);
 
         // Who says who they are may say anything.
-        let headers = [("X-Refit-By", "  eve\u{202e} the first ")];
+        let headers = [("X-Refit-By", "  eve\u{202e} the first "), AS_JSON];
         let body = json!({ "reason": "not on a\nFriday" }).to_string();
         let answer = daemon
             .send("POST", "/v1/approvals/1/reject", &headers, body)

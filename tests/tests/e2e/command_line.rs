@@ -238,6 +238,8 @@ async fn what_is_in_force_is_shown_with_where_it_came_from() -> anyhow::Result<(
     registries.plain_http              = []  # default
     registries.requests_max            = 600  # default
     registries.requests_window_seconds = 60  # default
+    serve.allow_no_token               = false  # default
+    serve.hosts                        = []  # default
     serve.listen                       = "127.0.0.1:8787"  # default
     serve.token_file                   = (unset)  # default
     state_dir                          = (unset)  # default

@@ -184,7 +184,7 @@ async fn a_token_can_come_from_a_file() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn without_a_token_it_listens_on_loopback_alone() -> anyhow::Result<()> {
-    let refit = without_engine()?;
+    let refit = without_engine()?.set("serve.allow_no_token", true);
     let output = refit
         .run(&["serve", "--listen", "0.0.0.0:0"])
         .await?
@@ -192,7 +192,7 @@ async fn without_a_token_it_listens_on_loopback_alone() -> anyhow::Result<()> {
     snapshot!(output.stderr, @r#"
     error: will not listen on 0.0.0.0:0 without an admin token: anybody who reaches it could recreate containers
 
-    hint: set `ADMIN_TOKEN`, or `[serve] token_file`
+    hint: unset `[serve] allow_no_token`, and a token is made; or set `ADMIN_TOKEN`, or `[serve] token_file`
     hint: or listen on loopback: `--listen 127.0.0.1:8787`
     "#);
     let output = refit

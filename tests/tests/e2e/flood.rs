@@ -41,6 +41,8 @@ fn guarded() -> anyhow::Result<Refit> {
     Ok(without_engine()?
         .env("ADMIN_TOKEN", TOKEN)
         .secret(TOKEN)
+        // What is written by hand names this host.
+        .set("serve.hosts", json!(["x"]))
         .env("GITHUB_WEBHOOK_SECRET", SECRET)
         .secret(SECRET))
 }

@@ -5,6 +5,7 @@
 
 mod approvals;
 mod artifact;
+mod browsers;
 mod canaries;
 mod command_line;
 mod companions;
@@ -18,6 +19,7 @@ mod guests;
 mod history;
 mod hooks;
 mod inside;
+mod isolation;
 mod logins;
 mod matching;
 mod notify;

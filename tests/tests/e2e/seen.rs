@@ -38,9 +38,16 @@ async fn shown(daemon: &Daemon, id: i64) -> anyhow::Result<Value> {
     answer.json()
 }
 
+async fn open(daemon: &Daemon, path: &str, headers: &[(&str, &str)]) -> anyhow::Result<Events> {
+    let bearer = daemon.token().map(|token| format!("Bearer {token}"));
+    let bearer = bearer.as_deref().map(|bearer| ("Authorization", bearer));
+    let headers: Vec<_> = headers.iter().copied().chain(bearer).collect();
+    Events::open(daemon.address, path, &headers).await
+}
+
 async fn watch(daemon: &Daemon, id: i64, headers: &[(&str, &str)]) -> anyhow::Result<Events> {
     let path = format!("/v1/refreshes/{id}/events");
-    let events = Events::open(daemon.address, &path, headers).await?;
+    let events = open(daemon, &path, headers).await?;
     ensure!(
         (events.status, events.content_type.as_str()) == (200, "text/event-stream"),
         "{}",
@@ -102,7 +109,8 @@ async fn a_refresh_is_watched_from_its_beginning_to_its_end() -> anyhow::Result<
 
         // One that never reads, one that is cut off, and one that reads to the end.
         let mut deaf = TcpStream::connect(daemon.address).await?;
-        let request = format!("GET /v1/refreshes/{id}/events HTTP/1.1\r\nHost: x\r\n\r\n");
+        let head = daemon.head_lines();
+        let request = format!("GET /v1/refreshes/{id}/events HTTP/1.1\r\n{head}\r\n");
         deaf.write_all(request.as_bytes()).await?;
         let mut cut = watch(&daemon, id, &[]).await?;
         let first = read_to(&mut cut, "step stop").await?;
@@ -319,7 +327,7 @@ async fn watchers_are_bounded_and_one_that_leaves_makes_room() -> anyhow::Result
         );
         watchers.pop();
         until("room for another watcher", || async {
-            let watcher = Events::open(daemon.address, &path, &[]).await?;
+            let watcher = open(&daemon, &path, &[]).await?;
             Ok(watcher.status == 200)
         })
         .await?;

@@ -313,7 +313,8 @@ async fn a_swap_goes_on_when_its_client_has_hung_up() -> anyhow::Result<()> {
     let component = guests::slow_to_compile()?;
     let mut client = tokio::net::TcpStream::connect(daemon.address).await?;
     let head = format!(
-        "PUT /v1/policy HTTP/1.1\r\nHost: it\r\nContent-Type: application/wasm\r\nContent-Length: {}\r\n\r\n",
+        "PUT /v1/policy HTTP/1.1\r\n{}Content-Type: application/wasm\r\nContent-Length: {}\r\n\r\n",
+        daemon.head_lines(),
         component.len()
     );
     client.write_all(head.as_bytes()).await?;

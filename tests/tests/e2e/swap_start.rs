@@ -173,7 +173,10 @@ async fn a_configured_policy_that_is_broken_gives_way_only_to_one_that_was_good(
 
 #[tokio::test]
 async fn a_swap_that_cannot_be_written_down_is_refused() -> anyhow::Result<()> {
-    let refit = alone()?.file("state", "a file where a folder should be")?;
+    let refit = alone()?
+        // Without it, the daemon could not make a token.
+        .env("ADMIN_TOKEN", "t0ken")
+        .file("state", "a file where a folder should be")?;
     let daemon = refit.serve().await?;
     let answer = daemon
         .send(

@@ -753,8 +753,9 @@ async fn a_memory_that_makes_no_sense_is_told_of_and_stops_nothing() -> anyhow::
         (r#"{"images":["A B"]}"#, 400),
         (r#"{"image":[]}"#, 400),
     ] {
+        let kind = [("Content-Type", "application/json")];
         let answer = daemon
-            .send("POST", "/v1/watch/check", &[], body.to_owned())
+            .send("POST", "/v1/watch/check", &kind, body.to_owned())
             .await?;
         assert_eq!(answer.status, expected, "{body}");
     }

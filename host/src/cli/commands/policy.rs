@@ -17,12 +17,12 @@ use super::super::{Status, print, tell};
 #[cfg(feature = "compiler")]
 use super::author;
 use super::{Common, compare};
+use crate::admin_token;
 use crate::artifact::signature::Signer;
 use crate::artifact::{Artifact, Source, file};
 use crate::config::{Config, Flags};
 use crate::diagnostic::Diagnostic;
 use crate::policy::{CONTRACT_TEXT, limits};
-use crate::secret_file;
 
 const WASM: &str = "application/wasm";
 pub(super) const JSON: &str = "application/json";
@@ -199,14 +199,28 @@ pub(super) fn object(text: &str) -> Result<Value, Diagnostic> {
 }
 
 pub(super) fn daemon(config: &Config, server: &ServerArguments) -> Result<Daemon, Diagnostic> {
+    let state = config.state_folder();
+    // The token that a daemon made here is for no daemon elsewhere.
+    let here = server.server.as_deref().is_none_or(is_here);
     let configured = config.serve.token_file.as_deref();
-    let token = secret_file::find("ADMIN_TOKEN", "the admin token", configured)
-        .map_err(|error| Diagnostic::from(error).hint("or set `ADMIN_TOKEN`"))?
-        .map(|found| found.text);
+    let token = admin_token::for_command(configured, here.then_some(&*state))
+        .map_err(|error| Diagnostic::from(error).hint("or set `ADMIN_TOKEN`"))?;
     match &server.server {
         Some(url) => Daemon::at(url, token),
         None => Ok(Daemon::listening_on(config.serve.listen, token)),
     }
+}
+
+/// Whether the address of a daemon means this machine, whatever a name server says.
+fn is_here(url: &str) -> bool {
+    let host = url.parse::<http::Uri>().ok().and_then(|uri| {
+        uri.host()
+            .map(|host| host.trim_matches(['[', ']']).to_owned())
+    });
+    host.is_some_and(|host| {
+        let address = host.parse::<std::net::IpAddr>();
+        host == "localhost" || address.is_ok_and(|it| it.to_canonical().is_loopback())
+    })
 }
 
 /// Who is at the keyboard, for the record; nothing depends on it.

@@ -12,7 +12,7 @@ use crate::diagnostic::Diagnostic;
 use crate::generation::start::Keep;
 use crate::generation::swap::Asked;
 use crate::generation::{Generations, watch};
-use crate::server::{self, AdminToken};
+use crate::server::{self, AdminToken, KnownHosts};
 use crate::setup;
 
 pub(in super::super) async fn serve(
@@ -26,8 +26,18 @@ pub(in super::super) async fn serve(
     };
     // Before anything that takes long: without a handler the signal ends the process.
     let reloads = reload_signals();
-    let config = common.clone().load(flags.clone())?.config;
-    let token = AdminToken::find(config.serve.token_file.as_deref())?;
+    let loaded = common.clone().load(flags.clone())?;
+    let file = loaded
+        .file
+        .as_deref()
+        .map_or_else(|| "none".to_owned(), |file| file.display().to_string());
+    let config = loaded.config;
+    setup::check_state_folder(&config)?;
+    let token = AdminToken::find(
+        config.serve.token_file.as_deref(),
+        &config.state_folder(),
+        config.serve.allow_no_token,
+    )?;
     let metrics_token = AdminToken::of_metrics(config.metrics.token_file.as_deref())?;
     daemon::may_listen(config.serve.listen, token.as_ref())?;
     let hooks = setup::hooks(&config)?;
@@ -60,7 +70,7 @@ pub(in super::super) async fn serve(
         stopping.stopping();
     };
     let active = refresher.active();
-    tracing::info!(%address, generation = active.number, policy = active.policy().title(), digest = active.policy().digest, token = token.is_some(), "serving");
+    tracing::info!(%address, config = file, generation = active.number, policy = active.policy().title(), digest = active.policy().digest, token = token.is_some(), "serving");
     drop(active);
     tokio::spawn(supervisor.clone().lives());
     // The socket takes connections from here on.
@@ -71,6 +81,7 @@ pub(in super::super) async fn serve(
         watching,
         hooks,
         notifier,
+        hosts: KnownHosts::new(address, &config.serve.hosts),
         token,
         metrics_token,
     };
