@@ -69,6 +69,10 @@ fn reference(text: &str) -> Result<Reference, ParseError> {
     if text.is_empty() {
         return Err(ParseError::NameEmpty);
     }
+    // The engine takes these for ids of images, and no repository may be called so.
+    if is_image_id(text) {
+        return Err(ParseError::ReferenceInvalidFormat);
+    }
     let (tagged, digest) = match text.split_once('@') {
         Some((tagged, digest)) => (tagged, Some(checked_digest(digest)?)),
         None => (text, None),
@@ -123,8 +127,25 @@ fn split_name(name: &str) -> Result<(String, String), ParseError> {
     Ok((registry.to_owned(), repository))
 }
 
-/// Letters, digits and hyphens between dots, and a port where there is one.
+/// 64 hexadecimal digits, with or without `sha256:`.
+fn is_image_id(text: &str) -> bool {
+    let hex = text.strip_prefix("sha256:").unwrap_or(text);
+    hex.len() == 64
+        && hex
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+/// Letters, digits and hyphens between dots, or an IPv6 address in brackets, and a port where there is one.
 fn is_host(host: &str) -> bool {
+    let is_port = |port: &str| !port.is_empty() && port.chars().all(|c| c.is_ascii_digit());
+    if let Some(bracketed) = host.strip_prefix('[') {
+        let Some((address, port)) = bracketed.split_once(']') else {
+            return false;
+        };
+        let is_address = address.parse::<std::net::Ipv6Addr>().is_ok();
+        return is_address && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port));
+    }
     let (labels, port) = match host.split_once(':') {
         Some((labels, port)) => (labels, Some(port)),
         None => (host, None),
@@ -133,7 +154,6 @@ fn is_host(host: &str) -> bool {
         let plain = label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
         plain && !label.is_empty() && !label.starts_with('-') && !label.ends_with('-')
     };
-    let is_port = |port: &str| !port.is_empty() && port.chars().all(|c| c.is_ascii_digit());
     labels.split('.').all(is_label) && port.is_none_or(is_port)
 }
 
@@ -384,11 +404,40 @@ mod tests {
         }
     }
 
-    /// The library takes `Acme/app`, and words of any script for a tag; engines do not.
+    /// The library takes `Acme/app`, words of any script for a tag, and ids of images for names; engines do not.
     fn by_the_library(text: &str) -> Option<Reference> {
         let reference = Reference::try_from(text).ok()?;
         let upper = reference.repository().chars().any(char::is_uppercase);
-        (text.is_ascii() && !upper).then_some(reference)
+        (text.is_ascii() && !upper && !is_image_id(text)).then_some(reference)
+    }
+
+    #[test]
+    fn references_are_understood_as_the_engine_spells_them() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        for (typed, normal) in [
+            ("index.docker.io/nginx", "docker.io/library/nginx:latest"),
+            ("docker.io/nginx", "docker.io/library/nginx:latest"),
+            ("library/nginx", "docker.io/library/nginx:latest"),
+            ("GHCR.io/acme/app", "GHCR.io/acme/app:latest"),
+            ("[::1]:5000/app", "[::1]:5000/app:latest"),
+            ("[2001:db8::1]/acme/app:2", "[2001:db8::1]/acme/app:2"),
+        ] {
+            check(typed, normal);
+        }
+        check(
+            &format!("ghcr.io/acme/app:2@{digest}"),
+            &format!("ghcr.io/acme/app:2@{digest}"),
+        );
+    }
+
+    #[test]
+    fn an_image_id_is_no_reference() {
+        for id in ["b".repeat(64), format!("sha256:{}", "b".repeat(64))] {
+            assert!(id.parse::<ImageRef>().is_err(), "{id}");
+        }
+        for host in ["[::1/app", "[::g]:5000/app", "[::1]:/app", "[]/app"] {
+            assert!(host.parse::<ImageRef>().is_err(), "{host}");
+        }
     }
 
     proptest::proptest! {

@@ -33,6 +33,9 @@ pub struct ImageRecord {
     pub repositories: BTreeSet<String>,
     /// What the image gives to every container made from it.
     pub config: Object,
+    /// As [`Image::content`]: what tells two images apart whose ids differ by their index alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
     /// Grows with each record that is written: later means used later. No clock is involved.
     pub order: u64,
 }
@@ -83,7 +86,9 @@ impl ImageRecords {
     async fn write(&self, reference: &ImageRef, image: &Image, again: bool) {
         let repository = reference.repository();
         let known = |record: &ImageRecord| {
-            record.repositories.contains(&repository) && record.config == image.config
+            record.repositories.contains(&repository)
+                && record.config == image.config
+                && record.content == image.content
         };
         if !again && self.lock().get(&image.id).is_some_and(known) {
             return;
@@ -95,11 +100,15 @@ impl ImageRecords {
                 id: image.id.clone(),
                 repositories: BTreeSet::new(),
                 config: Object::new(),
+                content: None,
                 order: 0,
             });
-            let is_new = record.repositories.insert(repository) || record.config != image.config;
+            let is_new = record.repositories.insert(repository)
+                || record.config != image.config
+                || record.content != image.content;
             if is_new || again {
                 record.config = image.config;
+                record.content = image.content;
                 records.store(record);
             }
         });

@@ -19,6 +19,9 @@ pub async fn sweep(
     repositories: &BTreeSet<String>,
     keep: usize,
 ) -> Result<Vec<ImageId>, EngineError> {
+    if repositories.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut unnamed = Vec::new();
     for image in engine.unnamed_images().await? {
         let record = records.get(&image.id).await;
@@ -129,6 +132,7 @@ mod tests {
                 id: ImageId::new(id),
                 repositories: repositories.iter().map(|it| (*it).to_owned()).collect(),
                 config: crate::container::Object::new(),
+                content: None,
                 order,
             };
             Candidate::new(unnamed(id, 0, &[]), Some(record))

@@ -506,13 +506,19 @@ async fn the_guide_says_what_happens() -> anyhow::Result<()> {
     fs::create_dir(&bin)?;
     std::os::unix::fs::symlink(PROGRAM, bin.join("refit"))?;
     let path = format!("{}:{}", bin.display(), std::env::var("PATH")?);
-    let refit = Refit::new(PROGRAM, "unix:///nonexistent/docker.sock")?.set("state_dir", "state");
+    // Commands read the token that the daemon made from its state folder.
+    let state = home.path().join("state").display().to_string();
+    let refit =
+        Refit::new(PROGRAM, "unix:///nonexistent/docker.sock")?.set("state_dir", state.as_str());
     let daemon = refit.serve().await?;
     // The guide's daemon listens where `refit.toml` says, and so does this one.
     let config = home.path().join("refit.toml");
     fs::write(
         &config,
-        format!("[serve]\nlisten = \"{}\"\n", daemon.address),
+        format!(
+            "state_dir = \"{state}\"\n[serve]\nlisten = \"{}\"\n",
+            daemon.address
+        ),
     )?;
 
     let mut folder = home.path().to_owned();

@@ -233,8 +233,12 @@ impl Workshop {
             Some(old) => old,
             None => match self.engine.image(container.image_id.as_str()).await {
                 Ok(old) => Arc::new(old),
-                // Nothing is known of it, so that it counts as another one.
-                Err(_) => return false,
+                Err(_) => {
+                    // Where nothing was written down of it either, it counts as another one.
+                    let record = self.images.get(&container.image_id).await;
+                    let content = record.and_then(|record| record.content);
+                    return content.is_some() && content == new.content;
+                }
             },
         };
         old.has_content_of(new)

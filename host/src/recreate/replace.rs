@@ -20,13 +20,16 @@ use super::lanes::Lanes;
 use super::names::{self, BackupName, ParsedName};
 use super::proof::{Proof, check_again, prove};
 use super::rollback::{Back, Undo, roll_back, stop_and_remove};
-use super::steady::{ensure_removed, find, is_gone, look, may_pass};
+use super::steady::{ensure_removed, find, is_gone, look, may_pass, until_reachable};
 use super::stop::{StopTimeout, stop};
 use super::{RecreateError, Step, StepError};
 use crate::container::{Container, ContainerId, ContainerName, State};
 use crate::engine::{Engine, EngineError, Removal};
 use crate::image::{ImageId, ImageRef, Platform};
 use crate::image_records::ImageRecords;
+
+/// How often the way back is taken again when the engine went away on it.
+const ROLLBACKS_MORE: usize = 2;
 
 /// How often the replacements of one group are made again because somebody removed them.
 const REMAKES_MAX: usize = 3;
@@ -578,7 +581,19 @@ async fn roll_back_all(
     let lost = matches!(&source, StepError::Engine(error) if may_pass(error));
     let in_doubt = step == Step::Stop && lost;
     let undo: Vec<Undo<'_>> = group.iter().map(|member| member.undo(in_doubt)).collect();
-    let rolled_back = roll_back(engine, &undo).await;
+    until_reachable(engine, &first.old.id).await;
+    let mut rolled_back = roll_back(engine, &undo).await;
+    for _ in 0..ROLLBACKS_MORE {
+        let unreachable = |back: &Result<Back, EngineError>| {
+            back.as_ref().is_err_and(EngineError::is_unreachable)
+        };
+        if !rolled_back.each.iter().any(unreachable) {
+            break;
+        }
+        // It went away midway. What was done is found done.
+        until_reachable(engine, &first.old.id).await;
+        rolled_back = roll_back(engine, &undo).await;
+    }
     let left_over = rolled_back.left_over;
     let mut first_back = None;
     for (member, back) in group.iter().zip(rolled_back.each) {

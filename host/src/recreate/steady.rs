@@ -26,19 +26,23 @@ pub(super) async fn again<T, F>(mut call: impl FnMut() -> F) -> Result<T, Engine
 where
     F: Future<Output = Result<T, EngineError>>,
 {
-    let began = Instant::now();
-    let mut waits = WAITS.into_iter();
-    loop {
-        let error = match call().await {
-            Err(error) if may_pass(&error) => error,
+    for wait in WAITS {
+        match call().await {
+            Err(error) if may_pass(&error) => tokio::time::sleep(wait).await,
             answer => return answer,
-        };
-        let wait = match waits.next() {
-            Some(wait) => wait,
-            None if error.is_unreachable() && began.elapsed() < AWAY => AWAY_WAIT,
-            None => return Err(error),
-        };
-        tokio::time::sleep(wait).await;
+        }
+    }
+    call().await
+}
+
+/// Wait for an engine that nobody reaches, while a container is down that only it can start again.
+pub(super) async fn until_reachable(engine: &dyn Engine, container: &ContainerId) {
+    let began = Instant::now();
+    while began.elapsed() < AWAY {
+        match engine.is_listed(container).await {
+            Err(error) if error.is_unreachable() => tokio::time::sleep(AWAY_WAIT).await,
+            Ok(_) | Err(_) => return,
+        }
     }
 }
 

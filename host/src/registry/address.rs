@@ -7,7 +7,11 @@ const DOCKER_HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
 
 /// Who listens on this machine alone is trusted without TLS, as by the engine.
 pub fn is_loopback(registry: &str) -> bool {
-    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+    // The colons of an IPv6 address in brackets are no port's.
+    let port = registry
+        .rsplit_once(':')
+        .filter(|(_, port)| !port.ends_with(']'));
+    let host = port.map_or(registry, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost"
         || host
@@ -60,6 +64,8 @@ mod tests {
         is("127.0.0.1:5000", "http://127.0.0.1:5000/v2/");
         is("localhost:5000", "http://localhost:5000/v2/");
         is("[::1]:5000", "http://[::1]:5000/v2/");
+        is("[::1]", "http://[::1]/v2/");
+        is("[2001:db8::1]", "https://[2001:db8::1]/v2/");
         is("registry.lan:5000", "http://registry.lan:5000/v2/");
         is("registry.lan:5001", "https://registry.lan:5001/v2/");
     }

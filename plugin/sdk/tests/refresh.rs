@@ -160,7 +160,7 @@ fn force_recreates_what_runs_and_is_current() {
         rules(&report),
         [
             ("run", Verdict::Recreate, rule::FORCED),
-            ("stop", Verdict::Current, rule::UP_TO_DATE)
+            ("stop", Verdict::Leave, rule::NOT_RUNNING)
         ]
     );
     let before = fake::container_info("run", "acme/b").id;

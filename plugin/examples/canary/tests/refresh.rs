@@ -160,9 +160,11 @@ fn a_canary_that_does_not_stay_well_halts_the_image() {
         let mut stage = stage();
         stage.expect(&[&["a"]], &[soaking("b"), soaking("c")]);
         stage.docker.change("a", change);
-        let known = stage.docker.container_named("a").unwrap().image_id.clone();
-        let canary = match known == fake::image_id("tuesday") {
-            true => A_CURRENT,
+        let known = stage.docker.container_named("a").unwrap();
+        let runs = known.state == ContainerState::Running;
+        let canary = match known.image_id == fake::image_id("tuesday") {
+            true if runs => A_CURRENT,
+            true => ("a", Verdict::Leave, rule::NOT_RUNNING),
             false => ("a", Verdict::Stale, rule::NOT_RUNNING),
         };
         stage
