@@ -529,11 +529,11 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// As a policy sees it: one that was withdrawn was cancelled.
-fn answer(outcome: Result<Recreated, RecreateError>) -> Answer {
-    outcome.map_err(|error| match error {
+fn call_error(error: RecreateError) -> CallError<RecreateError> {
+    match error {
         RecreateError::Withdrawn { .. } => CallError::Cancelled,
         error => CallError::Failed(error),
-    })
+    }
 }
 
 /// By `remove` or `overlap`.
@@ -545,7 +545,7 @@ async fn recreate_alone(live: &Live, wanted: Recreation) -> Answer {
     let (outcome, settled) = recreate_one(live, wanted).await;
     let is_busy = matches!(&outcome, Err(RecreateError::Busy { .. }));
     end_leases(vec![lease], is_busy, settled);
-    answer(outcome)
+    outcome.map_err(call_error)
 }
 
 fn end_leases(leases: Vec<Lease>, is_busy: bool, settled: bool) {
@@ -719,7 +719,7 @@ async fn recreate_group(live: &Live, wanted: Vec<Recreation>) -> Answers {
         };
         match examined.await {
             Ok(one) => ready.push(one),
-            Err(error) => drop(answers.insert(name, answer(Err(error)))),
+            Err(error) => drop(answers.insert(name, Err(call_error(error)))),
         }
     }
     if ready.is_empty() {
@@ -767,7 +767,7 @@ async fn recreate_group(live: &Live, wanted: Vec<Recreation>) -> Answers {
             for one in &ready {
                 let name = &one.container.name;
                 answers.extend(
-                    wave::error_for(&error, name).map(|it| (name.clone(), answer(Err(it)))),
+                    wave::error_for(&error, name).map(|it| (name.clone(), Err(call_error(it)))),
                 );
             }
             // Whose error it is, if it was one of those asked for; a follower's is its first provider's.
@@ -776,7 +776,7 @@ async fn recreate_group(live: &Live, wanted: Vec<Recreation>) -> Answers {
                 true => named,
                 false => ready[0].container.name.clone(),
             };
-            answers.insert(owner, answer(Err(error)));
+            answers.insert(owner, Err(call_error(error)));
         }
     }
     answers

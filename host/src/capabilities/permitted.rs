@@ -4,6 +4,7 @@
 //! containers asks once.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
@@ -34,11 +35,13 @@ impl Permitted {
         };
         let mut known = self.0.lock().await;
         known.retain(|_, (asked, _)| asked.elapsed() < FRESH);
-        if !known.contains_key(&operation) {
-            let found = probe_calls(engine, &operation.changing_calls()).await;
-            known.insert(operation, (Instant::now(), found));
-        }
-        let (_, permissions) = known.get(&operation)?;
+        let (_, permissions) = match known.entry(operation) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(place) => {
+                let found = probe_calls(engine, &operation.changing_calls()).await;
+                place.insert((Instant::now(), found))
+            }
+        };
         let call = operation.blocked_by(permissions).into_iter().next()?;
         let answer = match permissions.get(call) {
             Some(Permission::Refused(answer)) => answer.as_str(),

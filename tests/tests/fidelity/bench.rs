@@ -227,7 +227,11 @@ impl Bench {
             CallError::Failed(error) => error,
             other => panic!("nobody stands between: {other:?}"),
         };
-        answers.map(|answer| answer.map_err(failed)).collect()
+        let mut told = Vec::new();
+        for answer in answers {
+            told.push(answer.map_err(failed));
+        }
+        told
     }
 
     pub(crate) async fn recreate(&self, wanted: Recreation) -> Result<Recreated, RecreateError> {
