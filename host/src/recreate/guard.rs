@@ -1,7 +1,7 @@
 //! Which containers are left alone whatever a policy asks, and why.
 //!
 //! [`objection`] asks three questions, in this order: does Refit itself depend on the container ([`super::self_protection`]), does
-//! something else create and delete it ([`owner`]), and is it in a state to be recreated.
+//! something else create and delete it (`owner`), and is it in a state to be recreated.
 
 use super::self_protection::SelfProtection;
 use crate::container::{Container, State};

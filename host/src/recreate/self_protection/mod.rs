@@ -1,7 +1,7 @@
 //! The containers that Refit itself depends on: its own, those whose namespaces it lives in, and those on its way to the engine.
 //!
 //! Stopping one of them ends Refit, or cuts it off from the engine, in the middle of a replacement. Each is known by several
-//! clues ([`process`], [`route`]), and one reliable clue is enough. If a clue leaves a doubt, the container counts as one of them.
+//! clues (`process`, `route`), and one reliable clue is enough. If a clue leaves a doubt, the container counts as one of them.
 //! On the machine itself with the engine's own socket there is nothing to find, and nothing is asked of the engine.
 
 mod process;
