@@ -9,6 +9,7 @@ use refit_tests::faulty::{Call, Fault, Plan, Proxy, Setting};
 use refit_tests::registry;
 use refit_tests::scenario::bench::Bench;
 use refit_tests::scenario::{self, Scenario};
+use refit_tests::world;
 use refit_tests::{ContainerSpec, ImageSpec, Refit, World, with_world_for};
 use serde_json::json;
 use std::time::Duration;
@@ -129,7 +130,12 @@ async fn log_commands(w: &World, log: &mut Log) -> anyhow::Result<()> {
     let images = format!("{}/{}/*", registry.host(), w.prefix());
     let through = |name: &str| -> anyhow::Result<(Proxy, Refit)> {
         let socket = folder.path().join(name);
-        let proxy = Proxy::start(w.docker_host(), &socket, Setting::default())?;
+        // Replacements of tests beside this one would be recovered, which takes calls of its own.
+        let setting = Setting {
+            only_label: Some(format!("{}={}", world::LABEL, w.prefix())),
+            ..Setting::default()
+        };
+        let proxy = Proxy::start(w.docker_host(), &socket, setting)?;
         let program = refit().to_str().context("no UTF-8")?;
         let refit = Refit::new(program, &proxy.docker_host())?
             .set("policy.config.images", w.template(registry))
