@@ -86,6 +86,7 @@ impl Operation {
             Self::Replace => {
                 calls.extend(replacing);
                 calls.push((Call::ConnectNetwork, SEVERAL_NETWORKS));
+                calls.push((Call::Info, ENGINE_CLOCK));
             }
             Self::Overlap => {
                 calls.extend(replacing);
