@@ -63,6 +63,13 @@ impl fmt::Display for ContainerId {
     }
 }
 
+/// A network, as the engine lists it. Several may have one name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    pub id: String,
+    pub name: String,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {

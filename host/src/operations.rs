@@ -38,6 +38,11 @@ const GOES_AWAY: Need =
     Need::Sometimes("without it, the daemon notices later that the engine was restarted");
 const ENGINE_CLOCK: Need =
     Need::Sometimes("without it, Refit compares the engine's times with its own clock");
+const DISK_SPACE: Need = Need::Sometimes(
+    "without it, Refit does not check before a pull whether the image fits on the engine's disk",
+);
+const NETWORK_AGAIN: Need =
+    Need::Sometimes("to start a container whose network was removed and created again");
 const KEEP_PREVIOUS: Need = Need::Sometimes("with `[images] keep_previous`");
 
 impl Operation {
@@ -86,10 +91,12 @@ impl Operation {
             Self::Replace => {
                 calls.extend(replacing);
                 calls.push((Call::ConnectNetwork, SEVERAL_NETWORKS));
-                calls.push((Call::Info, ENGINE_CLOCK));
+                calls.push((Call::Info, DISK_SPACE));
+                calls.push((Call::ListNetworks, NETWORK_AGAIN));
             }
             Self::Overlap => {
                 calls.extend(replacing);
+                calls.push((Call::Info, DISK_SPACE));
                 calls.push((Call::ConnectNetwork, Always));
                 calls.push((Call::DisconnectNetwork, Always));
             }
@@ -97,6 +104,8 @@ impl Operation {
                 (Call::InspectImage, Always),
                 (Call::PullImage, Always),
                 (Call::RemoveContainer, Always),
+                (Call::Info, DISK_SPACE),
+                (Call::ListImages, KEEP_PREVIOUS),
             ]),
             Self::Recover => calls.extend([
                 (Call::StartContainer, Always),
@@ -105,6 +114,8 @@ impl Operation {
                 (Call::RemoveContainer, Always),
                 (Call::Events, FOLLOWING),
                 (Call::Info, ENGINE_CLOCK),
+                (Call::ListNetworks, NETWORK_AGAIN),
+                (Call::ConnectNetwork, NETWORK_AGAIN),
             ]),
         }
         calls

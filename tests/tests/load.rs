@@ -19,7 +19,7 @@ use refit::capabilities::live::Workshop;
 use refit::capabilities::permitted::Permitted;
 use refit::capabilities::ties::KnownTies;
 use refit::container::{
-    Container, ContainerId, ContainerName, Image, Listed, Object, PlatformManifest,
+    Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest,
 };
 use refit::engine::permissions::{RawAnswer, RawCall};
 use refit::engine::{
@@ -170,6 +170,10 @@ impl Engine for Nothing {
 
     async fn disconnect(&self, _: &ContainerId, _: &str) -> Result<(), EngineError> {
         Self::not_found("disconnect").await
+    }
+
+    async fn networks(&self) -> Result<Vec<Network>, EngineError> {
+        Ok(Vec::new())
     }
 
     async fn start(&self, _: &ContainerId) -> Result<(), EngineError> {

@@ -20,7 +20,7 @@ use self::permissions::{RawAnswer, RawCall};
 use self::ssh::SshError;
 use self::tls::TlsError;
 use crate::container::{
-    Container, ContainerId, ContainerName, Image, Listed, Object, PlatformManifest,
+    Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest,
 };
 use crate::diagnostic::Hints;
 use crate::image::{ImageId, ImageRef, Platform};
@@ -170,6 +170,8 @@ pub trait Engine: Send + Sync {
         endpoint: &Object,
     ) -> Result<(), EngineError>;
     async fn disconnect(&self, container: &ContainerId, network: &str) -> Result<(), EngineError>;
+    /// All of them.
+    async fn networks(&self) -> Result<Vec<Network>, EngineError>;
     async fn start(&self, container: &ContainerId) -> Result<(), EngineError>;
     /// Returns when it has exited; a container that does not run is left as it is.
     async fn stop(&self, container: &ContainerId, mode: StopMode) -> Result<(), EngineError>;

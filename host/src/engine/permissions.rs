@@ -38,12 +38,13 @@ pub enum EngineCall {
     PullImage,
     RemoveImage,
     InspectDistribution,
+    ListNetworks,
     ConnectNetwork,
     DisconnectNetwork,
 }
 
 impl EngineCall {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Ping,
         Self::Version,
         Self::Info,
@@ -60,6 +61,7 @@ impl EngineCall {
         Self::PullImage,
         Self::RemoveImage,
         Self::InspectDistribution,
+        Self::ListNetworks,
         Self::ConnectNetwork,
         Self::DisconnectNetwork,
     ];
@@ -74,7 +76,8 @@ impl EngineCall {
             | Self::InspectContainer
             | Self::ListImages
             | Self::InspectImage
-            | Self::InspectDistribution => Method::GET,
+            | Self::InspectDistribution
+            | Self::ListNetworks => Method::GET,
             Self::CreateContainer
             | Self::StartContainer
             | Self::StopContainer
@@ -105,6 +108,7 @@ impl EngineCall {
             Self::PullImage => "/images/create",
             Self::RemoveImage => "/images/{id}",
             Self::InspectDistribution => "/distribution/{id}/json",
+            Self::ListNetworks => "/networks",
             Self::ConnectNetwork => "/networks/{id}/connect",
             Self::DisconnectNetwork => "/networks/{id}/disconnect",
         }
@@ -131,6 +135,7 @@ impl EngineCall {
                 "filters",
                 json!({ "reference": ["refit-probe"] }).to_string(),
             )],
+            Self::ListNetworks => vec![("filters", json!({ "id": [absent_id] }).to_string())],
             Self::CreateContainer | Self::RenameContainer => {
                 vec![("name", "refit-probe".to_owned())]
             }

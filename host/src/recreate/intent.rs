@@ -387,6 +387,14 @@ fn port_of(published: &PublishedPort) -> String {
 }
 
 /// The endpoint of the network that the container was made with, and those of the others.
+/// What was asked for in each network, by the network's name.
+pub(super) fn endpoints_asked(container: &Container) -> BTreeMap<String, Object> {
+    let endpoints = container.endpoints.iter();
+    endpoints
+        .map(|(name, endpoint)| (name.clone(), endpoint_as_asked(container, name, endpoint)))
+        .collect()
+}
+
 fn endpoints(container: &Container) -> (Option<(String, Object)>, BTreeMap<String, Object>) {
     let mode = container.network_mode();
     if matches!(mode, "host" | "none") || mode.starts_with("container:") {

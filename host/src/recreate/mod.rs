@@ -18,6 +18,7 @@ pub mod lease;
 pub mod names;
 pub mod overlap;
 pub mod proof;
+mod reconnect;
 pub mod recover;
 pub mod remove;
 pub mod replace;

@@ -6,7 +6,8 @@
 //! old container runs, never before.
 
 use super::names::{self, ParsedName};
-use super::steady::{ensure_named, ensure_removed, ensure_running, find, is_gone, look};
+use super::reconnect::ensure_started;
+use super::steady::{ensure_named, ensure_removed, find, is_gone, look};
 use super::stop::{ensure_killed, ensure_stopped, settle_stop};
 use crate::container::{Container, ContainerId, ContainerName, State};
 use crate::diagnostic::Diagnostic;
@@ -111,7 +112,7 @@ async fn serve(engine: &dyn Engine, member: &Undo<'_>) -> Result<Back, EngineErr
     let renamed = now.name != old.name;
     if renamed && ParsedName::parse(&now.name).is_none() {
         if member.ran {
-            ensure_running(engine, &old.id).await?;
+            ensure_started(engine, &old.id).await?;
         }
         return Ok(Back::Gone);
     }
@@ -124,7 +125,7 @@ async fn serve(engine: &dyn Engine, member: &Undo<'_>) -> Result<Back, EngineErr
     if member.stop_in_doubt && !settle_stop(engine, old).await? {
         return Ok(Back::Stopping);
     }
-    match ensure_running(engine, &old.id).await {
+    match ensure_started(engine, &old.id).await {
         Ok(()) => Ok(Back::Restored),
         Err(error @ EngineError::NotFound { .. }) => match is_gone(engine, &old.id).await? {
             true => Ok(Back::Gone),

@@ -1,18 +1,22 @@
 //! The calls that operations make, as the proxy logs them, against the lists that `refit doctor` and docs/socket-proxies.md have.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use bollard::query_parameters::RenameContainerOptions;
+use refit::container::ContainerId;
 use refit::engine::permissions::EngineCall;
 use refit::operations::{Operation, calls_of, patterns};
+use refit::recreate::names::BackupName;
 use refit_tests::faulty::{Call, Fault, Plan, Proxy, Setting};
-use refit_tests::registry;
+use refit_tests::registry::{self, Registry};
 use refit_tests::scenario::bench::Bench;
 use refit_tests::scenario::{self, Scenario};
 use refit_tests::world;
 use refit_tests::{ContainerSpec, ImageSpec, Refit, World, with_world_for};
 use serde_json::json;
-use std::time::Duration;
 
 use super::refit;
 
@@ -26,6 +30,7 @@ async fn logged_calls_are_those_of_the_lists() -> anyhow::Result<()> {
     with_world_for(LIMIT, "calls of operations", |w| async move {
         let mut log = Log::new();
         log_commands(&w, &mut log).await?;
+        log_network_again(&w, &mut log).await?;
         log_scenarios(&w, &mut log).await?;
         let mut problems = Vec::new();
         for operation in Operation::ALL {
@@ -96,7 +101,10 @@ async fn log_scenarios(w: &World, log: &mut Log) -> anyhow::Result<()> {
         };
         // The first of each kind.
         let mut seen = BTreeSet::new();
-        for call in calls.iter().filter(|call| call.method != "GET") {
+        let steps = calls
+            .iter()
+            .filter(|call| call.method != "GET" && !call.is_probe());
+        for call in steps {
             let Some(number) = call.number.filter(|_| seen.insert(call.label())) else {
                 continue;
             };
@@ -116,6 +124,67 @@ async fn log_scenarios(w: &World, log: &mut Log) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A Refit, and the proxy between it and the engine.
+fn through(
+    w: &World,
+    registry: &Registry,
+    folder: &Path,
+    name: &str,
+) -> anyhow::Result<(Proxy, Refit)> {
+    // Replacements of tests beside this one would be recovered, which takes calls of its own.
+    let setting = Setting {
+        only_label: Some(format!("{}={}", world::LABEL, w.prefix())),
+        ..Setting::default()
+    };
+    let proxy = Proxy::start(w.docker_host(), &folder.join(name), setting)?;
+    let program = refit().to_str().context("no UTF-8")?;
+    let containers = w.name("*");
+    let images = format!("{}/{}/*", registry.host(), w.prefix());
+    let refit = Refit::new(program, &proxy.docker_host())?
+        .set("policy.config.images", w.template(registry))
+        .set("policy.config.runtimes", json!(["hermes"]))
+        .set("policy.config.containers", containers.as_str())
+        .set("grants.images", json!([images]))
+        .set("grants.containers", json!([containers]))
+        .set("proof.grace_seconds", 1)
+        .set("proof.health_seconds", 30);
+    Ok((proxy, refit))
+}
+
+/// A Refit died in a gap, and the container's network was removed and created again: recovered by `refit recover`, and by a refresh.
+async fn log_network_again(w: &World, log: &mut Log) -> anyhow::Result<()> {
+    let registry = registry::open().await?;
+    let folder = tempfile::tempdir()?;
+    let image = w.load(ImageSpec::new("network")).await?;
+    for (command, operation) in [
+        ("recover", Operation::Recover),
+        ("refresh", Operation::Replace),
+    ] {
+        let network = w.network(command).await?;
+        let spec = ContainerSpec::new(command, &image).network(&network, &[command]);
+        let old = w.run(spec).await?;
+        let new = ContainerId::new("f".repeat(64));
+        let id = ContainerId::new(&*old.id);
+        let backup = BackupName::new(&id, &new, 1, true, &old.name).to_name();
+        let renaming = RenameContainerOptions {
+            name: backup.to_string(),
+        };
+        w.docker().rename_container(&old.id, renaming).await?;
+        w.stop(&old.id).await?;
+        w.docker().remove_network(&network).await?;
+        w.network(command).await?;
+        let (proxy, refit) = through(w, registry, folder.path(), command)?;
+        refit.run(&[command]).await?.expect(0);
+        let now = w.inspect(&old.id).await?;
+        ensure!(
+            now.state.and_then(|state| state.running) == Some(true),
+            "{command} did not start it"
+        );
+        log.entry(operation).or_default().extend(proxy.calls());
+    }
+    Ok(())
+}
+
 /// Through a proxy that does nothing wrong: a plan, a daemon that watches, and a refresh that removes old images.
 async fn log_commands(w: &World, log: &mut Log) -> anyhow::Result<()> {
     let registry = registry::open().await?;
@@ -126,34 +195,13 @@ async fn log_commands(w: &World, log: &mut Log) -> anyhow::Result<()> {
     w.run(spec).await?;
     w.publish(registry, "hermes", ImageSpec::new("v2")).await?;
     let folder = tempfile::tempdir()?;
-    let containers = w.name("*");
-    let images = format!("{}/{}/*", registry.host(), w.prefix());
-    let through = |name: &str| -> anyhow::Result<(Proxy, Refit)> {
-        let socket = folder.path().join(name);
-        // Replacements of tests beside this one would be recovered, which takes calls of its own.
-        let setting = Setting {
-            only_label: Some(format!("{}={}", world::LABEL, w.prefix())),
-            ..Setting::default()
-        };
-        let proxy = Proxy::start(w.docker_host(), &socket, setting)?;
-        let program = refit().to_str().context("no UTF-8")?;
-        let refit = Refit::new(program, &proxy.docker_host())?
-            .set("policy.config.images", w.template(registry))
-            .set("policy.config.runtimes", json!(["hermes"]))
-            .set("policy.config.containers", containers.as_str())
-            .set("grants.images", json!([images]))
-            .set("grants.containers", json!([containers]))
-            .set("proof.grace_seconds", 1)
-            .set("proof.health_seconds", 30);
-        Ok((proxy, refit))
-    };
-    let (proxy, refit) = through("plan")?;
+    let (proxy, refit) = through(w, registry, folder.path(), "plan")?;
     refit.run(&["plan"]).await?.expect(0);
     log.entry(Operation::Plan)
         .or_default()
         .extend(proxy.calls());
 
-    let (proxy, refit) = through("watch")?;
+    let (proxy, refit) = through(w, registry, folder.path(), "watch")?;
     let refit = refit
         .set("watch.enabled", true)
         .set("approval.required_for", json!(["schedule"]));
@@ -171,7 +219,7 @@ async fn log_commands(w: &World, log: &mut Log) -> anyhow::Result<()> {
     ] {
         w.publish(registry, "hermes", ImageSpec::new(strategy))
             .await?;
-        let (proxy, refit) = through(strategy)?;
+        let (proxy, refit) = through(w, registry, folder.path(), strategy)?;
         let refit = refit
             .set("images.keep_previous", 0)
             .set("policy.config.strategy", strategy);

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bollard::{API_DEFAULT_VERSION, Docker};
-use refit::engine::permissions::ABSENT_ID;
 use refit_tests::faulty::{Fault, Plan, Proxy, Setting};
 use refit_tests::scenario::bench::Bench;
 use refit_tests::scenario::{self, Scenario};
@@ -165,7 +164,7 @@ async fn what_is_half_done_is_noticed() -> anyhow::Result<()> {
             .calls
             .iter()
             // Not the one that asks beforehand whether such calls are let through.
-            .filter(|call| !call.target.contains(ABSENT_ID))
+            .filter(|call| !call.is_probe())
             .find(|call| call.label() == "POST /containers/{id}/rename");
         let number = renaming
             .and_then(|call| call.number)

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use refit::container::{
-    Container, ContainerId, ContainerName, Image, Listed, Object, PlatformManifest,
+    Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest,
 };
 use refit::engine::docker::DockerEngine;
 use refit::engine::permissions::{RawAnswer, RawCall};
@@ -255,6 +255,11 @@ impl Engine for Between {
 
     async fn remove_image(&self, image: &ImageId) -> Result<(), EngineError> {
         self.engine.remove_image(image).await
+    }
+
+    async fn networks(&self) -> Result<Vec<Network>, EngineError> {
+        self.ask("networks".into())?;
+        self.engine.networks().await
     }
 
     async fn start(&self, container: &ContainerId) -> Result<(), EngineError> {

@@ -18,6 +18,7 @@ use refit::recreate::replace::{Manner, NewImage, Target, replace};
 use refit::recreate::{RecreateError, Step, names};
 use refit_tests::world::{LABEL, Running};
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::bench::{Bench, docker};
@@ -132,7 +133,27 @@ async fn network_removed_in_the_gap_strands_and_is_said() -> anyhow::Result<()> 
             .filter(|it| it.container == a.name)
             .collect();
         assert_eq!(ours[0].outcome, Outcome::Stranded, "{recovered:?}");
+        assert!(ours[0].detail.contains(&network), "{recovered:?}");
         assert!(w.container_exists(&a.id).await?);
+
+        // Once there is a network of that name again the container is started in it, with all that it had in the old one.
+        w.network("net").await?;
+        let recovered = workshop.recover().await?;
+        let ours = recovered.iter().find(|it| it.container == a.name);
+        assert_eq!(
+            ours.map(|it| it.outcome),
+            Some(Outcome::Undone),
+            "{recovered:?}"
+        );
+        let now = bench.inspect(&a.name).await?;
+        assert_eq!((now.id.as_str(), now.state), (&*a.id, State::Running));
+        let inspected = w.docker().inspect_network(&network, None).await?;
+        let endpoint = now.endpoints.get(&network).context("its endpoint")?;
+        assert_eq!(endpoint["NetworkID"], json!(inspected.id), "{endpoint:?}");
+        assert_ne!(endpoint["IPAddress"], "", "{endpoint:?}");
+        let aliases = endpoint["Aliases"].as_array().context("aliases")?;
+        assert!(aliases.contains(&json!("web")), "{endpoint:?}");
+        assert_eq!(now.endpoints.len(), 1, "{:?}", now.endpoints);
         Ok(())
     })
     .await

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::container::{
-    Container, ContainerId, Health, HealthCheckRun, Image, Mount, Object, PlatformManifest,
-    PublishedPort, State,
+    Container, ContainerId, Health, HealthCheckRun, Image, Mount, Network, Object,
+    PlatformManifest, PublishedPort, State,
 };
 use crate::image::{ImageId, is_digest, sha256};
 
@@ -188,6 +188,21 @@ pub(super) fn system_time(document: &[u8]) -> Result<jiff::Timestamp, serde_json
     let time = found.get("SystemTime").and_then(Value::as_str);
     time.and_then(moment)
         .ok_or_else(|| serde::de::Error::custom("no `SystemTime`"))
+}
+
+/// The answer to `GET /networks`.
+pub(super) fn networks(document: &[u8]) -> Result<Vec<Network>, serde_json::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct NetworkDocument {
+        id: String,
+        name: String,
+    }
+    let found: Vec<NetworkDocument> = serde_json::from_slice(document)?;
+    let networks = found.into_iter();
+    Ok(networks
+        .map(|NetworkDocument { id, name }| Network { id, name })
+        .collect())
 }
 
 /// Without layers there is nothing to compare.

@@ -37,7 +37,7 @@ use super::{
     UnnamedImage,
 };
 use crate::container::{
-    Container, ContainerId, ContainerName, Image, Listed, Object, PlatformManifest, State,
+    Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest, State,
 };
 use crate::image::{ImageId, ImageRef, Platform};
 use crate::secret::Login;
@@ -472,6 +472,17 @@ impl Engine for DockerEngine {
             )
         };
         self.document(action, request).await.map(drop)
+    }
+
+    async fn networks(&self) -> Result<Vec<Network>, EngineError> {
+        let action = || "list networks".to_owned();
+        let document = self
+            .document(action, raw::RawRequest::get("/networks"))
+            .await?;
+        convert::networks(&document).map_err(|source| EngineError::Nonsense {
+            action: action(),
+            source: source.into(),
+        })
     }
 
     async fn start(&self, container: &ContainerId) -> Result<(), EngineError> {
