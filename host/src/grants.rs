@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use globset::{Glob, GlobBuilder, GlobMatcher};
 
-use crate::container::Listed;
+use crate::container::{Container, Listed};
 use crate::image::ImageRef;
 
 /// Something a policy may ask the host to do.
@@ -75,6 +75,7 @@ pub struct Grants {
     labels: BTreeMap<String, String>,
     environment: Vec<String>,
     verbs: Vec<Verb>,
+    followers: bool,
     limit: Option<Limit>,
 }
 
@@ -97,6 +98,8 @@ pub struct GrantPatterns {
     /// Names of environment variables that a policy may read.
     pub environment: Vec<String>,
     pub verbs: Vec<Verb>,
+    /// Whether a container that these do not cover may be recreated with one that it depends on.
+    pub followers: bool,
 }
 
 impl Grants {
@@ -107,6 +110,7 @@ impl Grants {
             labels: patterns.labels.clone(),
             environment: patterns.environment.clone(),
             verbs: patterns.verbs.clone(),
+            followers: patterns.followers,
             limit: None,
         })
     }
@@ -125,13 +129,20 @@ impl Grants {
 
     /// Whether a policy may know that this container exists.
     pub fn covers(&self, container: &Listed) -> bool {
-        self.containers
-            .iter()
-            .any(|pattern| pattern.is_match(&container.name))
+        self.covers_names(&container.name, &container.labels)
+    }
+
+    /// Whether this container may be recreated with one that it depends on.
+    pub fn may_follow(&self, container: &Container) -> bool {
+        self.followers || self.covers_names(&container.name, &container.labels())
+    }
+
+    fn covers_names(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
+        self.containers.iter().any(|pattern| pattern.is_match(name))
             && self
                 .labels
                 .iter()
-                .all(|(key, value)| container.labels.get(key) == Some(value))
+                .all(|(key, value)| labels.get(key) == Some(value))
     }
 
     pub fn may(&self, verb: Verb) -> Result<(), String> {
@@ -192,6 +203,7 @@ mod tests {
             labels: BTreeMap::from([("platform".into(), "mine".into())]),
             environment: vec!["WS_VERSION".into()],
             verbs: vec![Verb::Inspect, Verb::Pull],
+            followers: false,
         })
         .unwrap()
     }
@@ -270,6 +282,7 @@ mod tests {
             labels: BTreeMap::new(),
             environment: vec![],
             verbs: vec![],
+            followers: false,
         };
         assert_eq!(
             Grants::new(&broken).unwrap_err().to_string(),

@@ -143,7 +143,7 @@ fn is_host(host: &str) -> bool {
         let Some((address, port)) = bracketed.split_once(']') else {
             return false;
         };
-        let is_address = address.parse::<std::net::Ipv6Addr>().is_ok();
+        let is_address = address.parse::<core::net::Ipv6Addr>().is_ok();
         return is_address && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port));
     }
     let (labels, port) = match host.split_once(':') {

@@ -87,6 +87,9 @@ pub struct RecreationRecord {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from_image_id: Option<ImageId>,
     pub to_image_id: ImageId,
+    /// The image that it was, or would be, recreated with, as the policy named it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageRef>,
     /// How long nothing ran under the name.
     #[serde(
         default,
@@ -99,6 +102,9 @@ pub struct RecreationRecord {
     /// Containers that depend on it and were, or would be, replaced with it, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub followed: Vec<String>,
+    /// The ids that these had, in the same order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub follower_ids: Vec<ContainerId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left_over: Option<String>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
@@ -446,11 +452,21 @@ fn recreation_record(
             .and_then(|recreated| recreated.id.clone()),
         from_image_id: recreated.map(|recreated| recreated.from_image_id.clone()),
         to_image_id: wanted.image.id.clone(),
+        image: Some(wanted.image.reference.clone()),
         gap: recreated
             .filter(|_| !planning)
             .and_then(|recreated| recreated.gap),
         followed: recreated
-            .map(|recreated| recreated.followed.clone())
+            .map(|recreated| {
+                recreated
+                    .followers
+                    .iter()
+                    .map(|it| it.name.clone())
+                    .collect()
+            })
+            .unwrap_or_default(),
+        follower_ids: recreated
+            .map(|recreated| recreated.followers.iter().map(|it| it.id.clone()).collect())
             .unwrap_or_default(),
         left_over: recreated.and_then(|recreated| recreated.left_over.clone()),
         failure,

@@ -149,6 +149,7 @@ async fn refresh(
         labels: BTreeMap::new(),
         environment: vec![],
         verbs: vec![Verb::Inspect, Verb::Pull, Verb::Replace],
+        followers: false,
     };
     let session = Session {
         capabilities: engine,
@@ -159,7 +160,7 @@ async fn refresh(
             recreates: 4,
         },
         state: PolicyState::empty(),
-        clock: Clock::Wall,
+        clock: Clock(jiff::Timestamp::now()),
     };
     Ok(policy.refresh(request, "{}", session, CALL).await?)
 }

@@ -217,6 +217,7 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
         labels: BTreeMap::new(),
         environment: vec![],
         verbs: vec![Verb::Inspect, Verb::Pull, Verb::Replace],
+        followers: false,
     };
     let credentials = Credentials::new(&EnvironmentVariables::default(), "ghcr.io", &[], None)?;
     let terms = Terms {

@@ -251,7 +251,7 @@ fn the_table_of_cases_names_tests_that_are_there() -> anyhow::Result<()> {
         }
         seen += 1;
         let below = match parts[0] {
-            "e2e" => "tests/tests".to_owned(),
+            "e2e" | "faults" => "tests/tests".to_owned(),
             "recreate" | "engine" => "host/src".to_owned(),
             _ => "tests/tests/fidelity".to_owned(),
         };

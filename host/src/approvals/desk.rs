@@ -333,10 +333,10 @@ impl Approvals {
         };
         let who = decided_by.as_deref().unwrap_or("somebody");
         let by = format!("{who} (approval {})", held.id);
-        let warrant = held.plan.warrant(held.id);
+        let approved = held.plan.scope(held.id);
         let begun = self
             .refreshes
-            .begin(held.request.clone(), Some(by), warrant);
+            .begin(held.request.clone(), Some(by), approved);
         let refresh = match begun.await {
             Ok(refresh) => refresh,
             Err(not_begun) => {

@@ -4,7 +4,7 @@
 //!
 //! - *Approving does what was approved, and no more.* The plan is made again first; where a digest has moved, what was held is
 //!   superseded by what is so now. The refresh itself is then bound to images and containers of the plan by a
-//!   [`Warrant`], since a tag may move at any time.
+//!   [`ApprovedScope`], since a tag may move at any time.
 //! - *What is approved is begun*: at once, or when there is room, or by the next start of the daemon. "Approved" is on the disk
 //!   before a refresh begins, and its number after it has begun. So one whose daemon dies between the two is begun at the next
 //!   start, and where it had begun already, what it did by then is found done: it is never lost, and what is done is not done again.
@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::plan::Plan;
 use self::store::StoreError;
-use crate::capabilities::warrant::Warrant;
+use crate::capabilities::approved_scope::ApprovedScope;
 use crate::diagnostic::{Diagnostic, Hints};
 use crate::history;
 use crate::journal::no_events;
@@ -306,7 +306,7 @@ pub trait Refreshes: Send + Sync {
         &self,
         request: Request,
         by: Option<String>,
-        warrant: Warrant,
+        approved: ApprovedScope,
     ) -> Result<history::Id, NotBegun>;
 
     fn is_under_way(&self, refresh: history::Id) -> bool;
@@ -329,9 +329,9 @@ impl Refreshes for Arc<Runs> {
         &self,
         request: Request,
         by: Option<String>,
-        warrant: Warrant,
+        approved: ApprovedScope,
     ) -> Result<history::Id, NotBegun> {
-        let begun = self.begin_within(request, by, Arc::new(warrant)).await?;
+        let begun = self.begin_within(request, by, Arc::new(approved)).await?;
         Ok(begun.run.id)
     }
 

@@ -1,10 +1,13 @@
 //! What a refresh would do, as much of it as a person needs to say yes or no: kept with what is held, compared with what is so
 //! when it is approved, and then the bounds of the refresh.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::capabilities::Strategy;
-use crate::capabilities::warrant::Warrant;
+use crate::capabilities::approved_scope::{ApprovedContainer, ApprovedScope};
+use crate::container::ContainerId;
 use crate::image::{ImageId, ImageRef};
 use crate::journal::{ImageOutcome, RecreationOutcome};
 use crate::refresh::{PolicyReport, Report, Summary};
@@ -45,6 +48,9 @@ pub struct PlannedImage {
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PlannedContainer {
     pub name: String,
+    /// The id that it has. Absent in approvals of older versions, which must be asked for again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<ContainerId>,
     pub strategy: Strategy,
     /// What it would run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -58,6 +64,16 @@ pub struct PlannedContainer {
     /// Containers that depend on it and would be replaced with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub followed: Vec<String>,
+    /// Their ids, in the same order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub follower_ids: Vec<ContainerId>,
+}
+
+impl PlannedContainer {
+    fn followers(&self) -> BTreeMap<String, ContainerId> {
+        let ids = self.follower_ids.iter().cloned();
+        self.followed.iter().cloned().zip(ids).collect()
+    }
 }
 
 impl Plan {
@@ -87,25 +103,19 @@ impl Plan {
             };
             let mut described = PlannedContainer {
                 name: container.name.clone(),
+                id: Some(planned.old_id.clone()),
                 strategy: planned.strategy,
-                image: None,
+                image: planned.image.clone(),
                 from_image_id: None,
                 rule: None,
                 reason: None,
-                followed: vec![],
+                followed: planned.followed.clone(),
+                follower_ids: planned.follower_ids.clone(),
             };
-            // The id of an image that is not here yet is a stand-in: its digest.
-            let becomes = planned.to_image_id.as_str();
-            let image = report.images.iter().find(|record| {
-                let id = record.id.as_ref().map(ImageId::as_str);
-                id == Some(becomes) || record.digest.as_deref() == Some(becomes)
-            });
-            described.image = image.map(|record| record.image.clone());
             if containers.len() < DESCRIBED_MAX {
                 described.from_image_id = planned.from_image_id.clone();
                 described.rule = container.rule.as_deref().map(shortened);
                 described.reason = container.reason.as_deref().map(shortened);
-                described.followed = planned.followed.clone();
             }
             containers.push(described);
         }
@@ -155,7 +165,7 @@ impl Plan {
     }
 
     /// Beside a plan of the same that is made now. A container that is gone, or was refreshed meanwhile, takes nothing from what
-    /// was approved; one that came is left alone by the warrant.
+    /// was approved; one that came is left alone by the scope.
     pub(super) fn beside(&self, now: &Self) -> Since {
         let mut since = Since::default();
         for image in &now.images {
@@ -180,13 +190,11 @@ impl Plan {
         for container in &now.containers {
             let name = &container.name;
             match self.container(name) {
-                Some(before) if before.strategy != container.strategy => since
-                    .moved
-                    .push(format!("`{name}` would be recreated in another way now")),
+                Some(before) => since.moved.extend(difference(before, container)),
                 None if self.others.contains(name) => since
                     .moved
                     .push(format!("`{name}` would be recreated too now")),
-                Some(_) | None => {}
+                None => {}
             }
         }
         since
@@ -200,27 +208,53 @@ impl Plan {
             same_images.map(|(digest, there)| there.is_some_and(|there| there.digest == *digest));
         let mut same_containers = self.containers.iter().map(|container| {
             let there = other.container(&container.name);
-            there.is_some_and(|there| there.strategy == container.strategy)
+            there.is_some_and(|there| difference(there, container).is_none())
         });
         same_images.all(|same| same) && same_containers.all(|same| same)
     }
 
     /// What was approved, and no more.
-    pub(super) fn warrant(&self, id: Id) -> Warrant {
+    pub(super) fn scope(&self, id: Id) -> ApprovedScope {
         let digests = self.images.iter().filter_map(|planned| {
             let digest = planned.digest.clone()?;
             Some((planned.image.clone(), digest))
         });
-        let containers = self.containers.iter();
-        Warrant {
-            title: format!("approval {id}"),
-            images: digests.collect(),
-            containers: containers
-                .map(|planned| (planned.name.clone(), planned.strategy))
-                .collect(),
-            others: self.others.iter().cloned().collect(),
-        }
+        let containers = self.containers.iter().filter_map(|planned| {
+            let approved = ApprovedContainer {
+                id: planned.id.clone()?,
+                strategy: planned.strategy,
+                image: planned.image.clone()?,
+                followers: planned.followers(),
+            };
+            Some((planned.name.clone(), approved))
+        });
+        ApprovedScope::new(
+            format!("approval {id}"),
+            digests.collect(),
+            containers.collect(),
+            self.others.iter().cloned().collect(),
+        )
     }
+}
+
+/// Why the one plan for a container is not the other, as a sentence. A follower that is gone takes nothing from what was planned.
+fn difference(before: &PlannedContainer, now: &PlannedContainer) -> Option<String> {
+    let name = &now.name;
+    if before.id.is_none() || before.id != now.id {
+        return Some(format!("`{name}` is another container now"));
+    }
+    if before.strategy != now.strategy {
+        return Some(format!("`{name}` would be recreated in another way now"));
+    }
+    if before.image != now.image {
+        return Some(format!("`{name}` would get another image now"));
+    }
+    let planned = before.followers();
+    let followers = now.followers();
+    let new = followers
+        .iter()
+        .find(|(follower, id)| planned.get(*follower) != Some(id))?;
+    Some(format!("`{}` would be recreated with `{name}` now", new.0))
 }
 
 /// What has become of a plan since it was made.

@@ -17,6 +17,8 @@ use super::book::{Book, CLOCK_BELIEVED_AFTER, forgettable};
 use super::plan::Plan;
 use super::*;
 use crate::capabilities::Strategy;
+use crate::container::ContainerId;
+use crate::journal::RecreationRecord;
 use crate::refresh::Trigger;
 use crate::watch::adopt::{Adopt, Adopted, Proposal};
 
@@ -29,7 +31,7 @@ type Stale = (Vec<(&'static str, &'static str)>, Vec<&'static str>);
 #[derive(Default)]
 struct Pretended {
     now: Mutex<Stale>,
-    begun: Mutex<Vec<(Option<String>, Warrant)>>,
+    begun: Mutex<Vec<(Option<String>, ApprovedScope)>>,
     under_way: Mutex<Vec<history::Id>>,
     full: Mutex<bool>,
     stopping: Mutex<bool>,
@@ -75,13 +77,13 @@ impl Refreshes for Arc<Pretended> {
         &self,
         _: Request,
         by: Option<String>,
-        warrant: Warrant,
+        approved: ApprovedScope,
     ) -> Result<history::Id, NotBegun> {
         if *self.full.lock().unwrap() {
             return Err(NotBegun::TooMany);
         }
         let mut begun = self.begun.lock().unwrap();
-        begun.push((by, warrant));
+        begun.push((by, approved));
         Ok(begun.len() as history::Id)
     }
 
@@ -108,7 +110,7 @@ fn report(images: &[(&str, &str)], containers: &[&str]) -> Report {
     let of_container = |name: &&str| {
         json!({ "name": name, "verdict": "recreate", "rule": "stale", "reason": "it is behind", "recreation": {
             "container": name, "strategy": "replace", "outcome": "would-recreate", "old_id": "old",
-            "to_image_id": images[0].1, "duration_ms": 1,
+            "to_image_id": images[0].1, "image": images[0].0, "duration_ms": 1,
         } })
     };
     let pulls = images.iter().filter(|(_, digest)| *digest != "-").count();
@@ -220,9 +222,11 @@ async fn what_is_approved_begins_once_for_who_approved_and_within_what_was_plann
         approved.fate
     );
     assert_eq!(refreshes.begun(), [Some("bo (approval 1)".into())]);
-    let warrant = refreshes.begun.lock().unwrap()[0].1.clone();
-    assert_eq!(warrant.images[&APP.parse().unwrap()], "sha256:1");
-    assert_eq!(warrant.containers["ws-ana"], Strategy::Replace);
+    let approved = refreshes.begun.lock().unwrap()[0].1.clone();
+    assert_eq!(approved.images[&APP.parse().unwrap()], "sha256:1");
+    let ana = &approved.containers["ws-ana"];
+    assert_eq!((ana.id.as_str(), ana.strategy), ("old", Strategy::Replace));
+    assert_eq!(ana.image, APP.parse().unwrap());
 
     let again = approvals.approve(1, None).await.unwrap_err();
     assert!(again.to_string().ends_with("by bo"), "{again}");
@@ -279,8 +283,8 @@ async fn less_than_was_approved_is_no_change_and_what_came_since_is_none_either(
     held(approvals.request(request(Trigger::Api), None).await);
     refreshes.are(&both, &["ws-bo", "ws-new"]);
     approvals.approve(1, None).await.unwrap();
-    let warrant = refreshes.begun.lock().unwrap()[0].1.clone();
-    assert!(!warrant.containers.contains_key("ws-new") && !warrant.others.contains("ws-new"));
+    let approved = refreshes.begun.lock().unwrap()[0].1.clone();
+    assert!(!approved.containers.contains_key("ws-new") && !approved.others.contains("ws-new"));
 }
 
 #[tokio::test]
@@ -299,6 +303,46 @@ async fn one_that_was_left_and_would_be_recreated_now_is_a_change() {
         .unwrap()
         .strategy = Strategy::Remove;
     assert_eq!(before.beside(&Plan::of(&other_way)).moved.len(), 1);
+}
+
+#[test]
+fn another_container_image_or_follower_is_a_change() {
+    let plan = |change: &dyn Fn(&mut RecreationRecord)| {
+        let mut report = report(&[(APP, "sha256:1"), (DB, "sha256:2")], &["ws-ana"]);
+        change(report.containers[0].recreation.as_mut().unwrap());
+        Plan::of(&report)
+    };
+    let follower = |planned: &mut RecreationRecord, id: &str| {
+        planned.followed = vec!["ws-side".into()];
+        planned.follower_ids = vec![ContainerId::new(id)];
+    };
+    let before = plan(&|planned| follower(planned, "s1"));
+    let moved = |change: &dyn Fn(&mut RecreationRecord)| before.beside(&plan(change)).moved;
+    // A follower that is gone takes nothing from what was approved.
+    assert!(moved(&|_| {}).is_empty());
+    assert!(moved(&|planned| follower(planned, "s1")).is_empty());
+    for (moved, why) in [
+        (
+            moved(&|planned| planned.old_id = ContainerId::new("again")),
+            "`ws-ana` is another container now",
+        ),
+        (
+            moved(&|planned| planned.image = Some(DB.parse().unwrap())),
+            "`ws-ana` would get another image now",
+        ),
+        (
+            moved(&|planned| follower(planned, "s2")),
+            "`ws-side` would be recreated with `ws-ana` now",
+        ),
+    ] {
+        assert_eq!(moved, [why]);
+    }
+    // Versions before this one did not write the ids down.
+    let mut old = serde_json::to_value(&before).unwrap();
+    old["containers"][0].as_object_mut().unwrap().remove("id");
+    let old: Plan = serde_json::from_value(old).unwrap();
+    assert_eq!(old.beside(&before).moved.len(), 1);
+    assert!(old.scope(1).containers.is_empty());
 }
 
 #[tokio::test]

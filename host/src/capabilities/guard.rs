@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
+use super::scope::{Scope, ScopeError};
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy};
 use crate::container::{Container, Listed};
 use crate::engine::{EngineError, PullError};
-use crate::grants::{Grants, Verb};
+use crate::grants::Verb;
 use crate::image::ImageRef;
 use crate::recreate::RecreateError;
 use crate::recreate::recover::Unfinished;
@@ -24,21 +25,21 @@ pub struct Counts {
 
 pub struct Guard {
     inner: Arc<dyn Capabilities>,
-    grants: Arc<Grants>,
+    scope: Arc<Scope>,
     inspects: Quota,
     pulls: Quota,
-    recreates: Quota,
     cancel: CancellationToken,
 }
 
-struct Quota {
+/// How often something may still be done.
+pub(super) struct Quota {
     key: &'static str,
     limit: u32,
     used: AtomicU32,
 }
 
 impl Quota {
-    fn new(key: &'static str, limit: u32) -> Self {
+    pub(super) fn new(key: &'static str, limit: u32) -> Self {
         Self {
             key,
             limit,
@@ -46,23 +47,24 @@ impl Quota {
         }
     }
 
-    fn left(&self) -> usize {
+    pub(super) fn left(&self) -> usize {
         let left = self.limit - self.used.load(Ordering::Relaxed);
         usize::try_from(left).unwrap_or(usize::MAX)
     }
 
-    fn take<E>(&self) -> Result<(), CallError<E>> {
+    /// An error where fewer are left. The text names the limit.
+    pub(super) fn take(&self, count: u32) -> Result<(), String> {
         // Saturates: a guest that asks four thousand million times gets no fresh start.
         let used = self
             .used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                (used < self.limit).then_some(used + 1)
+                used.checked_add(count).filter(|sum| *sum <= self.limit)
             });
         used.map(drop).map_err(|_| {
-            CallError::QuotaExceeded(format!(
+            format!(
                 "the limit `[limits] {}` of {} is used up",
                 self.key, self.limit
-            ))
+            )
         })
     }
 }
@@ -70,16 +72,15 @@ impl Quota {
 impl Guard {
     pub fn new(
         inner: Arc<dyn Capabilities>,
-        grants: Arc<Grants>,
+        scope: Arc<Scope>,
         counts: Counts,
         cancel: CancellationToken,
     ) -> Self {
         Self {
             inner,
-            grants,
+            scope,
             inspects: Quota::new("inspects_max", counts.inspects),
             pulls: Quota::new("pulls_max", counts.pulls),
-            recreates: Quota::new("recreates_max", counts.recreates),
             cancel,
         }
     }
@@ -97,17 +98,23 @@ impl Guard {
 impl Capabilities for Guard {
     async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
         self.going_on()?;
-        self.grants.may(Verb::Inspect).map_err(CallError::Denied)?;
-        self.inspects.take()?;
+        self.scope
+            .grants()
+            .may(Verb::Inspect)
+            .map_err(CallError::Denied)?;
+        self.inspects.take(1).map_err(CallError::QuotaExceeded)?;
         let mut containers = self.inner.containers().await?;
-        containers.retain(|container| self.grants.covers(container));
+        containers.retain(|container| self.scope.grants().covers(container));
         Ok(containers)
     }
 
     async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
         self.going_on()?;
-        self.grants.may(Verb::Inspect).map_err(CallError::Denied)?;
-        self.inspects.take()?;
+        self.scope
+            .grants()
+            .may(Verb::Inspect)
+            .map_err(CallError::Denied)?;
+        self.inspects.take(1).map_err(CallError::QuotaExceeded)?;
         self.inner.inspect(container).await
     }
 
@@ -115,15 +122,20 @@ impl Capabilities for Guard {
         if self.cancel.is_cancelled() {
             return;
         }
-        let granted = images.iter().filter(|it| self.grants.may_pull(it).is_ok());
+        let granted = images
+            .iter()
+            .filter(|it| self.scope.grants().may_pull(it).is_ok());
         let granted: Vec<ImageRef> = granted.take(self.pulls.left()).cloned().collect();
         self.inner.expect_pulls(&granted).await;
     }
 
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
         self.going_on()?;
-        self.grants.may_pull(image).map_err(CallError::Denied)?;
-        self.pulls.take()?;
+        self.scope
+            .grants()
+            .may_pull(image)
+            .map_err(CallError::Denied)?;
+        self.pulls.take(1).map_err(CallError::QuotaExceeded)?;
         self.inner.pull(image).await
     }
 
@@ -134,8 +146,8 @@ impl Capabilities for Guard {
         // What will be refused must not be replaced as part of a group.
         let granted = wave
             .iter()
-            .filter(|it| self.grants.may(verb(it.strategy)).is_ok());
-        let granted: Vec<Recreation> = granted.take(self.recreates.left()).cloned().collect();
+            .filter(|it| self.scope.grants().may(verb(it.strategy)).is_ok());
+        let granted: Vec<Recreation> = granted.take(self.scope.recreates_left()).cloned().collect();
         self.inner.expect_recreations(&granted).await;
     }
 
@@ -144,10 +156,12 @@ impl Capabilities for Guard {
         recreation: Recreation,
     ) -> Result<Recreated, CallError<RecreateError>> {
         self.going_on()?;
-        self.grants
+        self.scope
+            .grants()
             .may(verb(recreation.strategy))
             .map_err(CallError::Denied)?;
-        self.recreates.take()?;
+        let counted = self.scope.count(&recreation.container.id);
+        counted.map_err(ScopeError::into_call_error)?;
         self.inner.recreate(recreation).await
     }
 

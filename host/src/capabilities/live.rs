@@ -9,9 +9,12 @@ use tokio_util::sync::CancellationToken;
 use super::disk_space;
 use super::foreseen::Foreseen;
 use super::permitted::Permitted;
+use super::scope::{Scope, ScopeError};
 use super::ties::KnownTies;
 use super::wave::{self, WaveGroups};
-use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy, Transfer};
+use super::{
+    CallError, Capabilities, Follower, PulledImage, Recreated, Recreation, Strategy, Transfer,
+};
 use crate::container::{Container, ContainerId, Image, Listed, PlatformManifest, State};
 use crate::diagnostic::{Diagnostic, Hints as _};
 use crate::engine::{Engine, EngineError, PullError};
@@ -25,7 +28,9 @@ use crate::recreate::names::{ParsedName, stopping_name, temporary_name};
 use crate::recreate::recover::{
     FirstSeen, Outcome, Patience, Recovered, Unfinished, recover, survey,
 };
-use crate::recreate::replace::{Manner, NewImage, Replaced, Target, replace, successor};
+use crate::recreate::replace::{
+    Manner, NewContainer, NewImage, Replaced, Target, replace, successor,
+};
 use crate::recreate::self_protection::SelfProtection;
 use crate::recreate::{RecreateError, Step, guard, overlap, remove};
 use crate::registry::credentials::Credentials;
@@ -365,6 +370,7 @@ pub struct Live {
     /// Set when the refresh is to end: what was stopped by then is finished, and nothing else is.
     pub ending: CancellationToken,
     pub foreseen: Foreseen,
+    scope: Arc<Scope>,
     waves: WaveGroups,
     /// What followed another container in this refresh: ids that a policy may still know it by, and the ids that it has now.
     followed: Mutex<HashMap<ContainerId, ContainerId>>,
@@ -380,6 +386,7 @@ impl Live {
         events: Events,
         ending: CancellationToken,
         foreseen: Foreseen,
+        scope: Arc<Scope>,
     ) -> Self {
         Self {
             workshop,
@@ -387,6 +394,7 @@ impl Live {
             events,
             ending,
             foreseen,
+            scope,
             waves: WaveGroups::default(),
             followed: Mutex::default(),
             unfinished: Mutex::default(),
@@ -655,7 +663,7 @@ async fn recreate_one(live: &Live, wanted: Recreation) -> (Result<Recreated, Rec
         image_id: wanted.image.id.clone(),
         from_image_id: container.image_id.clone(),
         gap: None,
-        followed: vec![],
+        followers: vec![],
         left_over: None,
     };
     if wanted.strategy == Strategy::Remove {
@@ -671,7 +679,7 @@ async fn recreate_one(live: &Live, wanted: Recreation) -> (Result<Recreated, Rec
     let manner = workshop.manner(&live.ending, &step);
     let (replaced, settled) = overlap::overlap(engine, container, &image, &manner).await;
     let replaced = replaced.map(|replaced| {
-        recreated.id = replaced.members.into_iter().next().map(|(_, id)| id);
+        recreated.id = replaced.members.into_iter().next().map(|it| it.id);
         recreated.gap = Some(replaced.gap);
         recreated.left_over = joined(&replaced.left_over);
         recreated
@@ -731,6 +739,16 @@ async fn recreate_group(live: &Live, wanted: Vec<Recreation>) -> Answers {
     }
     let targets = targets(&ready);
     let followers = followers(&ready, &targets);
+    if let Err(refusal) = admit(live, &ready, &targets) {
+        end_leases(leases, false, true);
+        for one in &ready {
+            answers.insert(
+                one.container.name.clone(),
+                Err(refusal.clone().into_call_error()),
+            );
+        }
+        return answers;
+    }
     // An examined one that is not ready may be a follower all the same: it holds its lease already.
     let held: HashSet<String> = leases.iter().map(|lease| lease.key().to_owned()).collect();
     let more = followers.iter().filter(|id| !held.contains(id.short()));
@@ -814,30 +832,47 @@ fn followers(ready: &[Ready], targets: &[Target]) -> Vec<ContainerId> {
 
 fn note_followers(live: &Live, targets: &[Target], followers: &[ContainerId], replaced: &Replaced) {
     let mut followed = lock(&live.followed);
-    for (target, (_, new)) in targets.iter().zip(&replaced.members) {
+    for (target, new) in targets.iter().zip(&replaced.members) {
         if followers.contains(&target.container.id) {
-            followed.insert(target.container.id.clone(), new.clone());
+            followed.insert(target.container.id.clone(), new.id.clone());
         }
     }
+}
+
+/// Whether grants, counts and the approval cover all that only follow.
+fn admit(live: &Live, ready: &[Ready], targets: &[Target]) -> Result<(), ScopeError> {
+    let is_ready = |id: &ContainerId| ready.iter().any(|one| one.container.id == *id);
+    let followers: Vec<&Container> = targets
+        .iter()
+        .map(|target| &target.container)
+        .filter(|container| !is_ready(&container.id))
+        .collect();
+    let providers: Vec<&str> = ready.iter().map(|one| &*one.container.name).collect();
+    live.scope.admit(&providers, &followers)
 }
 
 fn recreated(ready: &[Ready], replaced: Replaced) -> Answers {
     let is_ready = |name: &str| ready.iter().any(|one| one.container.name == name);
     let mut left_over = joined(&replaced.left_over);
-    let new_ids: HashMap<&str, &ContainerId> = replaced
-        .members
-        .iter()
-        .map(|(name, id)| (name.as_str(), id))
-        .collect();
+    let new: HashMap<&str, &NewContainer> =
+        replaced.members.iter().map(|it| (&*it.name, it)).collect();
     let each = ready.iter().map(|one| {
         let name = &one.container.name;
-        let followed = one.dependents.iter().map(|it| it.name.clone());
+        let followers = one.dependents.iter().filter_map(|it| {
+            let new = new.get(it.name.as_str())?;
+            Some(Follower {
+                name: it.name.clone(),
+                id: it.id.clone(),
+                new_id: new.id.clone(),
+                image: new.image.clone(),
+            })
+        });
         let recreated = Recreated {
-            id: new_ids.get(name.as_str()).map(|id| (*id).clone()),
+            id: new.get(name.as_str()).map(|it| it.id.clone()),
             image_id: one.wanted.image.id.clone(),
             from_image_id: one.container.image_id.clone(),
             gap: Some(replaced.gap),
-            followed: followed.filter(|name| !is_ready(name)).collect(),
+            followers: followers.filter(|it| !is_ready(&it.name)).collect(),
             left_over: left_over.take(),
         };
         (name.clone(), Ok(recreated))

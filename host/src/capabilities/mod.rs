@@ -4,14 +4,16 @@
 //! work, [`plan`] looks and records. Around either stand [`guard`] (grants, counts, cancellation) and the
 //! [journal](crate::journal). Knows nothing of WebAssembly.
 
+pub mod approved_scope;
 mod disk_space;
 pub mod foreseen;
 pub mod guard;
 pub mod live;
 pub mod permitted;
 pub mod plan;
+pub mod scope;
+pub mod simulated;
 pub mod ties;
-pub mod warrant;
 mod wave;
 
 use std::sync::Arc;
@@ -114,10 +116,20 @@ pub struct Recreated {
     pub from_image_id: ImageId,
     /// `None` after `remove`.
     pub gap: Option<Duration>,
-    /// Containers that depend on it and are replaced with it, by name.
-    pub followed: Vec<String>,
+    /// Containers that depend on it and are replaced with it.
+    pub followers: Vec<Follower>,
     /// Something that could not be tidied up, for a person.
     pub left_over: Option<String>,
+}
+
+/// A container that was replaced with one that it depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Follower {
+    pub name: String,
+    pub id: ContainerId,
+    pub new_id: ContainerId,
+    /// The reference that the new one is made from. It runs the same image as the old one.
+    pub image: String,
 }
 
 #[async_trait]

@@ -3,18 +3,24 @@
 //! Nothing is pulled and nothing is created. What an image would become is asked of its registry: through the engine, or of whoever
 //! has asked the registry already ([`RemoteDigests`]).
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
 use super::live::Workshop;
-use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy, Transfer};
-use crate::container::{Container, Listed};
+use super::scope::{Scope, ScopeError};
+use super::simulated::random_digits;
+use super::{
+    CallError, Capabilities, Follower, PulledImage, Recreated, Recreation, Strategy, Transfer,
+};
+use crate::container::{Container, Image, Listed};
 use crate::engine::{EngineError, PullError};
 use crate::image::{ImageId, ImageRef};
 use crate::recreate::RecreateError;
 use crate::recreate::recover::Unfinished;
+use crate::recreate::replace::NewImage;
 
 /// Where a plan learns which digest a registry serves under a reference now.
 #[async_trait]
@@ -32,18 +38,71 @@ impl RemoteDigests for Workshop {
 }
 
 pub struct Plan {
-    pub workshop: Arc<Workshop>,
-    pub digests: Arc<dyn RemoteDigests>,
-    pub force: bool,
+    workshop: Arc<Workshop>,
+    digests: Arc<dyn RemoteDigests>,
+    scope: Arc<Scope>,
+    force: bool,
+    /// The ids that stand for images that are not here, by digest.
+    stand_ins: Mutex<HashMap<String, ImageId>>,
 }
 
 impl Plan {
-    pub fn asking_the_engine(workshop: Arc<Workshop>, force: bool) -> Self {
+    pub fn new(
+        workshop: Arc<Workshop>,
+        digests: Arc<dyn RemoteDigests>,
+        scope: Arc<Scope>,
+        force: bool,
+    ) -> Self {
         Self {
-            digests: workshop.clone(),
             workshop,
+            digests,
+            scope,
             force,
+            stand_ins: Mutex::default(),
         }
+    }
+
+    pub fn asking_the_engine(workshop: Arc<Workshop>, scope: Arc<Scope>, force: bool) -> Self {
+        Self::new(workshop.clone(), workshop, scope, force)
+    }
+
+    /// A follower as it is: nothing is done. A pull would take the tag from its image.
+    async fn follower(&self, dependent: Container, pulled: &PulledImage) -> Follower {
+        let tag = dependent.image().parse::<ImageRef>();
+        let moves =
+            pulled.transfer == Transfer::WouldPull && tag.is_ok_and(|it| it == pulled.reference);
+        let name = match moves {
+            true => {
+                let engine = self.workshop.engine.as_ref();
+                NewImage::name_without_tag(engine, &dependent.image_id)
+                    .await
+                    .ok()
+            }
+            false => None,
+        };
+        Follower {
+            image: name.unwrap_or_else(|| dependent.image().to_owned()),
+            name: dependent.name,
+            new_id: dependent.id.clone(),
+            id: dependent.id,
+        }
+    }
+
+    /// An id for an image that is not here. An engine names an image by its configuration, which nobody has read, so this is a
+    /// random one: it equals no container's image, and a policy cannot tell it from a real one. With Docker's containerd image store
+    /// the digest itself is the id.
+    fn id_of_absent(&self, digest: &str, other: Option<&Image>) -> ImageId {
+        if other.is_some_and(Image::is_named_by_manifest) {
+            return ImageId::new(digest);
+        }
+        let mut stand_ins = self
+            .stand_ins
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        stand_ins
+            .entry(digest.to_owned())
+            .or_insert_with(|| ImageId::new(format!("sha256:{}", random_digits())))
+            .clone()
     }
 }
 
@@ -70,13 +129,16 @@ impl Capabilities for Plan {
                 .into());
             }
         };
-        let local = local
-            .filter(|local| local.has_digest(image, &digest))
-            .map(Arc::new);
+        let (local, other) = match local {
+            Some(local) if local.has_digest(image, &digest) => (Some(Arc::new(local)), None),
+            other => (None, other),
+        };
         let (id, transfer) = match &local {
             Some(local) => (local.id.clone(), Transfer::UpToDate),
-            // A digest names a manifest and an id names a configuration, so this equals no container's image.
-            None => (ImageId::new(digest.clone()), Transfer::WouldPull),
+            None => (
+                self.id_of_absent(&digest, other.as_ref()),
+                Transfer::WouldPull,
+            ),
         };
         Ok(PulledImage {
             reference: image.clone(),
@@ -90,7 +152,7 @@ impl Capabilities for Plan {
 
     async fn recreate(&self, wanted: Recreation) -> Result<Recreated, CallError<RecreateError>> {
         let container = self.workshop.examine(&wanted, self.force).await?;
-        let followed = match wanted.strategy {
+        let dependents = match wanted.strategy {
             Strategy::Remove => vec![],
             Strategy::Replace => self.workshop.dependents(&container).await?,
             Strategy::Overlap => {
@@ -98,13 +160,22 @@ impl Capabilities for Plan {
                 vec![]
             }
         };
+        let admitted = {
+            let followers: Vec<&Container> = dependents.iter().collect();
+            self.scope.admit(&[&container.name], &followers)
+        };
+        admitted.map_err(ScopeError::into_call_error)?;
+        let mut followers = Vec::with_capacity(dependents.len());
+        for dependent in dependents {
+            followers.push(self.follower(dependent, &wanted.image).await);
+        }
         let stays = wanted.strategy != Strategy::Remove;
         Ok(Recreated {
             id: stays.then_some(container.id),
             image_id: wanted.image.id,
             from_image_id: container.image_id,
             gap: stays.then_some(Duration::ZERO),
-            followed: followed.into_iter().map(|followed| followed.name).collect(),
+            followers,
             left_over: None,
         })
     }

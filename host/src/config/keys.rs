@@ -191,6 +191,9 @@ pub struct GrantsConfig {
     pub environment: Vec<String>,
     /// What a policy may ask for.
     pub verbs: Vec<Verb>,
+    /// Recreate containers that the other keys do not cover, if they depend on one that is recreated: they share its network or other
+    /// namespaces, use its volumes or link to it. Without it such a container keeps the one that it depends on from being recreated.
+    pub followers: bool,
 }
 
 /// How much, how long and how many at once.
@@ -349,6 +352,7 @@ impl Default for GrantsConfig {
                 Verb::Remove,
                 Verb::Overlap,
             ],
+            followers: false,
         }
     }
 }

@@ -406,6 +406,7 @@ impl Config {
             labels: self.grants.labels.clone(),
             environment: self.grants.environment.clone(),
             verbs: self.grants.verbs.clone(),
+            followers: self.grants.followers,
         }
     }
 

@@ -151,6 +151,7 @@ mod tests {
             labels: Default::default(),
             environment: vec![],
             verbs: verbs.to_vec(),
+            followers: false,
         };
         Grants::new(&patterns).unwrap()
     }

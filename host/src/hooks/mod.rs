@@ -174,6 +174,7 @@ mod tests {
             labels: Default::default(),
             environment: vec![],
             verbs: verbs.to_vec(),
+            followers: false,
         })
         .unwrap()
     }

@@ -29,22 +29,15 @@ pub struct Concurrency {
     pub recreates: usize,
 }
 
-/// What time a policy is told, by us and by WASI.
+/// The time that a policy sees, in `host.now` and in WASI. It does not pass while the policy decides: a refresh takes longer than a
+/// plan, and a policy must not tell them apart.
 #[derive(Clone, Copy, Debug)]
-pub enum Clock {
-    Wall,
-    /// That of a snapshot. What is random in WASI is the same each time, too, so that a policy decides the same each time.
-    Stopped(jiff::Timestamp),
-}
+pub struct Clock(pub jiff::Timestamp);
 
 impl Clock {
     /// Seconds since the Unix epoch.
     pub(super) fn now(self) -> u64 {
-        let now = match self {
-            Self::Wall => jiff::Timestamp::now(),
-            Self::Stopped(at) => at,
-        };
-        u64::try_from(now.as_second()).unwrap_or_default()
+        u64::try_from(self.0.as_second()).unwrap_or_default()
     }
 }
 

@@ -260,6 +260,7 @@ impl Policy {
             labels: BTreeMap::new(),
             environment: vec![],
             verbs: vec![],
+            followers: false,
         };
         let session = Session {
             capabilities: Arc::new(Nothing),
@@ -270,7 +271,7 @@ impl Policy {
                 recreates: 1,
             },
             state: PolicyState::empty(),
-            clock: Clock::Wall,
+            clock: Clock(jiff::Timestamp::now()),
         };
         let (answer, _) = self.call(doing, session, self.times.probe, call).await?;
         Ok(answer)

@@ -69,15 +69,12 @@ pub(super) fn link(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
 /// No files, no environment, no arguments, no input.
 pub(super) fn context(clock: Clock, stdout: Printed, stderr: Printed) -> WasiCtx {
     let mut builder = WasiCtx::builder();
-    if let Clock::Stopped(_) = clock {
-        builder
-            .wall_clock(Stopped(clock))
-            .monotonic_clock(Stopped(clock))
-            .secure_random(Deterministic::new(NOT_RANDOM.to_vec()))
-            .insecure_random(Deterministic::new(NOT_RANDOM.to_vec()))
-            .insecure_random_seed(u128::from_le_bytes(NOT_RANDOM));
-    }
     builder
+        .wall_clock(Stopped(clock))
+        .monotonic_clock(Stopped(clock))
+        .secure_random(Deterministic::new(NOT_RANDOM.to_vec()))
+        .insecure_random(Deterministic::new(NOT_RANDOM.to_vec()))
+        .insecure_random_seed(u128::from_le_bytes(NOT_RANDOM))
         .stdout(stdout)
         .stderr(stderr)
         .max_random_size(RANDOM_BYTES_MAX)
@@ -87,7 +84,7 @@ pub(super) fn context(clock: Clock, stdout: Printed, stderr: Printed) -> WasiCtx
         .build()
 }
 
-/// What is random where a policy must decide the same each time: these, over and over. Any sixteen would do that are no two alike.
+/// What is random, so that a policy decides the same each time: these, over and over. Any sixteen would do that are no two alike.
 const NOT_RANDOM: [u8; 16] = *b"it is not random";
 
 /// A clock of WASI's that shows what `host.now` does.

@@ -29,10 +29,13 @@ fn unsupported_reason(container: &Container) -> Option<String> {
     }
     match container.state {
         State::Running => None,
-        state => Some(format!(
-            "it is {state}, and only running containers are recreated"
-        )),
+        state => Some(not_running(state)),
     }
+}
+
+/// Why a container in this state is not recreated.
+pub fn not_running(state: State) -> String {
+    format!("it is {state}, and only running containers are recreated")
 }
 
 /// A label by which an owner marks the containers that it creates and deletes by itself, and the reason not to recreate them.

@@ -517,4 +517,4 @@ fn keys_without(field: &str, value: &Value, default: Option<&Value>) -> Option<V
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

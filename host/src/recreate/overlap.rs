@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::candidate::{self, Unready, discard};
 use super::intent::{Replacement, network_to_connect};
 use super::proof::{Before, Proof, check_again, prove, prove_since};
-use super::replace::{Manner, Member, NewImage, Replaced, put_back, unchanged};
+use super::replace::{Manner, Member, NewContainer, NewImage, Replaced, put_back, unchanged};
 use super::steady::{ensure_removed, is_gone};
 use super::stop::ensure_stopped;
 use super::verify::differences;
@@ -138,7 +138,11 @@ pub async fn overlap(
     let settled = left_over.is_empty();
     (
         Ok(Replaced {
-            members: vec![(name, new.clone())],
+            members: vec![NewContainer {
+                name,
+                id: new.clone(),
+                image: member.image.reference.clone(),
+            }],
             gap: Duration::ZERO,
             left_over,
         }),

@@ -58,17 +58,21 @@ impl NewImage {
             Err(EngineError::NotFound { .. }) => false,
             Err(error) => return Err(error),
         };
-        let reference = if by_name {
-            container.image().to_owned()
-        } else {
-            let image = engine.image(id.as_str()).await?;
-            image
-                .repo_digests
-                .into_iter()
-                .next()
-                .unwrap_or_else(|| id.as_str().to_owned())
+        let reference = match by_name {
+            true => container.image().to_owned(),
+            false => Self::name_without_tag(engine, &id).await?,
         };
         Ok(Self { reference, id })
+    }
+
+    /// What an image is called that no tag means any more.
+    pub async fn name_without_tag(
+        engine: &dyn Engine,
+        id: &ImageId,
+    ) -> Result<String, EngineError> {
+        let image = engine.image(id.as_str()).await?;
+        let by_digest = image.repo_digests.into_iter().next();
+        Ok(by_digest.unwrap_or_else(|| id.as_str().to_owned()))
     }
 }
 
@@ -95,12 +99,22 @@ pub struct Manner<'a> {
 /// A group of replacements that run and have proven themselves.
 #[derive(Clone, Debug)]
 pub struct Replaced {
-    /// Old names and new ids, in the order of the targets.
-    pub members: Vec<(String, ContainerId)>,
+    /// In the order of the targets.
+    pub members: Vec<NewContainer>,
     /// From the request to stop the old ones until all new ones were started.
     pub gap: Duration,
     /// Old containers that could not be removed. They are stopped, under these names.
     pub left_over: Vec<String>,
+}
+
+/// What runs in the place of a container now.
+#[derive(Clone, Debug)]
+pub struct NewContainer {
+    /// That of the old one.
+    pub name: String,
+    pub id: ContainerId,
+    /// The reference that it was made from.
+    pub image: String,
 }
 
 /// One container of a group, and what takes its place.
@@ -235,9 +249,11 @@ pub async fn replace(
     }
     drop(aside);
     let settled = left_over.is_empty();
-    let members = group
-        .into_iter()
-        .map(|member| (member.old.name, member.new));
+    let members = group.into_iter().map(|member| NewContainer {
+        name: member.old.name,
+        id: member.new,
+        image: member.image.reference,
+    });
     (
         Ok(Replaced {
             members: members.collect(),

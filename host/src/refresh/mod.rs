@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::capabilities::Capabilities;
+use crate::capabilities::approved_scope::{ApprovedScope, ScopedCapabilities};
 use crate::capabilities::foreseen::Foreseen;
 use crate::capabilities::guard::{Counts, Guard};
 use crate::capabilities::live::{Live, Workshop};
 use crate::capabilities::plan::{Plan, RemoteDigests};
-use crate::capabilities::warrant::{Warrant, Warranted};
+use crate::capabilities::scope::Scope;
+use crate::capabilities::simulated::Simulated;
 use crate::diagnostic::{Cause, Diagnostic, Hints};
 use crate::generation::shadow::Sayings;
 use crate::generation::{Generation, Generations};
@@ -106,13 +108,13 @@ pub struct Started {
     request: Request,
     active: Arc<Generation>,
     under_way: Option<UnderWay>,
-    warrant: Option<Arc<Warrant>>,
+    approved: Option<Arc<ApprovedScope>>,
 }
 
 impl Started {
     /// It does no more than this.
-    pub fn within(self, warrant: Option<Arc<Warrant>>) -> Self {
-        Self { warrant, ..self }
+    pub fn within(self, approved: Option<Arc<ApprovedScope>>) -> Self {
+        Self { approved, ..self }
     }
 
     /// Where it is in the history. `None` where none is kept, or it could not be written.
@@ -129,6 +131,7 @@ impl Started {
 /// One call of a policy.
 struct Pass {
     hands: Arc<dyn Capabilities>,
+    scope: Arc<Scope>,
     mode: Mode,
     trial: Option<Trial>,
 }
@@ -240,9 +243,9 @@ impl Refresher {
     ) -> Result<Report, RefreshError> {
         match mode {
             Mode::Plan => {
-                let hands = self.hands(request, mode, None, (&events, &cancel));
-                self.run_on(self.active(), request, mode, hands, events, cancel)
-                    .await
+                let active = self.active();
+                let pass = self.begin_pass(&active, request, mode, None, (&events, &cancel));
+                self.pass(active, request, pass, events, cancel).await
             }
             Mode::Refresh => {
                 let started = self.start(request.clone(), None).await;
@@ -259,17 +262,16 @@ impl Refresher {
         digests: Arc<dyn RemoteDigests>,
         cancel: CancellationToken,
     ) -> Result<Report, RefreshError> {
-        let plan = Plan {
-            workshop: self.workshop.clone(),
-            digests,
-            force: request.force,
-        };
+        let active = self.active();
+        let scope = self.scope(&active);
+        let plan = Plan::new(self.workshop.clone(), digests, scope.clone(), request.force);
         let pass = Pass {
-            hands: Arc::new(plan),
+            hands: Arc::new(Simulated::new(Arc::new(plan), request.force)),
+            scope,
             mode: Mode::Plan,
             trial: None,
         };
-        self.pass(self.active(), request, pass, journal::no_events(), cancel)
+        self.pass(active, request, pass, journal::no_events(), cancel)
             .await
     }
 
@@ -291,7 +293,7 @@ impl Refresher {
             request,
             active,
             under_way,
-            warrant: None,
+            approved: None,
         }
     }
 
@@ -306,32 +308,18 @@ impl Refresher {
             request,
             active,
             under_way,
-            warrant,
+            approved,
         } = started;
         let mode = Mode::Refresh;
-        let hands = self.hands(&request, mode, warrant, (&events, &cancel));
+        let pass = self.begin_pass(&active, &request, mode, approved, (&events, &cancel));
         let answer = self
-            .run_on(active, &request, mode, hands, events, cancel.clone())
+            .pass(active, &request, pass, events, cancel.clone())
             .await;
         if let (Some(history), Some(under_way)) = (&self.history, under_way) {
             let ended = ended(&answer, cancel.is_cancelled());
             history.end(under_way, ended).await;
         }
         answer
-    }
-
-    async fn run_on(
-        &self,
-        active: Arc<Generation>,
-        request: &Request,
-        mode: Mode,
-        hands: Arc<dyn Capabilities>,
-        events: Events,
-        cancel: CancellationToken,
-    ) -> Result<Report, RefreshError> {
-        let trial = self.generations.shadow_beside(&active).map(Trial::new);
-        let pass = Pass { hands, mode, trial };
-        self.pass(active, request, pass, events, cancel).await
     }
 
     async fn pass(
@@ -342,11 +330,16 @@ impl Refresher {
         events: Events,
         cancel: CancellationToken,
     ) -> Result<Report, RefreshError> {
-        let Pass { hands, mode, trial } = pass;
+        let Pass {
+            hands,
+            scope,
+            mode,
+            trial,
+        } = pass;
         let began = (jiff::Timestamp::now(), Instant::now());
         let grants = active.content.grants.clone();
         // The policy's hands: the journal around the guard around the work.
-        let guard = Guard::new(hands, grants.clone(), self.bounds.counts, cancel);
+        let guard = Guard::new(hands, scope, self.bounds.counts, cancel);
         let journal = Arc::new(Journal::new(Arc::new(guard), mode == Mode::Plan, events));
         let recorder = trial
             .is_some()
@@ -363,9 +356,10 @@ impl Refresher {
             } else {
                 active.content.state.clone()
             },
+            // Its time does not pass: a policy that measured how long a recreation takes could tell a plan from a refresh.
             clock: match (&self.snapshot, mode) {
-                (Some(snapshot), Mode::Plan) => Clock::Stopped(snapshot.taken),
-                (Some(_), Mode::Refresh) | (None, _) => Clock::Wall,
+                (Some(snapshot), Mode::Plan) => Clock(snapshot.taken),
+                (Some(_), Mode::Refresh) | (None, _) => Clock(began.0),
             },
         };
         let answer = active
@@ -422,10 +416,11 @@ impl Refresher {
     pub async fn record(&self, request: &Request) -> Result<Snapshot, Diagnostic> {
         let active = self.active();
         let grants = active.content.grants.clone();
-        let plan = Plan::asking_the_engine(self.workshop.clone(), request.force);
+        let scope = self.scope(&active);
+        let plan = Plan::asking_the_engine(self.workshop.clone(), scope.clone(), request.force);
         let guard = Guard::new(
             Arc::new(plan),
-            grants.clone(),
+            scope,
             self.bounds.counts,
             CancellationToken::new(),
         );
@@ -434,7 +429,7 @@ impl Refresher {
             request: request.clone(),
             hands: recorder.clone(),
             bounds: self.bounds,
-            clock: Clock::Wall,
+            clock: Clock(jiff::Timestamp::now()),
         };
         sayings_of(&active.content, active.content.state.scratch(), question).await?;
         let cannot = "cannot look at every container";
@@ -445,14 +440,15 @@ impl Refresher {
 
     /// The candidate's turn, in a task of its own: it must not keep those who asked.
     fn try_beside(&self, trial: Trial, request: &Request, recorder: &Recorder, said: Sayings) {
-        let plan = Plan::asking_the_engine(self.workshop.clone(), request.force);
+        let scope = self.scope(&self.active());
+        let plan = Plan::asking_the_engine(self.workshop.clone(), scope, request.force);
         let plan = Arc::new(plan);
         let replay = Replay::with_plan(recorder.seen(), request.force, recorder.listed(), plan);
         let question = Question {
             request: request.clone(),
-            hands: Arc::new(replay),
+            hands: Arc::new(Simulated::new(Arc::new(replay), request.force)),
             bounds: self.bounds,
-            clock: Clock::Stopped(recorder.seen().taken),
+            clock: Clock(recorder.seen().taken),
         };
         let generations = self.generations.clone();
         tokio::spawn(async move { trial.compare(&generations, question, said).await });
@@ -483,32 +479,57 @@ impl Refresher {
         }
     }
 
-    /// The policy's hands, which journal and guard stand around.
-    fn hands(
+    /// What the policy that is `active` may touch in one refresh.
+    fn scope(&self, active: &Generation) -> Arc<Scope> {
+        let grants = active.content.grants.clone();
+        Arc::new(Scope::new(grants, self.bounds.counts.recreates))
+    }
+
+    /// The capabilities of one call of the policy, which journal and guard stand around, and the policy on trial beside it.
+    fn begin_pass(
         &self,
+        active: &Arc<Generation>,
         request: &Request,
         mode: Mode,
-        warrant: Option<Arc<Warrant>>,
+        approved: Option<Arc<ApprovedScope>>,
         (events, cancel): (&Events, &CancellationToken),
-    ) -> Arc<dyn Capabilities> {
+    ) -> Pass {
         let (workshop, force) = (self.workshop.clone(), request.force);
-        let plan = Plan::asking_the_engine(workshop.clone(), force);
-        match (mode, &self.snapshot) {
-            (Mode::Plan, Some(snapshot)) => Arc::new(Replay::new(snapshot.clone(), force)),
-            (Mode::Plan, None) => Arc::new(plan),
+        let grants = active.content.grants.clone();
+        let scope = Scope::new(grants, self.bounds.counts.recreates).within(approved.clone());
+        let scope = Arc::new(scope);
+        let hands: Arc<dyn Capabilities> = match (mode, &self.snapshot) {
+            (Mode::Plan, Some(snapshot)) => {
+                let replay = Arc::new(Replay::new(snapshot.clone(), force));
+                Arc::new(Simulated::new(replay, force))
+            }
+            (Mode::Plan, None) => {
+                let plan = Plan::asking_the_engine(workshop, scope.clone(), force);
+                Arc::new(Simulated::new(Arc::new(plan), force))
+            }
             (Mode::Refresh, _) => {
                 let foreseen = match request.trigger {
                     Trigger::Operator | Trigger::Api => Foreseen::asking(workshop.digests.clone()),
                     // What the watcher has found is known to be behind, and has just been asked for.
                     Trigger::Schedule | Trigger::Webhook => Foreseen::default(),
                 };
-                let live = Live::new(workshop, force, events.clone(), cancel.clone(), foreseen);
+                let plan = Plan::asking_the_engine(workshop.clone(), scope.clone(), force);
+                let (events, cancel) = (events.clone(), cancel.clone());
+                let live = Live::new(workshop, force, events, cancel, foreseen, scope.clone());
                 let live = Arc::new(live);
-                match warrant {
-                    Some(warrant) => Arc::new(Warranted::new(live, Arc::new(plan), warrant)),
+                match approved {
+                    Some(approved) => {
+                        Arc::new(ScopedCapabilities::new(live, Arc::new(plan), approved))
+                    }
                     None => live,
                 }
             }
+        };
+        Pass {
+            hands,
+            scope,
+            mode,
+            trial: self.generations.shadow_beside(active).map(Trial::new),
         }
     }
 }

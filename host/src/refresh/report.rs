@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Mode, Request};
 use crate::generation::Generation;
+use crate::image::ImageId;
 use crate::journal::{ImageOutcome, ImageRecord, Record, RecreationOutcome, RecreationRecord};
 use crate::policy::{Decision, Decisions, Target, Verdict};
 use crate::recreate::recover::Unfinished;
@@ -167,6 +168,7 @@ pub(super) fn build(
         }
     }
     containers.sort_by(|a, b| a.name.cmp(&b.name));
+    name_absent_images(&record.images, &mut containers);
     let abandoned = record.unfinished.iter().filter(|it| it.is_abandoned());
     Report {
         format: FORMAT,
@@ -183,6 +185,22 @@ pub(super) fn build(
         images: record.images,
         containers,
         unfinished: record.unfinished,
+    }
+}
+
+/// In a plan an image that is not here has a random id, which says nothing to anybody: reports name it by its digest.
+fn name_absent_images(images: &[ImageRecord], containers: &mut [ContainerReport]) {
+    for recreation in containers
+        .iter_mut()
+        .filter_map(|it| it.recreation.as_mut())
+    {
+        let absent = images.iter().find(|record| {
+            record.outcome == ImageOutcome::WouldPull
+                && Some(&record.image) == recreation.image.as_ref()
+        });
+        if let Some(digest) = absent.and_then(|record| record.digest.clone()) {
+            recreation.to_image_id = ImageId::new(digest);
+        }
     }
 }
 

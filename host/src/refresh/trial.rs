@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Bounds, Request};
 use crate::capabilities::Capabilities;
 use crate::capabilities::guard::Guard;
+use crate::capabilities::scope::Scope;
 use crate::diagnostic::Diagnostic;
 use crate::generation::shadow::{Recreation, Said, Sayings, Shadow, differences};
 use crate::generation::{Content, Generations};
@@ -41,7 +42,10 @@ pub struct Answer {
 pub async fn ask(asked: Asked<'_>, question: Question) -> Answer {
     let guard = Guard::new(
         question.hands,
-        asked.grants.clone(),
+        Arc::new(Scope::new(
+            asked.grants.clone(),
+            question.bounds.counts.recreates,
+        )),
         question.bounds.counts,
         CancellationToken::new(),
     );

@@ -18,7 +18,7 @@ use tracing::Instrument as _;
 
 use self::feed::{Feed, Told};
 use self::once::Keys;
-use crate::capabilities::warrant::Warrant;
+use crate::capabilities::approved_scope::ApprovedScope;
 use crate::diagnostic::{Diagnostic, Hints};
 use crate::history::{self, Entry, Outcome, Shown};
 use crate::journal::{Event, Events, RecreationOutcome};
@@ -275,16 +275,16 @@ impl Runs {
         self: &Arc<Self>,
         request: Request,
         by: Option<String>,
-        warrant: Arc<Warrant>,
+        approved: Arc<ApprovedScope>,
     ) -> Result<Begun, NotBegun> {
-        self.begin_as(request, by, Some(warrant)).await
+        self.begin_as(request, by, Some(approved)).await
     }
 
     async fn begin_as(
         self: &Arc<Self>,
         request: Request,
         by: Option<String>,
-        warrant: Option<Arc<Warrant>>,
+        approved: Option<Arc<ApprovedScope>>,
     ) -> Result<Begun, NotBegun> {
         if self.stopping.is_cancelled() {
             return Err(NotBegun::Stopping);
@@ -302,7 +302,7 @@ impl Runs {
         };
         let (numbered, number) = oneshot::channel();
         let (end, ended) = oneshot::channel();
-        let asked = (request, by, warrant);
+        let asked = (request, by, approved);
         self.work.spawn(run(place, asked, numbered, end));
         // The sender is dropped by a panic alone.
         let run = number.await.map_err(|_| NotBegun::Stopping)?;
@@ -391,7 +391,7 @@ impl Drop for Place {
 
 async fn run(
     place: Place,
-    (request, by, warrant): (Request, Option<String>, Option<Arc<Warrant>>),
+    (request, by, approved): (Request, Option<String>, Option<Arc<ApprovedScope>>),
     numbered: oneshot::Sender<Arc<Run>>,
     end: oneshot::Sender<Result<Report, RefreshError>>,
 ) {
@@ -402,20 +402,20 @@ async fn run(
         trigger = request.trigger.as_str(),
         by
     );
-    let working = work(place, (request, by, warrant), numbered).instrument(span);
+    let working = work(place, (request, by, approved), numbered).instrument(span);
     let answer = working.await;
     let _ = end.send(answer);
 }
 
 async fn work(
     mut place: Place,
-    (request, by, warrant): (Request, Option<String>, Option<Arc<Warrant>>),
+    (request, by, approved): (Request, Option<String>, Option<Arc<ApprovedScope>>),
     numbered: oneshot::Sender<Arc<Run>>,
 ) -> Result<Report, RefreshError> {
     let runs = place.runs.clone();
     let started = runs.refresher.start(request.clone(), by.clone()).await;
     let run = place.number(&started, request, by);
-    let started = started.within(warrant);
+    let started = started.within(approved);
     tracing::Span::current().record("id", run.id);
     log::began(&run);
     let observe = |happening: &Happening<'_>| {

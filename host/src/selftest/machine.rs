@@ -150,7 +150,7 @@ impl Capabilities for Machine {
             image_id: recreation.image.id,
             from_image_id: from.unwrap_or_else(older),
             gap: stays.then_some(Duration::ZERO),
-            followed: vec![],
+            followers: vec![],
             left_over: None,
         })
     }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::machine::{BEHIND, Machine, WORKSPACES};
 use crate::capabilities::guard::{Counts, Guard};
+use crate::capabilities::scope::Scope;
 use crate::grants::{GrantPatterns, Grants, Verb};
 use crate::journal::{Journal, RecreationOutcome, no_events};
 use crate::policy::limits::{
@@ -334,7 +335,8 @@ async fn refresh(
         pulls: 8,
         recreates: u32::try_from(recreates_max).unwrap_or(u32::MAX),
     };
-    let guard = Guard::new(machine, grants.clone(), counts, CancellationToken::new());
+    let scope = Arc::new(Scope::new(grants.clone(), counts.recreates));
+    let guard = Guard::new(machine, scope, counts, CancellationToken::new());
     let journal = Arc::new(Journal::new(Arc::new(guard), false, no_events()));
     let session = Session {
         capabilities: journal.clone(),
@@ -345,7 +347,7 @@ async fn refresh(
             recreates: 2,
         },
         state: PolicyState::empty(),
-        clock: crate::policy::Clock::Wall,
+        clock: crate::policy::Clock(jiff::Timestamp::now()),
     };
     let request = Request {
         trigger: Trigger::Operator,
@@ -368,6 +370,7 @@ fn grants() -> Grants {
         labels: BTreeMap::new(),
         environment: vec![],
         verbs: vec![Verb::Inspect, Verb::Pull, Verb::Replace],
+        followers: false,
     })
     .expect("three patterns that a test has tried")
 }

@@ -466,6 +466,7 @@ mod tests {
             labels: BTreeMap::new(),
             environment: variables.iter().map(|it| (*it).to_owned()).collect(),
             verbs: vec![],
+            followers: false,
         })
         .unwrap()
     }

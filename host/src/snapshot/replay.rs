@@ -13,7 +13,7 @@ use crate::container::{Container, ContainerId, Listed, State};
 use crate::engine::{EngineError, PullError};
 use crate::image::ImageId;
 use crate::image::ImageRef;
-use crate::recreate::RecreateError;
+use crate::recreate::{RecreateError, guard};
 
 /// A snapshot that answers. Containers that are recreated run the new image afterwards, as on a real engine.
 pub struct Replay {
@@ -158,10 +158,7 @@ impl Replay {
             return Some(Err(RecreateError::Current { name }));
         }
         if facts.state != State::Running {
-            let reason = format!(
-                "it is {}, and only running containers are recreated",
-                facts.state
-            );
+            let reason = guard::not_running(facts.state);
             return Some(Err(RecreateError::Unsupported { name, reason }));
         }
         let from_image_id = std::mem::replace(&mut facts.image_id, wanted.image.id.clone());
@@ -179,7 +176,7 @@ impl Replay {
             image_id: wanted.image.id.clone(),
             from_image_id,
             gap: stays.then_some(Duration::ZERO),
-            followed: vec![],
+            followers: vec![],
             left_over: None,
         }))
     }

@@ -636,3 +636,28 @@ async fn what_nobody_decides_about_expires_and_is_proposed_anew() -> anyhow::Res
     })
     .await
 }
+
+/// Somebody made the container again, from the same image and under the same name: nobody has approved anything about that one.
+#[tokio::test]
+async fn container_that_was_made_again_is_not_what_was_approved() -> anyhow::Result<()> {
+    with_world("made again after the plan", |w| async move {
+        let registry = registry::open().await?;
+        let (refit, daemon, hermes, v2) = set_up(&w, registry).await?;
+        let v1 = w.inspect(&hermes.id).await?.image.unwrap_or_default();
+        ask(&daemon, json!({ "targets": ["hermes"] })).await?;
+        w.remove_container(&hermes.id).await?;
+        let spec = ContainerSpec::named(&hermes.name, &v2.reference);
+        w.tag(&v1, &v2.reference).await?;
+        let again = w.run(spec).await?;
+        let output = typed(&refit, &daemon, &["approve", "1"]).await?.expect(1);
+        output.says(&format!("`{}` is another container now", hermes.name));
+        untouched(&w, &again).await?;
+        assert_eq!(show(&daemon, 1).await?["state"], "superseded");
+        // What is so now is held, and can be approved.
+        typed(&refit, &daemon, &["approve", "2"]).await?.expect(0);
+        ended(&daemon, 1).await?;
+        replaced(&w, &again, &v2).await?;
+        Ok(())
+    })
+    .await
+}

@@ -25,6 +25,7 @@ mod matching;
 mod notify;
 mod openapi;
 mod plan;
+mod plan_detector;
 mod policy;
 mod refresh;
 mod rollback;

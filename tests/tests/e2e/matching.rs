@@ -114,3 +114,54 @@ async fn a_workspace_that_removes_itself_is_refused_with_the_reason() -> anyhow:
     })
     .await
 }
+
+/// A container that no grant covers is not touched, whatever it shares with one that is covered.
+#[tokio::test]
+async fn follower_outside_the_grants_keeps_its_provider_as_it_is() -> anyhow::Result<()> {
+    with_world("a follower outside the grants", |w| async move {
+        let registry = registry::open().await?;
+        let (provider, v2) = behind(&w, registry, "hermes").await?;
+        let image = w.load(ImageSpec::new("database")).await?;
+        let mode = format!("container:{}", provider.id);
+        let database = format!("prod-db-{}", w.prefix());
+        // The provider listens at the port already.
+        let spec = ContainerSpec::named(&database, &image)
+            .host(|host| host.network_mode = Some(mode))
+            .env("PORT", "8001");
+        let database = w.run(spec).await?;
+
+        let refit = refit(&w, registry, &["hermes"])?;
+        let output = refit.run(&["refresh", "--json"]).await?.expect(1);
+        let report = output.json();
+        let recreation = &container(&report, &provider.name)["recreation"];
+        assert_eq!(recreation["outcome"], "refused", "{report:#}");
+        let hints = recreation["hints"].to_string();
+        assert!(hints.contains(&database.name), "{hints}");
+        assert!(hints.contains("[grants] followers"), "{hints}");
+        untouched(&w, &provider).await?;
+        untouched(&w, &database).await?;
+        // A plan says so too.
+        let plan = refit.run(&["plan", "--json"]).await?.expect(1).json();
+        let planned = &container(&plan, &provider.name)["recreation"];
+        assert_eq!(planned["outcome"], "refused", "{plan:#}");
+
+        // It counts, too.
+        let few = crate::refit(&w, registry, &["hermes"])?
+            .set("grants.followers", true)
+            .set("limits.recreates_max", 1);
+        let report = few.run(&["refresh", "--json"]).await?.expect(1).json();
+        let recreation = &container(&report, &provider.name)["recreation"];
+        assert!(
+            recreation["causes"].to_string().contains("recreates_max"),
+            "{report:#}"
+        );
+        untouched(&w, &database).await?;
+
+        let refit = refit.set("grants.followers", true);
+        refit.run(&["refresh"]).await?.expect(0);
+        replaced(&w, &provider, &v2).await?;
+        assert!(!w.container_exists(&database.id).await?, "it was replaced");
+        Ok(())
+    })
+    .await
+}

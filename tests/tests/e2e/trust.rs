@@ -11,6 +11,7 @@ use refit::artifact::Carrier;
 use refit::artifact::registry::Registries;
 use refit::artifact::signature::{KeyConfig, Trust};
 use refit::capabilities::guard::Guard;
+use refit::capabilities::scope::Scope;
 use refit::config::Config;
 use refit::generation::Generations;
 use refit::generation::load::Source;
@@ -722,14 +723,15 @@ async fn recreation(path: &std::path::Path, keys: &[KeyConfig]) -> anyhow::Resul
     let bounds = Config::default().bounds();
     let grants = active.content.grants.clone();
     let replay = Arc::new(Replay::new(snapshot, false));
-    let guard = Guard::new(replay, grants.clone(), bounds.counts, Default::default());
+    let scope = Arc::new(Scope::new(grants.clone(), bounds.counts.recreates));
+    let guard = Guard::new(replay, scope, bounds.counts, Default::default());
     let journal = Arc::new(Journal::new(Arc::new(guard), true, no_events()));
     let session = Session {
         capabilities: journal.clone(),
         grants,
         concurrency: bounds.concurrency,
         state: active.content.state.scratch(),
-        clock: Clock::Wall,
+        clock: Clock(jiff::Timestamp::now()),
     };
     let request = Request {
         trigger: Trigger::Operator,

@@ -1,5 +1,6 @@
 //! What the tests work at: Refit's hands on the world's engine, in this process, with a proof that is short enough for tests.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,7 @@ use bollard::query_parameters::InspectContainerOptions;
 use refit::capabilities::foreseen::Foreseen;
 use refit::capabilities::live::{Live, Workshop};
 use refit::capabilities::permitted::Permitted;
+use refit::capabilities::scope::Scope;
 use refit::capabilities::ties::KnownTies;
 use refit::capabilities::{
     CallError, Capabilities as _, PulledImage, Recreated, Recreation, Strategy, Transfer,
@@ -18,6 +20,7 @@ use refit::container::{Container, ContainerId, ContainerName, Listed, Object};
 use refit::engine::address::{self, EngineEnvironment};
 use refit::engine::docker::{CallLimits, DockerEngine};
 use refit::engine::{CreateRequest, Engine, PullError};
+use refit::grants::{GrantPatterns, Grants};
 use refit::image::{ImageId, ImageRef, Platform};
 use refit::image_records::ImageRecords;
 use refit::journal::{Event, Events, no_events};
@@ -197,6 +200,7 @@ impl Bench {
             self.events.clone(),
             CancellationToken::new(),
             Foreseen::default(),
+            Arc::new(Scope::new(all_granted(), u32::MAX)),
         )
     }
 
@@ -390,4 +394,17 @@ pub(crate) fn told(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+/// These tests are about what the engine does with containers, whoever may touch them.
+fn all_granted() -> Arc<Grants> {
+    let patterns = GrantPatterns {
+        images: vec![],
+        containers: vec!["*".into()],
+        labels: BTreeMap::new(),
+        environment: vec![],
+        verbs: vec![],
+        followers: false,
+    };
+    Arc::new(Grants::new(&patterns).expect("`*` is a pattern"))
 }

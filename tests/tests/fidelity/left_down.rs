@@ -202,11 +202,11 @@ async fn pruned_replacement_is_made_again_before_the_stop() -> anyhow::Result<()
         assert!(!engine.is_listed(&made.id).await?, "it was pruned");
         drop((first, second));
         let replaced = replacing.await??;
-        assert_ne!(replaced.members[0].1, made.id, "it was made again");
+        assert_ne!(replaced.members[0].id, made.id, "it was made again");
         let now = bench.inspect(&a.name).await?;
         assert_eq!(
             (now.id, now.state),
-            (replaced.members[0].1.clone(), State::Running)
+            (replaced.members[0].id.clone(), State::Running)
         );
         bench.only(&[&a.name]).await
     })

@@ -407,6 +407,7 @@ impl GrantsText {
             labels: self.labels,
             environment: self.environment.unwrap_or_else(shown),
             verbs: self.verbs.unwrap_or_else(|| Verb::ALL.to_vec()),
+            followers: false,
         })
     }
 }

@@ -74,7 +74,7 @@ pub async fn run(policy: &Policy, scenario: &Scenario) -> Result<Ran, PolicyErro
             request: step.request.clone(),
             hands: replay.clone(),
             bounds: bounds(),
-            clock: Clock::Stopped(engine.taken),
+            clock: Clock(engine.taken),
         };
         let answer = ask(asked, question).await;
         engine = replay.snapshot();

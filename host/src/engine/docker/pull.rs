@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::super::LayerProgress;
 use crate::image::{ImageRef, Platform, is_digest};
+use crate::registry::refusal::is_about_platform;
 
 /// The longest line we take. Docker's are a few hundred bytes.
 const LINE_BYTES_MAX: usize = 256 * 1024;
@@ -125,6 +126,12 @@ fn take(
     {
         return Ok(Some(Said::Digest(digest.to_owned())));
     }
+    // Docker 20.10 says so of an image without an index, after `Status: `, and has moved the tag by then.
+    if let Some(warning) = status.strip_prefix("WARNING: ")
+        && is_about_platform(warning)
+    {
+        return Err(Failure::Refused(warning.to_owned()));
+    }
     // Docker ends with `Status: Downloaded newer image for …` or `Status: Image is up to date for …`. Podman ends with
     // `Pull complete` or `Already exists` for the image's id; Docker says that too, of layers, but never as its last word.
     let complete = status.starts_with("Status: ")
@@ -165,6 +172,19 @@ mod tests {
             "tus\":\"Status: Image is up to date for x\"}\r\n",
         ];
         assert!(pulled(&chunks).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn warning_about_the_platform_is_a_refusal() {
+        let lines = concat!(
+            "{\"status\":\"Status: Image is up to date for a/b\"}\r\n",
+            "{\"status\":\"WARNING: image with reference a/b was found but does not match the specified platform: ",
+            "wanted linux/arm64, actual: linux/amd64\"}\r\n",
+        );
+        let Err(Failure::Refused(said)) = pulled(&[lines]).await else {
+            panic!("it is no image for the platform that was asked for");
+        };
+        assert!(said.starts_with("image with reference"), "{said}");
     }
 
     #[tokio::test]

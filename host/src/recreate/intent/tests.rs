@@ -8,7 +8,7 @@ fn object(value: Value) -> Object {
     value.as_object().cloned().unwrap()
 }
 
-pub(in crate::recreate) fn container(config: Value, host_config: Value) -> Container {
+pub(crate) fn container(config: Value, host_config: Value) -> Container {
     Container {
         id: ContainerId::new("0123456789ab".to_owned() + &"c".repeat(52)),
         name: "ws-a".into(),

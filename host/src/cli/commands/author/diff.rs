@@ -88,7 +88,7 @@ async fn compared<'a>(
             request: request.clone(),
             hands: Arc::new(Replay::new(snapshot.clone(), force)),
             bounds: config.bounds(),
-            clock: Clock::Stopped(snapshot.taken),
+            clock: Clock(snapshot.taken),
         };
         answers.push(sayings_of(content, content.state.scratch(), question).await?);
     }

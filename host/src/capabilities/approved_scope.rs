@@ -1,0 +1,390 @@
+//! What a person has approved, around the capabilities of one refresh: no other image, no other container, no other strategy.
+//!
+//! Between a plan and the refresh that was approved for it a tag may move, and a container may be replaced by another one of its
+//! name. So an image is looked at before it is pulled and when it is here, and each recreation is compared with the plan: the
+//! container's id, its image, the strategy, and the containers that would be replaced with it. Containers that came since are not
+//! shown to the policy: nobody has approved anything about them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+
+use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy};
+use crate::container::{Container, ContainerId, Listed};
+use crate::engine::{EngineError, PullError};
+use crate::image::ImageRef;
+use crate::recreate::RecreateError;
+use crate::recreate::recover::Unfinished;
+
+/// What may be done, and no more.
+#[derive(Clone, Debug, Default)]
+pub struct ApprovedScope {
+    /// How it is called in a refusal: `approval 7`.
+    pub title: String,
+    /// The digest that the registry must have for each image.
+    pub images: HashMap<ImageRef, String>,
+    /// By name.
+    pub containers: BTreeMap<String, ApprovedContainer>,
+    /// The names of the other containers that there were.
+    pub others: BTreeSet<String>,
+    /// The containers that this refresh itself has made, by name.
+    renewed: Arc<Mutex<HashMap<String, ContainerId>>>,
+}
+
+/// A container that may be recreated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApprovedContainer {
+    pub id: ContainerId,
+    pub strategy: Strategy,
+    /// What it is to run.
+    pub image: ImageRef,
+    /// The containers that depend on it and may be replaced with it, by name.
+    pub followers: BTreeMap<String, ContainerId>,
+}
+
+impl ApprovedScope {
+    pub fn new(
+        title: String,
+        images: HashMap<ImageRef, String>,
+        containers: BTreeMap<String, ApprovedContainer>,
+        others: BTreeSet<String>,
+    ) -> Self {
+        Self {
+            title,
+            images,
+            containers,
+            others,
+            renewed: Arc::default(),
+        }
+    }
+
+    fn covers(&self, found: &PulledImage) -> Result<(), String> {
+        let (title, image) = (&self.title, &found.reference);
+        let Some(approved) = self.images.get(image) else {
+            return Err(format!("{title} says nothing about `{image}`"));
+        };
+        match &found.digest {
+            // One image may have several digests: what is here is what was approved if this is one of them.
+            _ if found.has_digest(approved) => Ok(()),
+            Some(found) => Err(format!(
+                "{title} is for `{approved}`, and `{image}` stands for `{found}` now"
+            )),
+            None => Err(format!(
+                "{title} is for `{approved}`, and the engine does not say what `{image}` stands for"
+            )),
+        }
+    }
+
+    fn allows(&self, wanted: &Recreation) -> Result<(), String> {
+        let (title, name) = (&self.title, &wanted.container.name);
+        let Some(approved) = self.containers.get(name) else {
+            return Err(format!("{title} does not say that `{name}` is recreated"));
+        };
+        if approved.strategy != wanted.strategy {
+            return Err(format!("{title} is for another way of recreating `{name}`"));
+        }
+        let image = &wanted.image.reference;
+        if approved.image != *image {
+            return Err(format!(
+                "{title} gives `{name}` the image `{}`, not `{image}`",
+                approved.image
+            ));
+        }
+        self.covers(&wanted.image)?;
+        self.is_approved_one(name, &approved.id, &wanted.container.id)
+    }
+
+    /// Whether these may be replaced with `providers`: as their followers, or because that was approved of themselves.
+    pub(super) fn covers_followers(
+        &self,
+        providers: &[&str],
+        followers: &[&Container],
+    ) -> Result<(), String> {
+        for follower in followers {
+            let name = &follower.name;
+            let of_providers = providers
+                .iter()
+                .filter_map(|provider| self.containers.get(*provider)?.followers.get(name));
+            let itself = self.containers.get(name).map(|approved| &approved.id);
+            let Some(approved) = of_providers.chain(itself).next() else {
+                return Err(format!(
+                    "{} does not say that `{name}` is recreated with `{}`",
+                    self.title,
+                    providers.join("`, `")
+                ));
+            };
+            self.is_approved_one(name, approved, &follower.id)?;
+        }
+        Ok(())
+    }
+
+    fn is_approved_one(
+        &self,
+        name: &str,
+        approved: &ContainerId,
+        found: &ContainerId,
+    ) -> Result<(), String> {
+        if approved == found || self.lock().get(name) == Some(found) {
+            return Ok(());
+        }
+        Err(format!(
+            "{} is for container {} as `{name}`; {} has the name now",
+            self.title,
+            approved.short(),
+            found.short()
+        ))
+    }
+
+    fn note(&self, name: &str, recreated: &Recreated) {
+        let mut renewed = self.lock();
+        renewed.extend(recreated.id.clone().map(|id| (name.to_owned(), id)));
+        for follower in &recreated.followers {
+            renewed.insert(follower.name.clone(), follower.new_id.clone());
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, ContainerId>> {
+        self.renewed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Capabilities that do no more than was approved.
+pub struct ScopedCapabilities {
+    inner: Arc<dyn Capabilities>,
+    /// A plan's: its `pull` says what a registry has, and pulls nothing.
+    plan: Arc<dyn Capabilities>,
+    scope: Arc<ApprovedScope>,
+}
+
+impl ScopedCapabilities {
+    pub fn new(
+        inner: Arc<dyn Capabilities>,
+        plan: Arc<dyn Capabilities>,
+        scope: Arc<ApprovedScope>,
+    ) -> Self {
+        Self { inner, plan, scope }
+    }
+}
+
+#[async_trait]
+impl Capabilities for ScopedCapabilities {
+    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
+        let mut containers = self.inner.containers().await?;
+        containers.retain(|container| {
+            let name = &container.name;
+            self.scope.containers.contains_key(name) || self.scope.others.contains(name)
+        });
+        Ok(containers)
+    }
+
+    async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
+        self.inner.inspect(container).await
+    }
+
+    async fn expect_pulls(&self, images: &[ImageRef]) {
+        let covered = images
+            .iter()
+            .filter(|it| self.scope.images.contains_key(it));
+        let covered: Vec<ImageRef> = covered.cloned().collect();
+        self.inner.expect_pulls(&covered).await;
+    }
+
+    async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
+        if !self.scope.images.contains_key(image) {
+            let title = &self.scope.title;
+            return Err(CallError::Denied(format!(
+                "{title} says nothing about `{image}`"
+            )));
+        }
+        let covered = |pulled: &PulledImage| self.scope.covers(pulled);
+        // Before it is here: a tag that has moved is best not moved on this machine.
+        covered(&self.plan.pull(image).await?).map_err(CallError::Denied)?;
+        let pulled = self.inner.pull(image).await?;
+        covered(&pulled).map_err(CallError::Denied)?;
+        Ok(pulled)
+    }
+
+    async fn expect_recreations(&self, wave: &[Recreation]) {
+        let allowed = wave.iter().filter(|it| self.scope.allows(it).is_ok());
+        let allowed: Vec<Recreation> = allowed.cloned().collect();
+        self.inner.expect_recreations(&allowed).await;
+    }
+
+    async fn unfinished(&self) -> Vec<Unfinished> {
+        self.inner.unfinished().await
+    }
+
+    async fn recreate(&self, wanted: Recreation) -> Result<Recreated, CallError<RecreateError>> {
+        self.scope.allows(&wanted).map_err(CallError::Denied)?;
+        let name = wanted.container.name.clone();
+        let recreated = self.inner.recreate(wanted).await?;
+        self.scope.note(&name, &recreated);
+        Ok(recreated)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capabilities::Transfer;
+    use crate::container::{Image, Object};
+    use crate::image::ImageId;
+
+    fn image(text: &str) -> ImageRef {
+        text.parse().unwrap()
+    }
+
+    fn scope() -> ApprovedScope {
+        let ana = ApprovedContainer {
+            id: ContainerId::new("a1"),
+            strategy: Strategy::Replace,
+            image: image("ghcr.io/acme/app"),
+            followers: [("ws-side".to_owned(), ContainerId::new("s1"))].into(),
+        };
+        let other = (image("ghcr.io/acme/other"), "sha256:o".to_owned());
+        ApprovedScope::new(
+            "approval 7".into(),
+            [(image("ghcr.io/acme/app"), "sha256:a".to_owned()), other].into(),
+            [("ws-ana".to_owned(), ana)].into(),
+            ["ws-bo".to_owned()].into(),
+        )
+    }
+
+    fn found(reference: &str, digest: Option<&str>, also: &[&str]) -> PulledImage {
+        let reference = image(reference);
+        let names = also.iter().map(|it| format!("ghcr.io/acme/app@{it}"));
+        let local = Image {
+            id: ImageId::new("sha256:c"),
+            repo_digests: names.collect(),
+            os: "linux".into(),
+            architecture: "amd64".into(),
+            config: Object::new(),
+            content: None,
+        };
+        PulledImage {
+            reference,
+            id: local.id.clone(),
+            digest: digest.map(str::to_owned),
+            local: Some(Arc::new(local)),
+            replaced: None,
+            transfer: Transfer::Pulled,
+        }
+    }
+
+    #[test]
+    fn an_image_is_covered_by_its_digest_alone() {
+        let scope = scope();
+        let app = "ghcr.io/acme/app:latest";
+        let covers = |name, digest, also: &[_]| scope.covers(&found(name, digest, also));
+        assert_eq!(covers(app, Some("sha256:a"), &["sha256:a"]), Ok(()));
+        for digest in [Some("sha256:b"), None] {
+            let refused = covers(app, digest, &["sha256:b"]).unwrap_err();
+            assert!(
+                refused.contains("approval 7 is for `sha256:a`"),
+                "{refused}"
+            );
+        }
+        let other = covers("ghcr.io/acme/app:2", Some("sha256:a"), &[]);
+        assert!(other.unwrap_err().contains("says nothing"));
+    }
+
+    #[test]
+    fn an_image_is_covered_by_each_of_its_digests() {
+        let both = ["sha256:0", "sha256:a"];
+        for digest in [Some("sha256:0"), Some("sha256:a"), None] {
+            let found = found("ghcr.io/acme/app:latest", digest, &both);
+            assert_eq!(scope().covers(&found), Ok(()), "{digest:?}");
+        }
+    }
+
+    fn wanted(name: &str, id: &str, image: &str, digest: &str, strategy: Strategy) -> Recreation {
+        Recreation {
+            container: Listed {
+                id: ContainerId::new(id),
+                name: name.into(),
+                labels: BTreeMap::new(),
+                state: None,
+                network_mode: String::new(),
+            },
+            image: found(image, Some(digest), &[]),
+            strategy,
+        }
+    }
+
+    #[test]
+    fn recreation_that_differs_from_the_approval_is_refused() {
+        let (scope, app) = (scope(), "ghcr.io/acme/app");
+        let allows = |name, id, image, digest, strategy| {
+            scope.allows(&wanted(name, id, image, digest, strategy))
+        };
+        let approved = allows("ws-ana", "a1", app, "sha256:a", Strategy::Replace);
+        assert_eq!(approved, Ok(()));
+        for (refused, why) in [
+            (
+                allows("ws-ana", "a1", app, "sha256:a", Strategy::Remove),
+                "another way",
+            ),
+            (
+                allows("ws-bo", "b1", app, "sha256:a", Strategy::Replace),
+                "does not say",
+            ),
+            // Somebody made it again, under its name.
+            (
+                allows("ws-ana", "a2", app, "sha256:a", Strategy::Replace),
+                "has the name now",
+            ),
+            // An image that was approved for somebody else.
+            (
+                allows(
+                    "ws-ana",
+                    "a1",
+                    "ghcr.io/acme/other",
+                    "sha256:o",
+                    Strategy::Replace,
+                ),
+                "gives `ws-ana` the image",
+            ),
+            (
+                allows("ws-ana", "a1", app, "sha256:b", Strategy::Replace),
+                "is for `sha256:a`",
+            ),
+        ] {
+            let refused = refused.unwrap_err();
+            assert!(refused.contains(why), "{refused}");
+        }
+    }
+
+    #[test]
+    fn follower_that_was_not_planned_is_refused() {
+        use crate::recreate::intent::tests::container;
+        let (scope, empty) = (scope(), serde_json::json!({}));
+        let follower = |name: &str, id: &str| Container {
+            id: ContainerId::new(id),
+            name: name.into(),
+            ..container(empty.clone(), empty.clone())
+        };
+        let covers = |follower: &Container| scope.covers_followers(&["ws-ana"], &[follower]);
+        assert_eq!(covers(&follower("ws-side", "s1")), Ok(()));
+        assert_eq!(covers(&follower("ws-ana", "a1")), Ok(()), "approved itself");
+        assert!(covers(&follower("ws-side", "s2")).is_err());
+        assert!(covers(&follower("ws-new", "n1")).is_err());
+        // What this refresh itself has made in its place is the same container.
+        let recreated = Recreated {
+            id: Some(ContainerId::new("a9")),
+            image_id: ImageId::new("sha256:n"),
+            from_image_id: ImageId::new("sha256:m"),
+            gap: None,
+            followers: vec![super::super::Follower {
+                name: "ws-side".into(),
+                id: ContainerId::new("s1"),
+                new_id: ContainerId::new("s9"),
+                image: "app".into(),
+            }],
+            left_over: None,
+        };
+        scope.note("ws-ana", &recreated);
+        assert_eq!(covers(&follower("ws-side", "s9")), Ok(()));
+        assert_eq!(covers(&follower("ws-ana", "a9")), Ok(()));
+    }
+}
