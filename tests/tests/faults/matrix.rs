@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use futures_util::future::try_join_all;
-use refit_tests::faulty::{Fault, Plan};
+use refit_tests::faulty::{Call, Fault, Plan};
 use refit_tests::scenario::bench::{Bench, Slot};
 use refit_tests::scenario::{self, Outcome, Scenario};
 use refit_tests::{progress, with_world_for};
@@ -122,14 +122,28 @@ impl Selection {
     }
 }
 
-fn all(scenario: Scenario, calls: &[String]) -> impl Iterator<Item = Case> + use<> {
-    numbers(calls).flat_map(move |number| {
+/// Each fault at each call. A probe changes nothing, and is the same in each scenario: one of them is enough.
+fn all(scenario: Scenario, calls: &[String]) -> impl Iterator<Item = Case> + use<'_> {
+    let numbered = numbers(calls).zip(calls);
+    let worth_it =
+        numbered.filter(move |(_, label)| scenario == Scenario::Replace || !label.ends_with(PROBE));
+    worth_it.flat_map(move |(number, _)| {
         Fault::ALL.map(|fault| Case {
             scenario,
             number,
             fault,
         })
     })
+}
+
+/// Tells a probe of [`permissions`](refit::engine::permissions) from a call that does something.
+const PROBE: &str = " (probe)";
+
+fn label(call: &Call) -> String {
+    match call.is_probe() {
+        true => format!("{}{PROBE}", call.label()),
+        false => call.label(),
+    }
 }
 
 fn numbers(calls: &[String]) -> std::ops::RangeInclusive<u32> {
@@ -182,7 +196,7 @@ impl Tally {
             .or_default() += 1;
         self.half_done += usize::from(outcome.was_half_done);
         let wrong = outcome.calls.iter().find(|call| call.fault.is_some());
-        let label = wrong.map(|call| call.label()).unwrap_or_default();
+        let label = wrong.map(label).unwrap_or_default();
         let causes: Vec<&str> = outcome
             .problems
             .iter()
@@ -361,7 +375,7 @@ async fn look_at_calls(
             .calls
             .iter()
             .filter(|call| call.number.is_some())
-            .map(|call| call.label());
+            .map(label);
         calls.insert(*scenario, labels.collect());
     }
     Ok(calls)

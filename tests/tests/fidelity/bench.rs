@@ -396,6 +396,12 @@ pub(crate) fn told(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// The names of those that were replaced with it.
+pub(crate) fn follower_names(recreated: &Recreated) -> Vec<&str> {
+    let followers = recreated.followers.iter();
+    followers.map(|it| it.name.as_str()).collect()
+}
+
 /// These tests are about what the engine does with containers, whoever may touch them.
 fn all_granted() -> Arc<Grants> {
     let patterns = GrantPatterns {
