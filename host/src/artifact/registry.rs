@@ -11,23 +11,20 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
-use oci_client::client::{ClientConfig, ClientProtocol, Config, ImageLayer};
-use oci_client::errors::{OciDistributionError, OciErrorCode};
-use oci_client::manifest::{OCI_IMAGE_MEDIA_TYPE, OciImageManifest, OciManifest};
-use oci_client::secrets::RegistryAuth;
-use oci_client::{Client, Reference};
+use bytes::Bytes;
+use oci_client::Reference;
+use oci_client::manifest::{OCI_IMAGE_MEDIA_TYPE, OciManifest};
 
 use super::{Artifact, ArtifactError};
-use crate::image::{ImageRef, ImageRefError};
-use crate::registry::address::is_plain;
+use crate::image::{ImageRef, ImageRefError, sha256};
 use crate::registry::budget::Rate;
 use crate::registry::credentials::Credentials;
 use crate::registry::digests::{DigestError, Digests, Reason};
-use crate::secret::{ExposeSecret as _, Login};
+use crate::secret::Login;
 
 const CONFIG_MEDIA_TYPE: &str = "application/vnd.wasm.config.v0+json";
 const LAYER_MEDIA_TYPE: &str = "application/wasm";
-/// The `.minisig` file in base64: its lines would not survive the client's canonical JSON, which writes line breaks as they are.
+/// The `.minisig` file in base64: other tools do not keep line breaks in an annotation.
 const ANNOTATION_SIGNATURE: &str = "io.refit.policy.minisig";
 const ANNOTATION_TITLE: &str = "org.opencontainers.image.title";
 const ANNOTATION_VERSION: &str = "org.opencontainers.image.version";
@@ -35,9 +32,9 @@ const ANNOTATION_DESCRIPTION: &str = "org.opencontainers.image.description";
 
 /// For a whole push or pull: 48 MB at 1 MB/s, and some.
 const LIMIT: Duration = Duration::from_secs(120);
-const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 
 const FETCH: &str = "fetch";
+const PUSH: &str = "push";
 /// One policy is a few requests. What a registry says about its limits is obeyed all the same.
 const RATE: Rate = Rate {
     requests: 50,
@@ -170,7 +167,7 @@ impl Registries {
         login: Option<&Login>,
         bytes_max: usize,
     ) -> Result<Artifact, ArtifactError> {
-        let failed = |error: DigestError| fetch_error(reference, login, error);
+        let failed = |error: DigestError| registry_error(FETCH, reference, login, error);
         let client = Digests::new(Credentials::default(), self.plain_http.clone(), RATE);
         let image = reference.image()?;
         let manifest = client.manifest(&image, login).await.map_err(failed)?;
@@ -250,168 +247,76 @@ impl Registries {
         artifact: &Artifact,
         title: &Title,
     ) -> Result<ArtifactRef, ArtifactError> {
-        let call = Call::new("push", reference, login)?;
-        call.within(self.push_unbounded(&call, artifact, title))
-            .await
-    }
-
-    async fn push_unbounded(
-        &self,
-        call: &Call<'_>,
-        artifact: &Artifact,
-        title: &Title,
-    ) -> Result<ArtifactRef, ArtifactError> {
-        let client = self.client(call.reference.registry());
-        let layers = [ImageLayer::new(
-            artifact.bytes.clone(),
-            LAYER_MEDIA_TYPE.to_owned(),
-            None,
-        )];
-        let config = serde_json::json!({
-            "created": jiff::Timestamp::now().to_string(),
-            "architecture": "wasm",
-            "os": "wasip2",
-            "layerDigests": [layers[0].sha256_digest()],
-        });
-        let mut annotations = BTreeMap::from([
-            (ANNOTATION_TITLE.to_owned(), title.name.clone()),
-            (ANNOTATION_VERSION.to_owned(), title.version.clone()),
-            (ANNOTATION_DESCRIPTION.to_owned(), title.summary.clone()),
-        ]);
-        annotations.extend(
-            artifact
-                .signature
-                .clone()
-                .map(|signature| (ANNOTATION_SIGNATURE.to_owned(), BASE64.encode(signature))),
-        );
-        let config = Config::new(config.to_string(), CONFIG_MEDIA_TYPE.to_owned(), None);
-        let mut manifest = OciImageManifest::build(&layers, &config, Some(annotations));
-        // Other tools refuse an artifact that does not say what it is.
-        manifest.media_type = Some(OCI_IMAGE_MEDIA_TYPE.to_owned());
-        let pushed = client
-            .push(
-                &call.reference.0,
-                &layers,
-                config,
-                &call.auth,
-                Some(manifest),
-            )
-            .await;
-        pushed.map_err(|error| call.failed(error))?;
-        let digest = client
-            .fetch_manifest_digest(&call.reference.0, &call.auth)
-            .await;
-        Ok(call
-            .reference
-            .pinned(&digest.map_err(|error| call.failed(error))?))
-    }
-
-    fn client(&self, registry: &str) -> Client {
-        // The one provider of the whole process; somebody may have been first, and it is the same one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let plain = is_plain(registry, &self.plain_http);
-        Client::new(ClientConfig {
-            protocol: if plain {
-                ClientProtocol::Http
-            } else {
-                ClientProtocol::Https
-            },
-            connect_timeout: Some(CONNECT_LIMIT),
-            read_timeout: Some(LIMIT),
-            user_agent: concat!("refit/", env!("CARGO_PKG_VERSION")),
-            // A policy is no image for a platform: a list of them is an error, and not a choice.
-            platform_resolver: None,
-            ..ClientConfig::default()
-        })
-    }
-}
-
-/// One conversation with a registry, for its errors.
-struct Call<'a> {
-    action: &'static str,
-    reference: &'a ArtifactRef,
-    auth: RegistryAuth,
-}
-
-impl<'a> Call<'a> {
-    fn new(
-        action: &'static str,
-        reference: &'a ArtifactRef,
-        login: Option<&Login>,
-    ) -> Result<Self, ArtifactError> {
-        let auth = match login {
-            None => RegistryAuth::Anonymous,
-            Some(Login::Password { username, password }) => {
-                RegistryAuth::Basic(username.clone(), password.expose_secret().to_owned())
-            }
-            Some(Login::IdentityToken(_)) => {
-                return Err(ArtifactError::Registry {
-                    action,
-                    reference: reference.to_string(),
-                    source: "its login is an identity token, which Refit can use for images only: log in with a password or an access token".into(),
-                });
-            }
-        };
-        Ok(Self {
-            action,
-            reference,
-            auth,
-        })
-    }
-
-    async fn within<T>(
-        &self,
-        work: impl Future<Output = Result<T, ArtifactError>>,
-    ) -> Result<T, ArtifactError> {
-        match tokio::time::timeout(LIMIT, work).await {
+        let pushing = self.push_unbounded(reference, login, artifact, title);
+        match tokio::time::timeout(LIMIT, pushing).await {
             Ok(answer) => answer,
             Err(_) => Err(ArtifactError::TimedOut {
-                action: self.action,
-                reference: self.reference.to_string(),
+                action: PUSH,
+                reference: reference.to_string(),
                 limit: LIMIT,
             }),
         }
     }
 
-    fn failed(&self, error: OciDistributionError) -> ArtifactError {
-        use OciDistributionError as E;
-        let (registry, reference) = (
-            self.reference.registry().to_owned(),
-            self.reference.to_string(),
+    async fn push_unbounded(
+        &self,
+        reference: &ArtifactRef,
+        login: Option<&Login>,
+        artifact: &Artifact,
+        title: &Title,
+    ) -> Result<ArtifactRef, ArtifactError> {
+        let failed = |error: DigestError| registry_error(PUSH, reference, login, error);
+        let component = Bytes::from(artifact.bytes.clone());
+        let component_digest = sha256(&component);
+        let config = serde_json::json!({
+            "created": jiff::Timestamp::now().to_string(),
+            "architecture": "wasm",
+            "os": "wasip2",
+            "layerDigests": [component_digest],
+        });
+        let config = Bytes::from(config.to_string());
+        let config_digest = sha256(&config);
+        let mut annotations = BTreeMap::from([
+            (ANNOTATION_TITLE, title.name.clone()),
+            (ANNOTATION_VERSION, title.version.clone()),
+            (ANNOTATION_DESCRIPTION, title.summary.clone()),
+        ]);
+        annotations.extend(
+            artifact
+                .signature
+                .as_ref()
+                .map(|signature| (ANNOTATION_SIGNATURE, BASE64.encode(signature))),
         );
-        let has = |code: &OciErrorCode, wanted: &[OciErrorCode]| wanted.contains(code);
-        let of_envelope = |wanted: &[OciErrorCode]| match &error {
-            E::RegistryError { envelope, .. } => {
-                envelope.errors.iter().any(|it| has(&it.code, wanted))
-            }
-            _ => false,
-        };
-        let code = match &error {
-            E::ServerError { code, .. } => Some(*code),
-            _ => None,
-        };
-        let refused = matches!(
-            error,
-            E::UnauthorizedError { .. } | E::AuthenticationFailure(_)
-        ) || matches!(code, Some(401 | 403))
-            || of_envelope(&[OciErrorCode::Unauthorized, OciErrorCode::Denied]);
-        if refused {
-            return ArtifactError::Unauthorized {
-                action: self.action,
-                reference,
-                registry,
-                credentials_sent: self.auth != RegistryAuth::Anonymous,
-            };
-        }
-        ArtifactError::Registry {
-            action: self.action,
-            reference,
-            source: error.into(),
-        }
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            // Other tools refuse an artifact that does not say what it is.
+            "mediaType": OCI_IMAGE_MEDIA_TYPE,
+            "config": {
+                "mediaType": CONFIG_MEDIA_TYPE,
+                "digest": config_digest,
+                "size": config.len(),
+            },
+            "layers": [{
+                "mediaType": LAYER_MEDIA_TYPE,
+                "digest": component_digest,
+                "size": component.len(),
+            }],
+            "annotations": annotations,
+        });
+        let manifest = Bytes::from(manifest.to_string());
+        let digest = sha256(&manifest);
+        let client = Digests::new(Credentials::default(), self.plain_http.clone(), RATE);
+        let blobs = vec![(component_digest, component), (config_digest, config)];
+        let manifest = (OCI_IMAGE_MEDIA_TYPE, manifest);
+        let image = reference.image()?;
+        let pushed = client.push(&image, login, blobs, manifest, LIMIT);
+        pushed.await.map_err(failed)?;
+        Ok(reference.pinned(&digest))
     }
 }
 
-fn fetch_error(
+fn registry_error(
+    action: &'static str,
     reference: &ArtifactRef,
     login: Option<&Login>,
     error: DigestError,
@@ -419,7 +324,7 @@ fn fetch_error(
     let (registry, reference) = (reference.registry().to_owned(), reference.to_string());
     match error.reason {
         Reason::Unauthorized { .. } => ArtifactError::Unauthorized {
-            action: FETCH,
+            action,
             reference,
             registry,
             credentials_sent: login.is_some(),
@@ -429,7 +334,7 @@ fn fetch_error(
             reference,
         },
         reason => ArtifactError::Registry {
-            action: FETCH,
+            action,
             reference,
             source: reason.into(),
         },

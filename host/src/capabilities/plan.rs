@@ -42,6 +42,8 @@ pub struct Plan {
     digests: Arc<dyn RemoteDigests>,
     scope: Arc<Scope>,
     force: bool,
+    /// Whether an image that is not here has its digest for an id.
+    shows_digests: bool,
     /// The ids that stand for images that are not here, by digest.
     stand_ins: Mutex<HashMap<String, ImageId>>,
 }
@@ -58,12 +60,22 @@ impl Plan {
             digests,
             scope,
             force,
+            shows_digests: false,
             stand_ins: Mutex::default(),
         }
     }
 
     pub fn asking_the_engine(workshop: Arc<Workshop>, scope: Arc<Scope>, force: bool) -> Self {
         Self::new(workshop.clone(), workshop, scope, force)
+    }
+
+    /// Images that are not here have their digests for ids: for what people read, and for snapshots, which are the same each time.
+    #[must_use]
+    pub fn showing_digests(self) -> Self {
+        Self {
+            shows_digests: true,
+            ..self
+        }
     }
 
     /// A follower as it is: nothing is done. A pull would take the tag from its image.
@@ -92,7 +104,7 @@ impl Plan {
     /// random one: it equals no container's image, and a policy cannot tell it from a real one. With Docker's containerd image store
     /// the digest itself is the id.
     fn id_of_absent(&self, digest: &str, other: Option<&Image>) -> ImageId {
-        if other.is_some_and(Image::is_named_by_manifest) {
+        if self.shows_digests || other.is_some_and(Image::is_named_by_manifest) {
             return ImageId::new(digest);
         }
         let mut stand_ins = self

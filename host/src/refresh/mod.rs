@@ -417,7 +417,8 @@ impl Refresher {
         let active = self.active();
         let grants = active.content.grants.clone();
         let scope = self.scope(&active);
-        let plan = Plan::asking_the_engine(self.workshop.clone(), scope.clone(), request.force);
+        let plan = Plan::asking_the_engine(self.workshop.clone(), scope.clone(), request.force)
+            .showing_digests();
         let guard = Guard::new(
             Arc::new(plan),
             scope,

@@ -69,7 +69,7 @@ impl Token {
 /// What a server gives.
 #[derive(Debug)]
 pub(super) struct Granted {
-    value: SecretString,
+    pub(super) value: SecretString,
     lifetime: Duration,
 }
 
@@ -122,7 +122,7 @@ fn lifetime(
 
 /// Repositories that one token is asked for, `must` among them.
 pub(super) fn together(must: &str, others: impl IntoIterator<Item = String>) -> BTreeSet<String> {
-    let bytes = |repository: &str| scope(repository).len() + "&scope=".len();
+    let bytes = |repository: &str| scope(repository, Actions::Pull).len() + "&scope=".len();
     let mut together = BTreeSet::from([must.to_owned()]);
     let mut used = bytes(must);
     for other in others {
@@ -138,8 +138,19 @@ pub(super) fn together(must: &str, others: impl IntoIterator<Item = String>) -> 
     together
 }
 
-fn scope(repository: &str) -> String {
-    format!("repository:{repository}:pull")
+/// What a token is to allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Actions {
+    Pull,
+    PullAndPush,
+}
+
+fn scope(repository: &str, actions: Actions) -> String {
+    let actions = match actions {
+        Actions::Pull => "pull",
+        Actions::PullAndPush => "pull,push",
+    };
+    format!("repository:{repository}:{actions}")
 }
 
 /// How a token is asked for.
@@ -150,11 +161,16 @@ pub(super) enum Ask {
     Post(Url, SecretString),
 }
 
-pub(super) fn ask(realm: &Realm, login: Option<&Login>, repositories: &BTreeSet<String>) -> Ask {
+pub(super) fn ask(
+    realm: &Realm,
+    login: Option<&Login>,
+    repositories: &BTreeSet<String>,
+    actions: Actions,
+) -> Ask {
     let mut url = realm.url.clone();
     match login {
         Some(Login::IdentityToken(identity)) => {
-            let scopes: Vec<String> = repositories.iter().map(|it| scope(it)).collect();
+            let scopes: Vec<String> = repositories.iter().map(|it| scope(it, actions)).collect();
             let mut body = form_urlencoded::Serializer::new(String::new());
             body.append_pair("grant_type", "refresh_token")
                 .append_pair("service", realm.service.as_deref().unwrap_or_default())
@@ -170,7 +186,11 @@ pub(super) fn ask(realm: &Realm, login: Option<&Login>, repositories: &BTreeSet<
                 let service: String = form_urlencoded::byte_serialize(service.as_bytes()).collect();
                 format!("service={service}")
             }));
-            query.extend(repositories.iter().map(|it| format!("scope={}", scope(it))));
+            query.extend(
+                repositories
+                    .iter()
+                    .map(|it| format!("scope={}", scope(it, actions))),
+            );
             url.set_query(Some(&query.join("&")));
             Ask::Get(url)
         }
@@ -252,7 +272,12 @@ mod tests {
             url: "https://ghcr.io/token?x=1".parse().unwrap(),
             service: Some("a b".into()),
         };
-        let Ask::Get(url) = ask(&realm, None, &together("acme/b", ["acme/a".to_owned()])) else {
+        let Ask::Get(url) = ask(
+            &realm,
+            None,
+            &together("acme/b", ["acme/a".to_owned()]),
+            Actions::Pull,
+        ) else {
             panic!("without an identity token it is a GET")
         };
         assert_eq!(

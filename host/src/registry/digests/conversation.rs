@@ -3,7 +3,9 @@
 //! What is refused is tried once more where there is another way: a token that was kept may have been withdrawn, a token of many
 //! may not cover one of them, the way to be let in may have changed, and a registry may answer a GET where it refuses a HEAD.
 
+mod anonymous;
 mod size;
+mod upload;
 
 use std::time::{Duration, Instant};
 
@@ -11,6 +13,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::Response;
 
+use self::upload::Question;
 use super::access::{Access, Registry};
 use super::{Manifest, REQUEST, Reason};
 use crate::image::ImageRef;
@@ -18,7 +21,7 @@ use crate::registry::address::is_same_server;
 use crate::registry::challenge::{self, Challenge, Realm};
 use crate::registry::counts::Counts;
 use crate::registry::manifest;
-use crate::registry::token::{self, Ask, Token};
+use crate::registry::token::{self, Actions, Ask, Token};
 use crate::secret::{ExposeSecret as _, Login, SecretString};
 
 /// Kept token, token of many, token of its own; or another way to be let in first; and a GET after a HEAD.
@@ -39,6 +42,7 @@ pub(super) struct Conversation<'a> {
     pub(super) batch: u64,
     /// All that this batch asks for.
     pub(super) repositories: Vec<String>,
+    pub(super) actions: Actions,
 }
 
 /// What a request carries.
@@ -133,21 +137,16 @@ impl Conversation<'_> {
 
     /// Tried with each way to be let in. The answer has status 200.
     async fn get(&self, image: &ImageRef, path: &str, limit: Duration) -> Result<Response, Reason> {
-        for _ in 0..ATTEMPTS_MAX {
-            let authorization = self.authorization(image.path()).await?;
-            let answer = self.ask(&Method::GET, path, &authorization, limit).await?;
-            let from_itself = is_same_server(answer.url(), &self.registry.root);
-            match answer.status() {
-                StatusCode::OK => return Ok(answer),
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if from_itself => {
-                    if !self.another_way(image, &authorization, &answer).await? {
-                        break;
-                    }
-                }
-                _ => return Err(self.refusal(answer).await),
-            }
+        let question = Question::Look {
+            method: Method::GET,
+            path,
+            limit,
+        };
+        let answer = self.with_access(image, &question).await?;
+        match answer.status() {
+            StatusCode::OK => Ok(answer),
+            _ => Err(self.refusal(answer).await),
         }
-        Err(self.unauthorized())
     }
 
     /// What a GET was answered with.
@@ -379,7 +378,7 @@ impl Conversation<'_> {
         repositories: std::collections::BTreeSet<String>,
     ) -> Result<Token, NoToken> {
         let asked = Instant::now();
-        let request = match token::ask(realm, self.login.as_ref(), &repositories) {
+        let request = match token::ask(realm, self.login.as_ref(), &repositories, self.actions) {
             Ask::Get(url) => {
                 let request = self.client.get(url);
                 let basic = match &self.login {

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::Semaphore;
 
@@ -25,6 +26,7 @@ use self::conversation::Conversation;
 use super::budget::Rate;
 use super::counts::Counts;
 use super::credentials::Credentials;
+use super::token::Actions;
 use super::{address, budget};
 use crate::diagnostic::{Diagnostic, Hints, causes};
 use crate::engine::PullError;
@@ -264,7 +266,9 @@ impl Digests {
         image: &ImageRef,
         login: Option<&Login>,
     ) -> Result<Manifest, DigestError> {
-        let found = self.with_login(image, login, async |it| it.whole_manifest(image).await);
+        let found = self.with_login(image, (login, Actions::Pull), async |it| {
+            it.whole_manifest(image).await
+        });
         found.await
     }
 
@@ -276,16 +280,34 @@ impl Digests {
         digest: &str,
         (bytes_max, limit): (usize, Duration),
     ) -> Result<Option<Vec<u8>>, DigestError> {
-        let found = self.with_login(image, login, async |it| {
+        let found = self.with_login(image, (login, Actions::Pull), async |it| {
             it.blob(image, digest, bytes_max, limit).await
         });
         found.await
     }
 
-    async fn with_login<T>(
+    /// Puts a manifest into the registry, and before it the blobs that it names, each by its digest. `limit` is for one blob.
+    pub async fn push(
         &self,
         image: &ImageRef,
         login: Option<&Login>,
+        blobs: Vec<(String, Bytes)>,
+        (media_type, manifest): (&str, Bytes),
+        limit: Duration,
+    ) -> Result<(), DigestError> {
+        let pushing = self.with_login(image, (login, Actions::PullAndPush), async |it| {
+            for (digest, bytes) in &blobs {
+                it.push_blob(image, digest, bytes.clone(), limit).await?;
+            }
+            it.push_manifest(image, media_type, manifest.clone()).await
+        });
+        pushing.await
+    }
+
+    async fn with_login<T>(
+        &self,
+        image: &ImageRef,
+        (login, actions): (Option<&Login>, Actions),
         ask: impl AsyncFnOnce(&Conversation<'_>) -> Result<T, Reason>,
     ) -> Result<T, DigestError> {
         let name = image.registry();
@@ -305,6 +327,7 @@ impl Digests {
             login: login.cloned(),
             batch: self.batches.fetch_add(1, Ordering::Relaxed),
             repositories: vec![image.path().to_owned()],
+            actions,
         };
         ask(&conversation).await.map_err(failed)
     }
@@ -344,6 +367,7 @@ impl Digests {
             login,
             batch: self.batches.fetch_add(1, Ordering::Relaxed),
             repositories: images.iter().map(|image| image.path().to_owned()).collect(),
+            actions: Actions::Pull,
         };
         let deadline = tokio::time::Instant::now() + BATCH;
         let mut asking: FuturesUnordered<_> = images

@@ -574,8 +574,45 @@ async fn refusal_of_another_server_teaches_nothing_about_the_registry() {
         matches!(reasons(&found)[..], [Reason::Unavailable { .. }]),
         "{found:?}"
     );
+    // It may be asked for a token for anybody. It gets no login, and is believed nothing about one.
     assert!(other.asked().iter().all(|it| it.authorization.is_none()));
-    assert_eq!(other.number("GET /steal"), 0);
+    assert!(other.asked().iter().all(|it| it.body.is_empty()));
+}
+
+/// A registry that is a name in front of another one, which lets anybody in who asks for a token.
+#[tokio::test]
+async fn registry_that_only_redirects_is_asked_with_a_token_for_anybody() {
+    let other = Fake::start(
+        |asked, own| match (asked.what.as_str(), &asked.authorization) {
+            ("GET /token?service=b&scope=repository:real/a:pull", None) => {
+                answer(200, &[JSON], r#"{"token":"anybody"}"#)
+            }
+            ("HEAD /v2/real/a/manifests/latest", Some(token)) if token == "Bearer anybody" => {
+                answer(200, &MANIFEST, "")
+            }
+            _ => {
+                let realm = format!(r#"Bearer realm="http://{own}/token",service="b""#);
+                answer(401, &[("www-authenticate", &realm)], "")
+            }
+        },
+    )
+    .await;
+    let host = other.host.clone();
+    let fake = Fake::start(move |asked, _| {
+        let path = asked.what.split_once("/v2/").unwrap().1;
+        let location = format!("http://{host}/v2/real/{path}");
+        answer(307, &[("location", &location)], "")
+    })
+    .await;
+    let found = fake.digests(1000).of(fake.images(&["a"])).await;
+    let digests: Vec<_> = found.into_values().collect();
+    assert_eq!(digests, [Ok(DIGEST.to_owned())]);
+    // The login is the registry's, and its alone.
+    assert!(other.asked().iter().all(|it| !it.body.contains("password")));
+    let sent = other.asked();
+    let sent = sent.iter().filter_map(|it| it.authorization.as_deref());
+    assert_eq!(sent.collect::<Vec<_>>(), ["Bearer anybody"]);
+    assert!(fake.asked().iter().all(|it| it.authorization.is_none()));
 }
 
 /// Storage may have been told by the address that it is sent to to let in a GET, and refuses a HEAD.
@@ -747,4 +784,67 @@ async fn a_digest_needs_no_request() {
     let image: ImageRef = format!("ghcr.io/acme/app@{DIGEST}").parse().unwrap();
     let found = digests.of([image.clone()]).await;
     assert_eq!(found[&image].as_deref(), Ok(DIGEST));
+}
+
+/// A registry may have blobs sent to storage of its own. The login is not for that.
+#[tokio::test]
+async fn upload_elsewhere_carries_no_login() {
+    let storage = Fake::start(|_, _| answer(201, &[], "")).await;
+    let host = storage.host.clone();
+    let fake = Fake::start(move |asked, _| {
+        let (method, path) = asked.what.split_once(' ').unwrap();
+        match (method, path, &asked.authorization) {
+            (_, _, None) => answer(401, &[("www-authenticate", "Basic realm=x")], ""),
+            ("HEAD", ..) => answer(404, &[], ""),
+            ("POST", "/v2/a/blobs/uploads/", _) => {
+                let place = format!("http://{host}/place?state=1");
+                answer(202, &[("location", &place)], "")
+            }
+            ("PUT", "/v2/a/manifests/latest", _) => answer(201, &[], ""),
+            _ => answer(500, &[], ""),
+        }
+    })
+    .await;
+    let images = fake.images(&["a"]);
+    let login = Login::Password {
+        username: "me".into(),
+        password: "word".to_owned().into(),
+    };
+    let digest = crate::image::sha256(b"component");
+    let digests = fake.digests(1000);
+    let pushed = digests.push(
+        &images[0],
+        Some(&login),
+        vec![(digest.clone(), Bytes::from_static(b"component"))],
+        ("application/json", Bytes::from_static(b"{}")),
+        Duration::from_secs(5),
+    );
+    pushed.await.unwrap();
+    let [sent] = &storage.asked()[..] else {
+        panic!("one upload: {:?}", storage.asked())
+    };
+    let query: String = form_urlencoded::byte_serialize(digest.as_bytes()).collect();
+    assert_eq!(sent.what, format!("PUT /place?state=1&digest={query}"));
+    assert_eq!((&sent.authorization, &*sent.body), (&None, "component"));
+}
+
+#[tokio::test]
+async fn registry_that_redirects_what_is_written_is_refused() {
+    let fake = Fake::start(|asked, own| match asked.what.starts_with("PUT") {
+        true => answer(307, &[("location", &format!("http://{own}/there"))], ""),
+        false => answer(200, &[], ""),
+    })
+    .await;
+    let images = fake.images(&["a"]);
+    let digests = fake.digests(1000);
+    let pushed = digests.push(
+        &images[0],
+        None,
+        vec![],
+        ("application/json", Bytes::from_static(b"{}")),
+        Duration::from_secs(5),
+    );
+    let error = pushed.await.unwrap_err();
+    assert!(matches!(error.reason, Reason::Nonsense { .. }), "{error:?}");
+    assert_eq!(fake.number("PUT /there"), 0);
 }

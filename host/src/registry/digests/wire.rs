@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION};
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::{RequestBuilder, Response, Url};
 
 use super::conversation::{Authorization, Conversation};
@@ -16,7 +16,7 @@ use crate::registry::{budget, manifest};
 const REDIRECTS_MAX: usize = 4;
 
 impl Conversation<'_> {
-    /// Follows redirects; what lets in goes to the registry itself alone.
+    /// Follows redirects. The login and its tokens go to the registry alone; another server may be given what it gives to anybody.
     pub(super) async fn manifest(
         &self,
         method: &Method,
@@ -44,7 +44,9 @@ impl Conversation<'_> {
             .root
             .join(path)
             .map_err(|_| nonsense("its address cannot be made"))?;
-        for _ in 0..=REDIRECTS_MAX {
+        // For a server to which the registry redirects, and for that one only.
+        let mut anonymous: Option<(Url, HeaderValue)> = None;
+        for _ in 0..=REDIRECTS_MAX + 1 {
             let mut request = self
                 .client
                 .request(method.clone(), url.clone())
@@ -52,12 +54,24 @@ impl Conversation<'_> {
                 .header(ACCEPT, manifest::ACCEPT)
                 // Without it a server may encode as it likes.
                 .header(ACCEPT_ENCODING, "identity");
-            if let Some(value) = by.header()
-                && is_same_server(&url, &self.registry.root)
-            {
+            let is_registry = is_same_server(&url, &self.registry.root);
+            let value = match &anonymous {
+                _ if is_registry => by.header(),
+                Some((server, value)) if is_same_server(&url, server) => Some(value),
+                Some(_) | None => None,
+            };
+            if let Some(value) = value {
                 request = request.header(AUTHORIZATION, value.clone());
             }
             let answer = self.send(request).await?;
+            if answer.status() == StatusCode::UNAUTHORIZED
+                && !is_registry
+                && anonymous.is_none()
+                && let Some(token) = self.anonymous_token(&url, answer.headers()).await
+            {
+                anonymous = Some((url.clone(), token));
+                continue;
+            }
             if !answer.status().is_redirection() {
                 return Ok(answer);
             }
@@ -126,7 +140,7 @@ fn unreachable(error: reqwest::Error) -> Reason {
 }
 
 /// Never from TLS to none.
-fn redirected(from: &Url, headers: &HeaderMap) -> Option<Url> {
+pub(super) fn redirected(from: &Url, headers: &HeaderMap) -> Option<Url> {
     let to = from.join(headers.get(LOCATION)?.to_str().ok()?).ok()?;
     let is_allowed = to.scheme() == "https" || (to.scheme() == "http" && from.scheme() == "http");
     is_allowed.then_some(to)

@@ -12,6 +12,7 @@ use super::{ATTEMPTS_MAX, Conversation, MANIFEST_BYTES_MAX};
 use crate::diagnostic::Diagnostic;
 use crate::image::{ImageRef, Platform};
 use crate::registry::digests::{Digests, Reason};
+use crate::registry::token::Actions;
 
 #[derive(Deserialize)]
 struct Manifest {
@@ -67,6 +68,7 @@ impl Digests {
             login: login.map(|(login, _)| login),
             batch: self.batches.fetch_add(1, Ordering::Relaxed),
             repositories: vec![image.path().to_owned()],
+            actions: Actions::Pull,
         };
         // It is never closed.
         let _turn = self.at_once.acquire().await;

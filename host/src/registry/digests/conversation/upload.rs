@@ -1,0 +1,183 @@
+//! Putting something into a registry: blobs, then the manifest that names them.
+//!
+//! As with all else here, the login and its tokens go to the registry alone. It may say that a blob is to be sent elsewhere, to
+//! storage of its own; what lets in there is in the address.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION};
+use http::{Method, StatusCode};
+use reqwest::{Response, Url};
+
+use super::{ATTEMPTS_MAX, Authorization, Conversation};
+use crate::image::ImageRef;
+use crate::registry::address::is_same_server;
+use crate::registry::digests::wire::redirected;
+use crate::registry::digests::{REQUEST, Reason};
+
+const DIGEST_HEADER: &str = "docker-content-digest";
+
+impl Conversation<'_> {
+    /// The blob is in the repository: sent, unless it is there already.
+    pub(in crate::registry::digests) async fn push_blob(
+        &self,
+        image: &ImageRef,
+        digest: &str,
+        bytes: Bytes,
+        limit: Duration,
+    ) -> Result<(), Reason> {
+        let path = format!("{}/blobs/{digest}", image.path());
+        let question = Question::Look {
+            method: Method::HEAD,
+            path: &path,
+            limit: REQUEST,
+        };
+        let there = self.with_access(image, &question).await?;
+        match there.status() {
+            StatusCode::OK => return Ok(()),
+            StatusCode::NOT_FOUND => {}
+            _ => return Err(self.refusal(there).await),
+        }
+        let uploads = self.url(&format!("{}/blobs/uploads/", image.path()))?;
+        let question = Question::Write(Write {
+            method: Method::POST,
+            url: &uploads,
+            media_type: None,
+            body: Bytes::new(),
+            limit: REQUEST,
+        });
+        let begun = self.with_access(image, &question).await?;
+        if begun.status() != StatusCode::ACCEPTED {
+            return Err(self.refusal(begun).await);
+        }
+        let mut place = redirected(&uploads, begun.headers()).ok_or_else(|| nonsense(LOCATION))?;
+        place.query_pairs_mut().append_pair("digest", digest);
+        let question = Question::Write(Write {
+            method: Method::PUT,
+            url: &place,
+            media_type: Some("application/octet-stream"),
+            body: bytes,
+            limit,
+        });
+        let sent = self.with_access(image, &question).await?;
+        match sent.status() {
+            StatusCode::CREATED => Ok(()),
+            _ => Err(self.refusal(sent).await),
+        }
+    }
+
+    /// The manifest has this tag, or whatever version the reference has.
+    pub(in crate::registry::digests) async fn push_manifest(
+        &self,
+        image: &ImageRef,
+        media_type: &str,
+        manifest: Bytes,
+    ) -> Result<(), Reason> {
+        let version = image.tag().or(image.digest()).unwrap_or("latest");
+        let url = self.url(&format!("{}/manifests/{version}", image.path()))?;
+        let digest = crate::image::sha256(&manifest);
+        let question = Question::Write(Write {
+            method: Method::PUT,
+            url: &url,
+            media_type: Some(media_type),
+            body: manifest,
+            limit: REQUEST,
+        });
+        let put = self.with_access(image, &question).await?;
+        if put.status() != StatusCode::CREATED {
+            return Err(self.refusal(put).await);
+        }
+        match put.headers().get(DIGEST_HEADER) {
+            Some(said) if said.as_bytes() != digest.as_bytes() => Err(Reason::Nonsense {
+                problem: "it has another digest for the manifest that it was sent".to_owned(),
+            }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Tried with each way to be let in. The last answer, whatever it is.
+    pub(super) async fn with_access(
+        &self,
+        image: &ImageRef,
+        question: &Question<'_>,
+    ) -> Result<Response, Reason> {
+        for _ in 0..ATTEMPTS_MAX {
+            let authorization = self.authorization(image.path()).await?;
+            let answer = match question {
+                Question::Look {
+                    method,
+                    path,
+                    limit,
+                } => self.ask(method, path, &authorization, *limit).await?,
+                Question::Write(write) => self.write(write, &authorization).await?,
+            };
+            let is_refused = matches!(
+                answer.status(),
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+            );
+            if !is_refused || !is_same_server(answer.url(), &self.registry.root) {
+                return Ok(answer);
+            }
+            if !self.another_way(image, &authorization, &answer).await? {
+                break;
+            }
+        }
+        Err(self.unauthorized())
+    }
+
+    fn url(&self, path: &str) -> Result<Url, Reason> {
+        let url = self.registry.root.join(path);
+        url.map_err(|_| nonsense("address"))
+    }
+
+    /// Redirects are not followed: what is written goes where it was to go.
+    async fn write(&self, write: &Write<'_>, by: &Authorization) -> Result<Response, Reason> {
+        let Write {
+            method,
+            url,
+            media_type,
+            body,
+            limit,
+        } = write;
+        let mut request = self
+            .client
+            .request(method.clone(), (*url).clone())
+            .timeout(*limit)
+            .body(body.clone());
+        if let Some(media_type) = media_type {
+            request = request.header(CONTENT_TYPE, *media_type);
+        }
+        if let Some(value) = by.header()
+            && is_same_server(url, &self.registry.root)
+        {
+            request = request.header(AUTHORIZATION, value.clone());
+        }
+        self.send(request).await
+    }
+}
+
+/// A request that is made again with another authorization where the registry wants one.
+pub(super) enum Question<'a> {
+    Look {
+        method: Method,
+        path: &'a str,
+        limit: Duration,
+    },
+    Write(Write<'a>),
+}
+
+/// A request that changes something in the registry.
+pub(super) struct Write<'a> {
+    method: Method,
+    url: &'a Url,
+    media_type: Option<&'a str>,
+    body: Bytes,
+    limit: Duration,
+}
+
+fn nonsense(what: impl std::fmt::Display) -> Reason {
+    Reason::Nonsense {
+        problem: format!("its {what} for an upload is none that can be used"),
+    }
+}
