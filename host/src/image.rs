@@ -8,6 +8,11 @@ use std::str::FromStr;
 
 use oci_spec::distribution::{ParseError, Reference};
 
+use crate::printable::printable;
+
+/// Of what is no reference, in an error.
+const SHOWN_BYTES_MAX: usize = 80;
+
 /// A checked, normalised image reference: `nginx` and `docker.io/library/nginx:latest` are equal.
 #[derive(Clone, PartialEq, Eq, Hash, utoipa::ToSchema)]
 #[schema(value_type = String)]
@@ -22,7 +27,7 @@ pub struct ImageRefError {
 
 impl ImageRef {
     /// The longest reference we look at: a registry name, a repository of 255 characters, a tag of 128 and a digest.
-    const LENGTH_MAX: usize = 1024;
+    pub(crate) const LENGTH_MAX: usize = 1024;
 
     /// Host and, where given, port: `ghcr.io`, `127.0.0.1:5000`, `docker.io`.
     pub fn registry(&self) -> &str {
@@ -53,7 +58,7 @@ impl FromStr for ImageRef {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let wrong = |source| ImageRefError {
-            text: text.chars().take(80).collect(),
+            text: printable(text, SHOWN_BYTES_MAX),
             source,
         };
         if text.len() > Self::LENGTH_MAX {
@@ -128,7 +133,7 @@ fn split_name(name: &str) -> Result<(String, String), ParseError> {
 }
 
 /// 64 hexadecimal digits, with or without `sha256:`.
-fn is_image_id(text: &str) -> bool {
+pub(crate) fn is_image_id(text: &str) -> bool {
     let hex = text.strip_prefix("sha256:").unwrap_or(text);
     hex.len() == 64
         && hex

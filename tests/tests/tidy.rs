@@ -188,7 +188,7 @@ fn what_is_pure_does_no_io_and_waits_for_nothing() -> anyhow::Result<()> {
 
 #[test]
 fn every_file_opens_with_what_it_is() -> anyhow::Result<()> {
-    for folder in ["host", "plugin", "tests", "xtask"] {
+    for folder in ["fuzz", "host", "plugin", "tests", "xtask"] {
         for (path, text) in sources(folder)? {
             ensure!(
                 text.starts_with("//! "),

@@ -2,13 +2,14 @@
 //!
 //! Standard library only: this is the first thing that a newcomer builds, and it should be there in seconds. [`setup`] gets what
 //! is missing, [`tools`] installs cargo tools, [`engine`] gets other versions of the engine. [`guests`] builds the example policies,
-//! [`docs`] the site and [`dist`] what is handed out; [`dependencies`] checks the crates. [`run`] runs programs and says what takes
+//! [`docs`] the site and [`dist`] what is handed out; [`dependencies`] checks the crates, [`fuzz`] the parsers. [`run`] runs programs and says what takes
 //! time. The other chores are here.
 
 mod dependencies;
 mod dist;
 mod docs;
 mod engine;
+mod fuzz;
 mod guests;
 mod run;
 mod setup;
@@ -39,6 +40,8 @@ usage: cargo xtask <chore>
   docs         build the site of docs/, where a dead link is an error
   references   write the pages of docs/ anew that are made of the program: commands, keys of the
                configuration, the HTTP interface
+  fuzz [--seconds N] [TARGET...]
+               run the fuzz targets for N seconds each, by default 60
   setup        get what building and testing takes: a C compiler, the wasm32-wasip2 target
 
 Build output goes to CARGO_TARGET_DIR, by default `refit/target` in your cache folder, where it outlives a checkout.
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         (Some("demo"), []) => demo(),
         (Some("test"), arguments) => test(arguments),
         (Some("lint"), []) => lint(),
+        (Some("fuzz"), arguments) => fuzz::run(arguments),
         (Some("dependencies"), []) => dependencies::check(),
         (Some("guests"), []) => guests::build().map(|components| guests::tell(&components)),
         (Some("bench"), [engine, arguments @ ..]) if engine == "engine" => bench_engine(arguments),

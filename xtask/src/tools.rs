@@ -19,6 +19,12 @@ pub(crate) const DENY: Tool = Tool {
     version: "0.20.2",
 };
 
+/// Builds and runs targets of libFuzzer.
+pub(crate) const FUZZ: Tool = Tool {
+    name: "cargo-fuzz",
+    version: "0.13.2",
+};
+
 /// cargo-deny, the largest of them, took 5 minutes on two cores that others used too (2026-11-29).
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 

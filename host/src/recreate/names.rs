@@ -87,13 +87,15 @@ impl BackupName {
                 (Some(time[1..].parse().ok()?), ran, unescape(name)?)
             }
         };
-        Some(Self {
+        let parsed = Self {
             old: old.to_owned(),
             new: new.to_owned(),
             since,
             ran,
             name,
-        })
+        };
+        // In another spelling it is somebody else's: no Refit wrote `t+1`, or a hyphen without its dot.
+        (parsed.to_name().as_str() == text).then_some(parsed)
     }
 }
 
@@ -191,6 +193,9 @@ mod tests {
             "refit-old.0123456789ab.0123456789ab.x1.a",
             "refit-old.0123456789ab.0123456789ab.t.a",
             "refit-old.0123456789ab.0123456789ab.t1x.a",
+            "refit-old.0123456789ab.0123456789ab.t+1.a",
+            "refit-old.0123456789ab.0123456789ab.t01.a",
+            "refit-old.0123456789ab.0123456789ab.t1.ws-a",
             "refit",
             "ws-a",
             "refit-new.0123456789ab-x",
