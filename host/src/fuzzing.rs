@@ -99,10 +99,12 @@ pub fn image_reference(data: &[u8]) {
         return;
     };
     let parsed = text.parse::<ImageRef>();
-    // The library takes names in upper case, tags of any script and ids of images; engines do not. It takes no IPv6 address.
+    // The library takes names in upper case, tags of any script, ids of images and registries with underscores; engines do not. It
+    // takes no IPv6 address.
     let by_library = Reference::try_from(text)
         .ok()
         .filter(|reference| !reference.repository().chars().any(char::is_uppercase))
+        .filter(|reference| !reference.registry().contains('_'))
         .filter(|_| text.is_ascii() && !is_image_id(text) && text.len() <= ImageRef::LENGTH_MAX);
     match parsed {
         Ok(image) => {
@@ -149,6 +151,10 @@ pub fn challenge(data: &[u8]) {
                 return;
             }
             let written = format!(r#"Bearer realm="{url}",service="{service}""#);
+            // An address that is encoded is longer, and a header beyond that length is not read.
+            if written.len() > challenge::LENGTH_MAX {
+                return;
+            }
             if let Ok(value) = HeaderValue::from_str(&written) {
                 let headers = HeaderMap::from_iter([(WWW_AUTHENTICATE, value)]);
                 assert_eq!(challenge::parse(&headers, plain), parsed, "{written}");
@@ -367,14 +373,15 @@ pub fn snapshot(data: &[u8]) {
 /// The request for a replacement keeps every network, is as large as the inspection at most, and does not change when the
 /// replacement is replaced. The document has the inspection of a `container` and the configuration of its `image`.
 pub fn intent(data: &[u8]) {
-    let Ok(mut document) = serde_json::from_slice::<Value>(data) else {
+    let Ok(Value::Object(mut document)) = serde_json::from_slice(data) else {
         return;
     };
-    let inspection = document["container"].take().to_string();
+    let inspection = document.remove("container").unwrap_or_default().to_string();
     let Ok(mut container) = parse_container(inspection.as_bytes()) else {
         return;
     };
-    let image = document["image"].as_object().cloned().unwrap_or_default();
+    let image = document.get("image").and_then(Value::as_object);
+    let image = image.cloned().unwrap_or_default();
     let id = ImageId::new("sha256:new");
     let first = Intent::of(&container, &image).on("app:2", &id);
     let request = &first.request;

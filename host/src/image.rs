@@ -409,11 +409,14 @@ mod tests {
         }
     }
 
-    /// The library takes `Acme/app`, words of any script for a tag, and ids of images for names; engines do not.
+    /// The library takes `Acme/app`, words of any script for a tag, ids of images for names, and registries with underscores;
+    /// engines do not.
     fn by_the_library(text: &str) -> Option<Reference> {
         let reference = Reference::try_from(text).ok()?;
         let upper = reference.repository().chars().any(char::is_uppercase);
-        (text.is_ascii() && !upper && !is_image_id(text)).then_some(reference)
+        let underscore = reference.registry().contains('_');
+        let taken = text.is_ascii() && !upper && !underscore && !is_image_id(text);
+        taken.then_some(reference)
     }
 
     #[test]
@@ -433,6 +436,14 @@ mod tests {
             &format!("ghcr.io/acme/app:2@{digest}"),
             &format!("ghcr.io/acme/app:2@{digest}"),
         );
+    }
+
+    /// Found by fuzzing: as a whole it is a path, and then its first part has a dot.
+    #[test]
+    fn registry_with_an_underscore_is_no_host() {
+        let text = "a.b__d---e.f/g_h:v1.2-x";
+        assert!(text.parse::<ImageRef>().is_err());
+        assert_eq!(reference(text).ok(), by_the_library(text));
     }
 
     #[test]

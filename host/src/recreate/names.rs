@@ -146,10 +146,11 @@ fn unescape(text: &str) -> Option<String> {
     let mut name = String::with_capacity(text.len());
     let mut characters = text.chars();
     while let Some(c) = characters.next() {
-        name.push(if c == '.' {
-            characters.next().filter(|c| matches!(c, '.' | '-'))?
-        } else {
-            c
+        name.push(match c {
+            '.' => characters.next().filter(|c| matches!(c, '.' | '-'))?,
+            // One that was written has its dot. So a time and what follows it are never read as one name.
+            '-' => return None,
+            c => c,
         });
     }
     (!name.is_empty()).then_some(name)
@@ -201,6 +202,15 @@ mod tests {
             "refit-new.0123456789ab-x",
         ] {
             assert_eq!(ParsedName::parse(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn name_that_begins_with_a_separator_is_read_as_written() {
+        for name in ["-5", ".5", "..", ".-", "-"] {
+            let written = backup(name).to_name();
+            let parsed = ParsedName::parse(written.as_str());
+            assert_eq!(parsed, Some(ParsedName::Backup(backup(name))), "{name}");
         }
     }
 

@@ -9,7 +9,7 @@ use reqwest::Url;
 use crate::printable::printable;
 
 /// The longest header that is read, and the longest realm and service. Those seen have fifty characters.
-const LENGTH_MAX: usize = 4096;
+pub(crate) const LENGTH_MAX: usize = 4096;
 
 /// Schemes that an error names, and the longest name in it.
 const SCHEMES_SHOWN_MAX: usize = 8;
