@@ -2,7 +2,8 @@
 //!
 //! Standard library only: this is the first thing that a newcomer builds, and it should be there in seconds. [`setup`] gets what
 //! is missing, [`tools`] installs cargo tools, [`engine`] gets other versions of the engine. [`guests`] builds the example policies,
-//! [`docs`] the site and [`dist`] what is handed out; [`dependencies`] checks the crates, [`fuzz`] the parsers. [`run`] runs programs and says what takes
+//! [`docs`] the site and [`dist`] what is handed out, of which [`sbom`] lists the parts and which
+//! [`reproducible`] builds twice; [`dependencies`] checks the crates, [`fuzz`] the parsers. [`run`] runs programs and says what takes
 //! time. The other chores are here.
 
 mod dependencies;
@@ -11,7 +12,9 @@ mod docs;
 mod engine;
 mod fuzz;
 mod guests;
+mod reproducible;
 mod run;
+mod sbom;
 mod setup;
 mod tools;
 
@@ -42,6 +45,8 @@ usage: cargo xtask <chore>
                configuration, the HTTP interface
   fuzz [--seconds N] [TARGET...]
                run the fuzz targets for N seconds each, by default 60
+  reproducible [--profile P] [PROGRAM...]
+               build what is handed out twice, in two folders, and compare the bytes
   setup        get what building and testing takes: a C compiler, the wasm32-wasip2 target
 
 Build output goes to CARGO_TARGET_DIR, by default `refit/target` in your cache folder, where it outlives a checkout.
@@ -58,6 +63,7 @@ fn main() -> ExitCode {
         (Some("test"), arguments) => test(arguments),
         (Some("lint"), []) => lint(),
         (Some("fuzz"), arguments) => fuzz::run(arguments),
+        (Some("reproducible"), arguments) => reproducible::check(arguments),
         (Some("dependencies"), []) => dependencies::check(),
         (Some("guests"), []) => guests::build().map(|components| guests::tell(&components)),
         (Some("bench"), [engine, arguments @ ..]) if engine == "engine" => bench_engine(arguments),

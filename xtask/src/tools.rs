@@ -19,6 +19,12 @@ pub(crate) const DENY: Tool = Tool {
     version: "0.20.2",
 };
 
+/// Writes an SBOM.
+pub(crate) const CYCLONEDX: Tool = Tool {
+    name: "cargo-cyclonedx",
+    version: "0.5.9",
+};
+
 /// Builds and runs targets of libFuzzer.
 pub(crate) const FUZZ: Tool = Tool {
     name: "cargo-fuzz",
