@@ -5,7 +5,7 @@
 //! It has a target directory of its own, since the outer cargo holds the lock of the workspace's, and one for all flavours
 //! (debug, release, clippy), so that each does not build its own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
@@ -87,6 +87,7 @@ fn main() {
             cargo.env_remove(name);
         }
     }
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", without_paths(&root));
     let built = cargo.status().expect("cargo can be run").success();
     assert!(
         built,
@@ -101,4 +102,22 @@ fn main() {
     let copy = out.join("policy.wasm");
     fs::copy(&component, &copy).expect("the component was just built");
     println!("cargo::rustc-env=DEFAULT_POLICY_WASM={}", copy.display());
+}
+
+/// The component names no path of this machine, so that another machine embeds the same one. Of several prefixes that fit rustc
+/// takes the last.
+fn without_paths(root: &Path) -> String {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
+    let mut prefixes = vec![];
+    if let Some(home) = home.and_then(|home| fs::canonicalize(home).ok()) {
+        prefixes.push((home, "/cargo"));
+    }
+    if let Ok(root) = fs::canonicalize(root) {
+        prefixes.push((root, "/refit"));
+    }
+    let flags = prefixes
+        .iter()
+        .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()));
+    flags.collect::<Vec<_>>().join("\u{1f}")
 }

@@ -8,6 +8,11 @@ use std::str::FromStr;
 
 use oci_spec::distribution::{ParseError, Reference};
 
+use crate::printable::printable;
+
+/// Of what is no reference, in an error.
+const SHOWN_BYTES_MAX: usize = 80;
+
 /// A checked, normalised image reference: `nginx` and `docker.io/library/nginx:latest` are equal.
 #[derive(Clone, PartialEq, Eq, Hash, utoipa::ToSchema)]
 #[schema(value_type = String)]
@@ -22,7 +27,7 @@ pub struct ImageRefError {
 
 impl ImageRef {
     /// The longest reference we look at: a registry name, a repository of 255 characters, a tag of 128 and a digest.
-    const LENGTH_MAX: usize = 1024;
+    pub(crate) const LENGTH_MAX: usize = 1024;
 
     /// Host and, where given, port: `ghcr.io`, `127.0.0.1:5000`, `docker.io`.
     pub fn registry(&self) -> &str {
@@ -53,7 +58,7 @@ impl FromStr for ImageRef {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let wrong = |source| ImageRefError {
-            text: text.chars().take(80).collect(),
+            text: printable(text, SHOWN_BYTES_MAX),
             source,
         };
         if text.len() > Self::LENGTH_MAX {
@@ -128,7 +133,7 @@ fn split_name(name: &str) -> Result<(String, String), ParseError> {
 }
 
 /// 64 hexadecimal digits, with or without `sha256:`.
-fn is_image_id(text: &str) -> bool {
+pub(crate) fn is_image_id(text: &str) -> bool {
     let hex = text.strip_prefix("sha256:").unwrap_or(text);
     hex.len() == 64
         && hex
@@ -404,11 +409,14 @@ mod tests {
         }
     }
 
-    /// The library takes `Acme/app`, words of any script for a tag, and ids of images for names; engines do not.
+    /// The library takes `Acme/app`, words of any script for a tag, ids of images for names, and registries with underscores;
+    /// engines do not.
     fn by_the_library(text: &str) -> Option<Reference> {
         let reference = Reference::try_from(text).ok()?;
         let upper = reference.repository().chars().any(char::is_uppercase);
-        (text.is_ascii() && !upper && !is_image_id(text)).then_some(reference)
+        let underscore = reference.registry().contains('_');
+        let taken = text.is_ascii() && !upper && !underscore && !is_image_id(text);
+        taken.then_some(reference)
     }
 
     #[test]
@@ -428,6 +436,14 @@ mod tests {
             &format!("ghcr.io/acme/app:2@{digest}"),
             &format!("ghcr.io/acme/app:2@{digest}"),
         );
+    }
+
+    /// Found by fuzzing: as a whole it is a path, and then its first part has a dot.
+    #[test]
+    fn registry_with_an_underscore_is_no_host() {
+        let text = "a.b__d---e.f/g_h:v1.2-x";
+        assert!(text.parse::<ImageRef>().is_err());
+        assert_eq!(reference(text).ok(), by_the_library(text));
     }
 
     #[test]

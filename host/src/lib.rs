@@ -62,6 +62,9 @@ pub mod container;
 pub mod daemon;
 pub mod diagnostic;
 pub mod engine;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod generation;
 pub mod grants;
 pub mod history;
@@ -73,6 +76,7 @@ pub mod metrics;
 pub mod notify;
 pub mod operations;
 pub mod policy;
+mod printable;
 pub mod private;
 pub mod progress;
 pub mod reconcile;

@@ -75,6 +75,11 @@ def main():
         if "schema" not in content[kinds[0]]:
             continue
         schema = {"$ref": "urn:document#" + pointer(*place, "content", kinds[0], "schema")}
+        if base == "text/event-stream":
+            # Each body is the `data` of a message, which the message describes.
+            message = content[kinds[0]]["schema"]["$ref"].rsplit("/", 1)[1]
+            place = ["components", "schemas", message, "properties", "data", "contentSchema"]
+            schema = {"$ref": "urn:document#" + pointer(*place)}
         validator = Draft202012Validator(schema, registry=registry)
         bodies = answer["body"] if base == "text/event-stream" else [answer["body"]]
         for body in bodies:

@@ -22,6 +22,7 @@ pub mod image;
 pub mod install;
 pub mod measure;
 pub mod proxy;
+pub mod python;
 pub mod references;
 pub mod refit;
 pub mod registry;

@@ -1,7 +1,7 @@
 //! What is handed out, as `cargo xtask dist` has built it: the static program, and the image with nothing but it. `cargo xtask
 //! image` runs this; `REFIT_DIST` says where all of it is.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use bollard::models::{HealthConfig, HealthStatusEnum};
 use refit::policy::DEFAULT_POLICY;
-use refit_tests::http;
 use refit_tests::registry::{self, Registry};
 use refit_tests::world::{Published, Running};
 use refit_tests::{ContainerSpec, ImageSpec, Refit, World, progress, with_world};
+use refit_tests::{http, python};
+use regex::bytes::Regex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -349,6 +350,8 @@ fn the_checksums_are_those_of_what_is_there() -> anyhow::Result<()> {
         "refit.service",
         "compose.yaml",
         "ca-certificates.crt",
+        &sbom_name("refit"),
+        &sbom_name("refit-runtime"),
     ] {
         ensure!(
             listed
@@ -356,6 +359,111 @@ fn the_checksums_are_those_of_what_is_there() -> anyhow::Result<()> {
                 .any(|line| line.ends_with(&format!("/{name}"))),
             "`{name}` is not there:\n{listed}"
         );
+    }
+    Ok(())
+}
+
+fn sbom_name(program: &str) -> String {
+    format!("{program}-linux-{}.cdx.json", architecture())
+}
+
+fn sbom_path(program: &str) -> anyhow::Result<PathBuf> {
+    Ok(dist()?.join(sbom_name(program)))
+}
+
+/// `tokio@1.54.1`, for each component of a program's SBOM.
+fn sbom_components(program: &str) -> anyhow::Result<BTreeSet<String>> {
+    let text = fs::read_to_string(sbom_path(program)?)?;
+    let sbom: Value = serde_json::from_str(&text)?;
+    let components = sbom["components"].as_array().context("no components")?;
+    let text = |component: &Value, key: &str| component[key].as_str().map(str::to_owned);
+    components
+        .iter()
+        .map(|it| {
+            let (name, version) = (text(it, "name"), text(it, "version"));
+            let (name, version) = name.zip(version).context("no name and version")?;
+            Ok(format!("{name}@{version}"))
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn sboms_are_valid_by_the_schema() -> anyhow::Result<()> {
+    const CHECK_TIMEOUT: Duration = Duration::from_secs(120);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("sbom");
+    let programs = python::environment(&folder.join("requirements.txt")).await?;
+    let check = |sbom: PathBuf| {
+        let mut check = tokio::process::Command::new(programs.join("python"));
+        check.arg(folder.join("check.py")).arg(sbom);
+        async move { python::output_within(&mut check, CHECK_TIMEOUT).await }
+    };
+    for program in ["refit", "refit-runtime"] {
+        let told = check(sbom_path(program)?).await?;
+        ensure!(told.contains("1 SBOMs are valid"), "{told}");
+    }
+    let wrong = tempfile::NamedTempFile::new()?;
+    let text = fs::read_to_string(sbom_path("refit")?)?;
+    fs::write(wrong.path(), text.replace("\"SHA-256\"", "\"SHA-255\""))?;
+    let error = check(wrong.path().to_owned()).await;
+    ensure!(error.is_err(), "the checker finds nothing: {error:?}");
+    Ok(())
+}
+
+#[test]
+fn sbom_lists_exactly_what_the_program_contains() -> anyhow::Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let lock: toml::Table = fs::read_to_string(root.join("Cargo.lock"))?.parse()?;
+    let packages = lock["package"].as_array().context("no packages")?;
+    let locked: BTreeSet<String> = packages
+        .iter()
+        .filter_map(|it| {
+            Some(format!(
+                "{}@{}",
+                it["name"].as_str()?,
+                it["version"].as_str()?
+            ))
+        })
+        .collect();
+    for (name, program) in [("refit", program()?), ("refit-runtime", runtime()?)] {
+        let components = sbom_components(name)?;
+        let unknown: Vec<_> = components.difference(&locked).collect();
+        ensure!(unknown.is_empty(), "{name}: not in Cargo.lock: {unknown:?}");
+        for needed in ["wasmtime", "tokio", "libsqlite3-sys", "wit-bindgen"] {
+            let found = components
+                .iter()
+                .any(|it| it.starts_with(&format!("{needed}@")));
+            ensure!(found, "{name}: no {needed}: {components:?}");
+        }
+        // A panic names the file that it is in, so the program itself says of some crates that they are in it.
+        let path = Regex::new(
+            r"(?-u)registry/src/[^/\x00]+/([A-Za-z0-9_-]+)-([0-9]+\.[0-9]+\.[0-9]+[A-Za-z0-9.+-]*)/",
+        )?;
+        let bytes = fs::read(&program)?;
+        let mut seen = BTreeSet::new();
+        for found in path.captures_iter(&bytes) {
+            let [name, version] = [&found[1], &found[2]].map(String::from_utf8_lossy);
+            seen.insert(format!("{name}@{version}"));
+        }
+        ensure!(seen.len() > 30, "{name} names only {seen:?}");
+        let missing: Vec<_> = seen.difference(&components).collect();
+        ensure!(missing.is_empty(), "{name}: not in the SBOM: {missing:?}");
+        // Of tests, of macros, and of a feature that is off.
+        let has = |part: &str| {
+            components
+                .iter()
+                .any(|it| it.starts_with(&format!("{part}@")))
+        };
+        for part in [
+            "criterion",
+            "proptest",
+            "bcrypt",
+            "tempfile",
+            "syn",
+            "serde_derive",
+        ] {
+            ensure!(!has(part), "{name} has no {part}");
+        }
+        assert_eq!(has("cranelift-codegen"), name == "refit", "{name}");
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! What is handed out: a program that needs nothing of the machine it runs on, what goes along with it, and the context of its
-//! image. All of it in one folder, with checksums. Knows how the program is asked for its completions, and nothing else of it.
+//! image. All of it in one folder, with SBOMs and checksums. Knows how the program is asked for its completions, and nothing else of it.
 
 use std::env;
 use std::ffi::OsString;
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::run::{Failed, cargo, say, step, target_directory};
+use crate::sbom;
 use crate::setup::{self, root};
 
 /// The roots of TLS, as Debian's `ca-certificates` puts them together. In the image they are at the same place.
@@ -23,8 +24,8 @@ const FILES: [&str; 5] = [
     "refit.toml",
 ];
 
-struct Program {
-    name: &'static str,
+pub(crate) struct Program {
+    pub(crate) name: &'static str,
     what: &'static str,
     /// What cargo has to be told.
     features: &'static [&'static str],
@@ -32,7 +33,7 @@ struct Program {
     profile: &'static str,
 }
 
-const PROGRAMS: [Program; 2] = [
+pub(crate) const PROGRAMS: [Program; 2] = [
     Program {
         name: "refit",
         what: "refit",
@@ -60,7 +61,7 @@ pub(crate) struct Built {
 
 /// Builds all of it.
 pub(crate) fn build(arguments: &[OsString]) -> Result<Built, Failed> {
-    let usual = format!("{}-unknown-linux-musl", env::consts::ARCH);
+    let usual = usual_target();
     let (mut triple, mut profile) = (usual.clone(), "dist".to_owned());
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
@@ -89,19 +90,11 @@ pub(crate) fn build(arguments: &[OsString]) -> Result<Built, Failed> {
             "dist" => program.profile,
             other => other,
         };
-        step(
-            &format!(
-                "building {} for {triple} (from nothing this takes a quarter of an hour and more)",
-                program.what
-            ),
-            cargo()
-                .args(["build", "--package", "refit", "--bin", "refit"])
-                .args(program.features)
-                .args(["--target", &triple, "--profile", profile]),
-        )?;
-        let built = target_directory().join(&triple).join(profile);
+        let built = compile(&program, &triple, profile, root(), &target_directory())?;
         // Both may be called so there, and the next one takes its place.
-        copy(&built.join("refit"), &ours.join(program.name), 0o755)?;
+        copy(&built, &ours.join(program.name), 0o755)?;
+        let sbom = format!("{}-linux-{}.cdx.json", program.name, architecture(&triple));
+        sbom::write(&triple, program.features, &folder.join(sbom))?;
     }
     for name in FILES {
         let from = root().join("packaging").join(name);
@@ -118,6 +111,55 @@ pub(crate) fn build(arguments: &[OsString]) -> Result<Built, Failed> {
     checksums(&folder)?;
     say(&format!("xtask: it is in {}", folder.display()));
     Ok(Built { folder, profile })
+}
+
+/// Of this machine.
+pub(crate) fn usual_target() -> String {
+    format!("{}-unknown-linux-musl", env::consts::ARCH)
+}
+
+/// Compiles a program in a checkout, and returns where it is.
+pub(crate) fn compile(
+    program: &Program,
+    triple: &str,
+    profile: &str,
+    checkout: &Path,
+    target: &Path,
+) -> Result<PathBuf, Failed> {
+    step(
+        &format!(
+            "building {} for {triple} (from nothing this takes a quarter of an hour and more)",
+            program.what
+        ),
+        cargo()
+            .args(["build", "--locked", "--package", "refit", "--bin", "refit"])
+            .args(program.features)
+            .args(["--target", triple, "--profile", profile])
+            .current_dir(checkout)
+            .env("CARGO_TARGET_DIR", target)
+            .env_remove("RUSTFLAGS")
+            .env("CARGO_ENCODED_RUSTFLAGS", without_paths(checkout, target)?),
+    )?;
+    Ok(target.join(triple).join(profile).join("refit"))
+}
+
+/// Flags by which a program names no path of the machine that it was built on, so that another machine builds the same one. Of
+/// several prefixes that fit rustc takes the last.
+fn without_paths(checkout: &Path, target: &Path) -> Result<String, Failed> {
+    let whole = |path: &Path| fs::canonicalize(path).map_err(|error| cannot("find", path, &error));
+    folder_at(target)?;
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
+    let mut prefixes = Vec::new();
+    if let Some(home) = home.filter(|home| home.is_dir()) {
+        prefixes.push((whole(&home)?, "/cargo"));
+    }
+    prefixes.push((whole(checkout)?, "/refit"));
+    prefixes.push((whole(target)?, "/target"));
+    let flags = prefixes
+        .iter()
+        .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()));
+    Ok(flags.collect::<Vec<_>>().join("\u{1f}"))
 }
 
 /// As the engine and BuildKit call it.

@@ -1,15 +1,22 @@
 //! `cargo xtask`: the chores of this repository. Each sets up what it needs first, so that a machine with rustup is enough.
 //!
 //! Standard library only: this is the first thing that a newcomer builds, and it should be there in seconds. [`setup`] gets what
-//! is missing, [`engine`] other versions of the engine, [`guests`] builds the example policies, [`docs`] the site and [`dist`] what
-//! is handed out, [`run`] runs programs and says what takes time; the other chores are here.
+//! is missing, [`tools`] installs cargo tools, [`engine`] gets other versions of the engine. [`guests`] builds the example policies,
+//! [`docs`] the site and [`dist`] what is handed out, of which [`sbom`] lists the parts and which
+//! [`reproducible`] builds twice; [`dependencies`] checks the crates, [`fuzz`] the parsers. [`run`] runs programs and says what takes
+//! time. The other chores are here.
 
+mod dependencies;
 mod dist;
 mod docs;
 mod engine;
+mod fuzz;
 mod guests;
+mod reproducible;
 mod run;
+mod sbom;
 mod setup;
+mod tools;
 
 use std::env;
 use std::ffi::OsString;
@@ -22,7 +29,8 @@ usage: cargo xtask <chore>
 
   demo         start a registry, publish two versions of eight images, and let `refit` refresh running containers
   test [ARGS]  run all tests; ARGS go to `cargo test --workspace`
-  lint         check formatting, clippy, documentation, and what cargo-deny checks
+  lint         check formatting, clippy, documentation, and the dependencies (cargo-deny)
+  dependencies check licenses, bans, sources and advisories of the crates; `lint` does so too
   guests       build the example policies in Python, JavaScript and Rust, and print where they are
   bench [ARGS] measure what policies cost; ARGS go to `cargo bench --package refit`
   dist [ARGS]  build what is handed out: static programs, completions, man pages, the context of the image;
@@ -35,6 +43,10 @@ usage: cargo xtask <chore>
   docs         build the site of docs/, where a dead link is an error
   references   write the pages of docs/ anew that are made of the program: commands, keys of the
                configuration, the HTTP interface
+  fuzz [--seconds N] [TARGET...]
+               run the fuzz targets for N seconds each, by default 60
+  reproducible [--profile P] [PROGRAM...]
+               build what is handed out twice, in two folders, and compare the bytes
   setup        get what building and testing takes: a C compiler, the wasm32-wasip2 target
 
 Build output goes to CARGO_TARGET_DIR, by default `refit/target` in your cache folder, where it outlives a checkout.
@@ -50,6 +62,9 @@ fn main() -> ExitCode {
         (Some("demo"), []) => demo(),
         (Some("test"), arguments) => test(arguments),
         (Some("lint"), []) => lint(),
+        (Some("fuzz"), arguments) => fuzz::run(arguments),
+        (Some("reproducible"), arguments) => reproducible::check(arguments),
+        (Some("dependencies"), []) => dependencies::check(),
         (Some("guests"), []) => guests::build().map(|components| guests::tell(&components)),
         (Some("bench"), [engine, arguments @ ..]) if engine == "engine" => bench_engine(arguments),
         (Some("bench"), arguments) => bench(arguments),
@@ -66,7 +81,13 @@ fn main() -> ExitCode {
             run::say(USAGE.trim_end());
             return ExitCode::SUCCESS;
         }
-        (Some(chore @ ("demo" | "docs" | "guests" | "lint" | "references" | "setup")), _) => {
+        (
+            Some(
+                chore @ ("demo" | "dependencies" | "docs" | "guests" | "lint" | "references"
+                | "setup"),
+            ),
+            _,
+        ) => {
             return unusable(&format!("`{chore}` takes no arguments"));
         }
         (Some(other), _) => return unusable(&format!("there is no chore `{other}`")),
@@ -245,15 +266,5 @@ fn lint() -> Result<(), Failed> {
             ])
             .env("RUSTDOCFLAGS", "-D warnings"),
     )?;
-    if !setup::is_there("cargo-deny") {
-        run::say(
-            "xtask: LEFT OUT: licences, bans and sources (deny.toml), since cargo-deny is not installed (`cargo install cargo-deny`)",
-        );
-        return Ok(());
-    }
-    // Advisories are left out: they need a database from the network, and change while the code does not.
-    step(
-        "checking licences, bans and sources",
-        cargo().args(["deny", "--offline", "check", "licenses", "bans", "sources"]),
-    )
+    dependencies::check()
 }

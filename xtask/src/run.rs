@@ -6,7 +6,7 @@ use std::fmt;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A step that did not come about: what was to be done, why not, and what a person can do.
 #[derive(Debug)]
@@ -21,6 +21,11 @@ impl Failed {
             error: error.into(),
             hints: Vec::new(),
         }
+    }
+
+    /// The sentence alone, for a failure that a chore goes on after.
+    pub(crate) fn error(&self) -> &str {
+        &self.error
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -62,6 +67,40 @@ pub(crate) fn step(what: &str, command: &mut Command) -> Result<(), Failed> {
     }
     say(&format!("xtask: {short}: done in {took}"));
     Ok(())
+}
+
+/// As [`step`], but ends the command after `limit`. For what waits for a network.
+pub(crate) fn step_within(
+    what: &str,
+    command: &mut Command,
+    limit: Duration,
+) -> Result<(), Failed> {
+    const PAUSE: Duration = Duration::from_millis(100);
+    say(&format!("xtask: {what}"));
+    let short = what.split(" (").next().unwrap_or(what);
+    let began = Instant::now();
+    let program = command.get_program().to_string_lossy().into_owned();
+    let failed = |problem: String| Failed::new(format!("{short}: {problem}"));
+    let mut child = command
+        .spawn()
+        .map_err(|error| failed(format!("cannot run `{program}`: {error}")))?;
+    while began.elapsed() < limit {
+        let ended = child
+            .try_wait()
+            .map_err(|error| failed(format!("cannot wait for `{program}`: {error}")))?;
+        let took = began.elapsed().as_secs_f64();
+        match ended {
+            Some(status) if status.success() => {
+                say(&format!("xtask: {short}: done in {took:.1} s"));
+                return Ok(());
+            }
+            Some(status) => return Err(failed(format!("failed after {took:.1} s ({status})"))),
+            None => std::thread::sleep(PAUSE),
+        }
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    Err(failed(format!("not done after {} s", limit.as_secs())))
 }
 
 /// The cargo that runs us, with the build directory that outlives a checkout.

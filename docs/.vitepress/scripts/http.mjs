@@ -32,6 +32,7 @@ function type(schema) {
   const [kind] = [schema.type].flat().filter((it) => it !== 'null')
   if (kind === 'array') return `array of ${type(schema.items)}`
   if (kind === 'integer') return 'number'
+  if (schema.contentSchema) return `string, JSON of ${type(schema.contentSchema)}`
   if (kind === 'string' && schema.format === 'date-time') return 'string, RFC 3339 in UTC'
   return kind ?? 'anything'
 }

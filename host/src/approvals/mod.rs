@@ -146,6 +146,8 @@ impl Fate {
 /// A fate's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[derive(utoipa::ToSchema)]
+#[schema(as = ApprovalStateName)]
 pub enum State {
     Waiting,
     Approved,

@@ -162,13 +162,27 @@ pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Loaded, ConfigError> {
         name: "a flag",
         inner: Serialized::defaults(flags),
     });
-    let config: Config = figment.extract().map_err(|error| wrong(&error))?;
-    config.check()?;
+    let config = extract(&figment)?;
     Ok(Loaded {
         config,
         file: found,
         figment,
     })
+}
+
+/// Reads one document over the defaults, without the environment and flags. `origin` is for people.
+pub fn parse(text: &str, origin: &str) -> Result<Config, ConfigError> {
+    let defaults = Figment::from(Serialized::defaults(Config::default()));
+    extract(&defaults.merge(NamedToml {
+        name: origin.to_owned(),
+        text: text.to_owned(),
+    }))
+}
+
+fn extract(figment: &Figment) -> Result<Config, ConfigError> {
+    let config: Config = figment.extract().map_err(|error| wrong(&error))?;
+    config.check()?;
+    Ok(config)
 }
 
 /// A layer under a name that a person recognises.

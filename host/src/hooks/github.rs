@@ -7,6 +7,10 @@ use serde::Deserialize;
 
 use super::secret::{SigningKeys, Verified};
 use super::{Published, Unreadable};
+use crate::printable::printable;
+
+/// Of a word of GitHub's in an answer.
+const WORD_BYTES_MAX: usize = 80;
 
 /// The hook, where there is one.
 #[derive(Debug)]
@@ -87,7 +91,7 @@ impl Github {
             "ping" => return Ok(Delivery::Ping),
             "package" | "registry_package" => {}
             other => {
-                let other: String = other.chars().take(80).collect();
+                let other = printable(other, WORD_BYTES_MAX);
                 return Ok(Delivery::Other(format!(
                     "the event `{other}` is about no package"
                 )));
@@ -96,7 +100,7 @@ impl Github {
         let payload = payload(form, body.bytes())?;
         // `package` comes with both actions, `registry_package` too.
         if !matches!(payload.action.as_str(), "published" | "updated") {
-            let action: String = payload.action.chars().take(80).collect();
+            let action = printable(&payload.action, WORD_BYTES_MAX);
             return Ok(Delivery::Other(format!(
                 "the action `{action}` publishes nothing"
             )));
@@ -107,7 +111,7 @@ impl Github {
         };
         let package = package.ok_or_else(|| Unreadable(format!("it has no `{event}`")))?;
         if !package.package_type.eq_ignore_ascii_case("container") {
-            let kind: String = package.package_type.chars().take(80).collect();
+            let kind = printable(&package.package_type, WORD_BYTES_MAX);
             return Ok(Delivery::Other(format!(
                 "a package of type `{kind}` is no container image"
             )));
@@ -140,15 +144,14 @@ impl Github {
 }
 
 fn payload(form: Form, body: &[u8]) -> Result<Payload, Unreadable> {
-    let unreadable = |error: serde_json::Error| Unreadable(error.to_string());
     match form {
-        Form::Json => serde_json::from_slice(body).map_err(unreadable),
+        Form::Json => Ok(serde_json::from_slice(body)?),
         Form::Encoded => {
             let mut fields = form_urlencoded::parse(body);
             let (_, json) = fields
                 .find(|(name, _)| name == "payload")
                 .ok_or_else(|| Unreadable("the form has no `payload`".into()))?;
-            serde_json::from_str(&json).map_err(unreadable)
+            Ok(serde_json::from_str(&json)?)
         }
     }
 }

@@ -16,6 +16,7 @@ use self::github::Github;
 use self::registry::RegistryHook;
 use crate::grants::Grants;
 use crate::image::{ImageRef, is_digest};
+use crate::printable::printable;
 
 /// Images that one delivery may name. GitHub names one, a registry a few.
 const PUBLISHED_MAX: usize = 256;
@@ -47,6 +48,14 @@ pub struct Published {
 #[derive(Debug, thiserror::Error)]
 #[error("the delivery cannot be read: {0}")]
 pub struct Unreadable(String);
+
+impl From<serde_json::Error> for Unreadable {
+    /// The error quotes what was sent.
+    fn from(error: serde_json::Error) -> Self {
+        const BYTES_MAX: usize = 300;
+        Self(printable(&error.to_string(), BYTES_MAX))
+    }
+}
 
 /// It does not come from somebody who has the secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -71,8 +71,7 @@ struct Request {
 
 impl RegistryHook {
     pub fn read(&self, body: Verified<'_>) -> Result<Notified, Unreadable> {
-        let envelope: Envelope =
-            serde_json::from_slice(body.bytes()).map_err(|error| Unreadable(error.to_string()))?;
+        let envelope: Envelope = serde_json::from_slice(body.bytes())?;
         let mut notified = Notified::default();
         for event in envelope.events.unwrap_or_default() {
             let manifest = MANIFESTS.contains(&event.target.media_type.as_str());

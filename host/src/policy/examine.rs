@@ -54,11 +54,15 @@ impl Examined {
         &self.bytes
     }
 
-    pub(super) fn read(bytes: Bytes, origin: &str) -> Result<Self, PolicyError> {
+    pub(crate) fn read(bytes: Bytes, origin: &str) -> Result<Self, PolicyError> {
         error::admit(&bytes, origin)?;
         let invalid = |cause: wasmparser::BinaryReaderError| PolicyError::Invalid {
             origin: origin.to_owned(),
-            cause: cause.to_string(),
+            // It quotes names of the component.
+            cause: printable(
+                &cause.to_string().replace('\n', " "),
+                limits::TEXT_BYTES_MAX,
+            ),
         };
         // All that this parser knows: what the engine does not allow, its compiler refuses, and says so better.
         let types = Validator::new_with_features(WasmFeatures::all())
@@ -114,7 +118,7 @@ impl Examined {
 
     /// Whether it speaks our contract and wants nothing else, said in words that its author understands. The linker would say
     /// "matching implementation was not found".
-    pub(super) fn check_contract(&self) -> Result<(), PolicyError> {
+    pub(crate) fn check_contract(&self) -> Result<(), PolicyError> {
         let origin = || self.origin.clone();
         for (name, used) in &self.imports {
             let version = name.rsplit_once('@').map_or("", |(_, version)| version);
@@ -175,6 +179,18 @@ mod tests {
             examined
                 .exports
                 .contains(&"refit:policy/policy@0.1.0".to_owned())
+        );
+    }
+
+    #[test]
+    fn error_shows_no_control_characters_of_the_component() {
+        let component: &[u8] =
+            include_bytes!("../../../fuzz/corpus/component/import-with-escape.wasm");
+        let error = Examined::read(Bytes::from_static(component), "it").unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("\\u{1b}[31m") && !text.contains('\u{1b}'),
+            "{text:?}"
         );
     }
 

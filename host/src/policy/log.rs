@@ -2,6 +2,7 @@
 
 use super::bindings::refit::policy::host::Level;
 use super::limits::{LOG_BYTES_MAX, LOG_LINE_BYTES_MAX, LOG_LINES_MAX};
+use crate::printable::printable;
 
 /// What was left out of what a policy logged and printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -125,42 +126,5 @@ impl Drop for GuestLog {
                 "the policy logged or printed more than is kept"
             );
         }
-    }
-}
-
-/// One line that cannot move the cursor, change colours, reverse the direction of text or begin a line of its own; cut at
-/// `bytes_max`.
-pub(crate) fn printable(text: &str, bytes_max: usize) -> String {
-    let mut line = String::with_capacity(text.len().min(bytes_max));
-    for c in text.chars() {
-        if line.len() + c.len_utf8() > bytes_max {
-            line.push('…');
-            break;
-        }
-        let direction = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || direction || matches!(c, '\u{2028}' | '\u{2029}') {
-            line.extend(c.escape_default());
-        } else {
-            line.push(c);
-        }
-    }
-    line
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_stays_one_line_and_has_no_colour() {
-        assert_eq!(
-            printable("a\n{\"level\":\"x\"}\x1b[31m\u{202e}b", 100),
-            "a\\n{\"level\":\"x\"}\\u{1b}[31m\\u{202e}b"
-        );
-    }
-
-    #[test]
-    fn a_long_line_is_cut_between_characters() {
-        assert_eq!(printable("äää", 5), "ää…");
     }
 }

@@ -51,9 +51,9 @@ pub use self::engine::{CompiledPolicy, LinkedPolicy, PolicyEngine};
 pub use self::error::{ConfigProblem, Place, PolicyError, PolicyErrorKind, Task};
 pub use self::examine::{Examined, Imports, Tool};
 pub use self::instance::{Clock, Concurrency, Session};
-pub(crate) use self::log::printable;
 pub use self::log::{LeftOut, LogLine};
 pub use self::state::{PolicyState, PolicyStates, StateError};
+pub(crate) use crate::printable::printable;
 
 /// The default policy, built from `plugin/workspace` along with this crate.
 pub const DEFAULT_POLICY: &[u8] = include_bytes!(env!("DEFAULT_POLICY_WASM"));

@@ -87,13 +87,15 @@ impl BackupName {
                 (Some(time[1..].parse().ok()?), ran, unescape(name)?)
             }
         };
-        Some(Self {
+        let parsed = Self {
             old: old.to_owned(),
             new: new.to_owned(),
             since,
             ran,
             name,
-        })
+        };
+        // In another spelling it is somebody else's: no Refit wrote `t+1`, or a hyphen without its dot.
+        (parsed.to_name().as_str() == text).then_some(parsed)
     }
 }
 
@@ -144,10 +146,11 @@ fn unescape(text: &str) -> Option<String> {
     let mut name = String::with_capacity(text.len());
     let mut characters = text.chars();
     while let Some(c) = characters.next() {
-        name.push(if c == '.' {
-            characters.next().filter(|c| matches!(c, '.' | '-'))?
-        } else {
-            c
+        name.push(match c {
+            '.' => characters.next().filter(|c| matches!(c, '.' | '-'))?,
+            // One that was written has its dot. So a time and what follows it are never read as one name.
+            '-' => return None,
+            c => c,
         });
     }
     (!name.is_empty()).then_some(name)
@@ -191,11 +194,23 @@ mod tests {
             "refit-old.0123456789ab.0123456789ab.x1.a",
             "refit-old.0123456789ab.0123456789ab.t.a",
             "refit-old.0123456789ab.0123456789ab.t1x.a",
+            "refit-old.0123456789ab.0123456789ab.t+1.a",
+            "refit-old.0123456789ab.0123456789ab.t01.a",
+            "refit-old.0123456789ab.0123456789ab.t1.ws-a",
             "refit",
             "ws-a",
             "refit-new.0123456789ab-x",
         ] {
             assert_eq!(ParsedName::parse(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn name_that_begins_with_a_separator_is_read_as_written() {
+        for name in ["-5", ".5", "..", ".-", "-"] {
+            let written = backup(name).to_name();
+            let parsed = ParsedName::parse(written.as_str());
+            assert_eq!(parsed, Some(ParsedName::Backup(backup(name))), "{name}");
         }
     }
 

@@ -6,8 +6,14 @@ use http::HeaderMap;
 use http::header::WWW_AUTHENTICATE;
 use reqwest::Url;
 
+use crate::printable::printable;
+
 /// The longest header that is read, and the longest realm and service. Those seen have fifty characters.
-const LENGTH_MAX: usize = 4096;
+pub(crate) const LENGTH_MAX: usize = 4096;
+
+/// Schemes that an error names, and the longest name in it.
+const SCHEMES_SHOWN_MAX: usize = 8;
+const SCHEME_BYTES_MAX: usize = 40;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Challenge {
@@ -57,7 +63,10 @@ pub fn parse(headers: &HeaderMap, plain: bool) -> Result<Option<Challenge>, Chal
                     Err(error) => unusable = Some(error),
                 },
                 "basic" => basic = true,
-                other => others.push(other.chars().take(40).collect::<String>()),
+                other if others.len() < SCHEMES_SHOWN_MAX => {
+                    others.push(printable(other, SCHEME_BYTES_MAX));
+                }
+                _ => {}
             }
         }
     }

@@ -2,15 +2,16 @@
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query as Parameters, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use super::Served;
-use super::asked::Asked;
+use super::asked::{Asked, AskedBody};
 use super::by::By;
+use super::object::parse_optional;
 use super::plan;
 use super::problem::{Document, Problem};
 use crate::approvals::plan::Plan;
@@ -21,7 +22,8 @@ use crate::diagnostic::Diagnostic;
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
-    /// Only those in this state: `waiting`, `approved`, `rejected`, `expired` or `superseded`.
+    /// Only those in this state.
+    #[param(value_type = Option<approvals::State>, inline)]
     state: Option<String>,
 }
 
@@ -118,7 +120,7 @@ pub(super) async fn show(
 pub(super) async fn request(
     State(served): State<Served>,
     By(by): By,
-    asked: Result<Json<Asked>, JsonRejection>,
+    asked: AskedBody,
 ) -> Result<Response, Problem> {
     let request = Asked::request(asked)?;
     let approvals = served.approvals.clone();
@@ -199,11 +201,8 @@ pub(super) async fn reject(
         Problem::new(status, "bad-body", "the request cannot be read").hint(hint)
     };
     let body = body.map_err(|rejection| bad(rejection.status(), rejection.body_text()))?;
-    let Rejection { reason } = match body.is_empty() {
-        true => Rejection::default(),
-        false => serde_json::from_slice(&body)
-            .map_err(|error| bad(StatusCode::BAD_REQUEST, error.to_string()))?,
-    };
+    let Rejection { reason } =
+        parse_optional(&body).map_err(|error| bad(StatusCode::BAD_REQUEST, error.to_string()))?;
     let approvals = served.approvals.clone();
     let rejecting = async move { approvals.reject(id, by, reason).await };
     let held = spawned(&served, rejecting).await?;

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use serde::Deserialize;
 
+use super::object::JsonObject;
 use super::problem::Problem;
 use crate::refresh::{Request, Trigger};
 
@@ -32,9 +33,12 @@ impl Default for Asked {
     }
 }
 
+/// What axum makes of the body.
+pub(super) type AskedBody = Result<Json<JsonObject<Asked>>, JsonRejection>;
+
 impl Asked {
-    pub(super) fn request(asked: Result<Json<Self>, JsonRejection>) -> Result<Request, Problem> {
-        let Json(asked) = asked.map_err(|rejection| {
+    pub(super) fn request(body: AskedBody) -> Result<Request, Problem> {
+        let Json(JsonObject(asked)) = body.map_err(|rejection| {
             let problem =
                 Problem::new(rejection.status(), "bad-body", "the request cannot be read");
             problem.hint(rejection.body_text())

@@ -3,6 +3,7 @@
 //! A watcher is told at its own pace, from the feed of the refresh: one that is slow misses progress, one that never reads is a
 //! socket that waits, and neither is noticed by the refresh.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,6 +17,9 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream};
 use serde::Deserialize;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::Served;
 use super::history;
@@ -47,7 +51,7 @@ pub(super) fn place(id: Id) -> String {
 #[serde(deny_unknown_fields)]
 pub(super) struct Parameters {
     /// As `Last-Event-ID`, for clients that cannot set headers.
-    #[param(value_type = Option<u64>)]
+    #[param(value_type = Option<u64>, maximum = 9223372036854775807_u64)]
     after: Option<Position>,
 }
 
@@ -69,7 +73,7 @@ pub(super) struct Parameters {
         ("Last-Event-ID" = Option<u64>, Header, description = "Only what came after this event. Goes before `after`."),
     ),
     responses(
-        (status = 200, description = "Events, of which each `data` is this. Ends after `ended`.", body = Told, content_type = "text/event-stream"),
+        (status = 200, description = "One message for each event. Ends after `ended`.", body = EventMessage, content_type = "text/event-stream"),
         (status = 204, description = "Nothing comes any more: it has ended, and all was told."),
         (status = 400, description = "`bad-query`.", body = Document, content_type = "application/problem+json"),
         (status = 404, description = "`no-refresh`, `no-events`.", body = Document, content_type = "application/problem+json"),
@@ -133,11 +137,58 @@ fn position(
         problem.hint(hint)
     };
     let Query(parameters) = parameters.map_err(|rejection| wrong(rejection.body_text()))?;
+    let after = parameters.after.unwrap_or_default();
+    if !is_position(after) {
+        return Err(wrong(
+            "`after` is the `id` of an event that was told".into(),
+        ));
+    }
     let Some(last) = headers.get("last-event-id") else {
-        return Ok(parameters.after.unwrap_or_default());
+        return Ok(after);
     };
     let last = last.to_str().ok().and_then(|last| last.trim().parse().ok());
-    last.ok_or_else(|| wrong("`Last-Event-ID` is the `id` of an event that was told".into()))
+    last.filter(|last| is_position(*last))
+        .ok_or_else(|| wrong("`Last-Event-ID` is the `id` of an event that was told".into()))
+}
+
+/// Numbers go up to where those of other languages end, as the description of the interface says.
+fn is_position(position: Position) -> bool {
+    position <= i64::MAX.unsigned_abs()
+}
+
+/// An event as it is described: a message of Server-Sent Events.
+pub(super) enum EventMessage {}
+
+impl PartialSchema for EventMessage {
+    fn schema() -> RefOr<Schema> {
+        let text = |about: &str| {
+            let text = ObjectBuilder::new().schema_type(Type::String);
+            text.description(Some(about.to_owned()))
+        };
+        let data = text("The event.")
+            .content_media_type("application/json")
+            .content_schema(Some(Ref::from_schema_name(<Told as ToSchema>::name())));
+        ObjectBuilder::new()
+            .description(Some("A message of `text/event-stream`."))
+            .property("id", text("Its place, for `Last-Event-ID`."))
+            .property("event", text("Its name, which `data` has too."))
+            .property("data", data)
+            .required("id")
+            .required("event")
+            .required("data")
+            .into()
+    }
+}
+
+impl ToSchema for EventMessage {
+    fn name() -> Cow<'static, str> {
+        "RefreshEventMessage".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((<Told as ToSchema>::name().into_owned(), Told::schema()));
+        Told::schemas(schemas);
+    }
 }
 
 struct Watcher {

@@ -12,6 +12,7 @@ mod health;
 mod history;
 mod hooks;
 mod metrics;
+mod object;
 mod openapi;
 mod plan;
 mod policy;

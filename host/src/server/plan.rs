@@ -1,12 +1,12 @@
 //! `POST /v1/plan`: what a refresh would do, and why. Changes nothing and pulls nothing.
 
 use axum::Json;
-use axum::extract::{State, rejection::JsonRejection};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use super::Served;
-use super::asked::Asked;
+use super::asked::{Asked, AskedBody};
 use super::problem::{Document, Problem};
 use crate::diagnostic::Diagnostic;
 use crate::journal::no_events;
@@ -32,7 +32,7 @@ use crate::refresh::{Mode, RefreshError, Report};
 )]
 pub(super) async fn plan(
     State(served): State<Served>,
-    asked: Result<Json<Asked>, JsonRejection>,
+    asked: AskedBody,
 ) -> Result<Response, Problem> {
     let request = Asked::request(asked)?;
     if served.stopping.is_cancelled() {

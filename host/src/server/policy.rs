@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 
 use super::Served;
 use super::by::By;
+use super::object::JsonObject;
 use super::problem::{Document, Problem};
 use crate::artifact::signature::{SIGNATURE_BYTES_MAX, Signer};
 use crate::artifact::{self, ArtifactError};
@@ -188,7 +189,7 @@ pub(super) struct Wanted {
     tag = "policy",
     params(
         Parameters,
-        ("If-Match" = Option<String>, Header, description = "A generation, `\"4\"`: only if it is the active one. `*` or left out: whichever is."),
+        ("If-Match" = Option<String>, Header, pattern = r#"^(\*|"*[0-9]{1,18}"*)$"#, description = "A generation, `\"4\"`: only if it is the active one. `*` or left out: whichever is."),
         ("X-Refit-By" = Option<String>, Header, description = "Who asks, as they say of themselves."),
     ),
     request_body(content(
@@ -281,7 +282,7 @@ pub(super) async fn swap(
     tag = "policy",
     params(
         ("by" = Option<String>, Query, description = "As of a swap."),
-        ("If-Match" = Option<String>, Header, description = "A generation, `\"4\"`: only if it is the active one. `*` or left out: whichever is."),
+        ("If-Match" = Option<String>, Header, pattern = r#"^(\*|"*[0-9]{1,18}"*)$"#, description = "A generation, `\"4\"`: only if it is the active one. `*` or left out: whichever is."),
         ("X-Refit-By" = Option<String>, Header, description = "Who asks, as they say of themselves."),
     ),
     responses(
@@ -447,7 +448,8 @@ fn wanted(body: &[u8], origin: String) -> Result<(Source, Option<String>), Probl
         )
         .hint(hint)
     };
-    let wanted: Wanted = serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?;
+    let JsonObject(wanted): JsonObject<Wanted> =
+        serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?;
     let config = wanted
         .config
         .map(|config| serde_json::Value::Object(config).to_string());

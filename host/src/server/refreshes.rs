@@ -1,13 +1,13 @@
 //! `POST /v1/refreshes` begins a refresh and answers at once; `DELETE /v1/refreshes/{id}` ends one early.
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::asked::Asked;
+use super::asked::{Asked, AskedBody};
 use super::by::By;
 use super::history::{self, View};
 use super::problem::{Document, Problem};
@@ -40,7 +40,7 @@ struct Accepted {
     tag = "refreshes",
     request_body = Asked,
     params(
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 128 visible ASCII characters, in quotes or not."),
+        ("Idempotency-Key" = Option<String>, Header, pattern = r#"^"*[!#-~]([!-~]{0,126}[!#-~])?"*$"#, description = "1 to 128 visible ASCII characters, in quotes or not."),
         ("X-Refit-By" = Option<String>, Header, description = "Who asks, as they say of themselves."),
     ),
     responses(
@@ -54,7 +54,7 @@ pub(super) async fn begin(
     State(served): State<Served>,
     By(by): By,
     headers: HeaderMap,
-    asked: Result<Json<Asked>, JsonRejection>,
+    asked: AskedBody,
 ) -> Result<Response, Problem> {
     let key = key(&headers)?;
     let request = Asked::request(asked)?;

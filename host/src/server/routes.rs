@@ -11,8 +11,8 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use utoipa::__dev::{SchemaReferences, Tags};
 use utoipa::Path;
-use utoipa::openapi::path::{HttpMethod, Operation, Paths};
-use utoipa::openapi::schema::Schema;
+use utoipa::openapi::path::{HttpMethod, Operation, Parameter, Paths};
+use utoipa::openapi::schema::{Schema, SchemaType, Type};
 use utoipa::openapi::security::SecurityRequirement;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 
@@ -160,6 +160,15 @@ impl Routes {
         drop(path);
         P::schemas(&mut self.schemas);
         let mut operation = P::operation();
+        for parameter in operation.parameters.iter_mut().flatten() {
+            if let RefOr::T(Parameter {
+                schema: Some(schema),
+                ..
+            }) = parameter
+            {
+                remove_null(schema);
+            }
+        }
         operation.tags = Some(P::tags().into_iter().map(Into::into).collect());
         if let Some(security) = self.security {
             let methods = P::methods();
@@ -210,6 +219,18 @@ fn needs_token(operation: &mut Operation, security: &str, changes: bool) {
             "415",
             "`bad-body`: the body is not sent as `application/json`.",
         );
+    }
+}
+
+/// A query and a header have no `null`; a parameter that may be left out is not required, and that is all.
+fn remove_null(schema: &mut RefOr<Schema>) {
+    if let RefOr::T(Schema::Object(object)) = schema
+        && let SchemaType::Array(types) = &mut object.schema_type
+    {
+        types.retain(|kind| *kind != Type::Null);
+        if let [kind] = &types[..] {
+            object.schema_type = SchemaType::Type(kind.clone());
+        }
     }
 }
 

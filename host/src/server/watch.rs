@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Served;
 use super::by::By;
+use super::object::parse_optional;
 use super::problem::{Document, Problem};
 use crate::diagnostic::Diagnostic;
 use crate::image::ImageRef;
@@ -159,10 +160,7 @@ fn lasting(written: Result<(), Diagnostic>) -> Result<(), Problem> {
 
 /// None is as good as `{}`, whatever type it is said to have.
 fn body<T: Default + DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    match body.is_empty() {
-        true => Ok(T::default()),
-        false => serde_json::from_slice(body).map_err(|error| bad_body(error.to_string())),
-    }
+    parse_optional(body).map_err(|error| bad_body(error.to_string()))
 }
 
 fn bad_body(problem: String) -> Problem {

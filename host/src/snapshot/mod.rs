@@ -19,6 +19,7 @@ use crate::diagnostic::Diagnostic;
 use crate::engine::PullError;
 use crate::grants::Grants;
 use crate::image::{ImageId, ImageRef};
+use crate::printable::printable;
 use crate::recreate::{RecreateError, Step, StepError};
 
 /// The form of the document. A host reads those that it knows.
@@ -26,6 +27,9 @@ pub const FORM: u32 = 1;
 
 /// The largest document that is read: some 30,000 containers.
 pub const BYTES_MAX: usize = 32 << 20;
+
+/// Of what is wrong with a document, in an error.
+const PROBLEM_BYTES_MAX: usize = 1000;
 
 /// Sorted throughout, so that two of the same engine differ only in what changed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -166,7 +170,8 @@ impl Snapshot {
     pub fn parse(text: &[u8], origin: &str) -> Result<Self, SnapshotError> {
         let wrong = |problem: String| SnapshotError::Wrong {
             origin: origin.to_owned(),
-            problem,
+            // It quotes the document.
+            problem: printable(&problem, PROBLEM_BYTES_MAX),
         };
         if text.len() > BYTES_MAX {
             return Err(wrong(format!("it has more than {BYTES_MAX} bytes")));

@@ -1,14 +1,14 @@
 //! The description of the HTTP interface: it keeps to the rules of OpenAPI, a daemon's answers keep to it, and docs/http.md is made
 //! of it. The rules and JSON Schema are checked by others' programs, in Python, which are got once.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use refit_tests::events::Events;
 use refit_tests::refit::Daemon;
-use refit_tests::{http, registry, with_world};
+use refit_tests::{http, progress, python, registry, with_world};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -17,58 +17,15 @@ use crate::{PROGRAM, behind, refit, without_engine};
 
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 
-/// Getting Python's packages, over a slow network.
-const STEP: Duration = Duration::from_secs(10 * 60);
+/// A checker that reads some megabytes.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 fn folder(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// Must end well.
 async fn run(program: &Path, arguments: &[&Path]) -> anyhow::Result<String> {
-    let mut command = Command::new(program);
-    command.args(arguments).kill_on_drop(true);
-    let output = tokio::time::timeout(STEP, command.output()).await;
-    let output = output
-        .with_context(|| format!("{command:?} did not end"))?
-        .with_context(|| format!("cannot run {command:?}"))?;
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}\n{told}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(told)
-}
-
-/// A Python that has what `check.py` takes. Kept between runs.
-async fn python() -> anyhow::Result<PathBuf> {
-    let wanted = folder("openapi/requirements.txt");
-    let parent = Path::new(env!("CARGO_TARGET_TMPDIR")).join("openapi");
-    fs::create_dir_all(&parent)?;
-    let lock = File::create(parent.join("lock"))?;
-    let _lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;
-    let (venv, made) = (parent.join("venv"), parent.join("made"));
-    let python = venv.join("bin/python");
-    let text = fs::read_to_string(&wanted)?;
-    if fs::read_to_string(&made).ok().as_deref() != Some(text.as_str()) {
-        let _ = fs::remove_dir_all(&venv);
-        run(
-            Path::new("python3"),
-            &["-m", "venv"]
-                .map(Path::new)
-                .into_iter()
-                .chain([venv.as_path()])
-                .collect::<Vec<_>>(),
-        )
-        .await?;
-        let install = ["-m", "pip", "install", "--quiet", "-r"].map(Path::new);
-        let install: Vec<_> = install.into_iter().chain([wanted.as_path()]).collect();
-        run(&python, &install).await?;
-        fs::write(&made, text)?;
-    }
-    Ok(python)
+    python::output_within(Command::new(program).args(arguments), CHECK_TIMEOUT).await
 }
 
 /// What a daemon has answered, for `check.py`.
@@ -115,7 +72,7 @@ impl Answers<'_> {
 #[tokio::test]
 async fn the_description_is_valid_and_answers_keep_to_it() -> anyhow::Result<()> {
     with_world("openapi", |w| async move {
-        let python = python().await?;
+        let programs = python::environment(&folder("openapi/requirements.txt")).await?;
         let registry = registry::open().await?;
         behind(&w, registry, "hermes").await?;
         let token = "token-of-this-test";
@@ -139,6 +96,11 @@ async fn the_description_is_valid_and_answers_keep_to_it() -> anyhow::Result<()>
         for wrong in [r#"{"targets":["nope"]}"#, r#"{"colour":1}"#, "{"] {
             answers.ask("POST", "/v1/plan", "/v1/plan", &[JSON], wrong).await?;
         }
+        let list = daemon.send("POST", "/v1/refreshes", &[JSON], "[]").await?;
+        assert_eq!(list.status, 422, "a list began a refresh: {}", list.text);
+        let pause = daemon.send("POST", "/v1/watch/pause", &[JSON], "null").await?;
+        let problem = pause.json()?;
+        assert_eq!(problem["code"], "watch-off", "`null` is no body: {problem}");
         let (one, events) = ("/v1/refreshes/{id}", "/v1/refreshes/{id}/events");
         let key = ("Idempotency-Key", "k");
         let refreshes = "/v1/refreshes";
@@ -196,8 +158,59 @@ async fn the_description_is_valid_and_answers_keep_to_it() -> anyhow::Result<()>
         fs::write(&described, document.to_string())?;
         fs::write(&answered, Value::from(answers.all).to_string())?;
         let check = folder("openapi/check.py");
-        let told = run(&python, &[&check, &described, &answered]).await?;
+        let told = run(&programs.join("python"), &[&check, &described, &answered]).await?;
         assert!(told.contains("are as described"), "{told}");
+        Ok(())
+    })
+    .await
+}
+
+/// Requests that schemathesis makes of the description, valid ones and others, are answered as the description says.
+#[tokio::test]
+async fn schemathesis_finds_no_answer_that_is_not_described() -> anyhow::Result<()> {
+    /// It ends by itself before that.
+    const BUDGET_SECONDS: u32 = 60;
+    const TIMEOUT: Duration = Duration::from_secs(5 * 60);
+    with_world("schemathesis", |w| async move {
+        let programs = python::environment(&folder("schemathesis/requirements.txt")).await?;
+        let registry = registry::open().await?;
+        behind(&w, registry, "hermes").await?;
+        let token = "token-of-this-test";
+        let secret = "secret-of-a-webhook-of-this-test";
+        let daemon = refit(&w, registry, &["hermes"])?
+            .set("state_dir", "state")
+            .set("watch", json!({ "enabled": true }))
+            .env("ADMIN_TOKEN", token)
+            .env("GITHUB_WEBHOOK_SECRET", secret)
+            .env("REGISTRY_WEBHOOK_SECRET", &format!("{secret}-2"))
+            .serve()
+            .await?;
+        daemon.until_ready().await?;
+        let written = tempfile::tempdir()?;
+        let document = written.path().join("openapi.json");
+        let answer = daemon.send("GET", "/v1/openapi.json", &[], "").await?;
+        fs::write(&document, answer.text)?;
+        let mut run = Command::new(programs.join("schemathesis"));
+        run.arg("--config-file")
+            .arg(folder("schemathesis/schemathesis.toml"))
+            .arg("run")
+            .arg(&document)
+            .args(["--url", &format!("http://{}", daemon.address)])
+            .args(["--header", &format!("Authorization: Bearer {token}")])
+            .args(["--max-time", &BUDGET_SECONDS.to_string(), "--no-color"])
+            .args(["--checks", "all", "--mode", "all"])
+            // It writes what it remembers beside itself.
+            .current_dir(written.path());
+        let told = python::output_within(&mut run, TIMEOUT).await?;
+        // What it says when it has asked nothing is no success.
+        let tested = "Tested: 28";
+        anyhow::ensure!(told.contains(tested), "not `{tested}`:\n{told}");
+        progress(
+            told.lines()
+                .rev()
+                .find(|line| line.contains(" in "))
+                .unwrap_or_default(),
+        );
         Ok(())
     })
     .await

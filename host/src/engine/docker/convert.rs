@@ -101,7 +101,7 @@ struct PlatformDocument {
     variant: Option<String>,
 }
 
-pub(super) fn container(document: &[u8]) -> Result<Container, serde_json::Error> {
+pub(crate) fn container(document: &[u8]) -> Result<Container, serde_json::Error> {
     let found: Inspection = serde_json::from_slice(document)?;
     let unknown = |what: String| <serde_json::Error as serde::de::Error>::custom(what);
     let state = State::parse(&found.state.status)

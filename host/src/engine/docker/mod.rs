@@ -11,6 +11,9 @@ mod pull;
 mod raw;
 mod ssh;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::convert::container as parse_container;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::path::PathBuf;

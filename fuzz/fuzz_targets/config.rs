@@ -1,0 +1,4 @@
+//! Runs `refit::fuzzing::config`, which says what holds.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| refit::fuzzing::config(data));

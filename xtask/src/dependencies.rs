@@ -1,0 +1,71 @@
+//! What cargo-deny says of the dependencies. `deny.toml` has the rules.
+
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::run::{Failed, say, step_within};
+use crate::tools;
+
+/// Cargo may have to fetch the crates of other platforms first, to read their licenses.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+
+/// The database is some megabytes. A machine that cannot reach it should not wait for it.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(2 * 60);
+
+/// Checks licenses, bans and sources, and advisories if their database can be fetched or is cached.
+pub(crate) fn check() -> Result<(), Failed> {
+    step_within(
+        "checking licenses, bans and sources of the dependencies",
+        tools::DENY
+            .command()?
+            .args(["--locked", "check", "licenses", "bans", "sources"]),
+        CHECK_TIMEOUT,
+    )
+    .map_err(|failed| failed.hint("deny.toml has the rules, and a reason for each exception"))?;
+    check_advisories()
+}
+
+fn check_advisories() -> Result<(), Failed> {
+    let fetched = step_within(
+        "fetching the database of advisories",
+        tools::DENY
+            .command()?
+            .args(["fetch", "db"])
+            .env("GIT_TERMINAL_PROMPT", "0"),
+        FETCH_TIMEOUT,
+    );
+    let mut deny = tools::DENY.command()?;
+    if let Err(failed) = fetched {
+        say(&format!("xtask: {}", failed.error()));
+        if !has_database() {
+            say(
+                "xtask: LEFT OUT: advisories: the RustSec database cannot be fetched from GitHub, and none is cached",
+            );
+            return Ok(());
+        }
+        say("xtask: using the cached database of advisories");
+        deny.arg("--offline");
+    }
+    step_within(
+        "checking the dependencies for advisories",
+        deny.args(["--locked", "check", "advisories"]),
+        CHECK_TIMEOUT,
+    )
+    .map_err(|failed| {
+        failed.hint("update the crate (`cargo update -p CRATE`), or give the reason why it does not concern Refit in deny.toml")
+    })
+}
+
+/// Whether cargo-deny finds a database of an earlier run.
+fn has_database() -> bool {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
+    let databases = home.and_then(|home| fs::read_dir(home.join("advisory-dbs")).ok());
+    databases
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|entry| entry.path().join(".git/HEAD").is_file())
+}
