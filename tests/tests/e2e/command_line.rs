@@ -205,6 +205,7 @@ async fn what_is_in_force_is_shown_with_where_it_came_from() -> anyhow::Result<(
     engine                             = "unix:///flag.sock"  # a flag
     grants.containers                  = ["ws-*"]  # default
     grants.environment                 = []  # default
+    grants.followers                   = false  # default
     grants.images                      = ["ghcr.io/molecule-ai/workspace-template-*"]  # default
     grants.labels                      = {}  # default
     grants.verbs                       = ["inspect","pull","replace","remove","overlap"]  # default
