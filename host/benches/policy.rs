@@ -292,7 +292,7 @@ async fn refresh(policy: &Policy, replay: &Arc<Replay>) -> usize {
             recreates: 4,
         },
         state: PolicyState::empty(),
-        clock: Clock::Wall,
+        clock: Clock(jiff::Timestamp::now()),
     };
     let limit = Duration::from_secs(60);
     let decided = policy.refresh(&request, "{}", session, limit).await;

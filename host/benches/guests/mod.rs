@@ -38,5 +38,7 @@ pub(crate) fn everything() -> GrantPatterns {
         labels: BTreeMap::new(),
         environment: vec![],
         verbs: vec![Verb::Inspect, Verb::Pull, Verb::Replace],
+        followers: false,
+        followers: false,
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Whoever is above a bound is answered, and told when to come again. Each is a layer for some routes; which, `router` says.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,8 +15,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::problem::Problem;
 use super::repeated::Repeated;
@@ -60,6 +62,116 @@ pub(super) async fn through(
             Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy)
                 .again_in(Duration::from_secs(1)))
         }
+    }
+}
+
+/// Places for bodies that are being read. If all are taken, whoever has been read for longest makes room: what is meant well comes
+/// within milliseconds, and what dribbles must not keep it out.
+#[derive(Clone, Debug)]
+pub(super) struct Readers {
+    places: Arc<Semaphore>,
+    patience: Duration,
+    full: Arc<Repeated>,
+    reading: Arc<Mutex<Reading>>,
+}
+
+#[derive(Debug, Default)]
+struct Reading {
+    next: u64,
+    since: BTreeMap<u64, (Instant, CancellationToken)>,
+}
+
+/// Nobody is cut off before that: a delivery over a slow line may take it.
+const READ_AT_LEAST: Duration = Duration::from_millis(500);
+const ROOM_AGAIN: Duration = Duration::from_millis(100);
+
+impl Readers {
+    pub(super) fn new(places: usize, patience: Duration, full: &'static str) -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(places)),
+            patience,
+            full: Repeated::new(full, 1),
+            reading: Arc::default(),
+        }
+    }
+
+    /// A place, within the patience.
+    async fn place(&self) -> Option<SemaphorePermit<'_>> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            if let Ok(place) = self.places.try_acquire() {
+                return Some(place);
+            }
+            if self.full.happened() {
+                tracing::warn!("all places for deliveries are taken: the slowest makes room");
+            }
+            if let Some((since, evicted)) = self.lock().since.values().next()
+                && since.elapsed() >= READ_AT_LEAST
+            {
+                evicted.cancel();
+            }
+            match tokio::time::timeout(ROOM_AGAIN, self.places.acquire()).await {
+                Ok(place) => return place.ok(),
+                Err(_) if Instant::now() >= deadline => return None,
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Reading> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One that is being read, until this is dropped.
+struct Reader<'a> {
+    readers: &'a Readers,
+    id: u64,
+    evicted: CancellationToken,
+}
+
+impl<'a> Reader<'a> {
+    fn new(readers: &'a Readers) -> Self {
+        let evicted = CancellationToken::new();
+        let mut reading = readers.lock();
+        let id = reading.next;
+        reading.next += 1;
+        reading.since.insert(id, (Instant::now(), evicted.clone()));
+        drop(reading);
+        Self {
+            readers,
+            id,
+            evicted,
+        }
+    }
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        self.readers.lock().since.remove(&self.id);
+    }
+}
+
+/// The layer of [`Readers`].
+pub(super) async fn read_in_turn(
+    State(readers): State<Readers>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let Some(_place) = readers.place().await else {
+        let busy = "too many requests are under way";
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy)
+            .again_in(Duration::from_secs(1)));
+    };
+    let reader = Reader::new(&readers);
+    tokio::select! {
+        answer = next.run(request) => Ok(answer),
+        () = reader.evicted.cancelled() => Err(Problem::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "body-too-slow",
+            "the body came too slowly while others waited",
+        )
+        .closing()),
     }
 }
 

@@ -4,28 +4,38 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use hyper::body::Incoming;
+use axum::body::{Body, HttpBody};
+use axum::http::StatusCode;
+use axum::response::IntoResponse as _;
+use bytes::Bytes;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use super::bounds;
+use super::connection_table::{ConnectionTable, Place, UnderWay};
+use super::problem::Problem;
 use super::repeated::Repeated;
 use super::stalling::Stalling;
 
 /// Half of the files that a process may have open where nobody says otherwise; the rest is for the engine, the registries and
-/// the history. Those beyond it wait in the kernel's queue until one ends.
+/// the history. Beyond it [`ConnectionTable`] says which one makes room.
 const CONNECTIONS_MAX: usize = 512;
+
+/// Connections more, on which health is answered while all others are busy with requests.
+const RESERVE: usize = 32;
+const RESERVE_HEAD_TIME: Duration = Duration::from_secs(2);
 
 /// Connections that wait in the kernel's queue; it may allow fewer. Where this one is full, clients find out by silence.
 const WAITING_MAX: u32 = 4096;
@@ -61,32 +71,29 @@ pub(super) async fn serve(
     router: Router,
     until: impl Future<Output = ()> + Send + 'static,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let table = ConnectionTable::new(CONNECTIONS_MAX, RESERVE);
     let full = Repeated::new("all connections were taken", 1);
     let failed = Repeated::new("a connection could not be taken", 1);
     let connections = TaskTracker::new();
     let stopping = CancellationToken::new();
     let mut until = pin!(until);
     loop {
-        if places.available_permits() == 0 && full.happened() {
-            tracing::warn!("all {CONNECTIONS_MAX} connections are taken, and others wait");
-        }
-        let accepting = async {
-            // It is never closed.
-            let place = places.clone().acquire_owned().await.ok();
-            (place, listener.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
-            accepted = accepting => accepted,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = &mut until => break,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let talk = converse(stream, router.clone(), stopping.clone(), places.clone());
-                connections.spawn(async move {
-                    talk.await;
-                    drop(place);
-                });
+            Ok((stream, peer)) => {
+                if table.is_full() && full.happened() {
+                    tracing::warn!(
+                        "all {CONNECTIONS_MAX} connections are taken, and those without a request make room"
+                    );
+                }
+                let place = tokio::select! {
+                    place = table.place(peer.ip()) => place,
+                    () = &mut until => break,
+                };
+                connections.spawn(converse(stream, router.clone(), stopping.clone(), place));
             }
             Err(error) => {
                 if failed.happened() {
@@ -103,34 +110,47 @@ pub(super) async fn serve(
     connections.wait().await;
 }
 
-async fn converse(
-    stream: TcpStream,
-    router: Router,
-    stopping: CancellationToken,
-    places: Arc<Semaphore>,
-) {
+async fn converse(stream: TcpStream, router: Router, stopping: CancellationToken, place: Place) {
     // Events and short answers are not held back for more.
     let _ = stream.set_nodelay(true);
+    let place = Arc::new(place);
+    let evicted = place.evicted.clone();
+    let is_reserve = place.is_reserve;
     let answer = service_fn(move |request: hyper::Request<Incoming>| {
-        let (router, places) = (router.clone(), places.clone());
+        let (router, place) = (router.clone(), place.clone());
         async move {
-            let mut answer = router.oneshot(request).await?;
-            // Others wait: whoever has been answered queues up again.
-            if places.available_permits() == 0 {
+            let under_way = place.begin_request();
+            let mut answer = if place.is_reserve && !is_health(request.uri().path()) {
+                busy().into_response()
+            } else {
+                router.oneshot(request).await?
+            };
+            // Others wait: whoever has been answered connects again.
+            if place.is_reserve || place.is_full() {
                 bounds::close(&mut answer);
             }
-            Ok::<_, Infallible>(answer)
+            let (head, body) = answer.into_parts();
+            let body = Body::new(Tracked { body, under_way });
+            Ok::<_, Infallible>(hyper::Response::from_parts(head, body))
         }
     });
     let mut protocol = http1::Builder::new();
     protocol
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME)
+        .header_read_timeout(match is_reserve {
+            true => RESERVE_HEAD_TIME,
+            false => HEAD_TIME,
+        })
         .max_buf_size(BUFFER_BYTES);
     let stream = TokioIo::new(Stalling::new(stream, STALLED));
     let mut connection = pin!(protocol.serve_connection(stream, answer));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        // Nothing of it is under way, so nothing is lost.
+        () = evicted.cancelled() => {
+            tracing::debug!("a connection without a request makes room for another");
+            return;
+        }
         () = stopping.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -139,5 +159,41 @@ async fn converse(
     // Clients that hang up, dribble or speak something else. Nobody can do anything about one of them.
     if let Err(error) = ended {
         tracing::debug!("a connection ended: {error}");
+    }
+}
+
+fn is_health(path: &str) -> bool {
+    matches!(path, "/healthz" | "/readyz")
+}
+
+fn busy() -> Problem {
+    let busy = "too many requests are under way";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy).again_in(Duration::from_secs(1))
+}
+
+/// A body whose request is under way until it is out, or nobody wants it any more.
+struct Tracked {
+    body: Body,
+    #[expect(dead_code, reason = "it ends when it is dropped")]
+    under_way: UnderWay,
+}
+
+impl HttpBody for Tracked {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

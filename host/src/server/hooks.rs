@@ -16,7 +16,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::Served;
-use super::bounds::{Gate, Rate, through, whole};
+use super::bounds::{Rate, Readers, read_in_turn, whole};
 use super::problem::{Document, Problem};
 use super::repeated::Repeated;
 use super::routes::Routes;
@@ -71,7 +71,7 @@ impl Hints for Unverified {}
 impl Hints for Unreadable {}
 
 pub(super) fn routes() -> Routes {
-    let gate = |full| from_fn_with_state(Gate::new(AT_ONCE, PATIENCE, full), through);
+    let gate = |full| from_fn_with_state(Readers::new(AT_ONCE, PATIENCE, full), read_in_turn);
     let github = Counted {
         rate: Rate::new(BURST, PER_SECOND),
         taken: Repeated::new("GitHub's webhook was delivered", LOGGED),
@@ -94,14 +94,18 @@ pub(super) fn routes() -> Routes {
         .with(__path_from_github, from_github)
         .layered(|routes| {
             routes
-                .layer(gate("deliveries to `/v1/hooks/github` are sent away"))
+                .layer(gate(
+                    "all places for deliveries to `/v1/hooks/github` were taken",
+                ))
                 .layer(Extension(Arc::new(github)))
         });
     let registry = Routes::open()
         .with(__path_from_registry, from_registry)
         .layered(|routes| {
             routes
-                .layer(gate("notifications to `/v1/hooks/registry` are sent away"))
+                .layer(gate(
+                    "all places for notifications to `/v1/hooks/registry` were taken",
+                ))
                 .layer(Extension(Arc::new(registry)))
         });
     github.merge(registry)

@@ -6,6 +6,7 @@ mod auth;
 mod bounds;
 mod browsers;
 mod by;
+mod connection_table;
 mod connections;
 mod events;
 mod health;

@@ -543,3 +543,65 @@ async fn a_refresh_goes_on_while_the_daemon_is_flooded() -> anyhow::Result<()> {
 fn progress(text: &str) {
     refit_tests::progress(text);
 }
+
+/// Somebody opens sockets and says nothing, or begins deliveries and does not go on. Neither keeps health, the command line or a real
+/// delivery waiting.
+#[tokio::test(flavor = "multi_thread")]
+async fn sockets_that_say_nothing_keep_nobody_out() -> anyhow::Result<()> {
+    let daemon = guarded()?.serve().await?;
+    let address = daemon.address;
+    let open = |text: String| async move {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(text.as_bytes()).await?;
+        anyhow::Ok(stream)
+    };
+    // Heads that never end, more than there are places.
+    let mut held = Vec::new();
+    for _ in 0..700 {
+        held.push(open("GET /healthz HTTP/1.1\r\nHost: x\r\nX-".to_owned()).await?);
+    }
+    let soon = |what: &'static str, began: Instant| {
+        let took = began.elapsed();
+        progress(&format!(
+            "among 700 silent sockets and 70 slow deliveries, {what} took {took:.1?}"
+        ));
+        ensure!(took < Duration::from_secs(5), "{what} took {took:.1?}");
+        Ok(())
+    };
+    for path in ["/healthz", "/v1/policy"] {
+        let began = Instant::now();
+        assert_eq!(daemon.request("GET", path).await?.status, 200, "{path}");
+        soon(path, began)?;
+    }
+    // Deliveries whose bodies do not come, more than are read at once.
+    let head = "POST /v1/hooks/github HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+    for _ in 0..70 {
+        let signature = sign(SECRET, b"");
+        held.push(
+            open(format!(
+                "{head}X-Hub-Signature-256: {signature}\r\nContent-Length: 5000\r\n\r\n{{"
+            ))
+            .await?,
+        );
+    }
+    let body = package("acme", "app", "latest");
+    let body = body.to_string();
+    let signature = sign(SECRET, body.as_bytes());
+    let headers = [
+        ("Content-Type", "application/json"),
+        ("X-GitHub-Event", "package"),
+        ("X-Hub-Signature-256", signature.as_str()),
+    ];
+    let began = Instant::now();
+    let answer = daemon
+        .send("POST", "/v1/hooks/github", &headers, body)
+        .await?;
+    assert_ne!(answer.status, 503, "{}", answer.text);
+    assert_ne!(answer.status, 408, "{}", answer.text);
+    soon("a delivery", began)?;
+    let began = Instant::now();
+    assert_eq!(daemon.request("GET", "/healthz").await?.status, 200);
+    soon("health", began)?;
+    drop(held);
+    Ok(())
+}
