@@ -424,6 +424,10 @@ fn sbom_lists_exactly_what_the_program_contains() -> anyhow::Result<()> {
             ))
         })
         .collect();
+    // A panic names the file that it is in, so the program itself says of some crates that they are in it.
+    let path = Regex::new(
+        r"(?-u)registry/src/[^/\x00]+/([A-Za-z0-9_-]+)-([0-9]+\.[0-9]+\.[0-9]+[A-Za-z0-9.+-]*)/",
+    )?;
     for (name, program) in [("refit", program()?), ("refit-runtime", runtime()?)] {
         let components = sbom_components(name)?;
         let unknown: Vec<_> = components.difference(&locked).collect();
@@ -434,10 +438,6 @@ fn sbom_lists_exactly_what_the_program_contains() -> anyhow::Result<()> {
                 .any(|it| it.starts_with(&format!("{needed}@")));
             ensure!(found, "{name}: no {needed}: {components:?}");
         }
-        // A panic names the file that it is in, so the program itself says of some crates that they are in it.
-        let path = Regex::new(
-            r"(?-u)registry/src/[^/\x00]+/([A-Za-z0-9_-]+)-([0-9]+\.[0-9]+\.[0-9]+[A-Za-z0-9.+-]*)/",
-        )?;
         let bytes = fs::read(&program)?;
         let mut seen = BTreeSet::new();
         for found in path.captures_iter(&bytes) {

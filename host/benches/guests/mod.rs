@@ -39,6 +39,5 @@ pub(crate) fn everything() -> GrantPatterns {
         environment: vec![],
         verbs: vec![Verb::Inspect, Verb::Pull, Verb::Replace],
         followers: false,
-        followers: false,
     }
 }

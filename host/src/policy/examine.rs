@@ -35,6 +35,45 @@ fn gather(fields: wasmparser::ProducersSectionReader<'_>, tools: &mut BTreeSet<T
     }
 }
 
+/// Bytes of all that is declared in a component: types, imports, exports, functions, aliases, instances and the like. Python's, the
+/// largest example, has some 100 KiB. Validation takes up to a hundred times as much memory, in the daemon itself.
+const DECLARATION_BYTES_MAX: usize = 1 << 20;
+
+/// Modules and components within a component, at any depth. Each takes a kilobyte and more while it is validated, and eight bytes to
+/// write.
+const NESTED_MAX: usize = 1000;
+
+/// What is looked at before anything of it is kept: whether the validator may have it. The inner error is for a person.
+fn bounded(bytes: &[u8]) -> Result<Result<(), String>, wasmparser::BinaryReaderError> {
+    let (mut declared, mut nested) = (0_usize, 0_usize);
+    for payload in Parser::new(0).parse_all(bytes) {
+        let payload = payload?;
+        match &payload {
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => nested += 1,
+            // What it does, its data, and what nobody depends on: as large as a component may be.
+            Payload::CodeSectionStart { .. }
+            | Payload::CodeSectionEntry(_)
+            | Payload::DataSection(_)
+            | Payload::CustomSection(_) => {}
+            other => {
+                let range = other.as_section().map(|(_, range)| range);
+                declared += range.map_or(0, |range| range.len());
+            }
+        }
+        if declared > DECLARATION_BYTES_MAX {
+            return Ok(Err(format!(
+                "its declarations have more than {DECLARATION_BYTES_MAX} bytes"
+            )));
+        }
+        if nested > NESTED_MAX {
+            return Ok(Err(format!(
+                "it has more than {NESTED_MAX} modules and components within it"
+            )));
+        }
+    }
+    Ok(Ok(()))
+}
+
 /// Bytes that are a valid component, and what they say of themselves.
 #[derive(Clone, Debug)]
 pub struct Examined {
@@ -64,6 +103,12 @@ impl Examined {
                 limits::TEXT_BYTES_MAX,
             ),
         };
+        bounded(&bytes)
+            .map_err(invalid)?
+            .map_err(|cause| PolicyError::Invalid {
+                origin: origin.to_owned(),
+                cause,
+            })?;
         // All that this parser knows: what the engine does not allow, its compiler refuses, and says so better.
         let types = Validator::new_with_features(WasmFeatures::all())
             .validate_all(&bytes)
@@ -192,6 +237,44 @@ mod tests {
             text.contains("\\u{1b}[31m") && !text.contains('\u{1b}'),
             "{text:?}"
         );
+    }
+
+    /// A component of these sections, each an id and its bytes.
+    fn component(sections: impl Iterator<Item = (u8, Vec<u8>)>) -> Bytes {
+        let mut bytes = b"\0asm\x0d\0\x01\0".to_vec();
+        for (id, content) in sections {
+            bytes.push(id);
+            let mut length = content.len();
+            while length >= 0x80 {
+                bytes.push((length & 0x7f) as u8 | 0x80);
+                length >>= 7;
+            }
+            bytes.push(length as u8);
+            bytes.extend(content);
+        }
+        bytes.into()
+    }
+
+    /// Small to write, and gigabytes while they are validated.
+    #[test]
+    fn component_that_declares_too_much_is_refused_before_it_is_validated() {
+        const TYPES: u8 = 7;
+        const COMPONENT: u8 = 4;
+        // A vector of one type, `string`, again and again.
+        let types = component((0..2_000_000).map(|_| (TYPES, vec![1, 0x73])));
+        let empty = b"\0asm\x0d\0\x01\0".to_vec();
+        let nested = component((0..20_000).map(|_| (COMPONENT, empty.clone())));
+        for (bytes, why) in [
+            (types, "its declarations have"),
+            (nested, "modules and components"),
+        ] {
+            let began = std::time::Instant::now();
+            let error = Examined::read(bytes, "it").unwrap_err();
+            assert!(matches!(error, PolicyError::Invalid { .. }), "{error}");
+            let text = crate::diagnostic::Diagnostic::of(&error).sentence();
+            assert!(text.contains(why), "{text}");
+            assert!(began.elapsed() < std::time::Duration::from_secs(5));
+        }
     }
 
     #[test]
