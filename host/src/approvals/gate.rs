@@ -29,12 +29,26 @@ impl Gate {
             required_for,
         }
     }
+
+    /// Whoever has the watcher check now has not asked for the refresh that comes of it: the watcher would have made it by itself, or
+    /// because of a webhook.
+    fn needs_approval(&self, trigger: Trigger) -> bool {
+        let is_required = |trigger| self.required_for.contains(&trigger);
+        match trigger {
+            Trigger::Schedule | Trigger::Webhook => is_required(trigger),
+            Trigger::Operator | Trigger::Api => {
+                is_required(trigger)
+                    || is_required(Trigger::Schedule)
+                    || is_required(Trigger::Webhook)
+            }
+        }
+    }
 }
 
 #[async_trait]
 impl Adopt for Gate {
     async fn adopt(&self, proposal: Proposal) -> Adopted {
-        if !self.required_for.contains(&proposal.request.trigger) {
+        if !self.needs_approval(proposal.request.trigger) {
             return self.open.adopt(proposal).await;
         }
         // A task of its own: whoever does not wait for the disk must not leave it saying something else than is known.

@@ -71,7 +71,10 @@ impl Generations {
         let (on_disk, mut problem) = match loader.store.as_ref().map(|store| store.read()) {
             None => (None, None),
             Some(Ok(ledger)) => (ledger, None),
-            Some(Err(error)) => (None, Some(Diagnostic::of(&error))),
+            // There is no folder, and so no file in it.
+            Some(Err(error)) if error.is_about_no_folder() => (None, Some(Diagnostic::of(&error))),
+            // Another policy than the one that was swapped in must not decide because a file cannot be read.
+            Some(Err(error)) => return Err(Diagnostic::of(&error)),
         };
         let config = normal_or_as_is(asked.config);
         let mut fetched = Some(loader.fetch(asked.source).await);

@@ -193,7 +193,7 @@ pub enum StoreError {
         path: PathBuf,
         source: io::Error,
     },
-    #[error("`{}` makes no sense", .path.display())]
+    #[error("`{}`, which says which policy is in use, cannot be read", .path.display())]
     Senseless {
         path: PathBuf,
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -210,6 +210,13 @@ pub enum StoreError {
     Panicked(String),
 }
 
+impl StoreError {
+    /// Whether a file stands where a folder should.
+    pub fn is_about_no_folder(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotADirectory)
+    }
+}
+
 impl Hints for StoreError {
     fn hints(&self) -> Vec<String> {
         match self {
@@ -219,10 +226,15 @@ impl Hints for StoreError {
             Self::Io { .. } => {
                 vec!["policies are kept below `state_dir`, see `refit config show`".into()]
             }
-            Self::Senseless { .. }
-            | Self::Absent { .. }
-            | Self::Damaged { .. }
-            | Self::Panicked(_) => vec![],
+            Self::Senseless { path, .. } => vec![
+                "a newer Refit may have written it: run that one; or put a copy of the file back"
+                    .into(),
+                format!(
+                    "to begin again with the configured policy, and forget which one was swapped in: mv '{0}' '{0}.damaged'",
+                    path.display()
+                ),
+            ],
+            Self::Absent { .. } | Self::Damaged { .. } | Self::Panicked(_) => vec![],
         }
     }
 }
@@ -296,10 +308,8 @@ impl Store {
     ) -> Result<(), StoreError> {
         private::folder(&self.folder).map_err(failed("make", &self.folder))?;
         let _lock = self.lock()?;
-        // One that makes no sense is nobody's; it is written over.
-        if let Ok(found) = self.read()
-            && found.as_ref() != seen
-        {
+        // One that cannot be read may be a newer Refit's.
+        if self.read()?.as_ref() != seen {
             return Err(StoreError::Overtaken {
                 folder: self.folder.clone(),
             });
@@ -478,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ledger_that_was_cut_short_is_an_error_and_is_written_over() {
+    fn ledger_that_was_cut_short_is_an_error_and_is_left_as_it_is() {
         let (_folder, store) = store();
         let ledger = Ledger::beginning_with(record(1, b"one"), configured());
         store.write(None, &ledger, &[component("one")]).unwrap();
@@ -490,8 +500,9 @@ mod tests {
                 "{cut}"
             );
         }
-        store.write(None, &ledger, &[]).unwrap();
-        assert_eq!(store.read().unwrap().unwrap(), ledger);
+        let left = fs::read(store.ledger()).unwrap();
+        assert!(store.write(None, &ledger, &[]).is_err());
+        assert_eq!(fs::read(store.ledger()).unwrap(), left);
     }
 
     #[test]

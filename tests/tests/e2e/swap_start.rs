@@ -128,20 +128,35 @@ async fn a_component_that_was_damaged_gives_way_to_the_one_before_it_aloud() -> 
     Ok(())
 }
 
+/// Another policy than the one that was swapped in must not decide because a file cannot be read.
 #[tokio::test]
-async fn a_ledger_that_was_cut_short_gives_way_to_the_configuration_aloud() -> anyhow::Result<()> {
+async fn ledger_that_cannot_be_read_keeps_the_daemon_from_acting() -> anyhow::Result<()> {
     let refit = swapped_twice().await?;
     let ledger = refit.home().join("state/policies/generations.json");
     let text = fs::read(&ledger)?;
-    fs::write(&ledger, &text[..text.len() / 2])?;
+    let torn = text[..text.len() / 2].to_vec();
+    let mut newer: serde_json::Value = serde_json::from_slice(&text)?;
+    newer["format"] = 99.into();
+    for unreadable in [torn, newer.to_string().into_bytes()] {
+        fs::write(&ledger, &unreadable)?;
+        let output = refit.run(&["serve", "--listen", "127.0.0.1:0"]).await?;
+        assert_ne!(output.status, 0, "{output}");
+        output
+            .says("generations.json")
+            .says("cannot be read")
+            .says("hint: to begin again");
+        assert_eq!(fs::read(&ledger)?, unreadable, "it is left as it is");
+    }
+    // As it was.
+    fs::write(&ledger, &text)?;
+    let daemon = refit.serve().await?;
+    assert_eq!(in_use(&daemon).await?.0, "two");
+    ended(daemon).await?;
+    // As the hint says.
+    fs::write(&ledger, "{")?;
+    fs::rename(&ledger, ledger.with_extension("json.damaged"))?;
     let daemon = refit.serve().await?;
     assert_eq!(in_use(&daemon).await?, ("workspace".into(), 1));
-    let problem = active(&daemon).await?["problem"].to_string();
-    assert!(problem.contains("makes no sense"), "{problem}");
-    put(&daemon, guest("one")?).await?;
-    ended(daemon).await?;
-    let daemon = refit.serve().await?;
-    assert_eq!(in_use(&daemon).await?, ("one".into(), 2));
     Ok(())
 }
 
