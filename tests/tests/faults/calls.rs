@@ -42,7 +42,12 @@ async fn logged_calls_are_those_of_the_lists() -> anyhow::Result<()> {
             problems.extend(
                 missing.map(|call| format!("{operation} makes {call}, which is not listed")),
             );
-            let unused = listed.difference(&labels);
+            // A recovery that comes late finds a container that has proven itself already, and follows none.
+            let follows = |call: &&String| {
+                **call == EngineCall::Events.to_string()
+                    && log.values().flatten().any(|made| made.label() == **call)
+            };
+            let unused = listed.difference(&labels).filter(|call| !follows(call));
             problems.extend(
                 unused.map(|call| format!("{operation} does not make {call}, which is listed")),
             );
