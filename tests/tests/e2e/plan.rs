@@ -176,7 +176,7 @@ async fn a_status_says_whether_there_is_something_to_do_and_a_failure_goes_first
         );
         for (body, kind, status) in [
             ("{}".to_owned(), "text/plain", 415),
-            ("[]x".to_owned(), "application/json", 400),
+            ("{}x".to_owned(), "application/json", 400),
             ("{\"force\": \"yes\"}".to_owned(), "application/json", 422),
             (
                 format!("{{\"targets\": [\"{}\"]}}", "x".repeat(70_000)),
