@@ -442,6 +442,7 @@ fn recreation_record(
         }
         Ok(_) | Err(_) => None,
     };
+    let followers = recreated.map_or(&[][..], |recreated| &recreated.followers);
     RecreationRecord {
         container: name.clone(),
         strategy: wanted.strategy,
@@ -456,18 +457,8 @@ fn recreation_record(
         gap: recreated
             .filter(|_| !planning)
             .and_then(|recreated| recreated.gap),
-        followed: recreated
-            .map(|recreated| {
-                recreated
-                    .followers
-                    .iter()
-                    .map(|it| it.name.clone())
-                    .collect()
-            })
-            .unwrap_or_default(),
-        follower_ids: recreated
-            .map(|recreated| recreated.followers.iter().map(|it| it.id.clone()).collect())
-            .unwrap_or_default(),
+        followed: followers.iter().map(|it| it.name.clone()).collect(),
+        follower_ids: followers.iter().map(|it| it.id.clone()).collect(),
         left_over: recreated.and_then(|recreated| recreated.left_over.clone()),
         failure,
         duration,

@@ -18,7 +18,7 @@ use crate::recreate::RecreateError;
 use crate::recreate::recover::Unfinished;
 
 /// What may be done, and no more.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ApprovedScope {
     /// How it is called in a refusal: `approval 7`.
     pub title: String,
@@ -227,9 +227,10 @@ impl Capabilities for ScopedCapabilities {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capabilities::Transfer;
+    use crate::capabilities::{Follower, Transfer};
     use crate::container::{Image, Object};
     use crate::image::ImageId;
+    use crate::recreate::intent::tests::container;
 
     fn image(text: &str) -> ImageRef {
         text.parse().unwrap()
@@ -334,7 +335,7 @@ mod tests {
                 allows("ws-ana", "a2", app, "sha256:a", Strategy::Replace),
                 "has the name now",
             ),
-            // An image that was approved for somebody else.
+            // An image that was approved for another container.
             (
                 allows(
                     "ws-ana",
@@ -357,7 +358,6 @@ mod tests {
 
     #[test]
     fn follower_that_was_not_planned_is_refused() {
-        use crate::recreate::intent::tests::container;
         let (scope, empty) = (scope(), serde_json::json!({}));
         let follower = |name: &str, id: &str| Container {
             id: ContainerId::new(id),
@@ -375,7 +375,7 @@ mod tests {
             image_id: ImageId::new("sha256:n"),
             from_image_id: ImageId::new("sha256:m"),
             gap: None,
-            followers: vec![super::super::Follower {
+            followers: vec![Follower {
                 name: "ws-side".into(),
                 id: ContainerId::new("s1"),
                 new_id: ContainerId::new("s9"),

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::disk_space;
 use super::foreseen::Foreseen;
 use super::permitted::Permitted;
-use super::scope::{Scope, ScopeError};
+use super::scope::Scope;
 use super::ties::KnownTies;
 use super::wave::{self, WaveGroups};
 use super::{
@@ -739,7 +739,8 @@ async fn recreate_group(live: &Live, wanted: Vec<Recreation>) -> Answers {
     }
     let targets = targets(&ready);
     let followers = followers(&ready, &targets);
-    if let Err(refusal) = admit(live, &ready, &targets) {
+    let providers: Vec<&str> = ready.iter().map(|one| &*one.container.name).collect();
+    if let Err(refusal) = live.scope.admit(&providers, &followers) {
         end_leases(leases, false, true);
         for one in &ready {
             answers.insert(
@@ -751,7 +752,8 @@ async fn recreate_group(live: &Live, wanted: Vec<Recreation>) -> Answers {
     }
     // An examined one that is not ready may be a follower all the same: it holds its lease already.
     let held: HashSet<String> = leases.iter().map(|lease| lease.key().to_owned()).collect();
-    let more = followers.iter().filter(|id| !held.contains(id.short()));
+    let more = followers.iter().map(|follower| &follower.id);
+    let more = more.filter(|id| !held.contains(id.short()));
     let (outcome, settled) = match workshop.leases(more) {
         None => {
             let name = ready[0].container.name.clone();
@@ -823,32 +825,21 @@ fn targets(ready: &[Ready]) -> Vec<Target> {
 }
 
 /// Those that only follow.
-fn followers(ready: &[Ready], targets: &[Target]) -> Vec<ContainerId> {
-    let ids = targets.iter().map(|target| &target.container.id);
-    ids.filter(|id| ready.iter().all(|one| one.container.id != **id))
-        .cloned()
+fn followers<'a>(ready: &[Ready], targets: &'a [Target]) -> Vec<&'a Container> {
+    let containers = targets.iter().map(|target| &target.container);
+    containers
+        .filter(|container| ready.iter().all(|one| one.container.id != container.id))
         .collect()
 }
 
-fn note_followers(live: &Live, targets: &[Target], followers: &[ContainerId], replaced: &Replaced) {
+fn note_followers(live: &Live, targets: &[Target], followers: &[&Container], replaced: &Replaced) {
     let mut followed = lock(&live.followed);
     for (target, new) in targets.iter().zip(&replaced.members) {
-        if followers.contains(&target.container.id) {
-            followed.insert(target.container.id.clone(), new.id.clone());
+        let old = &target.container.id;
+        if followers.iter().any(|follower| follower.id == *old) {
+            followed.insert(old.clone(), new.id.clone());
         }
     }
-}
-
-/// Whether grants, counts and the approval cover all that only follow.
-fn admit(live: &Live, ready: &[Ready], targets: &[Target]) -> Result<(), ScopeError> {
-    let is_ready = |id: &ContainerId| ready.iter().any(|one| one.container.id == *id);
-    let followers: Vec<&Container> = targets
-        .iter()
-        .map(|target| &target.container)
-        .filter(|container| !is_ready(&container.id))
-        .collect();
-    let providers: Vec<&str> = ready.iter().map(|one| &*one.container.name).collect();
-    live.scope.admit(&providers, &followers)
 }
 
 fn recreated(ready: &[Ready], replaced: Replaced) -> Answers {

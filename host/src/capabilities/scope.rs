@@ -92,8 +92,8 @@ impl Scope {
             covered.map_err(ScopeError::Denied)?;
         }
         let mut counted = self.lock();
-        let new: Vec<&ContainerId> = followers.iter().map(|it| &it.id).collect();
-        let new: Vec<&ContainerId> = new.into_iter().filter(|id| !counted.contains(id)).collect();
+        let ids = followers.iter().map(|follower| &follower.id);
+        let new: Vec<&ContainerId> = ids.filter(|id| !counted.contains(id)).collect();
         self.recreates
             .take(u32::try_from(new.len()).unwrap_or(u32::MAX))
             .map_err(ScopeError::QuotaExceeded)?;

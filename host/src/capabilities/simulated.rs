@@ -2,8 +2,8 @@
 //!
 //! A policy that could tell a plan from a refresh could have one thing approved and do another. So what it sees of a container that
 //! would be recreated is what it would see of one that was: another id, the new image, a gap of some length; the old handle finds
-//! nothing any more. The ids are random, so nobody can compute them. The [`Plan`](super::plan::Plan) or the snapshot behind it is
-//! asked about each container once, by its real id.
+//! nothing any more. The ids are random, so nobody can compute them. The [`Plan`](super::plan::Plan) behind it leaves a container as it
+//! is, and a snapshot gives it an id of its own: each is asked by the id that it knows.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,12 +26,14 @@ pub struct Simulated {
     containers: Mutex<HashMap<ContainerId, Simulation>>,
 }
 
-/// What became of a container, by its real id.
+/// What became of a container, by the id that it had.
 #[derive(Clone)]
 enum Simulation {
     Removed,
     Replaced {
         id: ContainerId,
+        /// The id by which the capabilities behind this know it now.
+        inner: ContainerId,
         /// `None`: a follower, which keeps its image.
         image_id: Option<ImageId>,
         /// The name that it has in the container.
@@ -56,14 +58,14 @@ impl Simulated {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The real id of a container, and what became of it.
+    /// The id that a container had at first, and what became of it.
     fn find(&self, id: &ContainerId) -> (ContainerId, Option<Simulation>) {
         let containers = self.lock();
         let found = containers.iter().find(
             |(_, now)| matches!(now, Simulation::Replaced { id: simulated, .. } if simulated == id),
         );
         match found {
-            Some((real, now)) => (real.clone(), Some(now.clone())),
+            Some((first, now)) => (first.clone(), Some(now.clone())),
             None => (id.clone(), None),
         }
     }
@@ -92,6 +94,14 @@ fn random_gap() -> Duration {
     Duration::from_millis(400 + random % 800)
 }
 
+/// The id by which the capabilities behind this know a container whose id is, or was, `id`.
+fn known_id(id: &ContainerId, now: Option<&Simulation>) -> ContainerId {
+    match now {
+        Some(Simulation::Replaced { inner, .. }) => inner.clone(),
+        Some(Simulation::Removed) | None => id.clone(),
+    }
+}
+
 fn gone(container: &Listed) -> EngineError {
     EngineError::NotFound {
         action: format!("inspect container `{}`", container.id.short()),
@@ -105,9 +115,14 @@ impl Capabilities for Simulated {
         let mut listed = self.inner.containers().await?;
         let containers = self.lock();
         listed.retain(|it| !matches!(containers.get(&it.id), Some(Simulation::Removed)));
+        let replaced = containers.iter().filter_map(|(first, now)| match now {
+            Simulation::Replaced { id, inner, .. } => Some([(first, id), (inner, id)]),
+            Simulation::Removed => None,
+        });
+        let shown: HashMap<&ContainerId, &ContainerId> = replaced.flatten().collect();
         for it in &mut listed {
-            if let Some(Simulation::Replaced { id, .. }) = containers.get(&it.id) {
-                it.id = id.clone();
+            if let Some(id) = shown.get(&it.id) {
+                it.id = (*id).clone();
             }
         }
         Ok(listed)
@@ -117,14 +132,15 @@ impl Capabilities for Simulated {
         if self.lock().contains_key(&container.id) {
             return Err(gone(container).into());
         }
-        let (real, now) = self.find(&container.id);
+        let (_, now) = self.find(&container.id);
         let asked = Listed {
-            id: real,
+            id: known_id(&container.id, now.as_ref()),
             ..container.clone()
         };
         let mut found = self.inner.inspect(&asked).await?;
         if let Some(Simulation::Replaced {
             id,
+            inner: _,
             image_id,
             reference,
             at,
@@ -185,7 +201,7 @@ impl Capabilities for Simulated {
             },
             Some(Simulation::Removed) | None => wanted,
         };
-        let (real, now) = self.find(&wanted.container.id);
+        let (first, now) = self.find(&wanted.container.id);
         let replaced_with = match &now {
             Some(Simulation::Replaced { image_id, .. }) => image_id.as_ref(),
             Some(Simulation::Removed) | None => None,
@@ -206,7 +222,7 @@ impl Capabilities for Simulated {
         let reference = wanted.image.reference.to_string();
         let asked = Recreation {
             container: Listed {
-                id: real.clone(),
+                id: known_id(&first, now.as_ref()),
                 ..wanted.container
             },
             ..wanted
@@ -214,22 +230,23 @@ impl Capabilities for Simulated {
         let mut recreated = self.inner.recreate(asked).await?;
         let at = jiff::Timestamp::now();
         let mut containers = self.lock();
-        if recreated.id.is_none() {
-            containers.insert(real, Simulation::Removed);
+        let Some(inner) = recreated.id.take() else {
+            containers.insert(first, Simulation::Removed);
             return Ok(recreated);
-        }
+        };
         let id = random_id();
         recreated.id = Some(id.clone());
         recreated.gap = Some(random_gap());
         let now = Simulation::Replaced {
             id,
+            inner,
             image_id: Some(image_id),
             reference,
             at,
         };
-        containers.insert(real, now);
+        containers.insert(first, now);
         for follower in &mut recreated.followers {
-            follower.new_id = random_id();
+            let inner = std::mem::replace(&mut follower.new_id, random_id());
             let (image_id, reference) = match containers.remove(&follower.id) {
                 Some(Simulation::Replaced {
                     image_id,
@@ -240,6 +257,7 @@ impl Capabilities for Simulated {
             };
             let now = Simulation::Replaced {
                 id: follower.new_id.clone(),
+                inner,
                 image_id,
                 reference,
                 at,
@@ -251,5 +269,90 @@ impl Capabilities for Simulated {
 
     async fn unfinished(&self) -> Vec<Unfinished> {
         self.inner.unfinished().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::capabilities::Strategy;
+    use crate::snapshot::Snapshot;
+    use crate::snapshot::replay::Replay;
+
+    const APP: &str = "ghcr.io/acme/app:latest";
+
+    /// Over a snapshot, which gives a recreated container an id that anybody can compute.
+    fn simulated() -> Simulated {
+        let snapshot = json!({
+            "snapshot": 1,
+            "taken": "2026-11-29T12:00:00Z",
+            "containers": [{
+                "id": "old", "name": "ws-a", "image": APP, "image_id": "sha256:old",
+                "state": "running", "created": 0,
+            }],
+            "images": { APP: { "id": "sha256:new" } },
+        });
+        let snapshot = Snapshot::parse(snapshot.to_string().as_bytes(), "a test").unwrap();
+        Simulated::new(Arc::new(Replay::new(snapshot, false)), false)
+    }
+
+    async fn recreate(
+        simulated: &Simulated,
+        container: &Listed,
+        strategy: Strategy,
+    ) -> Result<Recreated, CallError<RecreateError>> {
+        let image = simulated.pull(&APP.parse().unwrap()).await.unwrap();
+        let wanted = Recreation {
+            container: container.clone(),
+            image,
+            strategy,
+        };
+        simulated.recreate(wanted).await
+    }
+
+    #[tokio::test]
+    async fn recreated_container_is_found_under_the_new_id_alone() {
+        let simulated = simulated();
+        let old = simulated.containers().await.unwrap().remove(0);
+        let recreated = recreate(&simulated, &old, Strategy::Replace).await.unwrap();
+        let new = simulated.containers().await.unwrap().remove(0);
+        assert_eq!(Some(&new.id), recreated.id.as_ref());
+        assert_eq!(new.id.as_str().len(), 64);
+        let found = simulated.inspect(&new).await.unwrap();
+        assert_eq!(found.id, new.id);
+        assert_eq!(found.image_id.as_str(), "sha256:new");
+        assert!(simulated.inspect(&old).await.is_err());
+        let again = recreate(&simulated, &new, Strategy::Replace).await;
+        assert!(matches!(
+            again,
+            Err(CallError::Failed(RecreateError::Current { .. }))
+        ));
+    }
+
+    #[tokio::test]
+    async fn removed_container_is_not_listed() {
+        let simulated = simulated();
+        let old = simulated.containers().await.unwrap().remove(0);
+        let removed = recreate(&simulated, &old, Strategy::Remove).await.unwrap();
+        assert_eq!(removed.id, None);
+        assert!(simulated.containers().await.unwrap().is_empty());
+        let again = recreate(&simulated, &old, Strategy::Remove).await;
+        assert!(matches!(
+            again,
+            Err(CallError::Failed(RecreateError::Gone { .. }))
+        ));
+    }
+
+    #[tokio::test]
+    async fn two_plans_show_other_ids() {
+        let mut ids = Vec::new();
+        for simulated in [simulated(), simulated()] {
+            let old = simulated.containers().await.unwrap().remove(0);
+            let recreated = recreate(&simulated, &old, Strategy::Replace).await.unwrap();
+            ids.push(recreated.id);
+        }
+        assert_ne!(ids[0], ids[1]);
     }
 }

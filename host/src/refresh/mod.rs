@@ -22,6 +22,7 @@ use crate::capabilities::simulated::Simulated;
 use crate::diagnostic::{Cause, Diagnostic, Hints};
 use crate::generation::shadow::Sayings;
 use crate::generation::{Generation, Generations};
+use crate::grants::Grants;
 use crate::history::{self, Begun, Ended, History, Outcome, UnderWay};
 use crate::journal::{self, Events, ImageOutcome, Journal, Record};
 use crate::policy::{Clock, Concurrency, ConfigProblem, Decisions, Failure, PolicyError, Session};
@@ -263,7 +264,7 @@ impl Refresher {
         cancel: CancellationToken,
     ) -> Result<Report, RefreshError> {
         let active = self.active();
-        let scope = self.scope(&active);
+        let scope = self.scope(&active.content.grants, None);
         let plan = Plan::new(self.workshop.clone(), digests, scope.clone(), request.force);
         let pass = Pass {
             hands: Arc::new(Simulated::new(Arc::new(plan), request.force)),
@@ -357,10 +358,10 @@ impl Refresher {
                 active.content.state.clone()
             },
             // Its time does not pass: a policy that measured how long a recreation takes could tell a plan from a refresh.
-            clock: match (&self.snapshot, mode) {
-                (Some(snapshot), Mode::Plan) => Clock(snapshot.taken),
-                (Some(_), Mode::Refresh) | (None, _) => Clock(began.0),
-            },
+            clock: Clock(match (&self.snapshot, mode) {
+                (Some(snapshot), Mode::Plan) => snapshot.taken,
+                (Some(_), Mode::Refresh) | (None, _) => began.0,
+            }),
         };
         let answer = active
             .policy()
@@ -416,7 +417,7 @@ impl Refresher {
     pub async fn record(&self, request: &Request) -> Result<Snapshot, Diagnostic> {
         let active = self.active();
         let grants = active.content.grants.clone();
-        let scope = self.scope(&active);
+        let scope = self.scope(&grants, None);
         let plan = Plan::asking_the_engine(self.workshop.clone(), scope.clone(), request.force)
             .showing_digests();
         let guard = Guard::new(
@@ -441,7 +442,7 @@ impl Refresher {
 
     /// The candidate's turn, in a task of its own: it must not keep those who asked.
     fn try_beside(&self, trial: Trial, request: &Request, recorder: &Recorder, said: Sayings) {
-        let scope = self.scope(&self.active());
+        let scope = self.scope(trial.grants(), None);
         let plan = Plan::asking_the_engine(self.workshop.clone(), scope, request.force);
         let plan = Arc::new(plan);
         let replay = Replay::with_plan(recorder.seen(), request.force, recorder.listed(), plan);
@@ -480,10 +481,10 @@ impl Refresher {
         }
     }
 
-    /// What the policy that is `active` may touch in one refresh.
-    fn scope(&self, active: &Generation) -> Arc<Scope> {
-        let grants = active.content.grants.clone();
-        Arc::new(Scope::new(grants, self.bounds.counts.recreates))
+    /// What a policy with these grants may touch in one refresh.
+    fn scope(&self, grants: &Arc<Grants>, approved: Option<Arc<ApprovedScope>>) -> Arc<Scope> {
+        let scope = Scope::new(grants.clone(), self.bounds.counts.recreates);
+        Arc::new(scope.within(approved))
     }
 
     /// The capabilities of one call of the policy, which journal and guard stand around, and the policy on trial beside it.
@@ -496,9 +497,7 @@ impl Refresher {
         (events, cancel): (&Events, &CancellationToken),
     ) -> Pass {
         let (workshop, force) = (self.workshop.clone(), request.force);
-        let grants = active.content.grants.clone();
-        let scope = Scope::new(grants, self.bounds.counts.recreates).within(approved.clone());
-        let scope = Arc::new(scope);
+        let scope = self.scope(&active.content.grants, approved.clone());
         let hands: Arc<dyn Capabilities> = match (mode, &self.snapshot) {
             (Mode::Plan, Some(snapshot)) => {
                 let replay = Arc::new(Replay::new(snapshot.clone(), force));

@@ -134,6 +134,11 @@ impl Trial {
         Self { shadow, state }
     }
 
+    /// Of the candidate.
+    pub(super) fn grants(&self) -> &Arc<Grants> {
+        &self.shadow.content().grants
+    }
+
     pub(super) async fn compare(
         self,
         generations: &Generations,
