@@ -149,14 +149,7 @@ impl Registries {
         bytes_max: usize,
     ) -> Result<Artifact, ArtifactError> {
         let fetching = self.pull_unbounded(reference, login, bytes_max);
-        match tokio::time::timeout(LIMIT, fetching).await {
-            Ok(answer) => answer,
-            Err(_) => Err(ArtifactError::TimedOut {
-                action: FETCH,
-                reference: reference.to_string(),
-                limit: LIMIT,
-            }),
-        }
+        within_limit(FETCH, reference, fetching).await
     }
 
     /// With the client that watches images: it bounds what it reads, and no login leaves the registry or the realm that the
@@ -248,14 +241,7 @@ impl Registries {
         title: &Title,
     ) -> Result<ArtifactRef, ArtifactError> {
         let pushing = self.push_unbounded(reference, login, artifact, title);
-        match tokio::time::timeout(LIMIT, pushing).await {
-            Ok(answer) => answer,
-            Err(_) => Err(ArtifactError::TimedOut {
-                action: PUSH,
-                reference: reference.to_string(),
-                limit: LIMIT,
-            }),
-        }
+        within_limit(PUSH, reference, pushing).await
     }
 
     async fn push_unbounded(
@@ -313,6 +299,19 @@ impl Registries {
         pushed.await.map_err(failed)?;
         Ok(reference.pinned(&digest))
     }
+}
+
+async fn within_limit<T>(
+    action: &'static str,
+    reference: &ArtifactRef,
+    work: impl Future<Output = Result<T, ArtifactError>>,
+) -> Result<T, ArtifactError> {
+    let timed_out = |_| ArtifactError::TimedOut {
+        action,
+        reference: reference.to_string(),
+        limit: LIMIT,
+    };
+    tokio::time::timeout(LIMIT, work).await.map_err(timed_out)?
 }
 
 fn registry_error(

@@ -19,8 +19,8 @@ use crate::diagnostic::Hints;
 use crate::grants::Grants;
 use crate::policy::{
     DEFAULT_POLICY, Examined, Policy, PolicyEngine, PolicyError, PolicyStates, digest, limits,
-    printable,
 };
+use crate::printable::printable;
 
 /// What the default policy is called where a file would be named.
 pub const BUILT_IN: &str = "the built-in policy";

@@ -13,7 +13,8 @@ use super::shadow::Shadow;
 use super::store::How;
 use super::{Content, Generation, Generations, Previous, Refused, Turn};
 use crate::diagnostic::{Diagnostic, Hints};
-use crate::policy::{PolicyError, printable};
+use crate::policy::PolicyError;
+use crate::printable::printable;
 
 /// What is to be swapped in.
 #[derive(Clone, Debug)]

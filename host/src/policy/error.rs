@@ -7,8 +7,9 @@ use wasmtime::{Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use super::instance::Exceeded;
-use super::{CONTRACT, CONTRACT_VERSION, limits, printable};
+use super::{CONTRACT, CONTRACT_VERSION, limits};
 use crate::diagnostic::Hints;
+use crate::printable::printable;
 
 /// What a policy was called for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

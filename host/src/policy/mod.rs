@@ -39,6 +39,7 @@ use self::error::AtInstantiation;
 use self::instance::{HostState, Nothing};
 use self::limits::Times;
 use crate::grants::{GrantPatterns, Grants};
+use crate::printable::printable;
 use crate::refresh::Request;
 
 pub use self::allocation::Allocation;
@@ -53,7 +54,6 @@ pub use self::examine::{Examined, Imports, Tool};
 pub use self::instance::{Clock, Concurrency, Session};
 pub use self::log::{LeftOut, LogLine};
 pub use self::state::{PolicyState, PolicyStates, StateError};
-pub(crate) use crate::printable::printable;
 
 /// The default policy, built from `plugin/workspace` along with this crate.
 pub const DEFAULT_POLICY: &[u8] = include_bytes!(env!("DEFAULT_POLICY_WASM"));

@@ -41,6 +41,12 @@ impl Gate {
     }
 }
 
+/// What whoever is sent away is told.
+pub(super) fn busy() -> Problem {
+    let busy = "too many requests are under way";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy).again_in(Duration::from_secs(1))
+}
+
 /// The layer of a [`Gate`].
 pub(super) async fn through(
     State(gate): State<Gate>,
@@ -58,9 +64,7 @@ pub(super) async fn through(
                     "requests are sent away: as many as may be are under way"
                 );
             }
-            let busy = "too many requests are under way";
-            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy)
-                .again_in(Duration::from_secs(1)))
+            Err(busy())
         }
     }
 }
@@ -158,11 +162,7 @@ pub(super) async fn read_in_turn(
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let Some(_place) = readers.place().await else {
-        let busy = "too many requests are under way";
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy)
-            .again_in(Duration::from_secs(1)));
-    };
+    let _place = readers.place().await.ok_or_else(busy)?;
     let reader = Reader::new(&readers);
     tokio::select! {
         answer = next.run(request) => Ok(answer),

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
-use axum::http::StatusCode;
 use axum::response::IntoResponse as _;
 use bytes::Bytes;
 use hyper::body::{Frame, Incoming, SizeHint};
@@ -25,7 +24,6 @@ use tower::ServiceExt as _;
 
 use super::bounds;
 use super::connection_table::{ConnectionTable, Place, UnderWay};
-use super::problem::Problem;
 use super::repeated::Repeated;
 use super::stalling::Stalling;
 
@@ -121,7 +119,7 @@ async fn converse(stream: TcpStream, router: Router, stopping: CancellationToken
         async move {
             let under_way = place.begin_request();
             let mut answer = if place.is_reserve && !is_health(request.uri().path()) {
-                busy().into_response()
+                bounds::busy().into_response()
             } else {
                 router.oneshot(request).await?
             };
@@ -164,11 +162,6 @@ async fn converse(stream: TcpStream, router: Router, stopping: CancellationToken
 
 fn is_health(path: &str) -> bool {
     matches!(path, "/healthz" | "/readyz")
-}
-
-fn busy() -> Problem {
-    let busy = "too many requests are under way";
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy).again_in(Duration::from_secs(1))
 }
 
 /// A body whose request is under way until it is out, or nobody wants it any more.

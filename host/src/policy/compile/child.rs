@@ -15,7 +15,8 @@ use wasmtime::Engine;
 
 use super::{COMPILED_BYTES_MAX, CompileLimits, SUBCOMMAND};
 use crate::policy::limits::COMPONENT_BYTES_MAX;
-use crate::policy::{Metering, configuration, printable};
+use crate::policy::{Metering, configuration};
+use crate::printable::printable;
 
 /// What the compiler process may say on its way out, or of a component that is wrong.
 const COMPILER_SAYS_BYTES_MAX: usize = 8 << 10;

@@ -13,7 +13,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::Response;
 
-use self::upload::Question;
+use self::upload::Write;
 use super::access::{Access, Registry};
 use super::{Manifest, REQUEST, Reason};
 use crate::image::ImageRef;
@@ -147,6 +147,36 @@ impl Conversation<'_> {
             StatusCode::OK => Ok(answer),
             _ => Err(self.refusal(answer).await),
         }
+    }
+
+    /// Tried with each way to be let in. The last answer, whatever it is.
+    async fn with_access(
+        &self,
+        image: &ImageRef,
+        question: &Question<'_>,
+    ) -> Result<Response, Reason> {
+        for _ in 0..ATTEMPTS_MAX {
+            let authorization = self.authorization(image.path()).await?;
+            let answer = match question {
+                Question::Look {
+                    method,
+                    path,
+                    limit,
+                } => self.ask(method, path, &authorization, *limit).await?,
+                Question::Write(write) => self.write(write, &authorization).await?,
+            };
+            let is_refused = matches!(
+                answer.status(),
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+            );
+            if !is_refused || !is_same_server(answer.url(), &self.registry.root) {
+                return Ok(answer);
+            }
+            if !self.another_way(image, &authorization, &answer).await? {
+                break;
+            }
+        }
+        Err(self.unauthorized())
     }
 
     /// What a GET was answered with.
@@ -420,6 +450,16 @@ impl Conversation<'_> {
         let number = access.number();
         Ok(Token::new(number, self.batch, repositories, granted, asked))
     }
+}
+
+/// A request that is made again with another authorization where the registry wants one.
+enum Question<'a> {
+    Look {
+        method: Method,
+        path: &'a str,
+        limit: Duration,
+    },
+    Write(Write<'a>),
 }
 
 /// One of the errors in a refusal.

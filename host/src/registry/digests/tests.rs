@@ -608,7 +608,7 @@ async fn registry_that_only_redirects_is_asked_with_a_token_for_anybody() {
     let digests: Vec<_> = found.into_values().collect();
     assert_eq!(digests, [Ok(DIGEST.to_owned())]);
     // The login is the registry's, and its alone.
-    assert!(other.asked().iter().all(|it| !it.body.contains("password")));
+    assert!(other.asked().iter().all(|it| it.body.is_empty()));
     let sent = other.asked();
     let sent = sent.iter().filter_map(|it| it.authorization.as_deref());
     assert_eq!(sent.collect::<Vec<_>>(), ["Bearer anybody"]);

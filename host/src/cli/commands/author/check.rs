@@ -313,5 +313,5 @@ fn tools(examined: &Examined) -> String {
 }
 
 fn shortened(config: &str) -> String {
-    crate::policy::printable(config, 200)
+    crate::printable::printable(config, 200)
 }

@@ -10,7 +10,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION};
 use http::{Method, StatusCode};
 use reqwest::{Response, Url};
 
-use super::{ATTEMPTS_MAX, Authorization, Conversation};
+use super::{Authorization, Conversation, Question};
 use crate::image::ImageRef;
 use crate::registry::address::is_same_server;
 use crate::registry::digests::wire::redirected;
@@ -96,43 +96,17 @@ impl Conversation<'_> {
         }
     }
 
-    /// Tried with each way to be let in. The last answer, whatever it is.
-    pub(super) async fn with_access(
-        &self,
-        image: &ImageRef,
-        question: &Question<'_>,
-    ) -> Result<Response, Reason> {
-        for _ in 0..ATTEMPTS_MAX {
-            let authorization = self.authorization(image.path()).await?;
-            let answer = match question {
-                Question::Look {
-                    method,
-                    path,
-                    limit,
-                } => self.ask(method, path, &authorization, *limit).await?,
-                Question::Write(write) => self.write(write, &authorization).await?,
-            };
-            let is_refused = matches!(
-                answer.status(),
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
-            );
-            if !is_refused || !is_same_server(answer.url(), &self.registry.root) {
-                return Ok(answer);
-            }
-            if !self.another_way(image, &authorization, &answer).await? {
-                break;
-            }
-        }
-        Err(self.unauthorized())
-    }
-
     fn url(&self, path: &str) -> Result<Url, Reason> {
         let url = self.registry.root.join(path);
         url.map_err(|_| nonsense("address"))
     }
 
     /// Redirects are not followed: what is written goes where it was to go.
-    async fn write(&self, write: &Write<'_>, by: &Authorization) -> Result<Response, Reason> {
+    pub(super) async fn write(
+        &self,
+        write: &Write<'_>,
+        by: &Authorization,
+    ) -> Result<Response, Reason> {
         let Write {
             method,
             url,
@@ -155,16 +129,6 @@ impl Conversation<'_> {
         }
         self.send(request).await
     }
-}
-
-/// A request that is made again with another authorization where the registry wants one.
-pub(super) enum Question<'a> {
-    Look {
-        method: Method,
-        path: &'a str,
-        limit: Duration,
-    },
-    Write(Write<'a>),
 }
 
 /// A request that changes something in the registry.
