@@ -1,8 +1,8 @@
 //! Which connections there are, and which one makes room when there are too many.
 //!
 //! A connection is *waiting* while no request of it is under way: its head has not come, or it idles between two. Nobody loses
-//! anything if it ends, so a newcomer takes the place of one that has waited for a second: of the peer that has most, the one that
-//! has waited longest. Somebody who opens connections and says nothing, however many, keeps nobody out; those who speak at once,
+//! anything if it ends, so a newcomer takes the place of one that has waited for some seconds: of the peer that has most, the one
+//! that has waited longest. Somebody who opens connections and says nothing, however many, keeps nobody out; those who speak at once,
 //! however many, are all heard.
 
 use std::collections::HashMap;
@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// A client that has something to say says it by then.
-const SILENT: Duration = Duration::from_secs(1);
+/// A client that has something to say says it by then, also on a machine that two thousand others keep busy: of those one in ten
+/// thousand was late after one second (2026-11-29).
+const SILENT: Duration = Duration::from_secs(3);
 
 /// If no place has become free for so long, requests hold them all, and the reserve is used.
 const STUCK: Duration = Duration::from_secs(1);
@@ -232,12 +233,13 @@ mod tests {
     #[test]
     fn newcomer_takes_the_place_of_the_longest_silent_of_the_peer_with_most() {
         let (table, now) = (ConnectionTable::new(3, 1), Instant::now());
-        let many: Vec<_> = (0..2).map(|_| table.take(peer(1), now).unwrap()).collect();
+        let later = now + Duration::from_millis(1);
         let one = table.take(peer(2), now).unwrap();
+        let many = [now, later].map(|when| table.take(peer(1), when).unwrap());
         assert!(table.is_full());
         // They may be about to say something.
-        assert!(table.take(peer(3), now).is_none());
-        let new = table.take(peer(3), now + SILENT).unwrap();
+        assert!(table.take(peer(3), later).is_none());
+        let new = table.take(peer(3), later + SILENT).unwrap();
         assert!(many[0].evicted.is_cancelled());
         assert!(!many[1].evicted.is_cancelled() && !one.evicted.is_cancelled());
         assert!(!new.is_reserve);
