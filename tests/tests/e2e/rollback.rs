@@ -198,6 +198,8 @@ async fn an_old_one_that_cannot_be_put_back_is_kept_and_named() -> anyhow::Resul
         let proxy = Proxy::before(&w).await?;
         proxy.refuse("POST", "/start", 500, "nothing starts today");
         let output = refit(&w, registry, &["hermes"])?
+            // Another test's Refit would find that this one died at it, and put the container back.
+            .set("state_dir", "state")
             .env("DOCKER_HOST", &proxy.docker_host())
             .run(&["refresh", "--json"])
             .await?

@@ -1,9 +1,19 @@
 //! What was left half done is said by everything that looks, until it is mended; and the daemon mends it.
 
-use refit_tests::{Proxy, World, registry, with_world};
+use refit_tests::registry::{self, Registry};
+use refit_tests::{Proxy, Refit, World, with_world};
 use serde_json::Value;
 
-use crate::{behind, refit, until};
+use crate::{behind, until};
+
+/// With a state folder of its own. What is left half done here is another Refit's for the tests beside this one, and theirs is for
+/// this one: nobody else mends it, or counts it.
+fn refit(w: &World, registry: &Registry, proxy: &Proxy) -> anyhow::Result<Refit> {
+    let refit = crate::refit(w, registry, &["hermes"])?;
+    Ok(refit
+        .set("state_dir", "state")
+        .env("DOCKER_HOST", &proxy.docker_host()))
+}
 
 /// What a report, or an answer to `doctor`, says of it.
 fn mentions(document: &Value, container: &str) -> bool {
@@ -23,7 +33,7 @@ async fn stranded_container_is_in_every_report_until_it_runs() -> anyhow::Result
         let (old, _) = behind(&w, registry, "hermes").await?;
         let proxy = Proxy::before(&w).await?;
         proxy.refuse("POST", "/start", 500, "nothing starts today");
-        let refit = refit(&w, registry, &["hermes"])?.env("DOCKER_HOST", &proxy.docker_host());
+        let refit = refit(&w, registry, &proxy)?;
         refit.run(&["refresh", "--json"]).await?.expect(1);
         for command in [
             ["plan", "--detailed-exitcode"].as_slice(),
@@ -55,10 +65,7 @@ async fn daemon_mends_a_stranded_container_by_itself() -> anyhow::Result<()> {
         let registry = registry::open().await?;
         let (old, _) = behind(&w, registry, "hermes").await?;
         let proxy = Proxy::before(&w).await?;
-        let daemon = refit(&w, registry, &["hermes"])?
-            .env("DOCKER_HOST", &proxy.docker_host())
-            .serve()
-            .await?;
+        let daemon = refit(&w, registry, &proxy)?.serve().await?;
         daemon.until_ready().await?;
         proxy.refuse("POST", "/start", 500, "nothing starts today");
         daemon.refresh("?runtime=hermes").await?;
