@@ -30,8 +30,8 @@ impl Gate {
         }
     }
 
-    /// Whoever has the watcher check now has not asked for the refresh that comes of it: the watcher would have made it by itself, or
-    /// because of a webhook.
+    /// A check by hand only makes the watcher look earlier. The refresh that follows needs the approval that the schedule or a webhook
+    /// needs.
     fn needs_approval(&self, trigger: Trigger) -> bool {
         let is_required = |trigger| self.required_for.contains(&trigger);
         match trigger {

@@ -842,7 +842,7 @@ async fn the_gate_holds_what_it_is_for_and_lets_pass_the_rest() {
         matches!(passed, Adopted::NotBegun(NotBegun::TooMany)),
         "{passed:?}"
     );
-    // A check that somebody asked for finds what the schedule would have found.
+    // A check by hand finds what the schedule would have found.
     for trigger in [Trigger::Operator, Trigger::Api] {
         let held = gate.adopt(by(trigger)).await;
         assert!(matches!(held, Adopted::Held(_)), "{held:?}");

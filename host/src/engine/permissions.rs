@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{Engine, EngineError};
 use crate::diagnostic::Diagnostic;
 
-/// The SHA-256 of `refit-probe`: no container, image or network has it for an id, and whoever reads the log of a proxy can look it up.
+/// The SHA-256 of `refit-probe`. No container, image or network has this id, and a person who finds it in a proxy's log can look it up.
 pub const ABSENT_ID: &str = "d13fda0a0ed34541a57d007d6016fed6a63e6cb46895812eb0781fb42fabe226";
 
 /// A message of a proxy is quoted up to this length: a line for a person.

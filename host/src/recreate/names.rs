@@ -94,7 +94,7 @@ impl BackupName {
             ran,
             name,
         };
-        // In another spelling it is somebody else's: no Refit wrote `t+1`, or a hyphen without its dot.
+        // Refit writes each name in one spelling only: never `t+1`, or a hyphen without its dot.
         (parsed.to_name().as_str() == text).then_some(parsed)
     }
 }
