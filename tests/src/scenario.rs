@@ -210,7 +210,7 @@ async fn run_in(
     let began = Instant::now();
     let image = slot.image_for(scenario);
     bench.put_back(image).await?;
-    let before = set_up::set_up(w, bench, image, scenario).await?;
+    let before = set_up::set_up(w, bench, slot, scenario).await?;
 
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let only_label = Some(format!("{}={}", world::LABEL, w.prefix()));

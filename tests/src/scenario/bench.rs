@@ -4,7 +4,6 @@
 //! case the engine's tag is put back to the old one. Both versions stay on the engine, so a pull moves a tag and no layers.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Context;
 
@@ -38,12 +37,12 @@ pub struct Bench {
     pub old_tag: String,
     /// The id of a container that runs and that nobody works on.
     stranger: String,
-    /// How many names were given that its id begins with.
-    hex_names: AtomicUsize,
 }
 
 pub struct Slot {
     plain: Behind,
+    /// A name that the stranger's id begins with, and that no other slot has.
+    pub(super) hex_name: String,
     /// The new version declares a volume that the old one did not have.
     with_volume: Behind,
 }
@@ -78,17 +77,10 @@ impl Bench {
         Ok(Self {
             world: world.clone(),
             stranger: stranger.id,
-            hex_names: AtomicUsize::new(0),
             registry: registry::open().await?,
             old: version(world, id).await?,
             old_tag,
         })
-    }
-
-    /// A name that the stranger's id begins with. Cases that run at once get different ones.
-    pub(super) fn hex_name(&self) -> String {
-        let number = self.hex_names.fetch_add(1, Ordering::Relaxed);
-        self.stranger[..2 + number % 9].to_owned()
     }
 
     pub async fn slot(&self, number: usize) -> anyhow::Result<Slot> {
@@ -99,7 +91,13 @@ impl Bench {
         let with_volume = self
             .publish(&format!("slot{number}-volume"), with_volume)
             .await?;
-        Ok(Slot { plain, with_volume })
+        // Two digits and more: the shorter it is, the more strangers' ids begin with it.
+        let hex_name = self.stranger.get(..2 + number);
+        Ok(Slot {
+            plain,
+            hex_name: hex_name.context("too many slots")?.to_owned(),
+            with_volume,
+        })
     }
 
     async fn publish(&self, runtime: &str, spec: ImageSpec) -> anyhow::Result<Behind> {

@@ -8,7 +8,7 @@ use anyhow::Context;
 use bollard::models::HealthConfig;
 use bollard::query_parameters::UploadToContainerOptionsBuilder;
 
-use super::bench::{Behind, Bench};
+use super::bench::{Bench, Slot};
 use super::promise::{End, Facts, facts};
 use crate::container::ContainerSpec;
 use crate::image::PROGRAM;
@@ -150,12 +150,13 @@ pub(super) const FOLLOWER_PORT: u16 = crate::image::PORT + 1;
 pub(super) async fn set_up(
     w: &World,
     bench: &Bench,
-    image: &Behind,
+    slot: &Slot,
     scenario: Scenario,
 ) -> anyhow::Result<Before> {
+    let image = slot.image_for(scenario);
     let volume = w.volume("data").await?;
     let mut spec = match scenario {
-        Scenario::HexName => ContainerSpec::named(&bench.hex_name(), &image.reference),
+        Scenario::HexName => ContainerSpec::named(&slot.hex_name, &image.reference),
         _ => ContainerSpec::new("a", &image.reference),
     };
     spec = spec
