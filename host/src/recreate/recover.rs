@@ -205,6 +205,9 @@ pub fn survey(listed: &[Listed], leases: &Leases) -> Vec<Unfinished> {
             continue;
         };
         lease.give_back();
+        if is_name_only(listed, &key, trace) {
+            continue;
+        }
         let (state, then) = match trace == Trace::Abandoned || is_old(listed, &key) {
             true => (
                 UnfinishedState::HalfDone,
@@ -278,6 +281,14 @@ pub async fn recover(
             });
             continue;
         };
+        if is_name_only(&listed, &key, trace) {
+            tracing::warn!(
+                container = title(&listed, &key),
+                "left alone: it is named like a replacement of Refit's, and nothing shows that Refit made it"
+            );
+            lease.settle();
+            continue;
+        }
         let Some(found) = gather(engine, &listed, &key).await? else {
             lease.settle();
             continue;
@@ -341,6 +352,12 @@ fn keys(listed: &[Listed]) -> Vec<String> {
     keys.sort();
     keys.dedup();
     keys
+}
+
+/// Whether a name is all that speaks of a replacement: the container that it names is not here, and nobody on this machine began it.
+/// Anybody can give a container such a name, and it must not be removed for that.
+fn is_name_only(listed: &[Listed], key: &str, trace: Trace) -> bool {
+    trace == Trace::None && listed.iter().all(|it| it.id.short() != key)
 }
 
 fn title(listed: &[Listed], key: &str) -> String {

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use refit::container::State;
+use refit::container::{ContainerId, State};
 use refit::engine::{CreateRequest, Engine as _, StopMode};
 use refit::recreate::lease::Leases;
 use refit::recreate::names;
 use refit::recreate::proof::Proof;
-use refit::recreate::recover::{FirstSeen, Outcome, Patience, recover};
+use refit::recreate::recover::{FirstSeen, Outcome, Patience, recover, survey};
 use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use serde_json::json;
 
@@ -67,6 +67,43 @@ async fn a_stop_that_is_still_under_way_is_waited_out() -> anyhow::Result<()> {
         assert_eq!((now.id, now.state), (before.id, State::Running));
         std::fs::remove_dir_all(state)?;
         bench.only(&[&a.name]).await
+    })
+    .await
+}
+
+/// Anybody can give a container the name of a replacement. If nothing else shows that Refit made it, it is not removed.
+#[tokio::test]
+async fn container_with_a_name_like_ours_alone_is_left_alone() -> anyhow::Result<()> {
+    with_world("a name alone", |w| async move {
+        let image = w.load(ImageSpec::new("v1")).await?;
+        let a = w.run(ContainerSpec::new("a", &image)).await?;
+        let bench = Bench::new(&w);
+        let engine = docker(&w);
+        // Of no container: the digits of its own id, the other way round.
+        let nobody: String = a.id[..12].chars().rev().collect();
+        let nobody = ContainerId::new(nobody.repeat(5));
+        let name = names::temporary_name(&nobody);
+        engine
+            .rename(&ContainerId::new(a.id.clone()), &name)
+            .await?;
+        let state = std::env::temp_dir().join(format!("refit-{}-name-only", w.prefix()));
+        let leases = Leases::in_folder(state.clone());
+        let about_it = async || {
+            let recovered = recover(&engine, &leases, &FirstSeen::default(), PATIENCE).await?;
+            let ours = recovered.into_iter().find(|it| it.container.contains(nobody.short()));
+            anyhow::Ok(ours.map(|it| it.outcome))
+        };
+        assert_eq!(about_it().await?, None);
+        let listed = engine.containers().await?;
+        let found = survey(&listed, &leases);
+        assert!(found.iter().all(|it| !it.detail.contains(name.as_str())), "{found:?}");
+        assert_eq!(bench.inspect(name.as_str()).await?.state, State::Running);
+
+        // A Refit on this machine died at it, and the container that it was for is gone.
+        drop(leases.take(&nobody));
+        assert_eq!(about_it().await?, Some(Outcome::Superseded));
+        std::fs::remove_dir_all(state)?;
+        bench.only(&[]).await
     })
     .await
 }
