@@ -21,8 +21,8 @@ use refit::generation::swap::{Asked, Candidate};
 use refit::grants::Grants;
 use refit::policy::limits::Times;
 use refit::policy::{
-    Allocation, Clock, CompileLimits, Compiler, Concurrency, DEFAULT_POLICY, Policy, PolicyEngine,
-    PolicyState, Session,
+    Allocation, Clock, Concurrency, DEFAULT_POLICY, Isolation, Policy, PolicyEngine, PolicyState,
+    Session, WorkerLimits,
 };
 use refit::refresh::{Request, Trigger};
 use refit::registry::credentials::Credentials;
@@ -163,17 +163,17 @@ fn scale(criterion: &mut Criterion) {
 fn swap(criterion: &mut Criterion) {
     let runtime = runtime();
     let state = tempfile::tempdir().expect("a folder");
-    let limits = CompileLimits {
+    let limits = WorkerLimits {
         computing: Duration::from_secs(60),
         memory_bytes: 4 << 30,
     };
-    let compiler = Compiler::Child {
+    let isolation = Isolation::Process {
         program: env!("CARGO_BIN_EXE_refit").into(),
         limits,
     };
     let engine = PolicyEngine::new()
         .expect("an engine")
-        .compiled_by(compiler)
+        .with_isolation(isolation)
         .cached_in(state.path().join("compiled"));
     let asked = Asked {
         source: Source::BuiltIn,

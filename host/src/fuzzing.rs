@@ -319,7 +319,7 @@ pub fn config(data: &[u8]) {
     // What the program makes of it is a value or an error.
     let _ = setup::grants(&config);
     let _ = (config.bounds(), config.call_limits(), config.proof());
-    let _ = (config.compile_limits(), config.state_folder());
+    let _ = (config.worker_limits(), config.state_folder());
     // TOML has numbers that JSON has not, and JSON's null is no value of TOML.
     if has_null(&value["policy"]["config"]) {
         return;

@@ -32,13 +32,13 @@
 //! use refit::config::{self, Flags};
 //! use refit::generation::start::Keep;
 //! use refit::journal::no_events;
-//! use refit::policy::Compiler;
+//! use refit::policy::Isolation;
 //! use refit::refresh::{Mode, Request, Trigger};
 //!
 //! # async fn embedded() -> Result<(), Box<dyn std::error::Error>> {
 //! let config = config::load(None, &Flags::default())?.config;
-//! // Policies of others are better compiled in a process of their own, see `Compiler::Child`.
-//! let refresher = refit::setup::refresher(&config, Compiler::InProcess, Keep::Nothing).await.map_err(|error| error.sentence())?;
+//! // Policies of others are better examined and compiled in a process of their own, see `Isolation::Process`.
+//! let refresher = refit::setup::refresher(&config, Isolation::InProcess, Keep::Nothing).await.map_err(|error| error.sentence())?;
 //! let request = Request { trigger: Trigger::Api, targets: vec!["hermes".into()], images: vec![], recreate: true, force: false };
 //! let report = refresher.run(&request, Mode::Plan, no_events(), Default::default()).await?;
 //! println!("{} containers to recreate", report.summary.would_recreate);

@@ -31,7 +31,7 @@ use crate::image_records::ImageRecords;
 use crate::notify::Notifier;
 use crate::notify::memory::Memory;
 use crate::notify::sink::Sink;
-use crate::policy::{Compiler, PolicyEngine, PolicyError};
+use crate::policy::{Isolation, PolicyEngine, PolicyError};
 use crate::private;
 use crate::recreate::lanes::Lanes;
 use crate::recreate::lease::Leases;
@@ -97,19 +97,19 @@ pub fn asked(config: &Config) -> Asked {
     }
 }
 
-/// `compiler` is for code that nobody vouches for: [`Compiler::this_program`] in `refit` itself.
-pub fn policy_engine(config: &Config, compiler: Compiler) -> Result<PolicyEngine, PolicyError> {
+/// `isolation` is for components of others: [`Isolation::this_program`] in `refit` itself.
+pub fn policy_engine(config: &Config, isolation: Isolation) -> Result<PolicyEngine, PolicyError> {
     let engine = PolicyEngine::new()?;
     Ok(engine
-        .compiled_by(compiler)
+        .with_isolation(isolation)
         .cached_in(config.state_folder().join("compiled")))
 }
 
 /// One whose policies tell how many instructions a call took.
-pub fn metering_engine(config: &Config, compiler: Compiler) -> Result<PolicyEngine, PolicyError> {
+pub fn metering_engine(config: &Config, isolation: Isolation) -> Result<PolicyEngine, PolicyError> {
     let engine = PolicyEngine::metering()?;
     Ok(engine
-        .compiled_by(compiler)
+        .with_isolation(isolation)
         .cached_in(config.state_folder().join("compiled")))
 }
 
@@ -117,10 +117,10 @@ pub fn metering_engine(config: &Config, compiler: Compiler) -> Result<PolicyEngi
 pub async fn generations(
     config: &Config,
     credentials: Credentials,
-    compiler: Compiler,
+    isolation: Isolation,
     keep: Keep,
 ) -> Result<Generations, Diagnostic> {
-    let engine = policy_engine(config, compiler)?;
+    let engine = policy_engine(config, isolation)?;
     let terms = Terms {
         grants: Arc::new(grants(config)?),
         trust: trust(config)?,
@@ -311,12 +311,12 @@ pub fn watching(
 /// Nothing is contacted yet: an engine that is down is found out by the first call.
 pub async fn refresher(
     config: &Config,
-    compiler: Compiler,
+    isolation: Isolation,
     keep: Keep,
 ) -> Result<Refresher, Diagnostic> {
     let workshop = Arc::new(workshop(config)?);
     let credentials = workshop.credentials.clone();
-    let generations = generations(config, credentials, compiler, keep).await?;
+    let generations = generations(config, credentials, isolation, keep).await?;
     Ok(Refresher::new(
         workshop,
         Arc::new(generations),

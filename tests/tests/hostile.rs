@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use refit::policy::Allocation;
@@ -59,5 +61,46 @@ fn the_page_of_hostile_guests_is_the_table() -> anyhow::Result<()> {
         page == refit::selftest::page(),
         "docs/hostile-guests.md is not what the table says: REFIT_WRITE_DOCS=1 writes it"
     );
+    Ok(())
+}
+
+/// The worker that examines and compiles a stranger's component, before the first byte of it has come.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn worker_restricts_itself_before_it_reads() -> anyhow::Result<()> {
+    for job in ["examine", "compile"] {
+        let mut worker = tokio::process::Command::new(PROGRAM)
+            .args(["policy-worker", job, "--cpu-seconds", "7"])
+            .args(["--memory-bytes", "1073741824"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()?;
+        let process = format!("/proc/{}", worker.id().context("it has ended")?);
+        let restricted = async {
+            while !fs::read_to_string(format!("{process}/status"))?.contains("Seccomp:\t2") {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            anyhow::Ok(())
+        };
+        let limit = Duration::from_secs(30);
+        tokio::time::timeout(limit, restricted).await.context(job)??;
+        let status = fs::read_to_string(format!("{process}/status"))?;
+        assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+        let limits = fs::read_to_string(format!("{process}/limits"))?;
+        for (limit, value) in [
+            ("Max cpu time", "7"),
+            ("Max file size", "0"),
+            ("Max core file size", "0"),
+            ("Max address space", "1073741824"),
+        ] {
+            let line = limits.lines().find(|line| line.starts_with(limit));
+            let soft = line.and_then(|line| line[limit.len()..].split_whitespace().next());
+            assert_eq!(soft, Some(value), "{job}: {limit}");
+        }
+        let preferred = fs::read_to_string(format!("{process}/oom_score_adj"))?;
+        assert_eq!(preferred.trim(), "1000", "the kernel ends it first");
+        worker.kill().await?;
+    }
     Ok(())
 }

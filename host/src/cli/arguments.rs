@@ -14,7 +14,7 @@ use crate::approvals;
 use crate::artifact::{ArtifactRef, Source, reference};
 use crate::history;
 use crate::image::ImageRef;
-use crate::policy::COMPILE_SUBCOMMAND;
+use crate::policy::WORKER_SUBCOMMAND;
 
 /// Gives running containers a new image under a policy
 #[derive(Debug, Parser)]
@@ -100,20 +100,27 @@ pub(super) enum Command {
         #[arg(value_name = "FOLDER")]
         folder: Option<PathBuf>,
     },
-    /// Compile a component from stdin to stdout, for the process that started this one
-    #[command(name = COMPILE_SUBCOMMAND, hide = true)]
-    CompilePolicy(CompileArguments),
+    /// Examine or compile a component from stdin, for the process that started this one
+    #[command(name = WORKER_SUBCOMMAND, hide = true)]
+    PolicyWorker(WorkerArguments),
 }
 
 #[derive(Debug, Args)]
-pub(super) struct CompileArguments {
+pub(super) struct WorkerArguments {
+    pub(super) job: WorkerJob,
     #[arg(long)]
     pub(super) cpu_seconds: u64,
     #[arg(long)]
     pub(super) memory_bytes: u64,
-    /// For an engine that counts instructions
+    /// Compile for an engine that counts instructions
     #[arg(long)]
     pub(super) metering: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum WorkerJob {
+    Examine,
+    Compile,
 }
 
 #[derive(Debug, Args)]

@@ -46,8 +46,8 @@ impl From<Status> for ExitCode {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     // Before there is a thread: it limits itself first of all.
-    if let Command::CompilePolicy(limits) = &arguments.command {
-        return compile_policy(limits);
+    if let Command::PolicyWorker(arguments) = &arguments.command {
+        return run_worker(arguments);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -99,14 +99,14 @@ async fn run(arguments: Arguments) -> Result<Status, Diagnostic> {
         Command::Completions { shell } => commands::completions(shell),
         Command::Man { folder } => commands::man(folder.as_deref()),
         Command::Doctor(arguments) => commands::doctor(common, arguments).await,
-        Command::CompilePolicy(limits) => commands::compile_policy(&limits),
+        Command::PolicyWorker(arguments) => commands::run_worker(&arguments),
         #[cfg(feature = "compiler")]
         Command::Selftest(arguments) => commands::selftest(arguments).await,
     }
 }
 
-fn compile_policy(limits: &arguments::CompileArguments) -> ExitCode {
-    match commands::compile_policy(limits) {
+fn run_worker(arguments: &arguments::WorkerArguments) -> ExitCode {
+    match commands::run_worker(arguments) {
         Ok(status) => status.into(),
         Err(error) => failed(&error),
     }

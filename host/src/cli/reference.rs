@@ -173,7 +173,7 @@ mod tests {
             }
         }
         assert!(seen > 20, "{seen} commands");
-        assert!(!page.contains(crate::policy::COMPILE_SUBCOMMAND));
+        assert!(!page.contains(crate::policy::WORKER_SUBCOMMAND));
     }
 
     #[test]

@@ -229,10 +229,10 @@ pub struct LimitsConfig {
     /// one before it is done.
     #[schemars(range(min = 1))]
     pub recreate_pipeline: usize,
-    /// Computing time for compiling a policy, all threads together. Four times as long on the clock.
+    /// Computing time for examining and for compiling a policy, all threads together. Four times as long on the clock.
     #[schemars(range(min = 1, max = SECONDS_MAX))]
     pub compile_seconds: u64,
-    /// Address space of the process that compiles it, in MiB.
+    /// Address space of the worker process that examines or compiles it, in MiB.
     #[schemars(range(min = 1))]
     pub compile_megabytes: u64,
 }

@@ -32,7 +32,7 @@ use crate::diagnostic::{Diagnostic, Hints};
 use crate::engine::docker::CallLimits;
 use crate::grants::GrantPatterns;
 use crate::image::{Platform, image_platform};
-use crate::policy::{CompileLimits, Concurrency};
+use crate::policy::{Concurrency, WorkerLimits};
 use crate::recreate::proof::Proof;
 use crate::refresh::Bounds;
 
@@ -381,8 +381,8 @@ impl Config {
         }
     }
 
-    pub fn compile_limits(&self) -> CompileLimits {
-        CompileLimits {
+    pub fn worker_limits(&self) -> WorkerLimits {
+        WorkerLimits {
             computing: Duration::from_secs(self.limits.compile_seconds),
             memory_bytes: self.limits.compile_megabytes.saturating_mul(1 << 20),
         }

@@ -13,7 +13,8 @@ use wasmtime::component::Component;
 use super::allocation::{Allocation, Machine, Pool};
 use super::bindings::RefreshPolicyPre;
 use super::cache::{self, Cache};
-use super::compile::{Compiled, Compiler};
+use super::compile::Compiled;
+use super::isolation::Isolation;
 use super::limits::Times;
 use super::{Examined, Metering, Policy, PolicyError, Task, configuration};
 
@@ -22,7 +23,7 @@ pub struct PolicyEngine {
     machine: Machine,
     /// Tried first, where it was asked for and is to be had.
     pool: Option<Pool>,
-    compiler: Compiler,
+    isolation: Isolation,
     cache: Option<Arc<Cache>>,
     times: Times,
     metering: Metering,
@@ -70,7 +71,7 @@ impl PolicyEngine {
         Ok(Self {
             machine,
             pool,
-            compiler: Compiler::default(),
+            isolation: Isolation::default(),
             cache: None,
             times,
             metering,
@@ -78,8 +79,8 @@ impl PolicyEngine {
     }
 
     #[must_use]
-    pub fn compiled_by(mut self, compiler: Compiler) -> Self {
-        self.compiler = compiler;
+    pub fn with_isolation(mut self, isolation: Isolation) -> Self {
+        self.isolation = isolation;
         self
     }
 
@@ -100,15 +101,7 @@ impl PolicyEngine {
 
     /// Whether the bytes are a valid component, and what it wants. Nothing of it is compiled or runs.
     pub async fn examine(&self, bytes: Bytes, origin: &str) -> Result<Examined, PolicyError> {
-        let owned = origin.to_owned();
-        // Tens of milliseconds for the largest, and no thread of ours may wait for it.
-        match tokio::task::spawn_blocking(move || Examined::read(bytes, &owned)).await {
-            Ok(examined) => examined,
-            Err(panicked) => Err(PolicyError::Invalid {
-                origin: origin.to_owned(),
-                cause: panicked.to_string(),
-            }),
-        }
+        self.isolation.examine(bytes, origin).await
     }
 
     /// Whether it speaks our contract, and imports nothing else.
@@ -121,15 +114,7 @@ impl PolicyEngine {
         let component = match self.recall(&examined).await {
             Some(component) => component,
             None => {
-                let code = self
-                    .compiler
-                    .compile(
-                        &self.machine.engine,
-                        self.metering,
-                        &examined.bytes,
-                        &examined.origin,
-                    )
-                    .await?;
+                let code = self.make_code(&examined).await?;
                 self.keep(&examined, &code).await;
                 self.adopt(code).await?
             }
@@ -137,6 +122,22 @@ impl PolicyEngine {
         Ok(CompiledPolicy {
             examined,
             component,
+        })
+    }
+
+    #[cfg(feature = "compiler")]
+    async fn make_code(&self, examined: &Examined) -> Result<Compiled, PolicyError> {
+        let (engine, origin) = (&self.machine.engine, &examined.origin);
+        self.isolation
+            .compile(engine, self.metering, &examined.bytes, origin)
+            .await
+    }
+
+    #[cfg(not(feature = "compiler"))]
+    #[expect(clippy::unused_async, reason = "a compiler would be waited for")]
+    async fn make_code(&self, examined: &Examined) -> Result<Compiled, PolicyError> {
+        Err(PolicyError::NoCompiler {
+            origin: examined.origin.clone(),
         })
     }
 

@@ -119,6 +119,8 @@ pub enum PolicyError {
     NotAComponent { origin: String, what: &'static str },
     #[error("cannot load the policy `{origin}`: {cause}")]
     Invalid { origin: String, cause: String },
+    #[error("cannot examine the policy `{origin}`: {cause}")]
+    Examiner { origin: String, cause: String },
     #[error("cannot compile the policy `{origin}`: {cause}")]
     Compiler { origin: String, cause: String },
     #[error(
@@ -400,6 +402,7 @@ impl PolicyError {
             | Self::NotAPolicy { .. }
             | Self::BadAnswer { .. }
             | Self::Config { .. }
+            | Self::Examiner { .. }
             | Self::Compiler { .. }
             | Self::NoCompiler { .. }
             | Self::Host(_) => None,
@@ -425,7 +428,9 @@ impl PolicyError {
             Self::Broke { .. } => Kind::Broke,
             Self::BadAnswer { .. } => Kind::BadAnswer,
             Self::Config { .. } => Kind::Config,
-            Self::Compiler { .. } | Self::NoCompiler { .. } => Kind::Compiler,
+            Self::Examiner { .. } | Self::Compiler { .. } | Self::NoCompiler { .. } => {
+                Kind::Compiler
+            }
             Self::Host(_) => Kind::Host,
         }
     }
@@ -488,8 +493,8 @@ impl Hints for PolicyError {
                 "a policy that was built with an SDK cannot do this: report it to whoever made the policy".into(),
             ],
             Self::Config { problems, .. } => problems.iter().map(ToString::to_string).collect(),
-            Self::Compiler { .. } => {
-                vec!["`[limits] compile_seconds` and `compile_megabytes` say what compiling may take".into()]
+            Self::Examiner { .. } | Self::Compiler { .. } => {
+                vec!["`[limits] compile_seconds` and `compile_megabytes` limit what examining and compiling a policy may take".into()]
             }
             Self::NoCompiler { .. } => vec![
                 format!("run a Refit {} that has one, on this machine, with the same state folder: `refit policy check FILE` compiles a policy, `refit doctor` the one that is configured", env!("CARGO_PKG_VERSION")),

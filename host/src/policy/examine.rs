@@ -1,4 +1,6 @@
 //! What a component is and what it wants, read from its bytes. Nothing of it is compiled here, and nothing of it runs.
+//!
+//! The daemon has a worker read [`Facts`] (see [`super::isolation`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,14 +9,15 @@ use wasmparser::component_types::ComponentEntityType;
 use wasmparser::{KnownCustom, Parser, Payload, Validator, WasmFeatures};
 
 use super::contract::{self, CONTRACT, CONTRACT_VERSION, is_ours};
-use super::{PolicyError, digest, error, limits, wasi};
+use super::limits::{DECLARATION_BYTES_MAX, NAMES_MAX, NESTED_MAX};
+use super::{PolicyError, digest, limits, wasi};
 use crate::printable::printable;
 
 /// The interfaces that a component imports, and what it uses of each: `refit:policy/docker@0.1.0` → `inspect`, `pull`.
 pub type Imports = BTreeMap<String, BTreeSet<String>>;
 
 /// A language, a compiler or another program that had a hand in a component.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Tool {
     pub name: String,
     pub version: String,
@@ -35,14 +38,6 @@ fn gather(fields: wasmparser::ProducersSectionReader<'_>, tools: &mut BTreeSet<T
         }
     }
 }
-
-/// Bytes of all that a component declares: types, imports, exports, functions, aliases, instances and the like. Python's, the largest
-/// example, declares 314 KiB. Types take the most memory, in the daemon itself: 0.7 MB of them took 37 MB to validate (2026-11-29).
-const DECLARATION_BYTES_MAX: usize = 1 << 20;
-
-/// Modules and components within a component, at any depth. Python's has 40. An empty one has ten bytes, and took 1.2 KB to validate
-/// (2026-11-29).
-const NESTED_MAX: usize = 1000;
 
 /// What of a component is too much for the validator, for a person. Nothing of it is kept.
 fn excess(bytes: &[u8]) -> Result<Option<String>, wasmparser::BinaryReaderError> {
@@ -75,6 +70,89 @@ fn excess(bytes: &[u8]) -> Result<Option<String>, wasmparser::BinaryReaderError>
     Ok(None)
 }
 
+/// What a component imports and exports, and what it says that it was built with.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Facts {
+    imports: Imports,
+    exports: Vec<String>,
+    tools: BTreeSet<Tool>,
+}
+
+impl Facts {
+    /// The error says why the component is invalid.
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, String> {
+        if let Some(cause) = excess(bytes).map_err(describe)? {
+            return Err(cause);
+        }
+        // All that this parser knows: what the engine does not allow, its compiler refuses, and says so better.
+        let types = Validator::new_with_features(WasmFeatures::all())
+            .validate_all(bytes)
+            .map_err(describe)?;
+        let (mut imports, mut exports) = (Imports::new(), Vec::new());
+        let (mut depth, mut names) = (0_usize, 0_usize);
+        let mut tools = BTreeSet::new();
+        for payload in Parser::new(0).parse_all(bytes) {
+            match payload.map_err(describe)? {
+                // Modules and components within it; what they import, it gives them.
+                Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+                Payload::End(_) => depth = depth.saturating_sub(1),
+                Payload::ComponentImportSection(section) if depth == 0 => {
+                    for import in section {
+                        let name = import.map_err(describe)?.name.name;
+                        let item = types.as_ref().component_item_for_import(name);
+                        let used: BTreeSet<String> = match item.map(|item| item.ty) {
+                            Some(ComponentEntityType::Instance(id)) => types[id]
+                                .exports
+                                .iter()
+                                .filter(|(_, item)| matches!(item.ty, ComponentEntityType::Func(_)))
+                                .map(|(name, _)| name.clone())
+                                .collect(),
+                            _ => BTreeSet::new(),
+                        };
+                        names += 1 + used.len();
+                        imports.insert(name.to_owned(), used);
+                    }
+                }
+                Payload::ComponentExportSection(section) if depth == 0 => {
+                    for export in section {
+                        names += 1;
+                        exports.push(export.map_err(describe)?.name.name.to_owned());
+                    }
+                }
+                Payload::CustomSection(section) => {
+                    // Nobody depends on it, so an invalid one is ignored.
+                    if let KnownCustom::Producers(fields) = section.as_known() {
+                        gather(fields, &mut tools);
+                    }
+                }
+                _ => {}
+            }
+            if names > NAMES_MAX {
+                return Err(format!(
+                    "it imports and exports more than {NAMES_MAX} functions and interfaces"
+                ));
+            }
+        }
+        Ok(Self {
+            imports,
+            exports,
+            tools,
+        })
+    }
+}
+
+/// The parser's error on one line. It quotes names of the component.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it is handed to `map_err`, which gives its error away"
+)]
+fn describe(error: wasmparser::BinaryReaderError) -> String {
+    printable(
+        &error.to_string().replace('\n', " "),
+        limits::TEXT_BYTES_MAX,
+    )
+}
+
 /// Bytes that are a valid component, and what they say of themselves.
 #[derive(Clone, Debug)]
 pub struct Examined {
@@ -94,72 +172,26 @@ impl Examined {
         &self.bytes
     }
 
-    pub(crate) fn read(bytes: Bytes, origin: &str) -> Result<Self, PolicyError> {
-        error::admit(&bytes, origin)?;
-        let invalid = |cause: wasmparser::BinaryReaderError| PolicyError::Invalid {
-            origin: origin.to_owned(),
-            // It quotes names of the component.
-            cause: printable(
-                &cause.to_string().replace('\n', " "),
-                limits::TEXT_BYTES_MAX,
-            ),
-        };
-        if let Some(cause) = excess(&bytes).map_err(invalid)? {
-            return Err(PolicyError::Invalid {
-                origin: origin.to_owned(),
-                cause,
-            });
-        }
-        // All that this parser knows: what the engine does not allow, its compiler refuses, and says so better.
-        let types = Validator::new_with_features(WasmFeatures::all())
-            .validate_all(&bytes)
-            .map_err(invalid)?;
-        let (mut imports, mut exports) = (Imports::new(), Vec::new());
-        let mut depth = 0_usize;
-        let mut tools = BTreeSet::new();
-        for payload in Parser::new(0).parse_all(&bytes) {
-            match payload.map_err(invalid)? {
-                // Modules and components within it; what they import, it gives them.
-                Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
-                Payload::End(_) => depth = depth.saturating_sub(1),
-                Payload::ComponentImportSection(section) if depth == 0 => {
-                    for import in section {
-                        let name = import.map_err(invalid)?.name.name;
-                        let item = types.as_ref().component_item_for_import(name);
-                        let used = match item.map(|item| item.ty) {
-                            Some(ComponentEntityType::Instance(id)) => types[id]
-                                .exports
-                                .iter()
-                                .filter(|(_, item)| matches!(item.ty, ComponentEntityType::Func(_)))
-                                .map(|(name, _)| name.clone())
-                                .collect(),
-                            _ => BTreeSet::new(),
-                        };
-                        imports.insert(name.to_owned(), used);
-                    }
-                }
-                Payload::ComponentExportSection(section) if depth == 0 => {
-                    for export in section {
-                        exports.push(export.map_err(invalid)?.name.name.to_owned());
-                    }
-                }
-                Payload::CustomSection(section) => {
-                    // Nobody depends on it, so one that makes no sense says nothing.
-                    if let KnownCustom::Producers(fields) = section.as_known() {
-                        gather(fields, &mut tools);
-                    }
-                }
-                _ => {}
-            }
-        }
-        Ok(Self {
+    pub(super) fn new(bytes: Bytes, origin: &str, facts: Facts) -> Self {
+        Self {
             origin: origin.to_owned(),
             digest: digest(&bytes),
-            imports,
-            exports,
-            tools,
+            imports: facts.imports,
+            exports: facts.exports,
+            tools: facts.tools,
             bytes,
-        })
+        }
+    }
+
+    /// In this process, for tests and fuzzing.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn read(bytes: Bytes, origin: &str) -> Result<Self, PolicyError> {
+        super::error::admit(&bytes, origin)?;
+        let facts = Facts::read(&bytes).map_err(|cause| PolicyError::Invalid {
+            origin: origin.to_owned(),
+            cause,
+        })?;
+        Ok(Self::new(bytes, origin, facts))
     }
 
     /// Whether it speaks our contract and wants nothing else, said in words that its author understands. The linker would say
@@ -238,44 +270,6 @@ mod tests {
             text.contains("\\u{1b}[31m") && !text.contains('\u{1b}'),
             "{text:?}"
         );
-    }
-
-    /// A component of these sections, each an id and its bytes.
-    fn component(sections: impl Iterator<Item = (u8, Vec<u8>)>) -> Bytes {
-        let mut bytes = b"\0asm\x0d\0\x01\0".to_vec();
-        for (id, content) in sections {
-            bytes.push(id);
-            let mut length = content.len();
-            while length >= 0x80 {
-                bytes.push((length & 0x7f) as u8 | 0x80);
-                length >>= 7;
-            }
-            bytes.push(length as u8);
-            bytes.extend(content);
-        }
-        bytes.into()
-    }
-
-    /// Small to write, and gigabytes while they are validated.
-    #[test]
-    fn component_that_declares_too_much_is_refused_before_it_is_validated() {
-        const TYPES: u8 = 7;
-        const COMPONENT: u8 = 4;
-        // A vector of one type, `string`, again and again.
-        let types = component((0..2_000_000).map(|_| (TYPES, vec![1, 0x73])));
-        let empty = b"\0asm\x0d\0\x01\0".to_vec();
-        let nested = component((0..20_000).map(|_| (COMPONENT, empty.clone())));
-        for (bytes, why) in [
-            (types, "its declarations have"),
-            (nested, "modules and components"),
-        ] {
-            let began = std::time::Instant::now();
-            let error = Examined::read(bytes, "it").unwrap_err();
-            assert!(matches!(error, PolicyError::Invalid { .. }), "{error}");
-            let text = crate::diagnostic::Diagnostic::of(&error).sentence();
-            assert!(text.contains(why), "{text}");
-            assert!(began.elapsed() < std::time::Duration::from_secs(5));
-        }
     }
 
     #[test]

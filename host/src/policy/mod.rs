@@ -1,7 +1,7 @@
 //! Policies: loading them, and calling them within their limits. The only place that names wasmtime.
 //!
 //! [`PolicyEngine::load`] takes bytes that nobody vouches for to a [`Policy`] that has been checked against the contract
-//! ([`Examined`]), has compiled (`compile`, kept by `cache`), and has said who it is. A policy is called in a fresh store each
+//! ([`Examined`]), was compiled (`compile`, kept by `cache`), and has said who it is. Both happen in a worker process (`isolation`). A policy is called in a fresh store each
 //! time (`instance`); what it may do is decided by the capabilities that it is handed, not here.
 
 mod allocation;
@@ -16,6 +16,7 @@ mod engine;
 mod error;
 mod examine;
 mod instance;
+mod isolation;
 pub mod limits;
 mod log;
 mod output;
@@ -43,15 +44,13 @@ use crate::printable::printable;
 use crate::refresh::Request;
 
 pub use self::allocation::Allocation;
-pub use self::compile::{
-    CompileLimits, Compiler, SUBCOMMAND as COMPILE_SUBCOMMAND, compile_from_stdin,
-};
 pub use self::contract::{CONTRACT, CONTRACT_TEXT, CONTRACT_VERSION};
 pub use self::cost::{Cost, Metering};
 pub use self::engine::{CompiledPolicy, LinkedPolicy, PolicyEngine};
 pub use self::error::{ConfigProblem, Place, PolicyError, PolicyErrorKind, Task};
 pub use self::examine::{Examined, Imports, Tool};
 pub use self::instance::{Clock, Concurrency, Session};
+pub use self::isolation::{Isolation, Job, WORKER_SUBCOMMAND, WorkerLimits, run_worker};
 pub use self::log::{LeftOut, LogLine};
 pub use self::state::{PolicyState, PolicyStates, StateError};
 

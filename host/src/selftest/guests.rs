@@ -239,6 +239,12 @@ const MADE: &[Made] = &[
     ("is-a-module", "Is a core module", &[], Kind::NotAComponent, || b"\0asm\x01\0\0\0".to_vec()),
     ("is-machine-code", "Is compiled already, and wants to be run as it is", &[], Kind::NotAComponent, || b"\x7fELF\x02\x01\x01\0".to_vec()),
     ("is-another-file", "Is no WebAssembly at all", &[], Kind::NotAComponent, || b"#!/bin/sh\nrm -rf /\n".to_vec()),
+    ("declares-without-end", "Declares two million types in 7 MB, each of which a validator keeps", &[Limit::DeclarationBytes], Kind::Invalid,
+        || sections((0..2_000_000).map(|_| section(TYPES, &[1, 0x73])))),
+    ("nests-without-end", "Is a component of twenty thousand empty ones", &[Limit::Nested], Kind::Invalid,
+        || sections((0..20_000).map(|_| section(NESTED_COMPONENT, COMPONENT)))),
+    ("imports-one-type-again-and-again", "Imports an instance of two hundred functions two thousand times, under as many names", &[Limit::Names], Kind::Invalid,
+        imports_again_and_again),
     ("is-nobody", "Is a component with nothing in it", &[], Kind::NotAPolicy, || COMPONENT.to_vec()),
     ("is-cut-off", "Is the first half of a good policy", &[], Kind::Invalid, || DEFAULT_POLICY[..DEFAULT_POLICY.len() / 2].to_vec()),
     ("is-garbled", "Is a good policy of which every hundredth byte was changed", &[], Kind::Invalid,
@@ -246,6 +252,54 @@ const MADE: &[Made] = &[
 ];
 
 const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
+
+/// Numbers of sections in a component.
+const NESTED_COMPONENT: u8 = 4;
+const TYPES: u8 = 7;
+const IMPORTS: u8 = 10;
+
+fn sections(sections: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
+    let mut bytes = COMPONENT.to_vec();
+    sections.for_each(|section| bytes.extend(section));
+    bytes
+}
+
+fn section(number: u8, content: &[u8]) -> Vec<u8> {
+    [&[number], &*leb128(content.len()), content].concat()
+}
+
+/// A number as WebAssembly writes it.
+fn leb128(mut number: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while number >= 0x80 {
+        bytes.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+    bytes
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [leb128(text.len()), text.as_bytes().to_vec()].concat()
+}
+
+fn imports_again_and_again() -> Vec<u8> {
+    const FUNCTIONS: usize = 200;
+    const TIMES: usize = 2_000;
+    // An instance type: a function type without parameters and results, and exports of it.
+    let mut instance = [&[0x42][..], &leb128(1 + FUNCTIONS), &[1, 0x40, 0, 1, 0]].concat();
+    for number in 0..FUNCTIONS {
+        let name = text(&format!("function-{number}"));
+        instance.extend([&[4, 0][..], &name, &[1, 0]].concat());
+    }
+    let mut imports = leb128(TIMES);
+    for number in 0..TIMES {
+        let name = text(&format!("acme:vault/vault{number}"));
+        imports.extend([&[0][..], &name, &[5, 0]].concat());
+    }
+    let types = section(TYPES, &[&[1][..], &instance].concat());
+    sections([types, section(IMPORTS, &imports)].into_iter())
+}
 
 #[cfg(test)]
 mod tests {

@@ -60,7 +60,7 @@ async fn every_shell_gets_a_script_and_no_hidden_command() -> anyhow::Result<()>
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let script = refit.run(&["completions", shell]).await?.expect(0).stdout;
         assert!(script.contains("no-recreate"), "{shell}");
-        assert!(!script.contains("compile-policy"), "{shell}");
+        assert!(!script.contains("policy-worker"), "{shell}");
     }
     let output = refit.run(&["completions", "tcsh"]).await?.expect(2);
     output.says("bash, elvish, fish, powershell, zsh");

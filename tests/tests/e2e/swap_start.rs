@@ -272,6 +272,6 @@ async fn a_compiler_that_needs_too_much_memory_is_told_of() -> anyhow::Result<()
         .await?
         .expect(2);
     output.says("cannot compile the policy `the built-in policy`");
-    output.says("`[limits] compile_seconds` and `compile_megabytes` say what compiling may take");
+    output.says("`[limits] compile_seconds` and `compile_megabytes` limit what examining and compiling a policy may take");
     Ok(())
 }

@@ -6,7 +6,7 @@ use super::super::arguments::RecordArguments;
 use super::super::remote::Answer;
 use super::super::{Status, print, tell};
 use super::policy::{answered, text};
-use super::{Common, compiler};
+use super::{Common, isolation};
 use crate::config::{Flags, PolicyFlags};
 use crate::diagnostic::Diagnostic;
 use crate::generation::start::Keep;
@@ -97,7 +97,7 @@ pub(super) async fn record(
         ..Flags::default()
     };
     let config = common.load(flags)?.config;
-    let refresher = setup::refresher(&config, compiler(&config), Keep::Nothing).await?;
+    let refresher = setup::refresher(&config, isolation(&config), Keep::Nothing).await?;
     let request = Request {
         trigger: Trigger::Operator,
         targets: vec![],

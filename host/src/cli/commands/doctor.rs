@@ -218,8 +218,8 @@ fn refusal(call: EngineCall, permissions: &CallPermissions) -> String {
 }
 
 async fn policy(config: &Config, credentials: Credentials) -> Vec<Check> {
-    let compiler = super::compiler(config);
-    let loaded = setup::generations(config, credentials.clone(), compiler, Keep::Nothing).await;
+    let isolation = super::isolation(config);
+    let loaded = setup::generations(config, credentials.clone(), isolation, Keep::Nothing).await;
     let mut checks = vec![match loaded {
         Ok(generations) => {
             let active = generations.active();
@@ -253,8 +253,8 @@ async fn swapped_in(config: &Config, credentials: Credentials) -> Option<Check> 
         Ok(Some(_)) => {}
         Err(error) => return Some(Check::failed("policy", error)),
     }
-    let compiler = super::compiler(config);
-    let kept = setup::generations(config, credentials, compiler, Keep::Generations).await;
+    let isolation = super::isolation(config);
+    let kept = setup::generations(config, credentials, isolation, Keep::Generations).await;
     Some(match kept {
         Ok(generations) => {
             let active = generations.active();

@@ -22,14 +22,14 @@ use indicatif::MultiProgress;
 use tokio_util::sync::CancellationToken;
 
 use super::arguments::{
-    CompileArguments, ConfigArguments, ConfigCommand, PlanArguments, RecoverArguments,
+    ConfigArguments, ConfigCommand, PlanArguments, RecoverArguments, WorkerArguments, WorkerJob,
     RefreshArguments, SelectionArguments,
 };
 use super::{Status, display, print, table};
 use crate::config::{self, Config, Flags, LimitsFlags, Loaded, PolicyFlags};
 use crate::diagnostic::Diagnostic;
 use crate::generation::start::Keep;
-use crate::policy::{CompileLimits, Compiler, Metering, compile_from_stdin};
+use crate::policy::{Isolation, Job, Metering, WorkerLimits};
 use crate::recreate::recover::Recovered;
 use crate::refresh::{Mode, Report, Request, Trigger};
 use crate::server;
@@ -118,7 +118,7 @@ async fn run(
     };
     let loaded = common.load(flags)?;
     let mut refresher =
-        setup::refresher(&loaded.config, compiler(&loaded.config), Keep::Nothing).await?;
+        setup::refresher(&loaded.config, isolation(&loaded.config), Keep::Nothing).await?;
     if let Some(snapshot) = snapshot {
         refresher = refresher.over(snapshot);
     }
@@ -225,24 +225,25 @@ pub(super) fn openapi() -> Result<Status, Diagnostic> {
     Ok(Status::Done)
 }
 
-/// This program, in a process of its own.
-fn compiler(config: &Config) -> Compiler {
-    Compiler::this_program(config.compile_limits())
+/// Components of others are examined and compiled by this program, in a process of its own.
+fn isolation(config: &Config) -> Isolation {
+    Isolation::this_program(config.worker_limits())
 }
 
 /// What that process does.
-pub(super) fn compile_policy(arguments: &CompileArguments) -> Result<Status, Diagnostic> {
-    let limits = CompileLimits {
+pub(super) fn run_worker(arguments: &WorkerArguments) -> Result<Status, Diagnostic> {
+    let limits = WorkerLimits {
         computing: Duration::from_secs(arguments.cpu_seconds),
         memory_bytes: arguments.memory_bytes,
     };
-    let metering = match arguments.metering {
-        true => Metering::Instructions,
-        false => Metering::Off,
+    let job = match arguments.job {
+        WorkerJob::Examine => Job::Examine,
+        WorkerJob::Compile if arguments.metering => Job::Compile(Metering::Instructions),
+        WorkerJob::Compile => Job::Compile(Metering::Off),
     };
-    match compile_from_stdin(limits, metering) {
+    match crate::policy::run_worker(job, limits) {
         Ok(()) => Ok(Status::Done),
-        Err(error) => Err(Diagnostic::new("cannot compile").because(error.to_string())),
+        Err(error) => Err(Diagnostic::new("the worker failed").because(error.to_string())),
     }
 }
 

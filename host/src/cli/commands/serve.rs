@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::Status;
 use super::super::arguments::ServeArguments;
 use super::super::supervisor::Supervisor;
-use super::{Common, compiler, shutdown_signal};
+use super::{Common, isolation, shutdown_signal};
 use crate::config::{Config, Flags, PolicyFlags, ServeFlags};
 use crate::daemon;
 use crate::diagnostic::Diagnostic;
@@ -42,7 +42,7 @@ pub(in super::super) async fn serve(
     daemon::may_listen(config.serve.listen, token.as_ref())?;
     let hooks = setup::hooks(&config)?;
     let notifier = setup::notifier(&config)?;
-    let refresher = setup::refresher(&config, compiler(&config), Keep::Generations).await?;
+    let refresher = setup::refresher(&config, isolation(&config), Keep::Generations).await?;
     let refresher = refresher.written_down_in(setup::history(&config, None));
     let watching = setup::watching(&config, refresher.workshop(), !hooks.is_empty())?;
     refresher.generations().write_down().await;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::artifact;
 use crate::cli::arguments::author::CheckArguments;
-use crate::cli::commands::compiler;
+use crate::cli::commands::isolation;
 use crate::cli::commands::policy::{object, print_json};
 use crate::cli::{Status, print};
 use crate::config::Config;
@@ -113,7 +113,7 @@ async fn look(
         trust: setup::trust(config)?,
         carrier: setup::carrier(config, setup::credentials(config)?),
     };
-    let engine = setup::policy_engine(config, compiler(config))?;
+    let engine = setup::policy_engine(config, isolation(config))?;
     let mut seen = Seen {
         stage_began: Some(Instant::now()),
         ..Seen::default()

@@ -9,7 +9,7 @@ use super::is_built_in;
 use crate::artifact::Source;
 use crate::cli::arguments::author::DiffArguments;
 use crate::cli::commands::compare::said_line;
-use crate::cli::commands::compiler;
+use crate::cli::commands::isolation;
 use crate::cli::commands::policy::{object, print_json};
 use crate::cli::{Status, print};
 use crate::config::Config;
@@ -33,7 +33,7 @@ async fn loaded(
     config.policy.component = (!is_built_in(source)).then(|| source.clone());
     config.policy.config = text;
     let credentials = setup::credentials(&config)?;
-    setup::generations(&config, credentials, compiler(&config), Keep::Nothing).await
+    setup::generations(&config, credentials, isolation(&config), Keep::Nothing).await
 }
 
 pub(super) async fn diff(config: &Config, arguments: DiffArguments) -> Result<Status, Diagnostic> {

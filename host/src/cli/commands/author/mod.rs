@@ -16,7 +16,7 @@ use crate::artifact::Source;
 use crate::author::project::Project;
 use crate::cli::Status;
 use crate::cli::arguments::author::AuthorCommand;
-use crate::cli::commands::compiler;
+use crate::cli::commands::isolation;
 use crate::config::Config;
 use crate::diagnostic::Diagnostic;
 use crate::policy::{DEFAULT_POLICY, Metering, Policy, limits};
@@ -96,8 +96,8 @@ async fn load(
     metering: Metering,
 ) -> Result<Policy, Diagnostic> {
     let engine = match metering {
-        Metering::Off => setup::policy_engine(config, compiler(config))?,
-        Metering::Instructions => setup::metering_engine(config, compiler(config))?,
+        Metering::Off => setup::policy_engine(config, isolation(config))?,
+        Metering::Instructions => setup::metering_engine(config, isolation(config))?,
     };
     let (bytes, origin) = component.clone();
     Ok(engine.load(bytes, &origin).await?)

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::super::super::{Status, print};
-use super::super::compiler;
+use super::super::isolation;
 use super::print_json;
 use crate::artifact::registry::Title;
 use crate::artifact::signature::Signer;
@@ -48,7 +48,7 @@ pub(super) async fn inspect(config: &Config, source: &Source) -> Result<Value, D
 }
 
 async fn load(config: &Config, artifact: Artifact) -> Result<(Examined, Policy), Diagnostic> {
-    let engine = setup::policy_engine(config, compiler(config))?;
+    let engine = setup::policy_engine(config, isolation(config))?;
     let Artifact { bytes, origin, .. } = artifact;
     let examined = engine.examine(bytes.into(), &origin).await?;
     engine.check_contract(&examined)?;
