@@ -178,6 +178,7 @@ fn swap(criterion: &mut Criterion) {
     let asked = Asked {
         source: Source::BuiltIn,
         config: "{}".into(),
+        allow_older: false,
     };
     let grants = Arc::new(Grants::new(&guests::everything()).expect("grants"));
     let terms = Terms {
@@ -198,6 +199,7 @@ fn swap(criterion: &mut Criterion) {
                 signature: None,
             },
             config: None,
+            allow_older: false,
             expected: None,
             by: "the bench".into(),
         };

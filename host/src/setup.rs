@@ -94,6 +94,7 @@ pub fn asked(config: &Config) -> Asked {
             Some(artifact::Source::Registry(reference)) => Source::Registry(reference.clone()),
         },
         config: text,
+        allow_older: config.policy.allow_older,
     }
 }
 

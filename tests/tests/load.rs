@@ -231,6 +231,7 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
     let asked = Asked {
         source: Source::BuiltIn,
         config: config(0),
+        allow_older: false,
     };
     let engine = PolicyEngine::new()?.cached_in(state.join("compiled"));
     let started = Generations::start(engine, terms, state, Keep::Generations, asked);
@@ -397,6 +398,7 @@ async fn swap_again_and_again(
                 },
             };
             let candidate = Candidate {
+                allow_older: false,
                 source,
                 config: Some(config(number)),
                 expected: Some(active.number),

@@ -66,6 +66,10 @@ impl ArtifactRef {
         repository.rsplit('/').next().unwrap_or(repository)
     }
 
+    pub fn is_pinned(&self) -> bool {
+        self.0.digest().is_some()
+    }
+
     /// The same, pinned to a digest.
     pub fn pinned(&self, digest: &str) -> Self {
         let (registry, repository) = (self.0.registry().to_owned(), self.0.repository().to_owned());

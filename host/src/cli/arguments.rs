@@ -211,6 +211,9 @@ pub(super) enum PolicyCommand {
         /// Try it out beside the active policy, and swap it in when it has agreed this often in a row; 0: only try it out
         #[arg(long, value_name = "N")]
         shadow: Option<u32>,
+        /// Also a signed policy of which a newer version was active before
+        #[arg(long)]
+        allow_older: bool,
         /// As JSON
         #[arg(long)]
         json: bool,

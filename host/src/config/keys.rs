@@ -173,6 +173,8 @@ pub struct PolicyConfig {
     /// Who may ship policies. With any key, a policy is taken only if one of them signed it; see below. The built-in policy needs
     /// no signature.
     pub keys: Vec<KeyConfig>,
+    /// Whether a start or a reload takes a signed policy of which a newer version was active before.
+    pub allow_older: bool,
     /// A table that is handed to the policy as JSON. What may be in it, the policy says; it is checked before anything is done.
     pub config: serde_json::Map<String, serde_json::Value>,
 }
@@ -333,6 +335,7 @@ impl Default for PolicyConfig {
             component: None,
             watch: false,
             keys: vec![],
+            allow_older: false,
             config: serde_json::Map::new(),
         }
     }

@@ -51,6 +51,17 @@ pub enum Source {
     Active,
 }
 
+impl Source {
+    /// Whether its name says which bytes are meant, so that nobody can put others in their place.
+    pub(super) fn is_exact(&self) -> bool {
+        match self {
+            Self::Registry(reference) => reference.is_pinned(),
+            Self::BuiltIn | Self::Kept { .. } | Self::Active => true,
+            Self::File(_) | Self::Bytes { .. } => false,
+        }
+    }
+}
+
 /// How far a candidate came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -69,6 +80,8 @@ pub enum Stage {
     Link,
     /// Its first call: it says who it is.
     Describe,
+    /// Whether a newer version of it was active.
+    Version,
     Config,
     /// What is not written down does not become active.
     Durable,
@@ -87,6 +100,7 @@ impl std::fmt::Display for Stage {
             Self::Compile => "compile",
             Self::Link => "link",
             Self::Describe => "describe",
+            Self::Version => "version",
             Self::Config => "config",
             Self::Durable => "durable",
         })
@@ -117,6 +131,8 @@ pub enum Refusal {
         origin: String,
         source: SignatureError,
     },
+    #[error("`{policy}` is older than version {newest}, which was active before")]
+    Older { policy: String, newest: String },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -132,6 +148,10 @@ impl Hints for Refusal {
             Self::Artifact(error) => error.hints(),
             Self::Untrusted { source, .. } => source.hints(),
             Self::Store(error) => error.hints(),
+            Self::Older { .. } => vec![
+                "its signature is valid, but anybody who has a copy can send an old policy again".into(),
+                "to take it all the same: `refit policy swap --allow-older`, `PUT /v1/policy?allow_older=true`, or `[policy] allow_older = true`; `refit policy rollback` needs none of them".into(),
+            ],
             Self::Withdrawn
             | Self::NothingBefore
             | Self::NoObject

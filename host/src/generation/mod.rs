@@ -12,6 +12,7 @@ pub mod shadow;
 pub mod start;
 pub mod store;
 pub mod swap;
+mod version;
 pub mod watch;
 
 use std::sync::{Arc, OnceLock};

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::Mutex;
 
-use super::load::{Failed, Fetched, Loader, Source};
+use super::load::{At as _, Failed, Fetched, Loader, Source, Stage};
 use super::store::{Configured, How, Ledger, Record, Store};
-use super::swap::Asked;
+use super::swap::{Asked, check_version};
 use super::{Content, Generation, Generations, Past, Previous};
 use crate::artifact::Carrier;
 use crate::artifact::signature::Trust;
@@ -76,6 +76,7 @@ impl Generations {
             // Another policy than the one that was swapped in must not decide because a file cannot be read.
             Some(Err(error)) => return Err(Diagnostic::of(&error)),
         };
+        let may_be_older = asked.may_be_older();
         let config = normal_or_as_is(asked.config);
         let mut fetched = Some(loader.fetch(asked.source).await);
         let configured = match &fetched {
@@ -93,7 +94,15 @@ impl Generations {
         {
             let loaded = match &choice {
                 Choice::Asked => match fetched.take() {
-                    Some(Ok(fetched)) => loader.prepare(fetched, config.clone()).await,
+                    Some(Ok(fetched)) => {
+                        let content = loader.prepare(fetched, config.clone()).await;
+                        content.and_then(|content| {
+                            if let Some(ledger) = &on_disk {
+                                check_version(&content, ledger, may_be_older).at(Stage::Version)?;
+                            }
+                            Ok(content)
+                        })
+                    }
                     Some(Err(failed)) => Err(failed),
                     None => continue,
                 },
@@ -132,8 +141,9 @@ impl Generations {
         let seen = past.on_disk.clone();
         let active = self.active();
         let ledger = match (&seen, &active.fallback) {
-            // Before the first swap there is nothing to remember: the configuration is all there is. Unless it may be out of reach.
-            (None, _) if !past.from_registry => return,
+            // Before the first swap there is nothing to remember: the configuration is all there is. Unless it may be out of reach, or
+            // somebody could put an older version in its place.
+            (None, _) if !past.from_registry && active.content.signer.is_none() => return,
             // One that only stands in is not what the next start should try first.
             (Some(seen), Some(_)) => seen.with_numbers_up_to(active.ledger.next),
             _ => active.ledger.clone(),

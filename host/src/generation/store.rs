@@ -4,7 +4,7 @@
 //! any step leaves the old state or the new one. A component is checked against its digest whenever it is read. All of this
 //! blocks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::Content;
+use super::version::is_older;
 use crate::artifact::signature::Signer;
 use crate::diagnostic::Hints;
 use crate::policy::{digest, limits};
@@ -67,6 +68,9 @@ pub struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
     pub config: serde_json::Value,
+    /// The newest version of this signed policy that had been active. Only there if this one is older.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub older_than: Option<String>,
 }
 
 impl Record {
@@ -84,6 +88,7 @@ impl Record {
             signer: content.signer.clone(),
             signature: content.signature.clone(),
             config: serde_json::from_str(&content.config).unwrap_or_default(),
+            older_than: None,
         }
     }
 }
@@ -118,22 +123,34 @@ pub struct Ledger {
     pub configured: Configured,
     /// What a rollback goes back to.
     pub previous: Option<u64>,
+    /// By the name of a signed policy: the newest version of it that was ever active.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    newest: BTreeMap<String, String>,
     /// The oldest first; the last one is active.
     records: Vec<Record>,
 }
 
 impl Ledger {
     pub(super) fn beginning_with(record: Record, configured: Configured) -> Self {
+        let mut newest = BTreeMap::new();
+        remember_newest(&mut newest, &record);
         Self {
             format: FORMAT,
             next: record.number + 1,
             configured,
             previous: None,
+            newest,
             records: vec![record],
         }
     }
 
-    pub(super) fn followed_by(&self, record: Record, configured: Configured) -> Self {
+    pub(super) fn followed_by(&self, mut record: Record, configured: Configured) -> Self {
+        record.older_than = self.newer_than(&record.name, &record.version, record.signer.as_ref());
+        let mut newest = self.newest.clone();
+        // A Refit before this one has not remembered any.
+        for record in self.records.iter().chain([&record]) {
+            remember_newest(&mut newest, record);
+        }
         let mut records = self.records.clone();
         let previous = Some(self.active().number);
         let next = record.number.max(self.next) + 1;
@@ -144,8 +161,24 @@ impl Ledger {
             next,
             configured,
             previous,
+            newest,
             records,
         }
+    }
+
+    /// The version that a signed policy is older than, if a newer one was active before.
+    pub(super) fn newer_than(
+        &self,
+        name: &str,
+        version: &str,
+        signer: Option<&Signer>,
+    ) -> Option<String> {
+        signer?;
+        let mut newest = self.newest.clone();
+        for record in &self.records {
+            remember_newest(&mut newest, record);
+        }
+        newest.remove(name).filter(|newest| is_older(version, newest))
     }
 
     /// The same, with the numbers below `next` given away.
@@ -182,6 +215,16 @@ impl Ledger {
             kept.insert(&record.digest);
         }
         kept
+    }
+}
+
+fn remember_newest(newest: &mut BTreeMap<String, String>, record: &Record) {
+    if record.signer.is_none() {
+        return;
+    }
+    let version = newest.entry(record.name.clone()).or_default();
+    if is_older(version, &record.version) {
+        version.clone_from(&record.version);
     }
 }
 
@@ -425,7 +468,39 @@ mod tests {
             signer: None,
             signature: None,
             config: serde_json::json!({ "n": number }),
+            older_than: None,
         }
+    }
+
+    #[test]
+    fn newest_version_of_a_signed_policy_outlives_its_record() {
+        let signed = |number, version: &str| Record {
+            version: version.into(),
+            signer: Some(Signer {
+                name: "release".into(),
+                verbs: None,
+            }),
+            ..record(number, b"p")
+        };
+        let signer = signed(0, "0").signer;
+        let mut ledger = Ledger::beginning_with(signed(1, "1.9.0"), configured());
+        ledger = ledger.followed_by(signed(2, "1.10.0"), configured());
+        for number in 3..60 {
+            let other = Record {
+                name: "another".into(),
+                ..record(number, b"q")
+            };
+            ledger = ledger.followed_by(other, configured());
+        }
+        assert!(ledger.history().all(|record| record.name == "another"));
+        let newer_than = |version, signer| ledger.newer_than("p", version, signer);
+        assert_eq!(newer_than("1.9.0", signer.as_ref()), Some("1.10.0".into()));
+        assert_eq!(newer_than("1.10.0", signer.as_ref()), None);
+        assert_eq!(newer_than("1.9.0", None), None, "nobody has to sign");
+        let older = ledger.followed_by(signed(60, "1.9.0"), configured());
+        assert_eq!(older.active().older_than.as_deref(), Some("1.10.0"));
+        let again = older.newer_than("p", "1.9.0", signer.as_ref());
+        assert_eq!(again, Some("1.10.0".into()), "it is not forgotten");
     }
 
     fn component(text: &str) -> (String, Bytes) {

@@ -10,7 +10,7 @@ use super::load::{
 };
 use super::permissions::Difference;
 use super::shadow::Shadow;
-use super::store::How;
+use super::store::{How, Ledger};
 use super::{Content, Generation, Generations, Previous, Refused, Turn};
 use crate::diagnostic::{Diagnostic, Hints};
 use crate::policy::PolicyError;
@@ -24,6 +24,8 @@ pub struct Candidate {
     pub config: Option<String>,
     /// The generation that the caller believes is active. Where another one is, somebody was faster, and nothing is done.
     pub expected: Option<u64>,
+    /// Also a version of a signed policy that is older than one that was active.
+    pub allow_older: bool,
     /// Who asks, as they say of themselves.
     pub by: String,
 }
@@ -35,6 +37,14 @@ pub struct Asked {
     pub source: Source,
     /// JSON.
     pub config: String,
+    /// As of [`Candidate`].
+    pub allow_older: bool,
+}
+
+impl Asked {
+    pub(super) fn may_be_older(&self) -> bool {
+        self.allow_older || self.source.is_exact()
+    }
 }
 
 /// Nothing was swapped.
@@ -86,8 +96,7 @@ impl Generations {
             let mut turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
             tracing::info!(by, "beginning to {act}");
             self.expect(candidate.expected).at(Stage::Expectation)?;
-            let content = self.content(candidate.source, early, candidate.config);
-            let content = content.await?;
+            let content = self.content(candidate, early).await?;
             turn.replace(content, How::Swapped, &by).await
         };
         let outcome = swapping.await;
@@ -107,8 +116,7 @@ impl Generations {
             let early = self.loader.fetch_early(&candidate.source).await?;
             let _turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
             self.expect(candidate.expected).at(Stage::Expectation)?;
-            let content = self.content(candidate.source, early, candidate.config);
-            let content = content.await?;
+            let content = self.content(candidate, early).await?;
             let beside = self.active.load().number;
             let shadow = Arc::new(Shadow::new(content, by, beside, after));
             self.shadow.store(Some(shadow.clone()));
@@ -178,6 +186,7 @@ impl Generations {
     pub async fn reload(&self, asked: Asked, by: &str) -> Result<Option<Swapped>, SwapError> {
         let act = "swap in what the configuration asks for".to_owned();
         let reloading = async {
+            let may_be_older = asked.may_be_older();
             let early = self.loader.fetch_early(&asked.source).await?;
             let mut turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
             let config = normal(&asked.config).at(Stage::Config)?;
@@ -191,6 +200,8 @@ impl Generations {
                 return Ok(None);
             }
             let content = self.loader.prepare(fetched, config).await?;
+            let ledger = &self.active().ledger;
+            check_version(&content, ledger, may_be_older).at(Stage::Version)?;
             turn.past.from_registry = from_registry;
             let before = std::mem::replace(&mut turn.past.configured, configured);
             let replaced = turn.replace(content, How::Reloaded, by).await;
@@ -216,10 +227,11 @@ impl Generations {
 
     async fn content(
         &self,
-        source: Source,
+        candidate: Candidate,
         early: Option<Fetched>,
-        config: Option<String>,
     ) -> Result<Content, Failed> {
+        let Candidate { source, config, .. } = candidate;
+        let may_be_older = candidate.allow_older || source.is_exact();
         let active = self.active().content.clone();
         let config = match config {
             Some(config) => normal(&config).at(Stage::Config)?,
@@ -238,7 +250,10 @@ impl Generations {
             Some(fetched) => fetched,
             None => self.loader.fetch(self.with_signature(source)).await?,
         };
-        self.loader.prepare(fetched, config).await
+        let content = self.loader.prepare(fetched, config).await?;
+        let ledger = &self.active().ledger;
+        check_version(&content, ledger, may_be_older).at(Stage::Version)?;
+        Ok(content)
     }
 
     /// One that is kept, with the signature that it had when it was last in use.
@@ -294,6 +309,26 @@ impl Generations {
         let at = jiff::Timestamp::now();
         self.refused.store(Some(Arc::new(Refused { at, told })));
         error
+    }
+}
+
+/// Refuses a signed policy if a newer version of it was active.
+pub(super) fn check_version(
+    content: &Content,
+    ledger: &Ledger,
+    may_be_older: bool,
+) -> Result<(), Refusal> {
+    let policy = &content.policy;
+    match ledger.newer_than(&policy.name, &policy.version, content.signer.as_ref()) {
+        Some(newest) if !may_be_older => Err(Refusal::Older {
+            policy: policy.title(),
+            newest,
+        }),
+        Some(newest) => {
+            tracing::warn!(newest, "taking an older version of `{}`", policy.title());
+            Ok(())
+        }
+        None => Ok(()),
     }
 }
 

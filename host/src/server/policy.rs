@@ -157,6 +157,8 @@ pub(super) struct Parameters {
     by: Option<String>,
     /// Not a swap, but a trial: how often the candidate must agree in a row to take over. `0`: it never does by itself.
     shadow: Option<u32>,
+    /// Also a signed policy of which a newer version was active before. Default: false.
+    allow_older: Option<bool>,
 }
 
 /// The other form of a swap, for whoever has more to say than a component.
@@ -205,7 +207,7 @@ pub(super) struct Wanted {
         (status = 409, description = "`generation-conflict`, `withdrawn`.", body = Document, content_type = "application/problem+json"),
         (status = 413, description = "`body-refused`, `policy-refused`.", body = Document, content_type = "application/problem+json"),
         (status = 415, description = "`unsupported-media-type`.", body = Document, content_type = "application/problem+json"),
-        (status = 422, description = "`policy-refused`, `policy-untrusted`.", body = Document, content_type = "application/problem+json"),
+        (status = 422, description = "`policy-refused`, `policy-untrusted`, `policy-older`.", body = Document, content_type = "application/problem+json"),
         (status = 500, description = "`not-durable`, `internal`.", body = Document, content_type = "application/problem+json"),
         (status = 502, description = "`registry-failed`.", body = Document, content_type = "application/problem+json"),
         (status = 503, description = "`swap-under-way`, `stopping`.", body = Document, content_type = "application/problem+json"),
@@ -260,6 +262,7 @@ pub(super) async fn swap(
         source,
         config,
         expected,
+        allow_older: parameters.allow_older.unwrap_or_default(),
         by,
     };
     let generations = served.refresher.generations().clone();
@@ -366,6 +369,7 @@ fn refused(error: &SwapError) -> Problem {
             (StatusCode::INTERNAL_SERVER_ERROR, "not-durable")
         }
         Refusal::Untrusted { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "policy-untrusted"),
+        Refusal::Older { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "policy-older"),
         Refusal::NoObject | Refusal::Policy(_) | Refusal::Artifact(_) | Refusal::Store(_) => {
             (StatusCode::UNPROCESSABLE_ENTITY, "policy-refused")
         }

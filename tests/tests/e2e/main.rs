@@ -28,6 +28,7 @@ mod plan;
 mod plan_detector;
 mod policy;
 mod refresh;
+mod replay;
 mod rollback;
 mod script;
 mod seen;

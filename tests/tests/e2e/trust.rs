@@ -37,23 +37,23 @@ const JSON: (&str, &str) = ("Content-Type", "application/json");
 const WASM: (&str, &str) = ("Content-Type", "application/wasm");
 
 /// Somebody who signs.
-struct Signatory {
+pub(crate) struct Signatory {
     name: &'static str,
     pair: KeyPair,
 }
 
-fn signatory(name: &'static str) -> anyhow::Result<Signatory> {
+pub(crate) fn signatory(name: &'static str) -> anyhow::Result<Signatory> {
     let pair = KeyPair::generate_unencrypted_keypair()?;
     Ok(Signatory { name, pair })
 }
 
 impl Signatory {
-    fn sign(&self, bytes: &[u8]) -> anyhow::Result<String> {
+    pub(crate) fn sign(&self, bytes: &[u8]) -> anyhow::Result<String> {
         let signature = minisign::sign(Some(&self.pair.pk), &self.pair.sk, bytes, None, None)?;
         Ok(signature.into_string())
     }
 
-    fn key(&self) -> Value {
+    pub(crate) fn key(&self) -> Value {
         json!({ "name": self.name, "key": self.pair.pk.to_base64() })
     }
 
@@ -65,7 +65,7 @@ impl Signatory {
     }
 }
 
-fn trusting(refit: Refit, keys: &[Value]) -> Refit {
+pub(crate) fn trusting(refit: Refit, keys: &[Value]) -> Refit {
     refit.set("policy.keys", json!(keys))
 }
 
@@ -77,12 +77,12 @@ fn like_the_default(mark: u8) -> Vec<u8> {
     bytes
 }
 
-async fn send(daemon: &Daemon, body: Value) -> anyhow::Result<refit_tests::http::Answer> {
+pub(crate) async fn send(daemon: &Daemon, body: Value) -> anyhow::Result<refit_tests::http::Answer> {
     let body = body.to_string();
     daemon.send("PUT", "/v1/policy", &[JSON], body).await
 }
 
-fn base64(bytes: &[u8]) -> String {
+pub(crate) fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
@@ -93,7 +93,7 @@ fn reference(registry: &Registry, tag: &str) -> String {
 }
 
 /// What the daemon says of a swap that it refuses. What was in use still is.
-async fn refused(daemon: &Daemon, body: Value, status: u16, stage: &str) -> anyhow::Result<Value> {
+pub(crate) async fn refused(daemon: &Daemon, body: Value, status: u16, stage: &str) -> anyhow::Result<Value> {
     let before = in_use(daemon).await?;
     let answer = send(daemon, body).await?;
     let problem = answer.json()?;
@@ -110,7 +110,7 @@ fn against(daemon: &Daemon) -> String {
     format!("http://{}", daemon.address)
 }
 
-async fn policy(refit: &Refit, daemon: &Daemon, arguments: &[&str]) -> anyhow::Result<Output> {
+pub(crate) async fn policy(refit: &Refit, daemon: &Daemon, arguments: &[&str]) -> anyhow::Result<Output> {
     let server = against(daemon);
     let arguments = [&["policy"], arguments, &["--server", &server]].concat();
     refit.run(&arguments).await
@@ -300,7 +300,7 @@ async fn what_is_configured_must_be_signed_to_start_with() -> anyhow::Result<()>
     Ok(())
 }
 
-async fn ended(daemon: Daemon) -> anyhow::Result<()> {
+pub(crate) async fn ended(daemon: Daemon) -> anyhow::Result<()> {
     daemon.terminate()?;
     daemon.ended().await?.expect(0);
     Ok(())
@@ -697,6 +697,7 @@ async fn recreation(path: &std::path::Path, keys: &[KeyConfig]) -> anyhow::Resul
     let asked = Asked {
         source: Source::File(path.to_owned()),
         config: "{}".into(),
+        allow_older: false,
     };
     let state = path.with_extension("state");
     let engine = PolicyEngine::new()?;

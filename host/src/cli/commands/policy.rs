@@ -46,10 +46,14 @@ pub(in super::super) async fn policy(
             policy_config,
             expect,
             shadow,
+            allow_older,
             json,
             server,
         } => {
             let mut ask = swap(&source, policy_config.as_deref(), expect)?;
+            if allow_older {
+                ask.path += "&allow_older=true";
+            }
             let daemon = daemon(&config, &server)?;
             match shadow {
                 None => changed(daemon.ask(ask).await?, json),
