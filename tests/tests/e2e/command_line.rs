@@ -230,6 +230,7 @@ async fn what_is_in_force_is_shown_with_where_it_came_from() -> anyhow::Result<(
     limits.refresh_seconds             = 14400  # default
     metrics.token_file                 = (unset)  # default
     notify                             = []  # default
+    policy.allow_older                 = false  # default
     policy.component                   = (unset)  # default
     policy.config.runtimes             = ["hermes"]  # refit.toml
     policy.keys                        = []  # default
