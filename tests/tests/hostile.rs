@@ -84,7 +84,9 @@ async fn worker_restricts_itself_before_it_reads() -> anyhow::Result<()> {
             anyhow::Ok(())
         };
         let limit = Duration::from_secs(30);
-        tokio::time::timeout(limit, restricted).await.context(job)??;
+        tokio::time::timeout(limit, restricted)
+            .await
+            .context(job)??;
         let status = fs::read_to_string(format!("{process}/status"))?;
         assert!(status.contains("NoNewPrivs:\t1"), "{status}");
         let limits = fs::read_to_string(format!("{process}/limits"))?;

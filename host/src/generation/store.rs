@@ -178,7 +178,9 @@ impl Ledger {
         for record in &self.records {
             remember_newest(&mut newest, record);
         }
-        newest.remove(name).filter(|newest| is_older(version, newest))
+        newest
+            .remove(name)
+            .filter(|newest| is_older(version, newest))
     }
 
     /// The same, with the numbers below `next` given away.

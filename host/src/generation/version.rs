@@ -31,7 +31,8 @@ fn parts(version: &str) -> impl Iterator<Item = Part<'_>> {
         rest = rest.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
         let first = rest.chars().next()?;
         let is_number = first.is_ascii_digit();
-        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() || c.is_ascii_digit() != is_number);
+        let end =
+            rest.find(|c: char| !c.is_ascii_alphanumeric() || c.is_ascii_digit() != is_number);
         let (part, after) = rest.split_at(end.unwrap_or(rest.len()));
         rest = after;
         Some(if is_number {

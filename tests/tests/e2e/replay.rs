@@ -98,7 +98,10 @@ async fn older_configured_policy_is_refused_at_a_start_and_at_a_reload() -> anyh
     let daemon = refit.serve().await?;
     assert_eq!(now(&daemon).await?, "1.10.0");
     let problem = active(&daemon).await?["problem"].to_string();
-    assert!(problem.contains("is older than version 1.10.0"), "{problem}");
+    assert!(
+        problem.contains("is older than version 1.10.0"),
+        "{problem}"
+    );
     ended(daemon).await?;
 
     let allowing = refit.set("policy.allow_older", true);

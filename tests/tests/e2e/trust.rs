@@ -77,7 +77,10 @@ fn like_the_default(mark: u8) -> Vec<u8> {
     bytes
 }
 
-pub(crate) async fn send(daemon: &Daemon, body: Value) -> anyhow::Result<refit_tests::http::Answer> {
+pub(crate) async fn send(
+    daemon: &Daemon,
+    body: Value,
+) -> anyhow::Result<refit_tests::http::Answer> {
     let body = body.to_string();
     daemon.send("PUT", "/v1/policy", &[JSON], body).await
 }
@@ -93,7 +96,12 @@ fn reference(registry: &Registry, tag: &str) -> String {
 }
 
 /// What the daemon says of a swap that it refuses. What was in use still is.
-pub(crate) async fn refused(daemon: &Daemon, body: Value, status: u16, stage: &str) -> anyhow::Result<Value> {
+pub(crate) async fn refused(
+    daemon: &Daemon,
+    body: Value,
+    status: u16,
+    stage: &str,
+) -> anyhow::Result<Value> {
     let before = in_use(daemon).await?;
     let answer = send(daemon, body).await?;
     let problem = answer.json()?;
@@ -110,7 +118,11 @@ fn against(daemon: &Daemon) -> String {
     format!("http://{}", daemon.address)
 }
 
-pub(crate) async fn policy(refit: &Refit, daemon: &Daemon, arguments: &[&str]) -> anyhow::Result<Output> {
+pub(crate) async fn policy(
+    refit: &Refit,
+    daemon: &Daemon,
+    arguments: &[&str],
+) -> anyhow::Result<Output> {
     let server = against(daemon);
     let arguments = [&["policy"], arguments, &["--server", &server]].concat();
     refit.run(&arguments).await

@@ -90,13 +90,18 @@ async fn container_with_a_name_like_ours_alone_is_left_alone() -> anyhow::Result
         let leases = Leases::in_folder(state.clone());
         let about_it = async || {
             let recovered = recover(&engine, &leases, &FirstSeen::default(), PATIENCE).await?;
-            let ours = recovered.into_iter().find(|it| it.container.contains(nobody.short()));
+            let ours = recovered
+                .into_iter()
+                .find(|it| it.container.contains(nobody.short()));
             anyhow::Ok(ours.map(|it| it.outcome))
         };
         assert_eq!(about_it().await?, None);
         let listed = engine.containers().await?;
         let found = survey(&listed, &leases);
-        assert!(found.iter().all(|it| !it.detail.contains(name.as_str())), "{found:?}");
+        assert!(
+            found.iter().all(|it| !it.detail.contains(name.as_str())),
+            "{found:?}"
+        );
         assert_eq!(bench.inspect(name.as_str()).await?.state, State::Running);
 
         // A Refit on this machine died at it, and the container that it was for is gone.

@@ -22,8 +22,8 @@ use indicatif::MultiProgress;
 use tokio_util::sync::CancellationToken;
 
 use super::arguments::{
-    ConfigArguments, ConfigCommand, PlanArguments, RecoverArguments, WorkerArguments, WorkerJob,
-    RefreshArguments, SelectionArguments,
+    ConfigArguments, ConfigCommand, PlanArguments, RecoverArguments, RefreshArguments,
+    SelectionArguments, WorkerArguments, WorkerJob,
 };
 use super::{Status, display, print, table};
 use crate::config::{self, Config, Flags, LimitsFlags, Loaded, PolicyFlags};

@@ -135,10 +135,7 @@ mod linux {
             (libc::SYS_clone, rule(vec![has_bits(0, thread, thread)?])?),
             // `abort` of glibc, and that of musl on the first thread.
             (libc::SYS_tgkill, rule(vec![is(0, process)?])?),
-            (
-                libc::SYS_tkill,
-                rule(vec![is(0, process)?, is(1, abort)?])?,
-            ),
+            (libc::SYS_tkill, rule(vec![is(0, process)?, is(1, abort)?])?),
             (
                 libc::SYS_prctl,
                 rule(vec![is(0, libc::PR_SET_NAME as u64)?])?,
