@@ -119,7 +119,9 @@ async fn exchange(
 /// How the worker ended, by its status. Its last line on stderr is quoted.
 fn describe_end(status: ExitStatus, errors: &[u8], limits: WorkerLimits) -> String {
     let errors = String::from_utf8_lossy(errors);
-    let last = errors.lines().rfind(|line| !line.trim().is_empty());
+    let mut lines = errors.lines().filter(|line| !line.trim().is_empty());
+    // The line after it tells how to get a backtrace.
+    let last = lines.rfind(|line| !line.starts_with("note: "));
     let quoted = last.map_or_else(String::new, |line| {
         format!(" (it said: {})", printable(line.trim(), 300))
     });
