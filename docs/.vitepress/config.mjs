@@ -43,7 +43,7 @@ const sidebar = [
       { text: 'What is promised', link: '/contract' },
       { text: 'The SDK for Rust', link: '/repository/sdk' },
       { text: 'Examples', link: '/repository/examples' },
-      { text: 'What policies cost', link: '/numbers' },
+      { text: 'Benchmarks', link: '/benchmarks' },
       { text: 'Policies that misbehave', link: '/hostile-guests' },
     ],
   },

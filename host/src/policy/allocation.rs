@@ -1,6 +1,6 @@
 //! Where the memory of instances comes from: from the system, call by call, or from a pool that is reserved beforehand.
 //!
-//! A pool saves a call some system calls, and bounds how many run at once; docs/numbers.md says why it is not the default. What
+//! A pool saves a call some system calls, and bounds how many run at once; docs/benchmarks.md says why it is not the default. What
 //! a policy may have is the same: `limits` holds it to it, not the pool. The code that is compiled is the same too, so the
 //! compiler process knows nothing of this.
 

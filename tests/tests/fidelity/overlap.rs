@@ -51,7 +51,7 @@ async fn a_client_that_calls_the_alias_throughout_sees_no_failure() -> anyhow::R
         let told = calls(&w, &caller.name).await?;
         progress(&format!("overlap, as a caller saw it: {told:?}"));
         assert_eq!(told["failed"], "0", "{told:?}");
-        // Shorter than the gap of a replacement, whatever else this machine does. README says what it is when it does nothing else.
+        // Shorter than the gap of a replacement, whatever else this machine does. docs/benchmarks.md says what it is when it does nothing else.
         let silent: u64 = told["silent_us"].parse()?;
         assert!(silent < 500_000, "{told:?}");
         assert_eq!([&told["first"], &told["last"]], ["v1", "v2"], "{told:?}");
