@@ -406,7 +406,9 @@ async fn an_image_is_adopted_when_it_is_old_enough_and_nobody_is_asked_again() -
         untouched(&w, &hermes).await?;
         gateway.forget();
         until_replaced(&w, &hermes, &v2).await?;
-        let again: Vec<_> = gateway.asked_by_refit();
+        let mut again: Vec<_> = gateway.asked_by_refit();
+        // A look is a `HEAD`. On a disk with little room the size is asked for before the pull, by `GET`.
+        again.retain(|asked| asked.method == "HEAD");
         assert_eq!(
             again,
             [],
