@@ -296,6 +296,16 @@ pub(super) fn random() -> fastrand::Rng {
     fastrand::Rng::with_seed(seed)
 }
 
+/// How many cases run at once, in each suite here.
+pub(super) fn slots() -> anyhow::Result<usize> {
+    match std::env::var("REFIT_FAULTS_SLOTS") {
+        Ok(slots) => slots
+            .parse()
+            .with_context(|| format!("REFIT_FAULTS_SLOTS is `{slots}`, and must be a number")),
+        Err(_) => Ok(SLOTS),
+    }
+}
+
 #[tokio::test]
 async fn no_single_fault_loses_a_container() -> anyhow::Result<()> {
     let selection = Selection::read()?;
@@ -304,12 +314,7 @@ async fn no_single_fault_loses_a_container() -> anyhow::Result<()> {
             "a sample of the faults; REFIT_FAULTS_SEED={seed} repeats it, REFIT_FAULTS=all runs the whole matrix"
         ));
     }
-    let slots = match std::env::var("REFIT_FAULTS_SLOTS") {
-        Ok(slots) => slots
-            .parse()
-            .with_context(|| format!("REFIT_FAULTS_SLOTS is `{slots}`, and must be a number"))?,
-        Err(_) => SLOTS,
-    };
+    let slots = slots()?;
     with_world_for(MATRIX, "the matrix of faults", |w| async move {
         let bench = Bench::new(&w).await?;
         let slots = try_join_all((0..slots).map(|number| bench.slot(number))).await?;

@@ -20,7 +20,6 @@ const SCENARIOS: [Scenario; 4] = [
     Scenario::Linked,
     Scenario::HexName,
 ];
-const SLOTS: usize = 4;
 const LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
 
 /// What a proxy may refuse, of what a refresh and a recovery call.
@@ -75,7 +74,8 @@ async fn try_all(
 ) -> anyhow::Result<()> {
     with_world_for(LIMIT, title, |w| async move {
         let bench = Bench::new(&w).await?;
-        let slots = try_join_all((0..SLOTS).map(|number| bench.slot(number))).await?;
+        let slots =
+            try_join_all((0..super::matrix::slots()?).map(|number| bench.slot(number))).await?;
         let mut calls = Vec::new();
         for scenario in SCENARIOS {
             let whole = scenario::run(refit(), &bench, &slots[0], scenario, None).await?;

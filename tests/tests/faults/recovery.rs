@@ -19,7 +19,6 @@ const SAMPLE: usize = 16;
 /// all ways would be days.
 const MANY: usize = 400;
 /// At once.
-const SLOTS: usize = 4;
 const LIMIT: Duration = Duration::from_secs(2 * 60 * 60);
 /// The calls of a recovery that go wrong: it lists, looks at each container twice, removes, renames, starts.
 const RECOVERY_CALLS: u32 = 12;
@@ -57,7 +56,7 @@ async fn no_fault_of_a_recovery_loses_a_container() -> anyhow::Result<()> {
     };
     with_world_for(LIMIT, "faults of a recovery", |w| async move {
         let bench = Bench::new(&w).await?;
-        let slots = try_join_all((0..SLOTS).map(|number| bench.slot(number))).await?;
+        let slots = try_join_all((0..super::matrix::slots()?).map(|number| bench.slot(number))).await?;
         let mut calls = Vec::new();
         for scenario in SCENARIOS {
             let whole = scenario::run(refit(), &bench, &slots[0], scenario, None).await?;
