@@ -77,12 +77,6 @@ impl Bench {
         }
     }
 
-    /// Calls of the engine end after this time, and stops after the stop timeout besides.
-    pub(crate) fn call_limit(mut self, limit: Duration) -> Self {
-        self.engine = Arc::new(docker_within(self.world.docker_host(), limit));
-        self
-    }
-
     pub(crate) fn grace(mut self, grace: Duration) -> Self {
         self.proof.grace = grace;
         self
@@ -375,13 +369,12 @@ pub(crate) fn docker(world: &World) -> DockerEngine {
 }
 
 pub(crate) fn docker_at(docker_host: &str) -> DockerEngine {
-    docker_within(docker_host, CALL)
-}
-
-fn docker_within(docker_host: &str, call: Duration) -> DockerEngine {
     let address = address::choose(Some(docker_host), &EngineEnvironment::default());
     let address = address.expect("the kit's engine has an address");
-    let limits = CallLimits { call, pull: CALL };
+    let limits = CallLimits {
+        call: CALL,
+        pull: CALL,
+    };
     DockerEngine::new(address, limits)
 }
 

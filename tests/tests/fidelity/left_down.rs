@@ -254,9 +254,9 @@ async fn pruned_containers_in_the_gap_are_made_again() -> anyhow::Result<()> {
 }
 
 /// A program that takes longer to end than the engine would wait by default, and has no stop timeout.
-async fn slow_to_stop(w: &World, image: &str, takes: Duration) -> anyhow::Result<Running> {
+async fn slow_to_stop(w: &World, image: &str) -> anyhow::Result<Running> {
     let spec = ContainerSpec::new("a", image)
-        .env("STOP_AFTER_MS", &takes.as_millis().to_string())
+        .env("STOP_AFTER_MS", "12000")
         .body(|body| body.stop_timeout = Some(-1));
     w.run(spec).await
 }
@@ -266,13 +266,14 @@ async fn slow_to_stop(w: &World, image: &str, takes: Duration) -> anyhow::Result
 async fn container_without_a_stop_timeout_is_waited_for() -> anyhow::Result<()> {
     with_world("no stop timeout", |w| async move {
         let (old, new) = images(&w).await?;
-        // Longer than a call may take, and the engine's default stop timeout besides.
-        let (call, takes) = (Duration::from_secs(8), Duration::from_secs(25));
-        let a = slow_to_stop(&w, &old, takes).await?;
-        let bench = Bench::new(&w).call_limit(call);
+        let a = slow_to_stop(&w, &old).await?;
+        let bench = Bench::new(&w);
         let recreated = bench.refreshed(&a.name, &new.reference).await?;
         let gap = recreated.gap.context("it was stopped")?;
-        assert!(gap >= takes, "it ended by itself: {gap:?}");
+        assert!(
+            gap >= Duration::from_secs(12),
+            "it ended by itself: {gap:?}"
+        );
         bench.only(&[&a.name]).await
     })
     .await
@@ -283,7 +284,7 @@ async fn container_without_a_stop_timeout_is_waited_for() -> anyhow::Result<()> 
 async fn container_that_is_still_stopping_is_started_when_it_has_ended() -> anyhow::Result<()> {
     with_world("still stopping", |w| async move {
         let (old, image) = images(&w).await?;
-        let a = slow_to_stop(&w, &old, Duration::from_secs(12)).await?;
+        let a = slow_to_stop(&w, &old).await?;
         let bench = Bench::new(&w);
         let container = bench.inspect(&a.name).await?;
         let state = tempfile::tempdir()?;
