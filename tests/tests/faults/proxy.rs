@@ -12,8 +12,11 @@ use tempfile::TempDir;
 
 use super::refit;
 
-/// How long a client waits for an answer that does not come.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long a client waits for an answer that does not come. Longer than an engine takes to carry the call out: with the client the
+/// call goes.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// The engine has carried a call out by then.
+const DUE: Duration = Duration::from_secs(30);
 
 struct Client {
     docker: Docker,
@@ -126,7 +129,9 @@ async fn a_call_may_hang_after_the_engine_has_done_it() -> anyhow::Result<()> {
 async fn a_kill_is_due_before_the_call_or_after_it() -> anyhow::Result<()> {
     for (fault, status) in [(Fault::KillBefore, None), (Fault::KillAfter, Some(200))] {
         let client = client(fault).await?;
-        let (failed, ()) = tokio::join!(client.fails(), client.proxy.until_kill_is_due());
+        let due = tokio::time::timeout(DUE, client.proxy.until_kill_is_due());
+        let (failed, due) = tokio::join!(client.fails(), due);
+        due.context("the kill was never due")?;
         assert_eq!(
             failed?, "silence",
             "whoever is to be killed must not hear anything before"
