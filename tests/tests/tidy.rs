@@ -126,7 +126,7 @@ fn only_one_function_is_unsafe() -> anyhow::Result<()> {
         }
     }
     ensure!(
-        found.len() == 1 && found[0].starts_with("host/src/policy/compile/mod.rs"),
+        found.len() == 1 && found[0].starts_with("host/src/policy/compile.rs"),
         "only `Compiled::adopt` may be unsafe, and says why: {found:#?}"
     );
     Ok(())
