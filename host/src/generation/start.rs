@@ -11,7 +11,7 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::Mutex;
 
-use super::load::{At as _, Failed, Fetched, Loader, Source, Stage};
+use super::load::{Failed, Fetched, Loader, Source};
 use super::store::{Configured, How, Ledger, Record, Store};
 use super::swap::{Asked, check_version};
 use super::{Content, Generation, Generations, Past, Previous};
@@ -96,12 +96,7 @@ impl Generations {
                 Choice::Asked => match fetched.take() {
                     Some(Ok(fetched)) => {
                         let content = loader.prepare(fetched, config.clone()).await;
-                        content.and_then(|content| {
-                            if let Some(ledger) = &on_disk {
-                                check_version(&content, ledger, may_be_older).at(Stage::Version)?;
-                            }
-                            Ok(content)
-                        })
+                        content.and_then(|it| check_version(it, on_disk.as_ref(), may_be_older))
                     }
                     Some(Err(failed)) => Err(failed),
                     None => continue,
@@ -141,8 +136,8 @@ impl Generations {
         let seen = past.on_disk.clone();
         let active = self.active();
         let ledger = match (&seen, &active.fallback) {
-            // Before the first swap there is nothing to remember: the configuration is all there is. Unless it may be out of reach, or
-            // somebody could put an older version in its place.
+            // Before the first swap the configuration alone says which policy is active, and there is nothing to remember. But a
+            // registry may be out of reach at the next start, and the version of a signed policy must not go back.
             (None, _) if !past.from_registry && active.content.signer.is_none() => return,
             // One that only stands in is not what the next start should try first.
             (Some(seen), Some(_)) => seen.with_numbers_up_to(active.ledger.next),

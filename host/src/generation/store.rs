@@ -146,11 +146,8 @@ impl Ledger {
 
     pub(super) fn followed_by(&self, mut record: Record, configured: Configured) -> Self {
         record.older_than = self.newer_than(&record.name, &record.version, record.signer.as_ref());
-        let mut newest = self.newest.clone();
-        // A Refit before this one has not remembered any.
-        for record in self.records.iter().chain([&record]) {
-            remember_newest(&mut newest, record);
-        }
+        let mut newest = self.newest_versions();
+        remember_newest(&mut newest, &record);
         let mut records = self.records.clone();
         let previous = Some(self.active().number);
         let next = record.number.max(self.next) + 1;
@@ -174,13 +171,17 @@ impl Ledger {
         signer: Option<&Signer>,
     ) -> Option<String> {
         signer?;
+        let newest = self.newest_versions().remove(name);
+        newest.filter(|newest| is_older(version, newest))
+    }
+
+    /// A ledger of an older Refit has records alone.
+    fn newest_versions(&self) -> BTreeMap<String, String> {
         let mut newest = self.newest.clone();
         for record in &self.records {
             remember_newest(&mut newest, record);
         }
         newest
-            .remove(name)
-            .filter(|newest| is_older(version, newest))
     }
 
     /// The same, with the numbers below `next` given away.

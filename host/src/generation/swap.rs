@@ -201,7 +201,7 @@ impl Generations {
             }
             let content = self.loader.prepare(fetched, config).await?;
             let ledger = &self.active().ledger;
-            check_version(&content, ledger, may_be_older).at(Stage::Version)?;
+            let content = check_version(content, Some(ledger), may_be_older)?;
             turn.past.from_registry = from_registry;
             let before = std::mem::replace(&mut turn.past.configured, configured);
             let replaced = turn.replace(content, How::Reloaded, by).await;
@@ -252,8 +252,7 @@ impl Generations {
         };
         let content = self.loader.prepare(fetched, config).await?;
         let ledger = &self.active().ledger;
-        check_version(&content, ledger, may_be_older).at(Stage::Version)?;
-        Ok(content)
+        check_version(content, Some(ledger), may_be_older)
     }
 
     /// One that is kept, with the signature that it had when it was last in use.
@@ -312,24 +311,25 @@ impl Generations {
     }
 }
 
-/// Refuses a signed policy if a newer version of it was active.
+/// Refuses a signed policy if a newer version of it was active, by what the ledger remembers.
 pub(super) fn check_version(
-    content: &Content,
-    ledger: &Ledger,
+    content: Content,
+    ledger: Option<&Ledger>,
     may_be_older: bool,
-) -> Result<(), Refusal> {
+) -> Result<Content, Failed> {
     let policy = &content.policy;
-    match ledger.newer_than(&policy.name, &policy.version, content.signer.as_ref()) {
-        Some(newest) if !may_be_older => Err(Refusal::Older {
-            policy: policy.title(),
-            newest,
-        }),
-        Some(newest) => {
-            tracing::warn!(newest, "taking an older version of `{}`", policy.title());
-            Ok(())
-        }
-        None => Ok(()),
+    let newer = ledger.and_then(|ledger| {
+        ledger.newer_than(&policy.name, &policy.version, content.signer.as_ref())
+    });
+    let Some(newest) = newer else {
+        return Ok(content);
+    };
+    let policy = policy.title();
+    if !may_be_older {
+        return Err(Refusal::Older { policy, newest }).at(Stage::Version);
     }
+    tracing::warn!(newest, "taking an older version of `{policy}`");
+    Ok(content)
 }
 
 impl Turn<'_> {

@@ -1,8 +1,8 @@
 //! Which of two versions of a policy is older.
 //!
-//! A signature is valid for as long as its key is trusted, so somebody who can write to a registry or a file, and has no key, could
-//! bring a flawed old policy back. So Refit remembers the newest version of each signed policy that was active (`Ledger::newest`),
-//! and takes an older one only if an operator says so.
+//! A signature is valid for as long as its key is trusted. An attacker with write access to a registry or a file, and without the key,
+//! could bring a flawed old policy back. So Refit remembers the newest version of each signed policy that was active
+//! (`Ledger::newest`), and takes an older one only if an operator allows it.
 
 use std::cmp::Ordering;
 

@@ -1,8 +1,9 @@
 //! Policies: loading them, and calling them within their limits. The only place that names wasmtime.
 //!
 //! [`PolicyEngine::load`] takes bytes that nobody vouches for to a [`Policy`] that has been checked against the contract
-//! ([`Examined`]), was compiled (`compile`, kept by `cache`), and has said who it is. Both happen in a worker process (`isolation`). A policy is called in a fresh store each
-//! time (`instance`); what it may do is decided by the capabilities that it is handed, not here.
+//! ([`Examined`]), was compiled (`compile`, kept by `cache`), and has said who it is. A worker process examines and compiles
+//! (`isolation`). A policy is called in a fresh store each time (`instance`); what it may do is decided by the capabilities that
+//! it is handed, not here.
 
 mod allocation;
 mod bindings;

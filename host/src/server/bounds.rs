@@ -41,7 +41,7 @@ impl Gate {
     }
 }
 
-/// What whoever is sent away is told.
+/// The answer to a client if all places are taken.
 pub(super) fn busy() -> Problem {
     let busy = "too many requests are under way";
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy).again_in(Duration::from_secs(1))

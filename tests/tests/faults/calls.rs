@@ -42,7 +42,7 @@ async fn logged_calls_are_those_of_the_lists() -> anyhow::Result<()> {
             problems.extend(
                 missing.map(|call| format!("{operation} makes {call}, which is not listed")),
             );
-            // A recovery that comes late finds a container that has proven itself already, and follows none.
+            // If recovery runs late, the container has passed its checks already, and recovery follows no events.
             let follows = |call: &&String| {
                 **call == EngineCall::Events.to_string()
                     && log.values().flatten().any(|made| made.label() == **call)
