@@ -139,8 +139,9 @@ fn config(container: &Container, image: &Object) -> Object {
             "ExposedPorts" | "Volumes" => keys_without(key, value, default),
             "Healthcheck" => object_without(value, default),
             "User" | "WorkingDir" | "StopSignal" | "Shell" | "OnBuild" | "ArgsEscaped" => {
-                let is_default =
-                    default.is_some_and(|default| canonical(key, default) == canonical(key, value));
+                let is_default = default.is_some_and(|default| {
+                    default == value || canonical(key, default) == canonical(key, value)
+                });
                 (!is_default && !is_empty(value)).then(|| value.clone())
             }
             "Hostname" => hostname(container, value),
@@ -199,11 +200,8 @@ fn host_config(container: &Container) -> Object {
 
 /// What inspection says in other words than a request may use, in those of a request; and without what is unset.
 pub(super) fn as_may_be_asked(host_config: &Object) -> Object {
-    let mut host_config: Object = host_config
-        .clone()
-        .into_iter()
-        .filter(|(_, value)| !value.is_null())
-        .collect();
+    let mut host_config = host_config.clone();
+    host_config.retain(|_, value| !value.is_null());
     if let Some(links) = host_config.get_mut("Links").and_then(Value::as_array_mut) {
         for link in links {
             let asked = link.as_str().map(link_as_asked);

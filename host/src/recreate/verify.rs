@@ -10,12 +10,14 @@ use super::intent::{Replacement, as_may_be_asked};
 use crate::container::{Container, Object};
 
 /// The fields that differ, each with what was asked for and what was made. Empty where none does.
+///
+/// What came back as it was asked for, letter by letter, is the usual case: no canonical form is made of it.
 pub fn differences(wanted: &Replacement, made: &Container) -> Vec<String> {
     let mut found = Vec::new();
     for (field, asked) in &wanted.request.config {
+        let is = made.config.get(field).unwrap_or(&Value::Null);
         // The image is compared by id, by whoever knows it.
-        if field != "Image" {
-            let is = made.config.get(field).unwrap_or(&Value::Null);
+        if field != "Image" && asked != is {
             let same = covers_all(&canonical(field, asked), &canonical(field, is));
             compare(&format!("Config.{field}"), asked, is, same, &mut found);
         }
@@ -24,6 +26,9 @@ pub fn differences(wanted: &Replacement, made: &Container) -> Vec<String> {
     for (field, asked) in &wanted.request.host_config {
         let name = format!("HostConfig.{field}");
         let is = made_host_config.get(field).unwrap_or(&Value::Null);
+        if asked == is {
+            continue;
+        }
         if field == "NetworkMode" && is_bridge_by_another_name(wanted, made, asked, is) {
             continue;
         }
@@ -44,6 +49,9 @@ pub fn differences(wanted: &Replacement, made: &Container) -> Vec<String> {
             Some(endpoint) => {
                 for (field, asked) in asked {
                     let is = endpoint.get(field).unwrap_or(&Value::Null);
+                    if asked == is {
+                        continue;
+                    }
                     // Not every engine tells before the start.
                     if field == "NetworkID" && is_nothing(is) {
                         continue;
