@@ -18,13 +18,13 @@ use refit::generation::Generations;
 use refit::generation::load::Source;
 use refit::generation::start::{Keep, Terms};
 use refit::generation::swap::{Asked, Candidate};
-use refit::grants::Grants;
+use refit::model::grants::Grants;
+use refit::model::request::{Request, Trigger};
 use refit::policy::limits::Times;
 use refit::policy::{
     Allocation, Clock, Concurrency, DEFAULT_POLICY, Isolation, Policy, PolicyEngine, PolicyState,
     Session, WorkerLimits,
 };
-use refit::refresh::{Request, Trigger};
 use refit::registry::credentials::Credentials;
 use refit::snapshot::Snapshot;
 use refit::snapshot::replay::Replay;

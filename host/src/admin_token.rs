@@ -6,11 +6,11 @@
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use refit_model::diagnostic::Diagnostic;
+use refit_model::secret::SecretString;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use crate::diagnostic::Diagnostic;
 use crate::private;
-use crate::secret::SecretString;
 use crate::secret_file::{self, Found, SecretFileError};
 
 const FILE: &str = "token";
@@ -111,7 +111,7 @@ pub fn for_command(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::secret::ExposeSecret as _;
+    use refit_model::secret::ExposeSecret as _;
 
     fn token(folder: &Path) -> String {
         find_or_make(folder)

@@ -5,20 +5,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use refit_model::diagnostic::Diagnostic;
+use refit_model::unfinished::Unfinished;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::approvals::{self, Approvals, Terms};
-use crate::diagnostic::Diagnostic;
 use crate::engine::probe::Probe;
 use crate::hooks::Hooks;
 use crate::metrics::{ImageCounts, Metrics, Sources, Watched};
 use crate::notify::Notifier;
 use crate::notify::finding::{Finding, Outcome};
 use crate::reconcile::Reconciler;
-use crate::recreate::recover::Unfinished;
-use crate::refresh::{PolicyReport, Refresher};
+use crate::refresh::Refresher;
 use crate::runs::{Observer, Runs};
 use crate::server::{AdminToken, KnownHosts, Served, serve};
 use crate::watch::Watcher;
@@ -180,7 +180,7 @@ fn sources(runs: &Arc<Runs>, probe: &Arc<Probe>, reconciler: &Arc<Reconciler>) -
     Sources {
         unfinished: Box::new(move || reconciler.abandoned()),
         under_way: Box::new(move || runs.under_way().len()),
-        policy: Box::new(move || PolicyReport::of(&generations.active())),
+        policy: Box::new(move || generations.active().policy_report()),
         history_writable: Box::new(move || {
             let history = history.as_ref();
             history.map(|history| history.trouble().is_none())

@@ -11,26 +11,27 @@ use futures_util::FutureExt as _;
 use http::header::WWW_AUTHENTICATE;
 use http::{HeaderMap, HeaderValue};
 use oci_spec::distribution::Reference;
+use refit_model::container::{ContainerId, Object};
+use refit_model::grants::{GrantPatterns, Grants, Verb};
+use refit_model::image;
+use refit_model::image::{ImageId, ImageRef, is_digest, is_image_id};
+use refit_model::secret::SecretString;
 use ring::hmac;
 use serde_json::{Value, json};
 
 use crate::capabilities::Capabilities as _;
-use crate::container::{ContainerId, Object};
 use crate::engine::docker::parse_container;
-use crate::grants::{GrantPatterns, Grants, Verb};
 use crate::hooks::github::{Delivery, Form, Github};
 use crate::hooks::registry::RegistryHook;
 use crate::hooks::secret::{SharedSecrets, SigningKeys};
 use crate::hooks::{Published, Scoped};
-use crate::image::{ImageId, ImageRef, is_digest, is_image_id};
 use crate::policy::Examined;
 use crate::recreate::intent::Intent;
 use crate::recreate::names::{BackupName, ParsedName};
 use crate::registry::challenge::{self, Challenge};
-use crate::secret::SecretString;
 use crate::snapshot::Snapshot;
 use crate::snapshot::replay::Replay;
-use crate::{config, image, setup};
+use crate::{config, setup};
 
 /// What holds for arbitrary bytes.
 pub type Property = fn(&[u8]);

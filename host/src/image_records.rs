@@ -14,10 +14,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use refit_model::container::{Image, Object};
+use refit_model::image::{ImageId, ImageRef};
 use serde::{Deserialize, Serialize};
 
-use crate::container::{Image, Object};
-use crate::image::{ImageId, ImageRef};
 use crate::private;
 
 /// Several times the images of a large machine. The oldest records go first.

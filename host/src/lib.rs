@@ -49,6 +49,8 @@
 // Allowed in one function, `policy::compile::Compiled::adopt`, which says why; tests/tests/tidy.rs counts.
 #![deny(unsafe_code)]
 
+pub use refit_model as model;
+
 pub mod admin_token;
 pub mod approvals;
 pub mod artifact;
@@ -58,34 +60,27 @@ pub mod capabilities;
 pub mod child_environment;
 pub mod cli;
 pub mod config;
-pub mod container;
 pub mod daemon;
-pub mod diagnostic;
 pub mod engine;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod generation;
-pub mod grants;
 pub mod history;
 pub mod hooks;
-pub mod image;
 pub mod image_records;
 pub mod journal;
 pub mod metrics;
 pub mod notify;
 pub mod operations;
 pub mod policy;
-mod printable;
 pub mod private;
-pub mod progress;
 pub mod reconcile;
 pub mod recreate;
 pub mod refresh;
 pub mod registry;
 pub mod retention;
 pub mod runs;
-pub mod secret;
 pub mod secret_file;
 #[cfg(feature = "compiler")]
 pub mod selftest;

@@ -8,14 +8,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
+use refit_model::diagnostic::Diagnostic;
+use refit_model::report::Report;
+use refit_model::unfinished::{Unfinished, UnfinishedState};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::capabilities::live::Workshop;
-use crate::diagnostic::Diagnostic;
 use crate::engine::Engine;
-use crate::recreate::recover::{Recovered, Unfinished, UnfinishedState};
-use crate::refresh::{RefreshError, Report};
+use crate::recreate::recover::Recovered;
+use crate::refresh::RefreshError;
 use crate::runs::{Happening, Observer, Run};
 
 /// Pauses between attempts while something is half done, or the engine does not answer. They double.

@@ -6,8 +6,9 @@
 
 use std::collections::BTreeSet;
 
+use refit_model::image::{ImageId, ImageRef};
+
 use crate::engine::{Engine, EngineError, UnnamedImage};
-use crate::image::{ImageId, ImageRef};
 use crate::image_records::{ImageRecord, ImageRecords};
 
 /// Remove what is beyond the `keep` newest unnamed images of each repository. What the engine refuses stays.
@@ -131,7 +132,7 @@ mod tests {
             let record = ImageRecord {
                 id: ImageId::new(id),
                 repositories: repositories.iter().map(|it| (*it).to_owned()).collect(),
-                config: crate::container::Object::new(),
+                config: refit_model::container::Object::new(),
                 content: None,
                 order,
             };

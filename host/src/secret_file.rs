@@ -6,8 +6,8 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use crate::diagnostic::Hints;
-use crate::secret::{ExposeSecret as _, SecretString};
+use refit_model::diagnostic::Hints;
+use refit_model::secret::{ExposeSecret as _, SecretString};
 
 /// The longest secrets known are keys of Google's service accounts, of 3 KB, and tokens of a few KB. A file that is longer is
 /// another one than was meant.

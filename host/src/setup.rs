@@ -4,6 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use refit_model::diagnostic::Diagnostic;
+use refit_model::grants::Grants;
+use refit_model::secret::SecretString;
+
 use crate::approvals::Terms as ApprovalTerms;
 use crate::artifact::registry::Registries;
 use crate::artifact::signature::{SignatureError, Trust};
@@ -14,14 +18,12 @@ use crate::capabilities::ties::KnownTies;
 use crate::config::Config;
 use crate::config::hooks::RegistryHookConfig;
 use crate::config::notify::NotifyConfig;
-use crate::diagnostic::Diagnostic;
 use crate::engine::address::{self, EngineAddress, EngineEnvironment};
 use crate::engine::docker::DockerEngine;
 use crate::generation::Generations;
 use crate::generation::load::Source;
 use crate::generation::start::{Keep, Terms};
 use crate::generation::swap::Asked;
-use crate::grants::Grants;
 use crate::history::{self, History};
 use crate::hooks::Hooks;
 use crate::hooks::github::Github;
@@ -41,7 +43,6 @@ use crate::refresh::Refresher;
 use crate::registry::budget::Rate;
 use crate::registry::credentials::{Credentials, EnvironmentVariables};
 use crate::registry::digests::Digests;
-use crate::secret::SecretString;
 use crate::secret_file::{self, Found};
 use crate::watch::watcher::Watching;
 

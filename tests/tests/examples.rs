@@ -12,16 +12,17 @@ use anyhow::{Context, ensure};
 use async_trait::async_trait;
 use refit::author::scenario::{read_all, run};
 use refit::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation};
-use refit::container::{Container, Listed};
 use refit::engine::{EngineError, PullError};
-use refit::grants::{GrantPatterns, Grants, Verb};
-use refit::image::ImageRef;
+use refit::model::container::{Container, Listed};
+use refit::model::decision::Verdict;
+use refit::model::grants::{GrantPatterns, Grants, Verb};
+use refit::model::image::ImageRef;
+use refit::model::request::{Request, Trigger};
 use refit::policy::{
     Clock, Concurrency, DEFAULT_POLICY, Decisions, Failure, Policy, PolicyEngine, PolicyState,
-    Session, Verdict,
+    Session,
 };
 use refit::recreate::RecreateError;
-use refit::refresh::{Request, Trigger};
 use refit::snapshot::Snapshot;
 use refit::snapshot::replay::Replay;
 use serde_json::{Value, json};

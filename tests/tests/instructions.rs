@@ -12,8 +12,8 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, anyhow, bail};
-use refit::container::{Container, ContainerId, Health, Mount, Object, State};
-use refit::image::{ImageId, ImageRef};
+use refit::model::container::{Container, ContainerId, Health, Mount, Object, State};
+use refit::model::image::{ImageId, ImageRef};
 use refit::policy::{DEFAULT_POLICY, Policy, PolicyEngine};
 use refit::recreate::intent::Intent;
 use refit::recreate::verify::differences;

@@ -18,33 +18,35 @@ use refit::capabilities::guard::Counts;
 use refit::capabilities::live::Workshop;
 use refit::capabilities::permitted::Permitted;
 use refit::capabilities::ties::KnownTies;
-use refit::container::{
-    Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest,
-};
 use refit::engine::permissions::{RawAnswer, RawCall};
 use refit::engine::{
-    CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal, StopMode,
-    UnnamedImage,
+    CreateRequest, Engine, EngineError, EngineVersion, PullError, Removal, StopMode, UnnamedImage,
 };
 use refit::generation::Generations;
 use refit::generation::load::Source;
 use refit::generation::start::{Keep, Terms};
 use refit::generation::swap::{Asked, Candidate};
-use refit::grants::{GrantPatterns, Grants, Verb};
-use refit::image::{ImageId, ImageRef, Platform};
 use refit::image_records::ImageRecords;
-use refit::journal::no_events;
+use refit::model::container::{
+    Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest,
+};
+use refit::model::event::no_events;
+use refit::model::grants::{GrantPatterns, Grants, Verb};
+use refit::model::image::{ImageId, ImageRef, Platform};
+use refit::model::pull::LayerProgress;
+use refit::model::report::Report;
+use refit::model::request::{Mode, Request, Trigger};
+use refit::model::secret::Login;
 use refit::policy::{Concurrency, DEFAULT_POLICY, PolicyEngine};
 use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
 use refit::recreate::recover::{FirstSeen, Patience};
 use refit::recreate::self_protection::SelfProtection;
-use refit::refresh::{Bounds, Mode, Refresher, Report, Request, Trigger};
+use refit::refresh::{Bounds, Refresher};
 use refit::registry::budget::Rate;
 use refit::registry::credentials::{Credentials, EnvironmentVariables};
 use refit::registry::digests::Digests;
-use refit::secret::Login;
 use serde_json::json;
 
 const CALLS: usize = 3_000;

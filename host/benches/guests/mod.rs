@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
-use refit::grants::{GrantPatterns, Verb};
+use refit::model::grants::{GrantPatterns, Verb};
 use refit::policy::DEFAULT_POLICY;
 
 /// Where `cargo xtask bench` has put those that are not in Rust. Not `REFIT_…`: those are keys of the configuration.

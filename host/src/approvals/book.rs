@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use refit_model::diagnostic::Diagnostic;
 
 use super::store::{self, Store};
 use super::{ApprovalError, Fate, Held, Id, State};
-use crate::diagnostic::Diagnostic;
 use crate::watch::adopt::Finding;
 
 /// Those that wait at once. Whoever has so many does not look at them.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use refit_model::diagnostic::Diagnostic;
+use refit_model::request::{Request, Trigger};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -12,8 +14,6 @@ use super::book::{Book, Turn, WAITING_MAX, refusal};
 use super::gate::Gate;
 use super::plan::Plan;
 use super::{ApprovalError, Fate, Held, Id, Refreshes, State};
-use crate::diagnostic::Diagnostic;
-use crate::refresh::{Request, Trigger};
 use crate::watch::adopt::{Adopt, Finding, Proposal};
 
 /// The longest reason of a rejection.

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use refit_model::request::Trigger;
 
 use super::{ApprovalError, Approvals, Hold};
-use crate::refresh::Trigger;
 use crate::runs::NotBegun;
 use crate::watch::adopt::{Adopt, Adopted, Proposal};
 

@@ -29,16 +29,18 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use refit_model::diagnostic::{Diagnostic, Hints};
+use refit_model::event::no_events;
+use refit_model::report::{Report, Summary};
+use refit_model::request::{Mode, Request};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use self::plan::Plan;
 use self::store::StoreError;
 use crate::capabilities::approved_scope::ApprovedScope;
-use crate::diagnostic::{Diagnostic, Hints};
 use crate::history;
-use crate::journal::no_events;
-use crate::refresh::{Mode, RefreshError, Report, Request, Summary};
+use crate::refresh::RefreshError;
 use crate::runs::{NotBegun, Runs};
 use crate::watch::adopt::Finding;
 

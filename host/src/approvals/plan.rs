@@ -3,17 +3,16 @@
 
 use std::collections::BTreeMap;
 
+use refit_model::container::ContainerId;
+use refit_model::image::{ImageId, ImageRef};
+use refit_model::pull::ImageOutcome;
+use refit_model::recreation::{RecreationOutcome, Strategy};
+use refit_model::report::{PolicyReport, Report, Summary};
 use serde::{Deserialize, Serialize};
 
-use crate::capabilities::Strategy;
-use crate::capabilities::approved_scope::{ApprovedContainer, ApprovedScope};
-use crate::container::ContainerId;
-use crate::image::{ImageId, ImageRef};
-use crate::journal::{ImageOutcome, RecreationOutcome};
-use crate::refresh::{PolicyReport, Report, Summary};
-use crate::watch::adopt::Finding;
-
 use super::Id;
+use crate::capabilities::approved_scope::{ApprovedContainer, ApprovedScope};
+use crate::watch::adopt::Finding;
 
 /// Containers that are described. Of more there is what the refresh is held to: with this bound the plan of 5,000 containers, as
 /// many as a refresh recreates unless told otherwise, is about a megabyte.

@@ -8,10 +8,10 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use refit_model::diagnostic::Hints;
 use serde::{Deserialize, Serialize};
 
 use super::{Held, Id};
-use crate::diagnostic::Hints;
 use crate::private;
 
 /// Raised when a field changes its meaning or goes.

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use refit_model::container::ContainerId;
+use refit_model::recreation::{RecreationRecord, Strategy};
+use refit_model::request::Trigger;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::Notify;
@@ -16,10 +19,6 @@ use tokio_util::sync::CancellationToken;
 use super::book::{Book, CLOCK_BELIEVED_AFTER, forgettable};
 use super::plan::Plan;
 use super::*;
-use crate::capabilities::Strategy;
-use crate::container::ContainerId;
-use crate::journal::RecreationRecord;
-use crate::refresh::Trigger;
 use crate::watch::adopt::{Adopt, Adopted, Proposal};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);

@@ -12,9 +12,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 pub use self::registry::ArtifactRef;
+use refit_model::secret::Login;
+
 use self::registry::{Registries, Title};
 use crate::registry::credentials::{CredentialError, Credentials};
-use crate::secret::Login;
 
 /// Begins a reference to an artifact in a registry.
 const SCHEME: &str = "oci://";
@@ -190,7 +191,7 @@ pub enum ArtifactError {
     NotAPolicy { reference: String, problem: String },
 }
 
-impl crate::diagnostic::Hints for ArtifactError {
+impl refit_model::diagnostic::Hints for ArtifactError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Unreadable { .. } => vec![

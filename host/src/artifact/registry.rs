@@ -14,13 +14,13 @@ use base64::prelude::BASE64_STANDARD as BASE64;
 use bytes::Bytes;
 use oci_client::Reference;
 use oci_client::manifest::{OCI_IMAGE_MEDIA_TYPE, OciManifest};
+use refit_model::image::{ImageRef, ImageRefError, sha256};
+use refit_model::secret::Login;
 
 use super::{Artifact, ArtifactError};
-use crate::image::{ImageRef, ImageRefError, sha256};
 use crate::registry::budget::Rate;
 use crate::registry::credentials::Credentials;
 use crate::registry::digests::{DigestError, Digests, Reason};
-use crate::secret::Login;
 
 const CONFIG_MEDIA_TYPE: &str = "application/vnd.wasm.config.v0+json";
 const LAYER_MEDIA_TYPE: &str = "application/wasm";

@@ -3,9 +3,8 @@
 //! A key may be limited to verbs: what is signed with it may never do more, whatever the grants say.
 
 use minisign_verify::{PublicKey, Signature};
-
-use crate::diagnostic::Hints;
-use crate::grants::Verb;
+use refit_model::diagnostic::Hints;
+use refit_model::grants::Verb;
 
 /// A signature is four lines; a trusted comment may be long, but not a book.
 pub const SIGNATURE_BYTES_MAX: usize = 8 << 10;

@@ -8,10 +8,9 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use refit_model::diagnostic::Diagnostic;
 use serde::Deserialize;
 use tokio::process::Command;
-
-use crate::diagnostic::Diagnostic;
 
 /// To say its version a program takes milliseconds; one behind a version manager, on a loaded machine, a second or two.
 const ANSWER: Duration = Duration::from_secs(30);

@@ -9,12 +9,12 @@ use std::process::Stdio;
 use std::time::Duration;
 use std::{fs, io};
 
+use refit_model::diagnostic::Diagnostic;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
 use super::need::{Need, how_to_get};
-use crate::diagnostic::Diagnostic;
 
 /// The project's file.
 pub const FILE: &str = "policy.toml";

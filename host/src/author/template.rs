@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::{fs, io};
 
-use crate::diagnostic::Diagnostic;
+use refit_model::diagnostic::Diagnostic;
 
 /// Paths below a folder, and what is in each file.
 type Files = &'static [(&'static str, &'static str)];

@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use refit_model::container::{Container, ContainerId, Listed};
+use refit_model::image::ImageRef;
+use refit_model::recreation::Strategy;
+use refit_model::unfinished::Unfinished;
 
-use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy};
-use crate::container::{Container, ContainerId, Listed};
+use super::{CallError, Capabilities, PulledImage, Recreated, Recreation};
 use crate::engine::{EngineError, PullError};
-use crate::image::ImageRef;
 use crate::recreate::RecreateError;
-use crate::recreate::recover::Unfinished;
 
 /// What may be done, and no more.
 #[derive(Clone, Debug)]
@@ -228,9 +229,9 @@ impl Capabilities for ScopedCapabilities {
 mod tests {
     use super::*;
     use crate::capabilities::{Follower, Transfer};
-    use crate::container::{Image, Object};
-    use crate::image::ImageId;
     use crate::recreate::intent::tests::container;
+    use refit_model::container::{Image, Object};
+    use refit_model::image::ImageId;
 
     fn image(text: &str) -> ImageRef {
         text.parse().unwrap()

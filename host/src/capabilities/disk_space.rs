@@ -5,10 +5,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use refit_model::container::Image;
+use refit_model::image::{ImageRef, Platform};
+
 use super::live::Workshop;
-use crate::container::Image;
 use crate::engine::PullError;
-use crate::image::{ImageRef, Platform};
 
 /// A layer is downloaded, and then unpacked to about twice its size.
 const TIMES: u64 = 3;

@@ -7,8 +7,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::container::Image;
-use crate::image::{ImageRef, Platform};
+use refit_model::container::Image;
+use refit_model::image::{ImageRef, Platform};
+
 use crate::registry::digests::{DigestError, Digests, Found, Reason};
 
 /// A machine that does not reach a registry which its engine reaches waits this long, once a batch.
@@ -70,7 +71,7 @@ impl Foreseen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::ImageId;
+    use refit_model::image::ImageId;
 
     const HERE: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
     /// Sorts first, as the engine lists them.
@@ -90,7 +91,7 @@ mod tests {
             ],
             os: "linux".into(),
             architecture: "amd64".into(),
-            config: crate::container::Object::new(),
+            config: refit_model::container::Object::new(),
             content: None,
         }
     }

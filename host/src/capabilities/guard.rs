@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
+use refit_model::container::{Container, Listed};
+use refit_model::grants::Verb;
+use refit_model::image::ImageRef;
+use refit_model::recreation::Strategy;
+use refit_model::unfinished::Unfinished;
 use tokio_util::sync::CancellationToken;
 
 use super::scope::{Scope, ScopeError};
-use super::{CallError, Capabilities, PulledImage, Recreated, Recreation, Strategy};
-use crate::container::{Container, Listed};
+use super::{CallError, Capabilities, PulledImage, Recreated, Recreation};
 use crate::engine::{EngineError, PullError};
-use crate::grants::Verb;
-use crate::image::ImageRef;
 use crate::recreate::RecreateError;
-use crate::recreate::recover::Unfinished;
 
 /// How often a policy may use each capability in one refresh.
 #[derive(Clone, Copy, Debug)]

@@ -4,6 +4,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use refit_model::container::{Container, ContainerId, Image, Listed, PlatformManifest, State};
+use refit_model::diagnostic::{Diagnostic, Hints as _};
+use refit_model::event::{Event, Events};
+use refit_model::image::{ImageRef, Platform};
+use refit_model::recreation::{Step, Strategy};
+use refit_model::secret::Login;
+use refit_model::unfinished::Unfinished;
 use tokio_util::sync::CancellationToken;
 
 use super::disk_space;
@@ -12,30 +19,21 @@ use super::permitted::Permitted;
 use super::scope::Scope;
 use super::ties::KnownTies;
 use super::wave::{self, WaveGroups};
-use super::{
-    CallError, Capabilities, Follower, PulledImage, Recreated, Recreation, Strategy, Transfer,
-};
-use crate::container::{Container, ContainerId, Image, Listed, PlatformManifest, State};
-use crate::diagnostic::{Diagnostic, Hints as _};
+use super::{CallError, Capabilities, Follower, PulledImage, Recreated, Recreation, Transfer};
 use crate::engine::{Engine, EngineError, PullError};
-use crate::image::{ImageRef, Platform};
 use crate::image_records::ImageRecords;
-use crate::journal::{Event, Events};
 use crate::recreate::dependents::{Node, Ties, dependents};
 use crate::recreate::lanes::Lanes;
 use crate::recreate::lease::{Lease, Leases};
 use crate::recreate::names::{ParsedName, stopping_name, temporary_name};
-use crate::recreate::recover::{
-    FirstSeen, Outcome, Patience, Recovered, Unfinished, recover, survey,
-};
+use crate::recreate::recover::{FirstSeen, Outcome, Patience, Recovered, recover, survey};
 use crate::recreate::replace::{
     Manner, NewContainer, NewImage, Replaced, Target, replace, successor,
 };
 use crate::recreate::self_protection::SelfProtection;
-use crate::recreate::{RecreateError, Step, guard, overlap, remove};
+use crate::recreate::{RecreateError, guard, overlap, remove};
 use crate::registry::credentials::Credentials;
 use crate::registry::digests::Digests;
-use crate::secret::Login;
 
 /// What every refresh on one engine shares.
 pub struct Workshop {
@@ -43,7 +41,7 @@ pub struct Workshop {
     pub credentials: Credentials,
     /// Asked before a pull, and by the watcher.
     pub digests: Arc<Digests>,
-    /// Asked for when pulling and when creating, see [`crate::image::image_platform`].
+    /// Asked for when pulling and when creating, see [`refit_model::image::image_platform`].
     pub platform: Option<Platform>,
     pub patience: Patience,
     pub leases: Leases,

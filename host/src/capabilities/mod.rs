@@ -20,12 +20,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use refit_model::container::{Container, ContainerId, Image, Listed};
+use refit_model::image::{ImageId, ImageRef};
+use refit_model::recreation::Strategy;
+use refit_model::unfinished::Unfinished;
 
-use crate::container::{Container, ContainerId, Image, Listed};
 use crate::engine::{EngineError, PullError};
-use crate::image::{ImageId, ImageRef};
 use crate::recreate::RecreateError;
-use crate::recreate::recover::Unfinished;
 
 /// Why a capability did not do as asked: the host did not let it, or it failed.
 #[derive(Debug)]
@@ -78,25 +79,6 @@ impl PulledImage {
         let local = self.local.as_ref();
         self.digest.as_deref() == Some(digest)
             || local.is_some_and(|local| local.has_digest(&self.reference, digest))
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[derive(utoipa::ToSchema)]
-pub enum Strategy {
-    Replace,
-    Remove,
-    Overlap,
-}
-
-impl Strategy {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Replace => "replace",
-            Self::Remove => "remove",
-            Self::Overlap => "overlap",
-        }
     }
 }
 

@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
+use refit_model::recreation::Strategy;
 use tokio::sync::Mutex;
 
-use super::Strategy;
 use crate::engine::Engine;
 use crate::engine::permissions::{CallPermissions, Permission, probe_calls};
 use crate::operations::Operation;

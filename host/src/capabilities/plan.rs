@@ -8,18 +8,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use refit_model::container::{Container, Image, Listed};
+use refit_model::image::{ImageId, ImageRef};
+use refit_model::recreation::Strategy;
+use refit_model::unfinished::Unfinished;
 
 use super::live::Workshop;
 use super::scope::{Scope, ScopeError};
 use super::simulated::random_digits;
-use super::{
-    CallError, Capabilities, Follower, PulledImage, Recreated, Recreation, Strategy, Transfer,
-};
-use crate::container::{Container, Image, Listed};
+use super::{CallError, Capabilities, Follower, PulledImage, Recreated, Recreation, Transfer};
 use crate::engine::{EngineError, PullError};
-use crate::image::{ImageId, ImageRef};
 use crate::recreate::RecreateError;
-use crate::recreate::recover::Unfinished;
 use crate::recreate::replace::NewImage;
 
 /// Where a plan learns which digest a registry serves under a reference now.

@@ -6,11 +6,12 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use refit_model::container::{Container, ContainerId};
+use refit_model::grants::Grants;
+
 use super::CallError;
 use super::approved_scope::ApprovedScope;
 use super::guard::Quota;
-use crate::container::{Container, ContainerId};
-use crate::grants::Grants;
 
 /// Why a recreation is out of bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]

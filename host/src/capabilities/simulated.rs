@@ -10,13 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use refit_model::container::{Container, ContainerId, Listed, State};
+use refit_model::image::{ImageId, ImageRef};
+use refit_model::unfinished::Unfinished;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation};
-use crate::container::{Container, ContainerId, Listed, State};
 use crate::engine::{EngineError, PullError};
-use crate::image::{ImageId, ImageRef};
-use crate::recreate::recover::Unfinished;
 use crate::recreate::{RecreateError, guard};
 
 /// Capabilities that change nothing, and answer as if they had.
@@ -277,9 +277,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::capabilities::Strategy;
     use crate::snapshot::Snapshot;
     use crate::snapshot::replay::Replay;
+    use refit_model::recreation::Strategy;
 
     const APP: &str = "ghcr.io/acme/app:latest";
 

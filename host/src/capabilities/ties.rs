@@ -5,8 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use refit_model::container::{Container, ContainerId, Listed};
 
-use crate::container::{Container, ContainerId, Listed};
 use crate::engine::{Engine, EngineError};
 use crate::recreate::dependents::{Node, Ties};
 

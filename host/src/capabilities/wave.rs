@@ -7,11 +7,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use refit_model::container::ContainerId;
+use refit_model::recreation::{Step, Strategy};
 use tokio::sync::OnceCell;
 
 use super::live::Workshop;
-use super::{CallError, Recreated, Recreation, Strategy};
-use crate::container::ContainerId;
+use super::{CallError, Recreated, Recreation};
 use crate::engine::EngineError;
 use crate::recreate::dependents::{Node, Ties, dependents};
 use crate::recreate::replace::Target;
@@ -153,7 +154,7 @@ pub(super) fn error_for(error: &RecreateError, name: &str) -> Option<RecreateErr
         | RecreateError::Unsupported { .. }
         | RecreateError::StillStopping { .. } => RecreateError::Aborted {
             name,
-            step: recreate::Step::Verify,
+            step: Step::Verify,
             source: with_it(),
         },
         RecreateError::Aborted { step, .. } => RecreateError::Aborted {

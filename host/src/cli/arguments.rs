@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use refit_model::image::ImageRef;
 
 use crate::approvals;
 use crate::artifact::{ArtifactRef, Source, reference};
 use crate::history;
-use crate::image::ImageRef;
 use crate::policy::WORKER_SUBCOMMAND;
 
 /// Gives running containers a new image under a policy

@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+use refit_model::event::{Event, Events};
+use refit_model::image::ImageRef;
+use refit_model::pull::Transferred;
 
 use super::table::{image_line, recreation_line};
-use crate::image::ImageRef;
-use crate::journal::{Event, Events};
-use crate::progress::Transferred;
 
 /// How often a spinner turns.
 const TURN: Duration = Duration::from_millis(120);
@@ -179,8 +179,8 @@ impl Shown {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::LayerProgress;
-    use crate::journal::{ImageOutcome, ImageRecord};
+    use refit_model::pull::LayerProgress;
+    use refit_model::pull::{ImageOutcome, ImageRecord};
 
     fn image() -> ImageRef {
         "ghcr.io/acme/app:1".parse().unwrap()

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal as _, Write};
 
 use indicatif::{MultiProgress, ProgressDrawTarget};
+use refit_model::diagnostic::Diagnostic;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
@@ -11,7 +12,6 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry};
 
 use super::arguments::LogFormat;
-use crate::diagnostic::Diagnostic;
 
 /// Returns the place where progress bars are drawn, which log lines step aside for.
 pub(super) fn start(filter: &str, format: LogFormat) -> Result<MultiProgress, Diagnostic> {

@@ -14,9 +14,9 @@ mod table;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use refit_model::diagnostic::Diagnostic;
 
 use self::arguments::{Arguments, Command};
-use crate::diagnostic::Diagnostic;
 
 /// How `refit` ends. Documented in README.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

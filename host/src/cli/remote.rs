@@ -7,11 +7,10 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
+use refit_model::diagnostic::Diagnostic;
+use refit_model::secret::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use tokio::net::TcpStream;
-
-use crate::diagnostic::Diagnostic;
-use crate::secret::{ExposeSecret as _, SecretString};
 
 /// The longest answer: the compilation of the largest policy, behind another one.
 const ANSWER: Duration = Duration::from_secs(15 * 60);

@@ -2,12 +2,16 @@
 
 use std::fmt::Write as _;
 
-use crate::diagnostic::Diagnostic;
+use refit_model::decision::Verdict;
+use refit_model::diagnostic::Diagnostic;
+use refit_model::pull::{ImageOutcome, ImageRecord};
+use refit_model::recreation::{RecreationOutcome, RecreationRecord};
+use refit_model::report::{ContainerReport, Report};
+use refit_model::request::{Mode, Trigger};
+use refit_model::unfinished::UnfinishedState;
+
 use crate::history::{self, Entry};
-use crate::journal::{ImageOutcome, ImageRecord, RecreationOutcome, RecreationRecord};
-use crate::policy::Verdict;
-use crate::recreate::recover::{Outcome, Recovered, UnfinishedState};
-use crate::refresh::{ContainerReport, Mode, Report, Trigger};
+use crate::recreate::recover::{Outcome, Recovered};
 
 /// `pulled       ghcr.io/…/workspace-template-hermes:latest`
 pub(super) fn image_line(record: &ImageRecord) -> String {

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use refit_model::request::Trigger;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
-use crate::refresh::Trigger;
 
 /// A month. What nobody has looked at by then is due anew, and is better looked at as it is then.
 const SECONDS_MAX: u64 = 30 * 24 * 60 * 60;

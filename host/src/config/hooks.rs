@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use refit_model::image::ImageRef;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
-use crate::image::ImageRef;
 use crate::registry::credentials::GHCR;
 
 /// Each is a secret that a request is compared with, and a name in logs. Nobody has more.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use refit_model::grants::Verb;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,6 @@ use super::schema;
 use super::watch::WatchConfig;
 use crate::artifact;
 use crate::artifact::signature::KeyConfig;
-use crate::grants::Verb;
 
 pub use super::hooks::HooksConfig;
 pub use super::metrics::MetricsConfig;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use refit_model::secret::SecretString;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
@@ -10,7 +11,6 @@ use serde_json::Value;
 use super::ConfigError;
 use crate::notify::finding::Kind;
 use crate::notify::sink::Dialect;
-use crate::secret::SecretString;
 
 /// Each is a queue and a task.
 const SINKS_MAX: usize = 16;

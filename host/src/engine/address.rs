@@ -4,11 +4,11 @@
 
 use std::path::PathBuf;
 
+use refit_model::diagnostic::Hints;
 use sha2::{Digest as _, Sha256};
 
 use super::ssh::Destination;
 use super::tls::TlsFiles;
-use crate::diagnostic::Hints;
 
 /// Where an engine listens, the way there, and who said so.
 #[derive(Clone, Debug, PartialEq, Eq)]

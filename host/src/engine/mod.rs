@@ -15,16 +15,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
+use refit_model::container::{
+    Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest,
+};
+use refit_model::diagnostic::Hints;
+use refit_model::image::{ImageId, ImageRef, Platform};
+use refit_model::pull::LayerProgress;
+use refit_model::secret::Login;
 
 use self::permissions::{RawAnswer, RawCall};
 use self::ssh::SshError;
 use self::tls::TlsError;
-use crate::container::{
-    Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest,
-};
-use crate::diagnostic::Hints;
-use crate::image::{ImageId, ImageRef, Platform};
-use crate::secret::Login;
 
 /// What is sent to the engine to make a container: its configuration, and the networks it is attached to.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,17 +49,6 @@ pub struct EngineVersion {
     pub platform: String,
     /// For example `Podman Engine`, where the engine says.
     pub product: Option<String>,
-}
-
-/// Progress of one layer of a pull, as the engine tells it.
-#[derive(Clone, Debug)]
-pub struct LayerProgress {
-    /// Twelve digits.
-    pub layer: String,
-    /// `Downloading`, `Extracting`, `Pull complete`, …
-    pub status: String,
-    pub current_bytes: Option<u64>,
-    pub total_bytes: Option<u64>,
 }
 
 /// An image that no tag means any more.

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use http::Method;
+use refit_model::diagnostic::Diagnostic;
 use serde_json::{Value, json};
 
 use super::{Engine, EngineError};
-use crate::diagnostic::Diagnostic;
 
 /// The SHA-256 of `refit-probe`. No container, image or network has this id, and a person who finds it in a proxy's log can look it up.
 pub const ABSENT_ID: &str = "d13fda0a0ed34541a57d007d6016fed6a63e6cb46895812eb0781fb42fabe226";

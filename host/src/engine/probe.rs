@@ -5,8 +5,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use refit_model::diagnostic::Diagnostic;
+
 use super::Engine;
-use crate::diagnostic::Diagnostic;
 
 /// An engine that is well answers within milliseconds. Those who look after processes wait one second to ten.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -7,12 +7,11 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use refit_model::diagnostic::Hints;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{AlertDescription, CertificateError};
-
-use crate::diagnostic::Hints;
 
 /// The authority that the engine's certificate must come from, and who we are.
 #[derive(Clone, Debug, PartialEq, Eq)]

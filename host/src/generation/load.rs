@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use refit_model::diagnostic::Hints;
+use refit_model::grants::Grants;
+use refit_model::printable::printable;
 use serde::Serialize;
 
 use super::Content;
@@ -15,12 +18,9 @@ use super::start::Terms;
 use super::store::{CONFIG_BYTES_MAX, Configured, Store, StoreError};
 use crate::artifact::signature::{SIGNATURE_BYTES_MAX, SignatureError, Signer, Trust};
 use crate::artifact::{self, Artifact, ArtifactError, ArtifactRef, Carrier};
-use crate::diagnostic::Hints;
-use crate::grants::Grants;
 use crate::policy::{
     DEFAULT_POLICY, Examined, Policy, PolicyEngine, PolicyError, PolicyStates, digest, limits,
 };
-use crate::printable::printable;
 
 /// What the default policy is called where a file would be named.
 pub const BUILT_IN: &str = "the built-in policy";

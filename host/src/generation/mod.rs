@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
+use refit_model::diagnostic::Diagnostic;
+use refit_model::grants::Grants;
 use tokio::sync::{Mutex, MutexGuard};
 
 use self::load::Loader;
@@ -27,8 +29,6 @@ use self::permissions::Permissions;
 use self::shadow::Shadow;
 use self::store::{Configured, How, Ledger, Record};
 use crate::artifact::signature::Signer;
-use crate::diagnostic::Diagnostic;
-use crate::grants::Grants;
 use crate::policy::{Policy, PolicyState};
 
 /// What a generation consists of, and what a rollback brings back.
@@ -80,6 +80,17 @@ impl Generation {
             ledger,
             fallback,
             replaced: OnceLock::new(),
+        }
+    }
+
+    /// What reports say of it.
+    pub fn policy_report(&self) -> refit_model::report::PolicyReport {
+        let policy = self.policy();
+        refit_model::report::PolicyReport {
+            name: policy.name.clone(),
+            version: policy.version.clone(),
+            digest: policy.digest.clone(),
+            generation: self.number,
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use refit_model::grants::{Grants, Verb};
 use serde::Serialize;
 
-use crate::grants::{Grants, Verb};
 use crate::policy::{CONTRACT, Imports};
 
 /// Something that a component asks to be able to do. In the order in which people care about it least.
@@ -133,7 +133,7 @@ impl Difference {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grants::GrantPatterns;
+    use refit_model::grants::GrantPatterns;
 
     fn imports(functions: &[(&str, &str)]) -> Imports {
         let mut imports = Imports::new();

@@ -7,13 +7,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use refit_model::decision::Verdict;
+use refit_model::diagnostic::Diagnostic;
+use refit_model::image::ImageId;
+use refit_model::recreation::Strategy;
 use serde::Serialize;
 
 use super::Content;
-use crate::capabilities::Strategy;
-use crate::diagnostic::Diagnostic;
-use crate::image::ImageId;
-use crate::policy::Verdict;
 
 /// Comparisons with differences that are kept, the last ones.
 const KEPT: usize = 20;
@@ -86,7 +86,7 @@ pub struct Comparison {
     pub more: usize,
     /// Why the candidate did not answer at all.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = crate::diagnostic::Failure)]
+    #[schema(value_type = refit_model::diagnostic::Failure)]
     pub failure: Option<Diagnostic>,
 }
 

@@ -9,6 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use refit_model::diagnostic::Diagnostic;
+use refit_model::grants::Grants;
 use tokio::sync::Mutex;
 
 use super::load::{Failed, Fetched, Loader, Source};
@@ -17,8 +19,6 @@ use super::swap::{Asked, check_version};
 use super::{Content, Generation, Generations, Past, Previous};
 use crate::artifact::Carrier;
 use crate::artifact::signature::Trust;
-use crate::diagnostic::Diagnostic;
-use crate::grants::Grants;
 use crate::policy::{PolicyEngine, PolicyStates};
 
 /// Whether swaps outlive the process.

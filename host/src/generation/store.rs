@@ -10,12 +10,12 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use refit_model::diagnostic::Hints;
 use serde::{Deserialize, Serialize};
 
 use super::Content;
 use super::version::is_older;
 use crate::artifact::signature::Signer;
-use crate::diagnostic::Hints;
 use crate::policy::{digest, limits};
 use crate::private;
 

@@ -5,6 +5,9 @@
 
 use std::sync::Arc;
 
+use refit_model::diagnostic::{Diagnostic, Hints};
+use refit_model::printable::printable;
+
 use super::load::{
     At as _, BUILT_IN, Failed, Fetched, NAME_BYTES_MAX, Refusal, Source, Stage, normal,
 };
@@ -12,9 +15,7 @@ use super::permissions::Difference;
 use super::shadow::Shadow;
 use super::store::{How, Ledger};
 use super::{Content, Generation, Generations, Previous, Refused, Turn};
-use crate::diagnostic::{Diagnostic, Hints};
 use crate::policy::PolicyError;
-use crate::printable::printable;
 
 /// What is to be swapped in.
 #[derive(Clone, Debug)]

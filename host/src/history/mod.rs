@@ -21,12 +21,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use refit_model::diagnostic::{Diagnostic, Hints};
+use refit_model::image::ImageRef;
+use refit_model::report::{PolicyReport, Report, Summary};
+use refit_model::request::Request;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
-
-use crate::diagnostic::{Diagnostic, Hints};
-use crate::image::ImageRef;
-use crate::refresh::{PolicyReport, Report, Request, Summary};
 
 use self::file::Place;
 use self::writer::Message;

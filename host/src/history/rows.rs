@@ -4,14 +4,14 @@
 use std::path::Path;
 use std::time::Duration;
 
+use refit_model::decision::Verdict;
+use refit_model::recreation::RecreationOutcome;
+use refit_model::report::{PolicyReport, Report};
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use super::presence;
 use super::writer::Row;
 use super::{ContainerEntry, Entry, Id, Keep, LIMIT_MAX, Outcome, Page, Query, Shown};
-use crate::journal::RecreationOutcome;
-use crate::policy::Verdict;
-use crate::refresh::{PolicyReport, Report};
 
 /// The longest report that is kept: 20,000 containers, as many as a refresh inspects at most unless told otherwise. Of a
 /// longer one the counts are.

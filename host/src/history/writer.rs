@@ -3,11 +3,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use refit_model::diagnostic::Diagnostic;
 use tokio::sync::{mpsc, oneshot};
 
 use super::file::{self, File, Place};
 use super::{Begun, Ended, HistoryError, Id, Keep, Trouble};
-use crate::diagnostic::Diagnostic;
 
 /// Refreshes of one process that are under way at once and written down. Each holds containers; far fewer make sense.
 const UNDER_WAY_MAX: usize = 1000;

@@ -3,11 +3,11 @@
 //! GitHub sends each delivery once and does not try again. A delivery that says less than it could (no tag, for one platform of
 //! several) is a reason to look all the same: a look is one question to the registry.
 
+use refit_model::printable::printable;
 use serde::Deserialize;
 
 use super::secret::{SigningKeys, Verified};
 use super::{Published, Unreadable};
-use crate::printable::printable;
 
 /// Of a word of GitHub's in an answer.
 const WORD_BYTES_MAX: usize = 80;
@@ -159,7 +159,7 @@ fn payload(form: Form, body: &[u8]) -> Result<Payload, Unreadable> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::secret::SecretString;
+    use refit_model::secret::SecretString;
     use serde_json::{Value, json};
 
     fn github() -> Github {

@@ -10,13 +10,13 @@ pub mod secret;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use refit_model::grants::Grants;
+use refit_model::image::{ImageRef, is_digest};
+use refit_model::printable::printable;
 use serde::Serialize;
 
 use self::github::Github;
 use self::registry::RegistryHook;
-use crate::grants::Grants;
-use crate::image::{ImageRef, is_digest};
-use crate::printable::printable;
 
 /// Images that one delivery may name. GitHub names one, a registry a few.
 const PUBLISHED_MAX: usize = 256;
@@ -97,7 +97,7 @@ impl Published {
         };
         let image: ImageRef = name
             .parse()
-            .map_err(|error: crate::image::ImageRefError| Unreadable(error.to_string()))?;
+            .map_err(|error: refit_model::image::ImageRefError| Unreadable(error.to_string()))?;
         Ok(Self {
             repository: image.repository(),
             tag: tag.map(str::to_owned),
@@ -138,7 +138,7 @@ impl Scoped {
             let may = one
                 .repository
                 .parse()
-                .map_err(|error: crate::image::ImageRefError| error.to_string())
+                .map_err(|error: refit_model::image::ImageRefError| error.to_string())
                 .and_then(|image| grants.may_pull(&image));
             match may {
                 Ok(()) => {
@@ -174,7 +174,7 @@ impl Scoped {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grants::{GrantPatterns, Verb};
+    use refit_model::grants::{GrantPatterns, Verb};
 
     fn grants(verbs: &[Verb]) -> Grants {
         Grants::new(&GrantPatterns {

@@ -119,7 +119,7 @@ fn host_of(url: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::secret::SecretString;
+    use refit_model::secret::SecretString;
     use serde_json::{Value, json};
 
     fn hook(host: Option<&str>) -> RegistryHook {

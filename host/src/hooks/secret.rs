@@ -1,12 +1,12 @@
 //! Who may send a webhook: whoever has its secret. Signatures by HMAC, shared secrets by comparison, both in constant time.
 
+use refit_model::diagnostic::Diagnostic;
+use refit_model::secret::{ExposeSecret as _, SecretString};
 use ring::hmac;
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConstantTimeEq as _};
 
 use super::Unverified;
-use crate::diagnostic::Diagnostic;
-use crate::secret::{ExposeSecret as _, SecretString};
 
 /// Shorter ones can be guessed: whoever sees a signed delivery can try billions of them a second.
 const LENGTH_MIN: usize = 16;

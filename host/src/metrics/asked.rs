@@ -9,8 +9,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
-
-use crate::refresh::PolicyReport;
+use refit_model::report::PolicyReport;
 
 /// Asked while somebody waits for all numbers, so it answers from memory.
 type Ask<T> = Box<dyn Fn() -> T + Send + Sync>;

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use refit_model::report::PolicyReport;
+
 use super::*;
-use crate::refresh::PolicyReport;
 
 fn asked() -> Metrics {
     let metrics = Metrics::default();

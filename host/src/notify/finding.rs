@@ -2,17 +2,20 @@
 //!
 //! Pure: a refresh's outcome in, findings out.
 
+use refit_model::decision::Verdict;
+use refit_model::diagnostic::Diagnostic;
+use refit_model::image::ImageRef;
+use refit_model::pull::{ImageOutcome, ImageRecord};
+use refit_model::recreation::{RecreationOutcome, RecreationRecord};
+use refit_model::report::{ContainerReport, PolicyReport, Report};
+use refit_model::request::{Request, Trigger};
+use refit_model::unfinished::{Unfinished, UnfinishedState};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::approvals::Held;
-use crate::diagnostic::Diagnostic;
 use crate::history::Id;
-use crate::image::ImageRef;
-use crate::journal::{ImageOutcome, ImageRecord, RecreationOutcome, RecreationRecord};
-use crate::policy::Verdict;
-use crate::recreate::recover::{Unfinished, UnfinishedState};
-use crate::refresh::{ContainerReport, PolicyReport, RefreshError, Report, Request, Trigger};
+use crate::refresh::RefreshError;
 use crate::watch::status::{self as watch, Snapshot, Watched};
 
 /// What somebody can want to be told of.

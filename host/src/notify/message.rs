@@ -1,9 +1,9 @@
 //! What a person reads: one message for all that was found within some seconds. And the same as JSON, for programs.
 
+use refit_model::request::Trigger;
 use serde::Serialize;
 
 use super::finding::{Context, Finding, Kind, Sameness, Urgency};
-use crate::refresh::Trigger;
 
 /// Raised when a field changes its meaning or goes.
 const FORMAT: u32 = 1;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use refit_model::diagnostic::Diagnostic;
 use reqwest::Client;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -24,7 +25,6 @@ use self::finding::{Finding, Outcome};
 use self::memory::Memory;
 use self::message::Message;
 use self::sink::Sink;
-use crate::diagnostic::Diagnostic;
 use crate::runs::{Happening, Observer, Run};
 
 /// What waits for one sink. The largest refresh is some hundred findings; while a sink hangs, some come on top.

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use refit_model::diagnostic::{Diagnostic, Hints};
+use refit_model::secret::{ExposeSecret as _, SecretString};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
 use schemars::JsonSchema;
@@ -14,8 +16,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::finding::{Kind, Urgency};
 use super::message::{Message, cut};
-use crate::diagnostic::{Diagnostic, Hints};
-use crate::secret::{ExposeSecret as _, SecretString};
 
 /// For one attempt. Those who take messages answer within a second.
 const ATTEMPT: Duration = Duration::from_secs(10);
@@ -129,7 +129,7 @@ pub fn client() -> Result<Client, Diagnostic> {
         .build()
         .map_err(|error| {
             let cannot = Diagnostic::new("cannot notify anybody");
-            crate::diagnostic::causes(&error)
+            refit_model::diagnostic::causes(&error)
                 .into_iter()
                 .fold(cannot, Diagnostic::because)
         })

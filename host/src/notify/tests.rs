@@ -2,13 +2,13 @@
 
 use std::sync::Mutex;
 
+use refit_model::secret::SecretString;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::finding::{Context, Kind, Sameness};
 use super::sink::Dialect;
 use super::*;
-use crate::secret::SecretString;
 
 /// Answers each request with the next of these, and the last one for ever. What was posted, in order.
 struct Server {

@@ -6,6 +6,8 @@
 )]
 
 use futures_util::StreamExt as _;
+use refit_model::container::Listed;
+use refit_model::image::ImageRef;
 use wasmtime::component::Resource;
 
 use super::bindings::refit::policy::{docker, host, types};
@@ -13,8 +15,6 @@ use super::convert;
 use super::instance::{Exceeded, HostState};
 use super::limits::BATCH_MAX;
 use crate::capabilities::{CallError, PulledImage, Recreation};
-use crate::container::Listed;
-use crate::image::ImageRef;
 
 /// What stands behind a `container` handle. The guest holds a number; the id never leaves the host.
 pub struct Lent(pub(super) Listed);

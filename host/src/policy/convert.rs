@@ -1,16 +1,18 @@
 //! Between WIT's records and our types. The one place where one becomes the other.
 
+use refit_model::container::{Container, Health, State};
+use refit_model::diagnostic::Diagnostic;
+use refit_model::grants::Grants;
+use refit_model::image::ImageRefError;
+use refit_model::recreation::{Step, Strategy};
+use refit_model::request::{Request, Trigger};
+
 use super::bindings::exports::refit::policy::policy as wit;
 use super::bindings::refit::policy::{docker, host, types};
 use super::state::StateError;
-use crate::capabilities::{CallError, Recreated, Strategy};
-use crate::container::{Container, Health, State};
-use crate::diagnostic::Diagnostic;
+use crate::capabilities::{CallError, Recreated};
 use crate::engine::{EngineError, PullError};
-use crate::grants::Grants;
-use crate::image::ImageRefError;
-use crate::recreate::{RecreateError, Step, StepError};
-use crate::refresh::{Request, Trigger};
+use crate::recreate::{RecreateError, StepError};
 
 /// Compose writes its project here.
 const LABEL_COMPOSE_PROJECT: &str = "com.docker.compose.project";
@@ -196,7 +198,7 @@ pub(super) fn recreate_error(error: CallError<RecreateError>) -> types::Recreate
 
 fn failed_step(step: Step, source: &StepError) -> types::FailedStep {
     let mut cause = source.to_string();
-    for below in crate::diagnostic::causes(source) {
+    for below in refit_model::diagnostic::causes(source) {
         cause.push_str(": ");
         cause.push_str(&below);
     }

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
+use refit_model::diagnostic::Hints;
+use refit_model::printable::printable;
 use wasmtime::component::ResourceTableError;
 use wasmtime::{Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use super::instance::Exceeded;
 use super::{CONTRACT, CONTRACT_VERSION, limits};
-use crate::diagnostic::Hints;
-use crate::printable::printable;
 
 /// What a policy was called for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,13 +5,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use refit_model::printable::printable;
 use wasmparser::component_types::ComponentEntityType;
 use wasmparser::{KnownCustom, Parser, Payload, Validator, WasmFeatures};
 
 use super::contract::{self, CONTRACT, CONTRACT_VERSION, is_ours};
 use super::limits::{DECLARATION_BYTES_MAX, NAMES_MAX, NESTED_MAX};
 use super::{PolicyError, digest, limits, wasi};
-use crate::printable::printable;
 
 /// The interfaces that a component imports, and what it uses of each: `refit:policy/docker@0.1.0` → `inspect`, `pull`.
 pub type Imports = BTreeMap<String, BTreeSet<String>>;

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use refit_model::container::{Container, Listed};
+use refit_model::grants::Grants;
+use refit_model::image::ImageRef;
 use wasmtime::component::ResourceTable;
 use wasmtime::{Engine, ResourceLimiter, Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
@@ -15,10 +18,7 @@ use super::output::Printed;
 use super::state::PolicyState;
 use super::{Cost, limits, wasi};
 use crate::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation};
-use crate::container::{Container, Listed};
 use crate::engine::{EngineError, PullError};
-use crate::grants::Grants;
-use crate::image::ImageRef;
 use crate::recreate::RecreateError;
 
 /// How many calls of a batch are under way at once.

@@ -1,8 +1,9 @@
 //! What a policy says, on its way to our log: bounded, and unable to pass for anybody else.
 
+use refit_model::printable::printable;
+
 use super::bindings::refit::policy::host::Level;
 use super::limits::{LOG_BYTES_MAX, LOG_LINE_BYTES_MAX, LOG_LINES_MAX};
-use crate::printable::printable;
 
 /// What was left out of what a policy logged and printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

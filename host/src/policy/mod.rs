@@ -31,6 +31,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use refit_model::decision::{Decision, Target, Verdict};
+use refit_model::grants::{GrantPatterns, Grants};
+use refit_model::printable::printable;
+use refit_model::request::Request;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use wasmtime::{Config, Engine, Store};
@@ -40,9 +44,6 @@ use self::bindings::{RefreshPolicy, RefreshPolicyPre};
 use self::error::AtInstantiation;
 use self::instance::{HostState, Nothing};
 use self::limits::Times;
-use crate::grants::{GrantPatterns, Grants};
-use crate::printable::printable;
-use crate::refresh::Request;
 
 pub use self::allocation::Allocation;
 pub use self::contract::{CONTRACT, CONTRACT_TEXT, CONTRACT_VERSION};
@@ -90,30 +91,6 @@ pub struct Decisions {
     /// Of its log.
     pub left_out: LeftOut,
     pub cost: Cost,
-}
-
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
-pub struct Target {
-    pub name: String,
-    pub image: String,
-}
-
-#[derive(Clone, Debug)]
-pub struct Decision {
-    pub verdict: Verdict,
-    pub rule: String,
-    pub reason: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[derive(utoipa::ToSchema)]
-pub enum Verdict {
-    Recreate,
-    Current,
-    Stale,
-    Unknown,
-    Leave,
 }
 
 /// A policy could not make the refresh at all, and says why.

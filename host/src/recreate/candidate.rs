@@ -3,13 +3,15 @@
 
 use std::time::Duration;
 
+use refit_model::container::{Container, ContainerId, ContainerName};
+use refit_model::recreation::Step;
+
 use super::intent::{Intent, Replacement, network_to_connect};
 use super::replace::{Manner, NewImage};
 use super::steady::{ensure_removed, find, may_pass};
 use super::stop::StopTimeout;
 use super::verify::differences;
-use super::{RecreateError, Step, StepError, names};
-use crate::container::{Container, ContainerId, ContainerName};
+use super::{RecreateError, StepError, names};
 use crate::engine::{Engine, EngineError, Removal};
 
 /// Why there is no replacement, and whether nothing of one is left.

@@ -7,9 +7,8 @@
 
 use std::net::IpAddr;
 
+use refit_model::container::Object;
 use serde_json::{Value, json};
-
-use crate::container::Object;
 
 /// Linux's signals by number, from 1 on.
 const SIGNALS: [&str; 31] = [

@@ -3,7 +3,8 @@
 //! The engine writes down who shares whose name spaces by id, volumes as they were asked for, and links by the provider's
 //! present name. Pure: inspections in, answers out.
 
-use crate::container::{Container, ContainerId};
+use refit_model::container::{Container, ContainerId};
+
 use crate::recreate::names::ParsedName;
 
 /// What a container has of another one.

@@ -10,7 +10,8 @@ use std::fs::{File, TryLockError};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::container::ContainerId;
+use refit_model::container::ContainerId;
+
 use crate::private;
 
 /// Where leases are taken. Clones share one set.

@@ -28,46 +28,12 @@ mod steady;
 mod stop;
 pub mod verify;
 
-use std::fmt;
+use refit_model::container::ContainerId;
+use refit_model::diagnostic::Hints;
+use refit_model::image::ImageId;
+use refit_model::recreation::Step;
 
-use crate::container::ContainerId;
-use crate::diagnostic::Hints;
 use crate::engine::EngineError;
-use crate::image::ImageId;
-
-/// A step of a recreation, in the order in which they are taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-#[derive(utoipa::ToSchema)]
-pub enum Step {
-    Inspect,
-    Create,
-    Connect,
-    Verify,
-    Stop,
-    Park,
-    Rename,
-    Start,
-    Prove,
-    Remove,
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Inspect => "inspect",
-            Self::Create => "create",
-            Self::Connect => "connect",
-            Self::Verify => "verify",
-            Self::Stop => "stop",
-            Self::Park => "park",
-            Self::Rename => "rename",
-            Self::Start => "start",
-            Self::Prove => "prove",
-            Self::Remove => "remove",
-        })
-    }
-}
 
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]

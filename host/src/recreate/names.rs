@@ -12,7 +12,7 @@
 //! `<old>` and `<new>` are the first twelve digits of ids. No such name contains `ws-`: the platform's own healers remove what
 //! does, so hyphens within a name are written `.-` and dots `..`.
 
-use crate::container::{ContainerId, ContainerName};
+use refit_model::container::{ContainerId, ContainerName};
 
 const TEMPORARY: &str = "refit-new.";
 const STOPPING: &str = ".stopping";

@@ -10,6 +10,8 @@
 
 use std::time::{Duration, Instant};
 
+use refit_model::container::{Container, Object, State};
+use refit_model::recreation::Step;
 use serde_json::{Value, json};
 
 use super::candidate::{self, Unready, discard};
@@ -19,8 +21,7 @@ use super::replace::{Manner, Member, NewContainer, NewImage, Replaced, put_back,
 use super::steady::{ensure_removed, is_gone};
 use super::stop::ensure_stopped;
 use super::verify::differences;
-use super::{RecreateError, Step, StepError};
-use crate::container::{Container, Object, State};
+use super::{RecreateError, StepError};
 use crate::engine::{Engine, EngineError, Removal};
 
 /// On a container: its volumes, by name and separated by commas, that two containers must not have open at once. `*` for all.
@@ -285,8 +286,8 @@ fn with_name(endpoint: &Object, name: &str) -> Object {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::container::Mount;
     use crate::recreate::intent::tests::container;
+    use refit_model::container::Mount;
 
     #[track_caller]
     fn check(config: Value, host_config: Value, endpoint: Value, part: Option<&str>) {

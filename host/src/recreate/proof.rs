@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
+use refit_model::container::{Container, ContainerId, Health, HealthCheckRun, State};
 
 use super::{StepError, steady};
-use crate::container::{Container, ContainerId, Health, HealthCheckRun, State};
 use crate::engine::{Engine, EngineError};
 
 /// How a replacement proves itself.

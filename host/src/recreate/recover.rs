@@ -8,6 +8,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use refit_model::container::{Container, ContainerId, Listed, State};
+use refit_model::diagnostic::Diagnostic;
+use refit_model::unfinished::{Unfinished, UnfinishedState};
+
 use super::dependents::{Ties, in_order};
 use super::lease::{Leases, Trace};
 use super::names::{BackupName, ParsedName};
@@ -15,8 +19,6 @@ use super::proof::{Proof, check_again, prove};
 use super::rollback::{Back, Undo, roll_back, stop_and_remove};
 use super::steady::{again, ensure_removed, look};
 use super::stop::{StopTimeout, wait_out_a_stop};
-use crate::container::{Container, ContainerId, Listed, State};
-use crate::diagnostic::Diagnostic;
 use crate::engine::{Engine, EngineError, Removal};
 
 /// What came of one half-done replacement.
@@ -73,37 +75,6 @@ pub enum Outcome {
     /// The right container runs under the name, and another one could not be removed.
     LeftOver,
     /// It could be neither finished nor undone. Nothing was deleted.
-    Stranded,
-}
-
-/// A replacement that was begun and has not ended, and that no living process on this machine is at work on.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
-pub struct Unfinished {
-    /// The name that it is about.
-    pub container: String,
-    pub state: UnfinishedState,
-    pub detail: String,
-}
-
-impl Unfinished {
-    /// Whether nobody is at work on it: it fails the refresh that finds it. Of one that another Refit may be at work on that cannot be
-    /// said.
-    pub fn is_abandoned(&self) -> bool {
-        self.state != UnfinishedState::InProgress
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[derive(utoipa::ToSchema)]
-pub enum UnfinishedState {
-    /// It was begun and not ended. Recovery has not tried yet.
-    HalfDone,
-    /// Another Refit may be at work on it. Recovery waits until any replacement would have ended.
-    InProgress,
-    /// The right container runs under the name, and another one could not be removed.
-    LeftOver,
-    /// Recovery could neither finish nor undo it.
     Stranded,
 }
 

@@ -12,6 +12,9 @@
 
 use std::time::{Duration, Instant};
 
+use refit_model::container::{Container, ContainerId, ContainerName, State};
+use refit_model::image::{ImageId, ImageRef, Platform};
+use refit_model::recreation::Step;
 use tokio_util::sync::CancellationToken;
 
 use super::candidate::{self, Made, Unready};
@@ -22,10 +25,8 @@ use super::proof::{Proof, check_again, prove};
 use super::rollback::{Back, Undo, roll_back, stop_and_remove};
 use super::steady::{ensure_removed, find, is_gone, look, may_pass, until_reachable};
 use super::stop::{StopTimeout, stop};
-use super::{RecreateError, Step, StepError};
-use crate::container::{Container, ContainerId, ContainerName, State};
+use super::{RecreateError, StepError};
 use crate::engine::{Engine, EngineError, Removal};
-use crate::image::{ImageId, ImageRef, Platform};
 use crate::image_records::ImageRecords;
 
 /// How often the way back is taken again when the engine went away on it.

@@ -5,7 +5,8 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use crate::container::{Container, ContainerId, ContainerName, Listed, State};
+use refit_model::container::{Container, ContainerId, ContainerName, Listed, State};
+
 use crate::engine::{Engine, EngineError, Removal};
 
 /// What is waited before each further try.

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use refit_model::container::{Container, ContainerId, State};
 use serde_json::Value;
 
 use super::steady::{again, look};
-use crate::container::{Container, ContainerId, State};
 use crate::engine::{Engine, EngineError, StopMode};
 
 /// What the engine waits before it kills a container that has no stop timeout of its own.

@@ -3,11 +3,11 @@
 //!
 //! Pure: the request, and the inspection of what came of it.
 
+use refit_model::container::{Container, Object};
 use serde_json::Value;
 
 use super::canonical::{canonical, canonical_endpoint};
 use super::intent::{Replacement, as_may_be_asked};
-use crate::container::{Container, Object};
 
 /// The fields that differ, each with what was asked for and what was made. Empty where none does.
 ///
@@ -182,9 +182,9 @@ fn is_nothing(value: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::ImageId;
     use crate::recreate::intent::Intent;
     use crate::recreate::intent::tests::container;
+    use refit_model::image::ImageId;
     use serde_json::json;
 
     fn wanted(config: Value, host_config: Value) -> Replacement {

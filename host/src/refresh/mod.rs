@@ -9,8 +9,15 @@ mod trial;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use refit_model::diagnostic::{Cause, Diagnostic, Hints};
+use refit_model::event::{Events, no_events};
+use refit_model::grants::Grants;
+use refit_model::pull::ImageOutcome;
+use refit_model::report::{PolicyReport, Report};
+use refit_model::request::{Mode, Request, Trigger};
 use tokio_util::sync::CancellationToken;
 
+use self::trial::{Trial, sayings};
 use crate::capabilities::Capabilities;
 use crate::capabilities::approved_scope::{ApprovedScope, ScopedCapabilities};
 use crate::capabilities::foreseen::Foreseen;
@@ -19,68 +26,17 @@ use crate::capabilities::live::{Live, Workshop};
 use crate::capabilities::plan::{Plan, RemoteDigests};
 use crate::capabilities::scope::Scope;
 use crate::capabilities::simulated::Simulated;
-use crate::diagnostic::{Cause, Diagnostic, Hints};
 use crate::generation::shadow::Sayings;
 use crate::generation::{Generation, Generations};
-use crate::grants::Grants;
 use crate::history::{self, Begun, Ended, History, Outcome, UnderWay};
-use crate::journal::{self, Events, ImageOutcome, Journal, Record};
+use crate::journal::{self, Journal, Record};
 use crate::policy::{Clock, Concurrency, ConfigProblem, Decisions, Failure, PolicyError, Session};
 use crate::retention;
 use crate::snapshot::Snapshot;
 use crate::snapshot::record::Recorder;
 use crate::snapshot::replay::Replay;
 
-use self::trial::{Trial, sayings};
-
-pub use self::report::{ContainerReport, PolicyReport, Report, Summary};
 pub use self::trial::{Answer, Asked, Question, ask, sayings_of};
-
-/// Who or what asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[derive(utoipa::ToSchema)]
-pub enum Trigger {
-    Operator,
-    Api,
-    Schedule,
-    Webhook,
-}
-
-impl Trigger {
-    pub const ALL: [Self; 4] = [Self::Operator, Self::Api, Self::Schedule, Self::Webhook];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Operator => "operator",
-            Self::Api => "api",
-            Self::Schedule => "schedule",
-            Self::Webhook => "webhook",
-        }
-    }
-}
-
-/// What is asked for.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
-pub struct Request {
-    pub trigger: Trigger,
-    /// In the policy's vocabulary (the default policy: runtimes). Empty means all.
-    pub targets: Vec<String>,
-    /// By registry and repository. Empty means all.
-    pub images: Vec<String>,
-    pub recreate: bool,
-    pub force: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[derive(utoipa::ToSchema)]
-pub enum Mode {
-    /// Do it.
-    Refresh,
-    /// Say what would be done.
-    Plan,
-}
 
 /// What bounds a refresh, whatever its policy.
 #[derive(Clone, Copy, Debug)]
@@ -125,7 +81,7 @@ impl Started {
 
     /// The policy that it uses to its end.
     pub fn policy(&self) -> PolicyReport {
-        PolicyReport::of(&self.active)
+        self.active.policy_report()
     }
 }
 
@@ -272,8 +228,7 @@ impl Refresher {
             mode: Mode::Plan,
             trial: None,
         };
-        self.pass(active, request, pass, journal::no_events(), cancel)
-            .await
+        self.pass(active, request, pass, no_events(), cancel).await
     }
 
     /// Writes down that a refresh begins, on the policy that is active now. `by` is who asks, as they say of themselves.
@@ -284,7 +239,7 @@ impl Refresher {
                 let begun = Begun {
                     request: request.clone(),
                     by,
-                    policy: PolicyReport::of(&active),
+                    policy: active.policy_report(),
                 };
                 Some(history.begin(begun).await)
             }

@@ -2,17 +2,19 @@
 
 use std::sync::Arc;
 
+use refit_model::diagnostic::Diagnostic;
+use refit_model::event::no_events;
+use refit_model::grants::Grants;
+use refit_model::request::Request;
 use tokio_util::sync::CancellationToken;
 
-use super::{Bounds, Request};
+use super::Bounds;
 use crate::capabilities::Capabilities;
 use crate::capabilities::guard::Guard;
 use crate::capabilities::scope::Scope;
-use crate::diagnostic::Diagnostic;
 use crate::generation::shadow::{Recreation, Said, Sayings, Shadow, differences};
 use crate::generation::{Content, Generations};
-use crate::grants::Grants;
-use crate::journal::{Journal, Record, no_events};
+use crate::journal::{Journal, Record};
 use crate::policy::{Clock, Decisions, Failure, Policy, PolicyError, PolicyState, Session};
 
 /// What a policy is asked, and what it finds when it looks.

@@ -4,9 +4,8 @@
 
 use http::HeaderMap;
 use http::header::WWW_AUTHENTICATE;
+use refit_model::printable::printable;
 use reqwest::Url;
-
-use crate::printable::printable;
 
 /// The longest header that is read, and the longest realm and service. Those seen have fifty characters.
 pub(crate) const LENGTH_MAX: usize = 4096;

@@ -7,9 +7,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use refit_model::diagnostic::Hints;
+use refit_model::secret::{ExposeSecret as _, Login};
+
 use super::docker_config::{self, HELPER_SECONDS_MAX};
-use crate::diagnostic::Hints;
-use crate::secret::{ExposeSecret as _, Login};
 use crate::secret_file::{self, Place, SecretFileError};
 
 /// The registry that `GHCR_USER` and `GHCR_TOKEN` are for, unless the configuration names another.

@@ -12,12 +12,12 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use refit_model::secret::{Login, SecretString};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
 use crate::child_environment::Child;
-use crate::secret::{Login, SecretString};
 
 /// Somebody with logins at a hundred registries has 20 KB.
 const BYTES_MAX: u64 = 4 << 20;
@@ -248,7 +248,7 @@ fn understood(answer: &[u8]) -> Option<Option<Login>> {
     let Answer { username, secret } = serde_json::from_slice(answer).ok()?;
     let secret = SecretString::from(secret.0);
     Some(match username.as_str() {
-        _ if crate::secret::ExposeSecret::expose_secret(&secret).is_empty() => None,
+        _ if refit_model::secret::ExposeSecret::expose_secret(&secret).is_empty() => None,
         IDENTITY => Some(Login::IdentityToken(secret)),
         _ => Some(Login::Password {
             username,
@@ -260,7 +260,7 @@ fn understood(answer: &[u8]) -> Option<Option<Login>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::secret::ExposeSecret as _;
+    use refit_model::secret::ExposeSecret as _;
 
     fn found(config: &str, server: &str) -> Result<Option<(String, String)>, &'static str> {
         let document: Document = serde_json::from_str(config).unwrap();

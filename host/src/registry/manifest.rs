@@ -5,10 +5,9 @@
 
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use refit_model::image::{is_digest, sha256};
 use serde_json::Value;
 use sha2::{Digest as _, Sha512};
-
-use crate::image::{is_digest, sha256};
 
 /// All kinds of manifests: whatever is behind the tag has one digest, and it is this one that the engine records.
 pub(super) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";

@@ -5,12 +5,12 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use refit_model::secret::{ExposeSecret as _, Login, SecretString};
 use reqwest::Url;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::challenge::Realm;
-use crate::secret::{ExposeSecret as _, Login, SecretString};
 
 /// Where the answer does not say, as the specification has it.
 const LIFETIME: Duration = Duration::from_secs(60);

@@ -6,17 +6,19 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
+use refit_model::diagnostic::Diagnostic;
+use refit_model::event::Event;
+use refit_model::image::ImageRef;
+use refit_model::pull::{ImageRecord, Transferred};
+use refit_model::recreation::{RecreationRecord, Step};
+use refit_model::report::{Report, Summary};
+use refit_model::request::Request;
 use serde::Serialize;
 use tokio::sync::watch;
 
 use super::{Id, Run};
-use crate::diagnostic::Diagnostic;
 use crate::history::Outcome;
-use crate::image::ImageRef;
-use crate::journal::{Event, ImageRecord, RecreationRecord};
-use crate::progress::Transferred;
-use crate::recreate::Step;
-use crate::refresh::{RefreshError, Report, Request, Summary};
+use crate::refresh::RefreshError;
 
 /// A container is a dozen lines, so this is a refresh of three hundred in whole.
 const KEPT_MAX: usize = 4096;
@@ -260,7 +262,7 @@ impl Feed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::LayerProgress;
+    use refit_model::pull::LayerProgress;
 
     fn image() -> ImageRef {
         "ghcr.io/acme/app:1".parse().unwrap()
@@ -339,7 +341,7 @@ mod tests {
         assert_eq!((told.layers, told.layers_done), (2, 1));
         let ended = ImageRecord {
             image: image(),
-            outcome: crate::journal::ImageOutcome::Pulled,
+            outcome: refit_model::pull::ImageOutcome::Pulled,
             id: None,
             digest: None,
             failure: None,

@@ -2,10 +2,13 @@
 //!
 //! What somebody would search or count for is a field, in the words of the report. Nothing of it is a secret: a record has no login.
 
+use refit_model::diagnostic::Diagnostic;
+use refit_model::event::Event;
+use refit_model::pull::ImageOutcome;
+use refit_model::report::Report;
+
 use super::Run;
-use crate::diagnostic::Diagnostic;
-use crate::journal::{Event, ImageOutcome};
-use crate::refresh::{RefreshError, Report};
+use crate::refresh::RefreshError;
 
 pub(super) fn began(run: &Run) {
     let (request, policy) = (&run.request, &run.policy);

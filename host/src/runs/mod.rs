@@ -11,6 +11,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use refit_model::diagnostic::{Diagnostic, Hints};
+use refit_model::event::{Event, Events};
+use refit_model::recreation::RecreationOutcome;
+use refit_model::report::{PolicyReport, Report, Summary};
+use refit_model::request::Request;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,10 +24,8 @@ use tracing::Instrument as _;
 use self::feed::{Feed, Told};
 use self::once::Keys;
 use crate::capabilities::approved_scope::ApprovedScope;
-use crate::diagnostic::{Diagnostic, Hints};
 use crate::history::{self, Entry, Outcome, Shown};
-use crate::journal::{Event, Events, RecreationOutcome};
-use crate::refresh::{self, PolicyReport, RefreshError, Refresher, Report, Request, Summary};
+use crate::refresh::{self, RefreshError, Refresher};
 
 /// Refreshes under way at once. Two of one container cannot be, and more than a few only wait for the engine; this is what
 /// somebody who asks again and again may hold of memory.

@@ -6,11 +6,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use refit_model::diagnostic::Hints;
+use refit_model::request::Request;
 use tokio::sync::Mutex;
 
 use super::{Begun, Id, NotBegun, Runs};
-use crate::diagnostic::Hints;
-use crate::refresh::Request;
 
 /// Keys that are remembered. A client asks again within minutes, and this is days of refreshes.
 const KEYS_MAX: usize = 256;

@@ -11,21 +11,24 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use refit_model::decision::Verdict;
+use refit_model::event::no_events;
+use refit_model::grants::{GrantPatterns, Grants, Verb};
+use refit_model::recreation::RecreationOutcome;
+use refit_model::request::{Request, Trigger};
 use tokio_util::sync::CancellationToken;
 
 use self::machine::{BEHIND, Machine, WORKSPACES};
 use crate::capabilities::guard::{Counts, Guard};
 use crate::capabilities::scope::Scope;
-use crate::grants::{GrantPatterns, Grants, Verb};
-use crate::journal::{Journal, RecreationOutcome, no_events};
+use crate::journal::Journal;
 use crate::policy::limits::{
     BACKTRACE_FRAMES_MAX, PROBLEMS_MAX, SHOWN_FRAMES_MAX, TEXT_BYTES_MAX, Times,
 };
 use crate::policy::{
     Allocation, Concurrency, DEFAULT_POLICY, Decisions, Failure, LeftOut, Policy, PolicyEngine,
-    PolicyError, PolicyErrorKind, PolicyState, Session, Task, Verdict,
+    PolicyError, PolicyErrorKind, PolicyState, Session, Task,
 };
-use crate::refresh::{Request, Trigger};
 
 pub use self::guests::{Ending, Guest, Pace, component, guests};
 

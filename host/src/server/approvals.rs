@@ -6,6 +6,7 @@ use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query as Parameters, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use refit_model::diagnostic::Diagnostic;
 use serde::{Deserialize, Serialize};
 
 use super::Served;
@@ -16,7 +17,6 @@ use super::plan;
 use super::problem::{Document, Problem};
 use crate::approvals::plan::Plan;
 use crate::approvals::{self, ApprovalError, Entry, Held, Id, Requested};
-use crate::diagnostic::Diagnostic;
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]

@@ -2,11 +2,11 @@
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
+use refit_model::request::{Request, Trigger};
 use serde::Deserialize;
 
 use super::object::JsonObject;
 use super::problem::Problem;
-use crate::refresh::{Request, Trigger};
 
 /// What is asked for; `{}` is everything that the policy knows.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]

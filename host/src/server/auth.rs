@@ -7,6 +7,8 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use refit_model::diagnostic::Diagnostic;
+use refit_model::secret::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -14,8 +16,6 @@ use super::Served;
 use super::problem::Problem;
 use super::repeated::Repeated;
 use crate::admin_token;
-use crate::diagnostic::Diagnostic;
-use crate::secret::{ExposeSecret as _, SecretString};
 use crate::secret_file;
 
 /// Kept as its hash: comparing hashes takes the same time whatever is sent, also for another length.

@@ -6,11 +6,11 @@ use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query as Parameters, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use refit_model::diagnostic::Diagnostic;
 use serde::{Deserialize, Serialize};
 
 use super::problem::{Document, Problem};
 use super::{Served, events};
-use crate::diagnostic::Diagnostic;
 use crate::history::{
     self, Archive, Entry, History, HistoryError, Id, LIMIT_MAX, Outcome, Page, Query, Shown,
 };
@@ -208,7 +208,8 @@ fn query(asked: Asked) -> Result<Query, Problem> {
         limit,
         before: asked.before,
         container: asked.container,
-        image: image.map_err(|error: crate::image::ImageRefError| wrong(error.to_string()))?,
+        image: image
+            .map_err(|error: refit_model::image::ImageRefError| wrong(error.to_string()))?,
         outcome: outcome.map_err(|error: history::OutcomeError| wrong(error.to_string()))?,
     })
 }

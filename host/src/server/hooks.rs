@@ -13,6 +13,8 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use refit_model::diagnostic::{Diagnostic, Hints};
+use refit_model::request::Trigger;
 use serde::Serialize;
 
 use super::Served;
@@ -20,11 +22,9 @@ use super::bounds::{Rate, Readers, read_in_turn, whole};
 use super::problem::{Document, Problem};
 use super::repeated::Repeated;
 use super::routes::Routes;
-use crate::diagnostic::{Diagnostic, Hints};
 use crate::hooks::github::{Delivery, Form, Github};
 use crate::hooks::registry::RegistryHook;
 use crate::hooks::{Ignored, Scoped, Unreadable, Unverified};
-use crate::refresh::Trigger;
 
 /// What GitHub sends of a package is some 25 KiB, and a registry's envelope some KiB. Many times that, and with [`AT_ONCE`] a
 /// bound on memory.

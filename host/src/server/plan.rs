@@ -4,13 +4,15 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use refit_model::diagnostic::Diagnostic;
+use refit_model::event::no_events;
+use refit_model::report::Report;
+use refit_model::request::Mode;
 
 use super::Served;
 use super::asked::{Asked, AskedBody};
 use super::problem::{Document, Problem};
-use crate::diagnostic::Diagnostic;
-use crate::journal::no_events;
-use crate::refresh::{Mode, RefreshError, Report};
+use crate::refresh::RefreshError;
 
 /// What a refresh would do, and why
 ///

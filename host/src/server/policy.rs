@@ -10,6 +10,7 @@ use axum::extract::{Query, State, rejection::QueryRejection};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
+use refit_model::diagnostic::Diagnostic;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
@@ -19,7 +20,6 @@ use super::object::JsonObject;
 use super::problem::{Document, Problem};
 use crate::artifact::signature::{SIGNATURE_BYTES_MAX, Signer};
 use crate::artifact::{self, ArtifactError};
-use crate::diagnostic::Diagnostic;
 use crate::generation::load::{Refusal, Source, Stage};
 use crate::generation::permissions::{Difference, Permissions};
 use crate::generation::store::{CONFIG_BYTES_MAX, How, Record};

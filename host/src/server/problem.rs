@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use refit_model::diagnostic::Diagnostic;
 use serde::Serialize;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
@@ -11,7 +12,6 @@ use utoipa::{PartialSchema as _, ToSchema as _};
 
 use super::bounds;
 use crate::approvals;
-use crate::diagnostic::Diagnostic;
 use crate::generation::load::Stage;
 use crate::runs::NotBegun;
 

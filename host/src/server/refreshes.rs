@@ -5,6 +5,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use refit_model::diagnostic::Diagnostic;
 use serde::Serialize;
 
 use super::asked::{Asked, AskedBody};
@@ -12,7 +13,6 @@ use super::by::By;
 use super::history::{self, View};
 use super::problem::{Document, Problem};
 use super::{Served, events};
-use crate::diagnostic::Diagnostic;
 use crate::history::{Id, Outcome};
 use crate::runs::once::{Key, KeyError, Once};
 

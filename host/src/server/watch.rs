@@ -7,6 +7,9 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use refit_model::diagnostic::Diagnostic;
+use refit_model::image::ImageRef;
+use refit_model::request::Trigger;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -14,9 +17,6 @@ use super::Served;
 use super::by::By;
 use super::object::parse_optional;
 use super::problem::{Document, Problem};
-use crate::diagnostic::Diagnostic;
-use crate::image::ImageRef;
-use crate::refresh::Trigger;
 use crate::watch::Watcher;
 use crate::watch::status::Snapshot;
 

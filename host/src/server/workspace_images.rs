@@ -6,14 +6,17 @@ use axum::Json;
 use axum::extract::{Query, State, rejection::QueryRejection};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use refit_model::diagnostic::{Diagnostic, Hints as _};
+use refit_model::pull::ImageOutcome;
+use refit_model::recreation::RecreationOutcome;
+use refit_model::report::Report;
+use refit_model::request::{Request, Trigger};
 use serde::{Deserialize, Serialize};
 
 use super::Served;
 use super::by::By;
 use super::problem::{Document, Problem};
-use crate::diagnostic::{Diagnostic, Hints as _};
-use crate::journal::{ImageOutcome, RecreationOutcome};
-use crate::refresh::{RefreshError, Report, Request, Trigger};
+use crate::refresh::RefreshError;
 use crate::runs::Panicked;
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]

@@ -10,17 +10,20 @@ pub mod replay;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use refit_model::container::{
+    Container, ContainerId, Health, Listed, Object, PublishedPort, State,
+};
+use refit_model::diagnostic::Diagnostic;
+use refit_model::grants::Grants;
+use refit_model::image::{ImageId, ImageRef};
+use refit_model::printable::printable;
+use refit_model::recreation::Step;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::capabilities::CallError;
-use crate::container::{Container, ContainerId, Health, Listed, Object, PublishedPort, State};
-use crate::diagnostic::Diagnostic;
 use crate::engine::PullError;
-use crate::grants::Grants;
-use crate::image::{ImageId, ImageRef};
-use crate::printable::printable;
-use crate::recreate::{RecreateError, Step, StepError};
+use crate::recreate::{RecreateError, StepError};
 
 /// The form of the document. A host reads those that it knows.
 pub const FORM: u32 = 1;
@@ -136,7 +139,7 @@ pub enum SnapshotError {
     Wrong { origin: String, problem: String },
 }
 
-impl crate::diagnostic::Hints for SnapshotError {
+impl refit_model::diagnostic::Hints for SnapshotError {
     fn hints(&self) -> Vec<String> {
         vec!["`refit policy record` writes one".into()]
     }
@@ -438,7 +441,7 @@ impl RecreationFault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grants::GrantPatterns;
+    use refit_model::grants::GrantPatterns;
 
     fn facts() -> ContainerFacts {
         ContainerFacts {

@@ -3,15 +3,15 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use refit_model::container::{Container, Listed};
+use refit_model::grants::Grants;
+use refit_model::image::ImageRef;
+use refit_model::unfinished::Unfinished;
 
 use super::{ContainerFacts, ImageFacts, RecreationFault, Snapshot};
 use crate::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation};
-use crate::container::{Container, Listed};
 use crate::engine::{EngineError, PullError};
-use crate::grants::Grants;
-use crate::image::ImageRef;
 use crate::recreate::RecreateError;
-use crate::recreate::recover::Unfinished;
 
 /// Bounded by the counts of the guard, which stands inside.
 pub struct Recorder {

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use refit_model::image::ImageRef;
+use refit_model::report::Report;
+use refit_model::request::Request;
 
-use crate::image::ImageRef;
-use crate::refresh::{Report, Request};
 use crate::runs::{Begun, NotBegun, Runs};
 
 /// An image behind which something is: what its registry has is not here, or containers do not run it yet.

@@ -7,9 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use refit_model::request::Trigger;
 use tokio::sync::Notify;
-
-use crate::refresh::Trigger;
 
 /// Images whose announced digest is remembered until it is taken.
 const ANNOUNCED_MAX: usize = 256;

@@ -11,14 +11,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use jiff::{SignedDuration, Timestamp};
+use refit_model::image::ImageRef;
+use refit_model::report::Report;
+use refit_model::request::{Request, Trigger};
 use tokio_util::sync::CancellationToken;
 
 use super::schedule::{Backoff, chance};
 use crate::capabilities::live::Workshop;
 use crate::capabilities::plan::RemoteDigests;
 use crate::engine::PullError;
-use crate::image::ImageRef;
-use crate::refresh::{RefreshError, Refresher, Report, Request, Trigger};
+use crate::refresh::{RefreshError, Refresher};
 use crate::registry::digests::{DigestError, Digests, Found, Reason};
 
 /// After a check that a registry answered with a no: an image that is not published yet is asked for seldom.

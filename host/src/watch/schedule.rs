@@ -6,9 +6,8 @@ use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
+use refit_model::diagnostic::Hints;
 use ring::rand::{SecureRandom as _, SystemRandom};
-
-use crate::diagnostic::Hints;
 
 /// What somebody typed makes no sense.
 #[derive(Debug, thiserror::Error)]

@@ -4,15 +4,18 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::{SignedDuration, Timestamp};
+use refit_model::diagnostic::Diagnostic;
+use refit_model::image::ImageRef;
+use refit_model::pull::{ImageOutcome, ImageRecord};
+use refit_model::recreation::RecreationOutcome;
+use refit_model::report::Report;
+use refit_model::request::Trigger;
 use serde::Serialize;
 
 use super::adopt::Finding;
 use super::memory::{Memory, Pause};
 use super::windows::Windows;
-use crate::diagnostic::Diagnostic;
-use crate::image::ImageRef;
-use crate::journal::{ImageOutcome, ImageRecord, RecreationOutcome};
-use crate::refresh::{RefreshError, Report, Trigger};
+use crate::refresh::RefreshError;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

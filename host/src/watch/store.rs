@@ -7,8 +7,9 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use refit_model::diagnostic::{Diagnostic, Hints};
+
 use super::memory::Memory;
-use crate::diagnostic::{Diagnostic, Hints};
 use crate::private;
 
 /// 2000 of 500 bytes, and some.

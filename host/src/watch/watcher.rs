@@ -6,6 +6,7 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use jiff::Timestamp;
+use refit_model::diagnostic::Diagnostic;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +17,6 @@ use super::memory::Pause;
 use super::status::Snapshot;
 use super::store::{Kept, Store};
 use super::task::Task;
-use crate::diagnostic::Diagnostic;
 use crate::refresh::Refresher;
 use crate::registry::digests::Digests;
 

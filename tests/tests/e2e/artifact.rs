@@ -6,8 +6,8 @@ use oci_client::secrets::RegistryAuth;
 use refit::artifact::registry::{Registries, Title};
 use refit::artifact::signature::{KeyConfig, SignatureError, Trust};
 use refit::artifact::{Artifact, ArtifactError, ArtifactRef};
-use refit::grants::Verb;
-use refit::secret::{Login, SecretString};
+use refit::model::grants::Verb;
+use refit::model::secret::{Login, SecretString};
 use refit_tests::gateway::{Gateway, Tokens};
 use refit_tests::registry::{self, PASSWORD, Registry, USER};
 

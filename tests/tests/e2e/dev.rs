@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use refit::policy::DEFAULT_POLICY;
-use refit_tests::registry;
-use refit_tests::with_world;
+use refit_tests::{registry, with_world};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::Child;

@@ -6,16 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use bollard::query_parameters::RenameContainerOptions;
-use refit::container::ContainerId;
 use refit::engine::permissions::EngineCall;
+use refit::model::container::ContainerId;
 use refit::operations::{Operation, calls_of, patterns};
 use refit::recreate::names::BackupName;
 use refit_tests::faulty::{Call, Fault, Plan, Proxy, Setting};
 use refit_tests::registry::{self, Registry};
 use refit_tests::scenario::bench::Bench;
 use refit_tests::scenario::{self, Scenario};
-use refit_tests::world;
-use refit_tests::{ContainerSpec, ImageSpec, Refit, World, with_world_for};
+use refit_tests::{ContainerSpec, ImageSpec, Refit, World, with_world_for, world};
 use serde_json::json;
 
 use super::refit;

@@ -14,22 +14,24 @@ use refit::capabilities::permitted::Permitted;
 use refit::capabilities::scope::Scope;
 use refit::capabilities::ties::KnownTies;
 use refit::capabilities::{
-    CallError, Capabilities as _, PulledImage, Recreated, Recreation, Strategy, Transfer,
+    CallError, Capabilities as _, PulledImage, Recreated, Recreation, Transfer,
 };
-use refit::container::{Container, ContainerId, ContainerName, Listed, Object};
 use refit::engine::address::{self, EngineEnvironment};
 use refit::engine::docker::{CallLimits, DockerEngine};
 use refit::engine::{CreateRequest, Engine, PullError};
-use refit::grants::{GrantPatterns, Grants};
-use refit::image::{ImageId, ImageRef, Platform};
 use refit::image_records::ImageRecords;
-use refit::journal::{Event, Events, no_events};
+use refit::model::container::{Container, ContainerId, ContainerName, Listed, Object};
+use refit::model::event::{Event, Events, no_events};
+use refit::model::grants::{GrantPatterns, Grants};
+use refit::model::image::{ImageId, ImageRef, Platform};
+use refit::model::recreation::Step;
+use refit::model::recreation::Strategy;
+use refit::recreate::RecreateError;
 use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
 use refit::recreate::recover::{FirstSeen, Patience};
 use refit::recreate::self_protection::SelfProtection;
-use refit::recreate::{RecreateError, Step};
 use refit::registry::budget::Rate;
 use refit::registry::credentials::{Credentials, EnvironmentVariables};
 use refit::registry::digests::Digests;

@@ -7,17 +7,17 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use refit::container::{
-    Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest,
-};
 use refit::engine::docker::DockerEngine;
 use refit::engine::permissions::{RawAnswer, RawCall};
 use refit::engine::{
-    CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal, StopMode,
-    UnnamedImage,
+    CreateRequest, Engine, EngineError, EngineVersion, PullError, Removal, StopMode, UnnamedImage,
 };
-use refit::image::{ImageId, ImageRef, Platform};
-use refit::secret::Login;
+use refit::model::container::{
+    Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest,
+};
+use refit::model::image::{ImageId, ImageRef, Platform};
+use refit::model::pull::LayerProgress;
+use refit::model::secret::Login;
 use refit_tests::World;
 
 use crate::bench::docker;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use refit::container::{Container, Object};
+use refit::model::container::{Container, Object};
 use serde_json::Value;
 
 /// What differs between two inspections of what should be the same container, field by field. What every container has of its

@@ -1,8 +1,9 @@
 //! The container's own configuration: what a user set comes back, what the old image gave follows the new one.
 
 use bollard::models::ContainerCreateBody;
-use refit::image::ImageId;
-use refit::recreate::{RecreateError, Step};
+use refit::model::image::ImageId;
+use refit::model::recreation::Step;
+use refit::recreate::RecreateError;
 use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use serde_json::{Value, json};
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use refit::capabilities::Capabilities as _;
-use refit::container::State;
+use refit::model::container::State;
 use refit::recreate::RecreateError;
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
 use serde_json::json;
@@ -172,7 +172,7 @@ async fn links_by_name_stay_when_either_is_replaced() -> anyhow::Result<()> {
         let links = serde_json::json!({"Links": [format!("{}:database", provider.name)]});
         refit::engine::Engine::connect(
             bench.engine.as_ref(),
-            &refit::container::ContainerId::new(user.id),
+            &refit::model::container::ContainerId::new(user.id),
             &network,
             &crate::bench::object(links),
         )

@@ -1,8 +1,8 @@
 //! Every setting of the host that this engine takes comes back as it was.
 
 use bollard::models::HostConfig;
-use refit::container::ContainerName;
 use refit::engine::Engine as _;
+use refit::model::container::ContainerName;
 use refit::recreate::intent::Intent;
 use refit::recreate::verify::differences;
 use refit_tests::{ImageSpec, with_world};

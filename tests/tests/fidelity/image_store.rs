@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use refit::engine::{Engine as _, PullError};
-use refit::image::ImageRef;
+use refit::model::image::ImageRef;
 use refit::retention;
 use refit_tests::disk::Disk;
 use refit_tests::registry::Registry;

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use bollard::query_parameters::{RenameContainerOptions, RestartContainerOptions};
 use futures_util::future::try_join_all;
 use refit::capabilities::Recreated;
-use refit::container::State;
-use refit::recreate::{RecreateError, Step};
+use refit::model::container::State;
+use refit::model::recreation::Step;
+use refit::recreate::RecreateError;
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
 
 use crate::bench::Bench;

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use refit::container::State;
-use refit::image::{ImageId, ImageRef};
 use refit::image_records::ImageRecords;
+use refit::model::container::State;
+use refit::model::image::{ImageId, ImageRef};
+use refit::model::recreation::Step;
+use refit::recreate::RecreateError;
 use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;
 use refit::recreate::replace::{Manner, NewImage, Target, replace};
-use refit::recreate::{RecreateError, Step};
 use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use tokio_util::sync::CancellationToken;
 

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use refit::model::recreation::Step;
+use refit::recreate::RecreateError;
 use refit::recreate::names::ParsedName;
-use refit::recreate::{RecreateError, Step};
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
 
 use crate::bench::Bench;

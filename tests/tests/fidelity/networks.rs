@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use bollard::models::EndpointSettings;
-use refit::container::Container;
 use refit::engine::Engine as _;
+use refit::model::container::Container;
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
 use serde_json::{Value, json};
 
@@ -252,7 +252,7 @@ async fn a_second_network_that_refuses_stops_nothing() -> anyhow::Result<()> {
             matches!(
                 error,
                 refit::recreate::RecreateError::Aborted {
-                    step: refit::recreate::Step::Connect,
+                    step: refit::model::recreation::Step::Connect,
                     ..
                 }
             ),

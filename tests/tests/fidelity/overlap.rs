@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-use refit::capabilities::Strategy;
-use refit::container::State;
+use refit::model::container::State;
+use refit::model::recreation::Strategy;
 use refit::recreate::RecreateError;
 use refit_tests::{ContainerSpec, ImageSpec, World, progress, with_world};
 

@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use bollard::models::{HealthConfig, RestartPolicyNameEnum};
-use refit::container::State;
+use refit::model::container::State;
+use refit::model::recreation::Step;
+use refit::recreate::RecreateError;
 use refit::recreate::lease::Leases;
 use refit::recreate::recover::Outcome;
-use refit::recreate::{RecreateError, Step};
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
 use serde_json::json;
 
@@ -46,7 +47,7 @@ async fn gives_way(
 pub(crate) async fn back(
     bench: &Bench,
     name: &str,
-    before: &refit::container::Container,
+    before: &refit::model::container::Container,
 ) -> anyhow::Result<()> {
     let after = bench.inspect(name).await?;
     assert_eq!(after.id, before.id);

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use refit::container::{ContainerId, State};
 use refit::engine::{CreateRequest, Engine as _, StopMode};
+use refit::model::container::{ContainerId, State};
 use refit::recreate::lease::Leases;
 use refit::recreate::names;
 use refit::recreate::proof::Proof;

@@ -1,7 +1,7 @@
 //! One thing in several spellings: paths, ports, networks of one name, and lists that an engine filled in by itself.
 
 use bollard::models::NetworkCreateRequest;
-use refit::container::Container;
+use refit::model::container::Container;
 use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use serde_json::{Value, json};
 

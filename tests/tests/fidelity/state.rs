@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bollard::models::RestartPolicyNameEnum;
-use refit::container::State;
-use refit::recreate::{RecreateError, Step};
+use refit::model::container::State;
+use refit::model::recreation::Step;
+use refit::recreate::RecreateError;
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
 
 use crate::bench::{Bench, told};

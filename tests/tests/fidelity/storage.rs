@@ -86,7 +86,7 @@ async fn a_replacement_that_fails_takes_only_its_own_volumes_with_it() -> anyhow
         let (world, noted) = (w.clone(), seen.clone());
         let bench = Bench::new(&w)
             .grace(std::time::Duration::from_secs(2))
-            .before(refit::recreate::Step::Prove, move || {
+            .before(refit::model::recreation::Step::Prove, move || {
                 let (world, noted) = (world.clone(), noted.clone());
                 async move {
                     let volume = volume_at(&world, &world.name("a"), "/tmp").await.unwrap();

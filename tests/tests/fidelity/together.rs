@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use refit::capabilities::{Recreated, Recreation};
+use refit::model::recreation::Step;
+use refit::recreate::RecreateError;
 use refit::recreate::lease::Leases;
 use refit::recreate::recover::Outcome;
-use refit::recreate::{RecreateError, Step};
 use refit_tests::{ContainerSpec, ImageSpec, World, registry, with_world};
 use serde_json::Value;
 

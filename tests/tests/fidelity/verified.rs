@@ -1,10 +1,11 @@
 //! Verified before anything stops: what an engine changes without a word is found while the old container still runs.
 
-use refit::container::{ContainerName, Object};
 use refit::engine::Engine as _;
+use refit::model::container::{ContainerName, Object};
+use refit::model::recreation::Step;
+use refit::recreate::RecreateError;
 use refit::recreate::intent::Intent;
 use refit::recreate::verify::differences;
-use refit::recreate::{RecreateError, Step};
 use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use serde_json::{Value, json};
 

@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
+use refit_model::container::{ContainerId, Health, State};
+use refit_model::diagnostic::Hints;
+use refit_model::grants::{GrantPatterns, Grants, PatternError, Verb};
+use refit_model::image::{ImageId, ImageRef, ImageRefError};
+use refit_model::request::{Request, Trigger};
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::expect::Expect;
-use crate::container::{ContainerId, Health, State};
-use crate::diagnostic::Hints;
-use crate::grants::{GrantPatterns, Grants, PatternError, Verb};
-use crate::image::{ImageId, ImageRef, ImageRefError};
-use crate::refresh::{Request, Trigger};
 use crate::snapshot::{
     ContainerFacts, ImageFacts, PullFault, RecreationFault, Snapshot, SnapshotError,
 };

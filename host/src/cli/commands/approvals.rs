@@ -2,6 +2,9 @@
 
 use bytes::Bytes;
 use http::Method;
+use refit_model::diagnostic::Diagnostic;
+use refit_model::pull::ImageOutcome;
+use refit_model::report::Summary;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -14,9 +17,6 @@ use super::policy::{self, JSON, answered, read};
 use crate::approvals::plan::Plan;
 use crate::approvals::{Entry, Fate, Held};
 use crate::config::Flags;
-use crate::diagnostic::Diagnostic;
-use crate::journal::ImageOutcome;
-use crate::refresh::Summary;
 
 pub(in super::super) async fn approvals(
     common: Common,

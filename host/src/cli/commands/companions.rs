@@ -4,10 +4,10 @@
 use std::path::Path;
 
 use clap_complete::Shell;
+use refit_model::diagnostic::Diagnostic;
 
 use super::super::arguments::visible;
 use super::super::{Status, print};
-use crate::diagnostic::Diagnostic;
 
 const NAME: &str = "refit";
 

@@ -1,5 +1,7 @@
 //! `refit policy swap --shadow | shadow | record`: what a policy would do beside another one, and what it is told.
 
+use refit_model::diagnostic::Diagnostic;
+use refit_model::request::{Request, Trigger};
 use serde_json::Value;
 
 use super::super::arguments::RecordArguments;
@@ -8,9 +10,7 @@ use super::super::{Status, print, tell};
 use super::policy::{answered, text};
 use super::{Common, isolation};
 use crate::config::{Flags, PolicyFlags};
-use crate::diagnostic::Diagnostic;
 use crate::generation::start::Keep;
-use crate::refresh::{Request, Trigger};
 use crate::setup;
 
 /// A trial began, or the candidate was refused.

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use refit_model::diagnostic::{Diagnostic, Hints};
+use refit_model::image::ImageRef;
+use refit_model::unfinished::Unfinished;
 use serde::Serialize;
 
 use super::super::arguments::DoctorArguments;
@@ -10,17 +13,15 @@ use super::Common;
 use crate::approvals;
 use crate::artifact::Source;
 use crate::config::{Config, Flags, PolicyFlags};
-use crate::diagnostic::{Diagnostic, Hints};
 use crate::engine::Engine as _;
 use crate::engine::docker::DockerEngine;
 use crate::engine::permissions::{CallPermissions, EngineCall, Permission, probe_calls};
 use crate::generation::start::Keep;
 use crate::generation::store::Store;
 use crate::history::Archive;
-use crate::image::ImageRef;
 use crate::operations::Operation;
 use crate::recreate::lease::Leases;
-use crate::recreate::recover::{Unfinished, survey};
+use crate::recreate::recover::survey;
 use crate::registry::credentials::Credentials;
 use crate::setup;
 

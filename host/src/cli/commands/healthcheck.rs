@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use refit_model::diagnostic::Diagnostic;
+
 use super::super::arguments::HealthcheckArguments;
 use super::super::remote::Daemon;
 use super::super::{Status, tell};
 use super::Common;
 use crate::config::Flags;
-use crate::diagnostic::Diagnostic;
 
 /// A daemon that is alive answers in milliseconds, and one that is ready within the time of an answer of its engine. Docker gives
 /// a check 30 s of its own accord.

@@ -1,12 +1,14 @@
 //! `refit history`: what became of the refreshes on this machine, a daemon's and those of the command line.
 
+use refit_model::diagnostic::Diagnostic;
+use refit_model::report::Report;
+use refit_model::request::Request;
+
 use super::super::arguments::{HistoryArguments, HistoryCommand};
 use super::super::{Status, print, table};
 use super::Common;
 use crate::config::Flags;
-use crate::diagnostic::Diagnostic;
 use crate::history::{Archive, Id, Outcome, Query, Shown};
-use crate::refresh::{Report, Request};
 
 pub(in super::super) fn history(
     common: Common,

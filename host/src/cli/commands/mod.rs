@@ -19,6 +19,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use indicatif::MultiProgress;
+use refit_model::diagnostic::Diagnostic;
+use refit_model::report::Report;
+use refit_model::request::{Mode, Request, Trigger};
 use tokio_util::sync::CancellationToken;
 
 use super::arguments::{
@@ -27,11 +30,9 @@ use super::arguments::{
 };
 use super::{Status, display, print, table};
 use crate::config::{self, Config, Flags, LimitsFlags, Loaded, PolicyFlags};
-use crate::diagnostic::Diagnostic;
 use crate::generation::start::Keep;
 use crate::policy::{Isolation, Job, Metering, WorkerLimits};
 use crate::recreate::recover::Recovered;
-use crate::refresh::{Mode, Report, Request, Trigger};
 use crate::server;
 use crate::setup;
 use crate::snapshot::Snapshot;

@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
+use refit_model::diagnostic::Diagnostic;
+
 use super::super::arguments::{NotifyArguments, NotifyCommand};
 use super::super::{Status, print};
 use super::Common;
 use crate::config::Flags;
-use crate::diagnostic::Diagnostic;
 use crate::notify;
 use crate::notify::message::Message;
 use crate::notify::sink;

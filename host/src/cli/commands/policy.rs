@@ -15,13 +15,14 @@ use super::super::arguments::{PolicyArguments, PolicyCommand, ServerArguments};
 use super::super::remote::{Answer, Ask, Daemon};
 use super::super::{Status, print, tell};
 #[cfg(feature = "compiler")]
+use refit_model::diagnostic::Diagnostic;
+
 use super::author;
 use super::{Common, compare};
 use crate::admin_token;
 use crate::artifact::signature::Signer;
 use crate::artifact::{Artifact, Source, file};
 use crate::config::{Config, Flags};
-use crate::diagnostic::Diagnostic;
 use crate::policy::{CONTRACT_TEXT, limits};
 
 const WASM: &str = "application/wasm";

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use refit_model::diagnostic::Diagnostic;
+
 use super::super::arguments::author::SelftestArguments;
 use super::super::{Status, print};
-use crate::diagnostic::Diagnostic;
 use crate::selftest::{Outcome, Selftest, guests};
 
 pub(in crate::cli) async fn selftest(arguments: SelftestArguments) -> Result<Status, Diagnostic> {

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use refit_model::diagnostic::Diagnostic;
+
 use super::super::Status;
 use super::super::arguments::ServeArguments;
 use super::super::supervisor::Supervisor;
 use super::{Common, isolation, shutdown_signal};
 use crate::config::{Config, Flags, PolicyFlags, ServeFlags};
 use crate::daemon;
-use crate::diagnostic::Diagnostic;
 use crate::generation::start::Keep;
 use crate::generation::swap::Asked;
 use crate::generation::{Generations, watch};

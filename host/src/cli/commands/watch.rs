@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use http::Method;
+use refit_model::diagnostic::Diagnostic;
+use refit_model::image::ImageRef;
 use serde_json::{Value, json};
 
 use super::super::arguments::{ServerArguments, WatchArguments, WatchCommand};
@@ -11,8 +13,6 @@ use super::super::{Status, print};
 use super::Common;
 use super::policy::{JSON, answered, caller, daemon, print_json, read, text};
 use crate::config::Flags;
-use crate::diagnostic::Diagnostic;
-use crate::image::ImageRef;
 
 const PATH: &str = "/v1/watch";
 /// A look at a hundred images takes a second or two; one behind a registry that hangs is given up after three minutes.

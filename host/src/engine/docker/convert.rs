@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::Deserialize;
-use serde_json::Value;
-
-use crate::container::{
+use refit_model::container::{
     Container, ContainerId, Health, HealthCheckRun, Image, Mount, Network, Object,
     PlatformManifest, PublishedPort, State,
 };
-use crate::image::{ImageId, is_digest, sha256};
+use refit_model::image::{ImageId, is_digest, sha256};
+use serde::Deserialize;
+use serde_json::Value;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]

@@ -1,12 +1,12 @@
 //! What bollard's errors mean: in the engine's words where it answered, and in the system's where it did not.
 
 use bollard::errors::Error;
+use refit_model::image::{ImageRef, Platform};
+use refit_model::secret::Login;
 
 use super::super::{EngineError, PullError};
 use super::ssh;
-use crate::image::{ImageRef, Platform};
 use crate::registry::refusal::{self, Refusal, classify};
-use crate::secret::Login;
 
 /// What the system calls a file that is not there, on Unix and Windows alike.
 const ENOENT: i32 = 2;

@@ -3,9 +3,8 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
 use http::HeaderValue;
+use refit_model::secret::{ExposeSecret as _, Login};
 use serde_json::json;
-
-use crate::secret::{ExposeSecret as _, Login};
 
 /// `X-Registry-Auth`: JSON in the URL-safe alphabet, padded. bollard 0.21 takes the standard alphabet, whose `+` and `/` the
 /// engine cannot read: it then pulls anonymously and says that the image is missing.

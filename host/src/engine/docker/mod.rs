@@ -27,6 +27,12 @@ use bollard::query_parameters::{
 };
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use refit_model::container::{
+    Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest, State,
+};
+use refit_model::image::{ImageId, ImageRef, Platform};
+use refit_model::pull::LayerProgress;
+use refit_model::secret::Login;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
@@ -36,14 +42,8 @@ use self::login::registry_auth;
 use super::address::{EngineAddress, Way};
 use super::permissions::{RawAnswer, RawCall};
 use super::{
-    CreateRequest, Engine, EngineError, EngineVersion, LayerProgress, PullError, Removal, StopMode,
-    UnnamedImage,
+    CreateRequest, Engine, EngineError, EngineVersion, PullError, Removal, StopMode, UnnamedImage,
 };
-use crate::container::{
-    Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest, State,
-};
-use crate::image::{ImageId, ImageRef, Platform};
-use crate::secret::Login;
 
 /// Seen with Podman 4.3.
 const NO_DISTRIBUTION: &str = "this engine, Podman, cannot ask a registry what is behind a tag without pulling it, so a plan cannot tell; a refresh pulls, and can";

@@ -3,10 +3,10 @@
 use bollard::errors::Error;
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt as _};
+use refit_model::image::{ImageRef, Platform, is_digest};
+use refit_model::pull::LayerProgress;
 use serde::Deserialize;
 
-use super::super::LayerProgress;
-use crate::image::{ImageRef, Platform, is_digest};
 use crate::registry::refusal::is_about_platform;
 
 /// The longest line we take. Docker's are a few hundred bytes.

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 
 use bytes::Bytes;
+use refit_model::printable::printable;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{Job, WORKER_SUBCOMMAND, WorkerLimits};
 use crate::policy::Metering;
 use crate::policy::compile::COMPILED_BYTES_MAX;
-use crate::printable::printable;
 
 /// Of a worker's last words, or of what it says of an invalid component.
 const MESSAGE_BYTES_MAX: usize = 8 << 10;

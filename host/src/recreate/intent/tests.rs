@@ -1,8 +1,9 @@
 //! What is kept and what follows the new image, case by case. The numbers are those of research/updaters.md, section 2.6.
 
+use refit_model::container::{Health, Mount, PublishedPort, State};
+use refit_model::image::ImageId;
+
 use super::*;
-use crate::container::{Health, Mount, PublishedPort, State};
-use crate::image::ImageId;
 
 fn object(value: Value) -> Object {
     value.as_object().cloned().unwrap()

@@ -10,13 +10,13 @@ mod route;
 use std::collections::BTreeSet;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use refit_model::container::{Container, ContainerId, Listed, Mount, State};
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
 use self::process::ProcessFacts;
 use self::route::EngineRoute;
 use super::dependents::is_meant;
-use crate::container::{Container, ContainerId, Listed, Mount, State};
 use crate::engine::address::EngineAddress;
 use crate::engine::{Engine, EngineError};
 

@@ -9,10 +9,10 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use refit_model::container::{Container, Mount, PublishedPort};
 use serde_json::Value;
 
 use super::process::{ProcessFacts, cgroup_ids};
-use crate::container::{Container, Mount, PublishedPort};
 use crate::engine::address::{EngineAddress, Way};
 
 /// A resolver that is well answers in milliseconds.

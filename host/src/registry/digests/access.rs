@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use refit_model::secret::{ExposeSecret as _, Login};
 use reqwest::Url;
 
 use super::Reason;
 use crate::registry::budget::{Budget, Rate};
 use crate::registry::challenge::Challenge;
 use crate::registry::token::Token;
-use crate::secret::{ExposeSecret as _, Login};
 
 /// Tokens that are kept. One covers a hundred repositories; only where a registry gives one for each are there many.
 const TOKENS_MAX: usize = 1024;

@@ -11,18 +11,18 @@ use std::time::{Duration, Instant};
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use refit_model::image::ImageRef;
+use refit_model::secret::{ExposeSecret as _, Login, SecretString};
 use reqwest::Response;
 
 use self::upload::Write;
 use super::access::{Access, Registry};
 use super::{Manifest, REQUEST, Reason};
-use crate::image::ImageRef;
 use crate::registry::address::is_same_server;
 use crate::registry::challenge::{self, Challenge, Realm};
 use crate::registry::counts::Counts;
 use crate::registry::manifest;
 use crate::registry::token::{self, Actions, Ask, Token};
-use crate::secret::{ExposeSecret as _, Login, SecretString};
 
 /// Kept token, token of many, token of its own; or another way to be let in first; and a GET after a HEAD.
 const ATTEMPTS_MAX: usize = 5;

@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use refit_model::diagnostic::{Diagnostic, Hints, causes};
+use refit_model::image::ImageRef;
+use refit_model::secret::Login;
 use tokio::sync::Semaphore;
 
 use self::access::Registry;
@@ -28,10 +31,7 @@ use super::counts::Counts;
 use super::credentials::Credentials;
 use super::token::Actions;
 use super::{address, budget};
-use crate::diagnostic::{Diagnostic, Hints, causes};
 use crate::engine::PullError;
-use crate::image::ImageRef;
-use crate::secret::Login;
 
 /// Requests under way at once, of all registries together. A hundred images take a second or two then.
 const AT_ONCE: usize = 16;

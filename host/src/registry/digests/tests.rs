@@ -27,7 +27,7 @@ const JSON: (&str, &str) = ("content-type", "application/json");
 fn index() -> (String, String) {
     let manifest = serde_json::json!({ "digest": DIGEST, "size": 7 });
     let index = serde_json::json!({ "schemaVersion": 2, "manifests": [manifest] }).to_string();
-    let digest = crate::image::sha256(index.as_bytes());
+    let digest = refit_model::image::sha256(index.as_bytes());
     (index, digest)
 }
 
@@ -810,7 +810,7 @@ async fn upload_elsewhere_carries_no_login() {
         username: "me".into(),
         password: "word".to_owned().into(),
     };
-    let digest = crate::image::sha256(b"component");
+    let digest = refit_model::image::sha256(b"component");
     let digests = fake.digests(1000);
     let pushed = digests.push(
         &images[0],

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use refit_model::image::ImageRef;
 use reqwest::{RequestBuilder, Response, Url};
 
 use super::conversation::{Authorization, Conversation};
 use super::{REQUEST, Reason, closed};
-use crate::image::ImageRef;
 use crate::registry::address::is_same_server;
 use crate::registry::{budget, manifest};
 
@@ -133,7 +133,7 @@ impl Conversation<'_> {
 fn unreachable(error: reqwest::Error) -> Reason {
     let error = error.without_url();
     let mut problem = error.to_string();
-    if let Some(cause) = crate::diagnostic::causes(&error).last() {
+    if let Some(cause) = refit_model::diagnostic::causes(&error).last() {
         problem = cause.clone();
     }
     Reason::Unavailable { problem }

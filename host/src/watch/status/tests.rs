@@ -25,7 +25,7 @@ fn report(mode: &str, image: Value, recreations: &[Value]) -> Report {
         "format": 1, "mode": mode, "started": at(0), "duration_ms": 1,
         "policy": { "name": "p", "version": "1", "digest": "sha256:p", "generation": 1 },
         "request": { "trigger": "schedule", "targets": [], "images": [], "recreate": true, "force": false },
-        "summary": Value::Object(serde_json::to_value(crate::refresh::Summary::default()).unwrap().as_object().unwrap().clone()),
+        "summary": Value::Object(serde_json::to_value(refit_model::report::Summary::default()).unwrap().as_object().unwrap().clone()),
         "targets": [], "images": [record], "containers": containers,
     });
     serde_json::from_value(report).unwrap()

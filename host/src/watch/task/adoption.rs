@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use refit_model::diagnostic::Diagnostic;
+use refit_model::report::Report;
+use refit_model::request::Trigger;
 
 use super::super::adopt::{Adopted, Finding, Proposal};
 use super::super::look::{Checks, Scope};
 use super::super::schedule::{Backoff, chance};
 use super::super::status::{By, Came, Gate, Held, Watched, came, hold_together};
 use super::Task;
-use crate::diagnostic::Diagnostic;
-use crate::refresh::{RefreshError, Report, Trigger};
+use crate::refresh::RefreshError;
 use crate::runs::{Begun, Panicked};
 
 /// After a refresh could not be begun: too many are under way.

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::image::ImageRef;
+use refit_model::image::ImageRef;
 
 /// After the check that the webhook caused, and after each one that has not shown the digest.
 const DELAYS: [Duration; 4] = [

@@ -9,6 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
+use refit_model::diagnostic::Diagnostic;
+use refit_model::report::Report;
+use refit_model::request::Trigger;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -21,8 +24,7 @@ use super::look::{Checks, Looks, Scope};
 use super::schedule::{Backoff, chance};
 use super::status::{Held, Looked, Seen, Snapshot, Verdict, Watched, seen, summary};
 use super::{Settings, Watcher};
-use crate::diagnostic::Diagnostic;
-use crate::refresh::{RefreshError, Refresher, Report, Trigger};
+use crate::refresh::{RefreshError, Refresher};
 
 /// After the last ring it is quiet for so long before anybody looks: several tags of one image are pushed one after the other.
 const QUIET: Duration = Duration::from_secs(1);

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use refit_model::diagnostic::Diagnostic;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -14,7 +15,6 @@ use crate::cli::arguments::author::BenchArguments;
 use crate::cli::commands::policy::{object, print_json};
 use crate::cli::{Status, print};
 use crate::config::Config;
-use crate::diagnostic::Diagnostic;
 use crate::policy::{Metering, Policy};
 
 /// A whole scenario, all of its refreshes together.

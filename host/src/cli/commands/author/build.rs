@@ -1,11 +1,12 @@
 //! `refit policy build`: a project's component.
 
+use refit_model::diagnostic::Diagnostic;
+
 use super::note;
 use crate::artifact::file;
 use crate::author::project::Project;
 use crate::cli::arguments::author::BuildArguments;
 use crate::cli::{Status, print};
-use crate::diagnostic::Diagnostic;
 use crate::policy::{digest, limits};
 
 pub(in super::super) async fn build(arguments: BuildArguments) -> Result<Status, Diagnostic> {

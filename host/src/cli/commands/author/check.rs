@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use refit_model::diagnostic::Diagnostic;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -13,7 +14,6 @@ use crate::cli::commands::isolation;
 use crate::cli::commands::policy::{object, print_json};
 use crate::cli::{Status, print};
 use crate::config::Config;
-use crate::diagnostic::Diagnostic;
 use crate::generation::Content;
 use crate::generation::load::{self, Passed, Refusal, Source, Stage};
 use crate::generation::permissions::Permissions;
@@ -313,5 +313,5 @@ fn tools(examined: &Examined) -> String {
 }
 
 fn shortened(config: &str) -> String {
-    crate::printable::printable(config, 200)
+    refit_model::printable::printable(config, 200)
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::Method;
+use refit_model::diagnostic::Diagnostic;
 use serde_json::Value;
 
 use super::{built, check, note, test};
@@ -17,7 +18,6 @@ use crate::cli::commands::{compare, shutdown_signal};
 use crate::cli::remote::{Answer, Ask, Daemon};
 use crate::cli::{Status, print, tell};
 use crate::config::Config;
-use crate::diagnostic::Diagnostic;
 use crate::policy::digest;
 
 /// How often sources are looked at, and the daemon is asked what came of its comparisons.

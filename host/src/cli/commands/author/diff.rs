@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use refit_model::diagnostic::Diagnostic;
+use refit_model::request::{Request, Trigger};
 use serde_json::{Value, json};
 
 use super::is_built_in;
@@ -13,12 +15,11 @@ use crate::cli::commands::isolation;
 use crate::cli::commands::policy::{object, print_json};
 use crate::cli::{Status, print};
 use crate::config::Config;
-use crate::diagnostic::Diagnostic;
 use crate::generation::Generations;
 use crate::generation::shadow::{Difference, Said, differences};
 use crate::generation::start::Keep;
 use crate::policy::Clock;
-use crate::refresh::{Question, Request, Trigger, sayings_of};
+use crate::refresh::{Question, sayings_of};
 use crate::setup;
 use crate::snapshot::Snapshot;
 use crate::snapshot::replay::Replay;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use quick_xml::Writer;
 use quick_xml::events::{BytesDecl, BytesText, Event};
+use refit_model::diagnostic::Diagnostic;
 
 use super::test::{Case, failure};
-use crate::diagnostic::Diagnostic;
 
 pub(super) fn write(path: &Path, policy: &str, cases: &[Case]) -> Result<(), Diagnostic> {
     let written = report(policy, cases).and_then(|report| std::fs::write(path, report));

@@ -12,13 +12,14 @@ mod test;
 
 use std::path::{Path, PathBuf};
 
+use refit_model::diagnostic::Diagnostic;
+
 use crate::artifact::Source;
 use crate::author::project::Project;
 use crate::cli::Status;
 use crate::cli::arguments::author::AuthorCommand;
 use crate::cli::commands::isolation;
 use crate::config::Config;
-use crate::diagnostic::Diagnostic;
 use crate::policy::{DEFAULT_POLICY, Metering, Policy, limits};
 use crate::setup;
 

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use refit_model::diagnostic::Diagnostic;
+
 use super::super::super::{Status, print};
 use crate::author::template::{self, Language};
 use crate::cli::arguments::author::NewArguments;
-use crate::diagnostic::Diagnostic;
 
 pub(in super::super) fn new(arguments: NewArguments) -> Result<Status, Diagnostic> {
     let NewArguments { lang, name, path } = arguments;

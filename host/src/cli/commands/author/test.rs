@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use refit_model::diagnostic::Diagnostic;
 use serde_json::json;
 
 use super::junit;
@@ -13,7 +14,6 @@ use crate::cli::arguments::author::TestArguments;
 use crate::cli::commands::policy::print_json;
 use crate::cli::{Status, print};
 use crate::config::Config;
-use crate::diagnostic::Diagnostic;
 use crate::policy::{Metering, Policy};
 
 /// A scenario that has run.

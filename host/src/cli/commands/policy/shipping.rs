@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use refit_model::diagnostic::Diagnostic;
 use serde_json::{Value, json};
 
 use super::super::super::{Status, print};
@@ -13,7 +14,6 @@ use crate::artifact::registry::Title;
 use crate::artifact::signature::Signer;
 use crate::artifact::{Artifact, ArtifactRef, Carrier, Source, file};
 use crate::config::Config;
-use crate::diagnostic::Diagnostic;
 use crate::generation::permissions::Permissions;
 use crate::policy::{DEFAULT_POLICY, Examined, Policy, limits};
 use crate::setup;

@@ -2,12 +2,12 @@
 //! anybody a token. The login belongs to the registry, so the other server and whatever it names get none.
 
 use http::{HeaderMap, HeaderValue, StatusCode};
+use refit_model::secret::ExposeSecret as _;
 use reqwest::Url;
 
 use super::{Conversation, TOKEN_BYTES_MAX, secret_header};
 use crate::registry::challenge::{self, Challenge};
 use crate::registry::token::{self, Actions, Ask};
-use crate::secret::ExposeSecret as _;
 
 impl Conversation<'_> {
     /// What lets anybody in at `url`, which was answered with these headers. `None` where nothing does.

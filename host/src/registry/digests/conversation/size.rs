@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use http::{Method, StatusCode};
+use refit_model::diagnostic::Diagnostic;
+use refit_model::image::{ImageRef, Platform};
 use serde::Deserialize;
 
 use super::{ATTEMPTS_MAX, Conversation, MANIFEST_BYTES_MAX};
-use crate::diagnostic::Diagnostic;
-use crate::image::{ImageRef, Platform};
 use crate::registry::digests::{Digests, Reason};
 use crate::registry::token::Actions;
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION};
 use http::{Method, StatusCode};
+use refit_model::image::ImageRef;
 use reqwest::{Response, Url};
 
 use super::{Authorization, Conversation, Question};
-use crate::image::ImageRef;
 use crate::registry::address::is_same_server;
 use crate::registry::digests::wire::redirected;
 use crate::registry::digests::{REQUEST, Reason};
@@ -76,7 +76,7 @@ impl Conversation<'_> {
     ) -> Result<(), Reason> {
         let version = image.tag().or(image.digest()).unwrap_or("latest");
         let url = self.url(&format!("{}/manifests/{version}", image.path()))?;
-        let digest = crate::image::sha256(&manifest);
+        let digest = refit_model::image::sha256(&manifest);
         let question = Question::Write(Write {
             method: Method::PUT,
             url: &url,

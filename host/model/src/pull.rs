@@ -1,8 +1,61 @@
-//! How far a pull is: what the engine tells of each layer, summed up. Knows no display.
+//! The pull of one image: its progress, and what came of it.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
-use crate::engine::LayerProgress;
+use crate::diagnostic::{Diagnostic, Failure};
+use crate::image::{ImageId, ImageRef};
+use crate::milliseconds;
+
+/// Progress of one layer of a pull, as the engine tells it.
+#[derive(Clone, Debug)]
+pub struct LayerProgress {
+    /// Twelve digits.
+    pub layer: String,
+    /// `Downloading`, `Extracting`, `Pull complete`, …
+    pub status: String,
+    pub current_bytes: Option<u64>,
+    pub total_bytes: Option<u64>,
+}
+
+/// What became of an image.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct ImageRecord {
+    pub image: ImageRef,
+    pub outcome: ImageOutcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<ImageId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Failure)]
+    pub failure: Option<Diagnostic>,
+    #[serde(rename = "duration_ms", with = "milliseconds")]
+    #[schema(value_type = u64)]
+    pub duration: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[derive(utoipa::ToSchema)]
+pub enum ImageOutcome {
+    Pulled,
+    UpToDate,
+    WouldPull,
+    Failed,
+}
+
+impl ImageOutcome {
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pulled => "pulled",
+            Self::UpToDate => "up-to-date",
+            Self::WouldPull => "would-pull",
+            Self::Failed => "failed",
+        }
+    }
+}
 
 /// The layers of one image, as they come in.
 #[derive(Clone, Debug, Default)]

@@ -2,7 +2,7 @@
 
 /// One line that cannot move the cursor, change colours, reverse the direction of text or begin a line of its own; cut at
 /// `bytes_max`.
-pub(crate) fn printable(text: &str, bytes_max: usize) -> String {
+pub fn printable(text: &str, bytes_max: usize) -> String {
     let mut line = String::with_capacity(text.len().min(bytes_max));
     for c in text.chars() {
         if line.len() + c.len_utf8() > bytes_max {

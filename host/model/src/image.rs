@@ -27,7 +27,7 @@ pub struct ImageRefError {
 
 impl ImageRef {
     /// The longest reference we look at: a registry name, a repository of 255 characters, a tag of 128 and a digest.
-    pub(crate) const LENGTH_MAX: usize = 1024;
+    pub const LENGTH_MAX: usize = 1024;
 
     /// Host and, where given, port: `ghcr.io`, `127.0.0.1:5000`, `docker.io`.
     pub fn registry(&self) -> &str {
@@ -133,7 +133,7 @@ fn split_name(name: &str) -> Result<(String, String), ParseError> {
 }
 
 /// 64 hexadecimal digits, with or without `sha256:`.
-pub(crate) fn is_image_id(text: &str) -> bool {
+pub fn is_image_id(text: &str) -> bool {
     let hex = text.strip_prefix("sha256:").unwrap_or(text);
     hex.len() == 64
         && hex

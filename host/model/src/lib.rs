@@ -1,0 +1,20 @@
+//! The words that all of Refit shares: containers, images, grants, requests, decisions, reports, events, errors as people read them.
+//!
+//! No I/O, and nothing async.
+
+#![forbid(unsafe_code)]
+
+pub mod container;
+pub mod decision;
+pub mod diagnostic;
+pub mod event;
+pub mod grants;
+pub mod image;
+mod milliseconds;
+pub mod printable;
+pub mod pull;
+pub mod recreation;
+pub mod report;
+pub mod request;
+pub mod secret;
+pub mod unfinished;
