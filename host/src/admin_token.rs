@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 
 use refit_model::diagnostic::Diagnostic;
 use refit_model::secret::SecretString;
+use refit_storage::atomic_file;
+use refit_storage::secret_file::{self, Found, SecretFileError};
 use ring::rand::{SecureRandom as _, SystemRandom};
-
-use crate::private;
-use crate::secret_file::{self, Found, SecretFileError};
 
 const FILE: &str = "token";
 const WHAT: &str = "the admin token";
@@ -55,8 +54,8 @@ pub fn find_or_make(state_folder: &Path) -> Result<Found, Diagnostic> {
                 "set `ADMIN_TOKEN` or `[serve] token_file`, or let Refit write to its `state_dir`",
             )
     };
-    private::folder(state_folder).map_err(cannot)?;
-    if path.exists() && !private::is_private(&path).map_err(cannot)? {
+    atomic_file::folder(state_folder).map_err(cannot)?;
+    if path.exists() && !atomic_file::is_private(&path).map_err(cannot)? {
         tracing::warn!(path = %path.display(), "the admin token could be read by others: a new one is made");
         std::fs::remove_file(&path).map_err(cannot)?;
     }
@@ -78,7 +77,7 @@ pub fn find_or_make(state_folder: &Path) -> Result<Found, Diagnostic> {
 fn make(path: &Path, token: &str) -> io::Result<()> {
     let beside = path.with_extension(format!("{}.new", std::process::id()));
     let _ = std::fs::remove_file(&beside);
-    let made = private::new_file(&beside)
+    let made = atomic_file::new_file(&beside)
         .and_then(|mut file| {
             file.write_all(token.as_bytes())?;
             file.sync_all()

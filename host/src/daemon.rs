@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use refit_engine::probe::Probe;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::unfinished::Unfinished;
 use tokio::net::TcpListener;
@@ -12,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::approvals::{self, Approvals, Terms};
-use crate::engine::probe::Probe;
 use crate::hooks::Hooks;
 use crate::metrics::{ImageCounts, Metrics, Sources, Watched};
 use crate::notify::Notifier;

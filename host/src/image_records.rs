@@ -16,9 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use refit_model::container::{Image, Object};
 use refit_model::image::{ImageId, ImageRef};
+use refit_storage::atomic_file;
 use serde::{Deserialize, Serialize};
-
-use crate::private;
 
 /// Several times the images of a large machine. The oldest records go first.
 const RECORDS_MAX: usize = 1000;
@@ -144,8 +143,8 @@ impl ImageRecords {
         let Some(folder) = &self.shared.folder else {
             return;
         };
-        let written =
-            private::folder(folder).and_then(|()| private::replace(&folder.join(&name), &bytes));
+        let written = atomic_file::folder(folder)
+            .and_then(|()| atomic_file::replace(&folder.join(&name), &bytes));
         match written {
             Ok(()) => prune(on_disk, folder, &name),
             Err(error) => self.warn(folder, &error),
@@ -291,7 +290,7 @@ mod tests {
     async fn oldest_records_go_beyond_the_bound() {
         let state = tempfile::tempdir().unwrap();
         let folder = state.path().join("images");
-        private::folder(&folder).unwrap();
+        atomic_file::folder(&folder).unwrap();
         for number in 0..RECORDS_MAX + 5 {
             let path = folder.join(format!("sha256-{number:064x}.json"));
             fs::write(path, format!(r#"{{"order":{}}}"#, number + 1)).unwrap();

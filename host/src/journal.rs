@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use refit_engine::{EngineError, PullError};
 use refit_model::container::{Container, ContainerId, Listed, State};
 use refit_model::diagnostic::{Diagnostic, Hints};
 use refit_model::event::{Event, Events};
@@ -18,7 +19,6 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation, Transfer};
-use crate::engine::{EngineError, PullError};
 use crate::recreate::RecreateError;
 
 /// All that was written down.

@@ -49,7 +49,10 @@
 // Allowed in one function, `policy::compile::Compiled::adopt`, which says why; tests/tests/tidy.rs counts.
 #![deny(unsafe_code)]
 
+pub use refit_engine as engine;
 pub use refit_model as model;
+pub use refit_registry as registry;
+pub use refit_storage as storage;
 
 pub mod admin_token;
 pub mod approvals;
@@ -57,11 +60,9 @@ pub mod artifact;
 #[cfg(feature = "compiler")]
 pub mod author;
 pub mod capabilities;
-pub mod child_environment;
 pub mod cli;
 pub mod config;
 pub mod daemon;
-pub mod engine;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -72,16 +73,12 @@ pub mod image_records;
 pub mod journal;
 pub mod metrics;
 pub mod notify;
-pub mod operations;
 pub mod policy;
-pub mod private;
 pub mod reconcile;
 pub mod recreate;
 pub mod refresh;
-pub mod registry;
 pub mod retention;
 pub mod runs;
-pub mod secret_file;
 #[cfg(feature = "compiler")]
 pub mod selftest;
 pub mod server;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
+use refit_engine::Engine;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::report::Report;
 use refit_model::unfinished::{Unfinished, UnfinishedState};
@@ -15,7 +16,6 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::capabilities::live::Workshop;
-use crate::engine::Engine;
 use crate::recreate::recover::Recovered;
 use crate::refresh::RefreshError;
 use crate::runs::{Happening, Observer, Run};

@@ -6,9 +6,9 @@
 
 use std::collections::BTreeSet;
 
+use refit_engine::{Engine, EngineError, UnnamedImage};
 use refit_model::image::{ImageId, ImageRef};
 
-use crate::engine::{Engine, EngineError, UnnamedImage};
 use crate::image_records::{ImageRecord, ImageRecords};
 
 /// Remove what is beyond the `keep` newest unnamed images of each repository. What the engine refuses stays.

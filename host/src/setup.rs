@@ -4,9 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use refit_engine::address::{self, EngineAddress, EngineEnvironment};
+use refit_engine::docker::DockerEngine;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::grants::Grants;
 use refit_model::secret::SecretString;
+use refit_registry::budget::Rate;
+use refit_registry::credentials::{Credentials, EnvironmentVariables};
+use refit_registry::digests::Digests;
+use refit_storage::atomic_file;
+use refit_storage::secret_file::{self, Found};
 
 use crate::approvals::Terms as ApprovalTerms;
 use crate::artifact::registry::Registries;
@@ -18,8 +25,6 @@ use crate::capabilities::ties::KnownTies;
 use crate::config::Config;
 use crate::config::hooks::RegistryHookConfig;
 use crate::config::notify::NotifyConfig;
-use crate::engine::address::{self, EngineAddress, EngineEnvironment};
-use crate::engine::docker::DockerEngine;
 use crate::generation::Generations;
 use crate::generation::load::Source;
 use crate::generation::start::{Keep, Terms};
@@ -34,16 +39,11 @@ use crate::notify::Notifier;
 use crate::notify::memory::Memory;
 use crate::notify::sink::Sink;
 use crate::policy::{Isolation, PolicyEngine, PolicyError};
-use crate::private;
 use crate::recreate::lanes::Lanes;
 use crate::recreate::lease::Leases;
 use crate::recreate::recover::{FirstSeen, Patience};
 use crate::recreate::self_protection::SelfProtection;
 use crate::refresh::Refresher;
-use crate::registry::budget::Rate;
-use crate::registry::credentials::{Credentials, EnvironmentVariables};
-use crate::registry::digests::Digests;
-use crate::secret_file::{self, Found};
 use crate::watch::watcher::Watching;
 
 pub fn engine_address(config: &Config) -> Result<EngineAddress, Diagnostic> {
@@ -134,7 +134,7 @@ pub async fn generations(
 /// Others could hold the locks in it, read its token, or change what a policy keeps.
 pub fn check_state_folder(config: &Config) -> Result<(), Diagnostic> {
     let folder = config.state_folder();
-    private::check_folder(&folder).map_err(|error| {
+    atomic_file::check_folder(&folder).map_err(|error| {
         Diagnostic::new(format!(
             "cannot use the state folder `{}`",
             folder.display()

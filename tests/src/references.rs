@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use refit::cli;
 use refit::config;
-use refit::operations;
+use refit::engine::operations;
 
 /// A page of which at least a part is not written by hand.
 pub struct Page {

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use refit_model::diagnostic::Hints;
+use refit_storage::atomic_file;
 use serde::{Deserialize, Serialize};
 
 use super::{Held, Id};
-use crate::private;
 
 /// Raised when a field changes its meaning or goes.
 const FORMAT: u32 = 1;
@@ -85,7 +85,7 @@ impl Store {
     /// Makes the folder where it is not there.
     pub(super) fn open(state: &Path) -> Result<(Self, Found), StoreError> {
         let folder = folder(state);
-        private::folder(&folder).map_err(failed("make", &folder))?;
+        atomic_file::folder(&folder).map_err(failed("make", &folder))?;
         let lock = lock(&folder)?;
         let mut found = Found::default();
         let mut last = 0;
@@ -135,7 +135,7 @@ impl Store {
         let bytes = serde_json::to_vec_pretty(&document)
             .map_err(|source| StoreError::Senseless { source })?;
         let path = self.file(held.id);
-        private::replace(&path, &bytes).map_err(failed("write", &path))
+        atomic_file::replace(&path, &bytes).map_err(failed("write", &path))
     }
 
     /// One that stays costs room, and nothing else.

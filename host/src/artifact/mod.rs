@@ -13,9 +13,9 @@ use std::str::FromStr;
 
 pub use self::registry::ArtifactRef;
 use refit_model::secret::Login;
+use refit_registry::credentials::{CredentialError, Credentials};
 
 use self::registry::{Registries, Title};
-use crate::registry::credentials::{CredentialError, Credentials};
 
 /// Begins a reference to an artifact in a registry.
 const SCHEME: &str = "oci://";

@@ -16,11 +16,11 @@ use oci_client::Reference;
 use oci_client::manifest::{OCI_IMAGE_MEDIA_TYPE, OciManifest};
 use refit_model::image::{ImageRef, ImageRefError, sha256};
 use refit_model::secret::Login;
+use refit_registry::budget::Rate;
+use refit_registry::credentials::Credentials;
+use refit_registry::digests::{DigestError, Digests, Reason};
 
 use super::{Artifact, ArtifactError};
-use crate::registry::budget::Rate;
-use crate::registry::credentials::Credentials;
-use crate::registry::digests::{DigestError, Digests, Reason};
 
 const CONFIG_MEDIA_TYPE: &str = "application/vnd.wasm.config.v0+json";
 const LAYER_MEDIA_TYPE: &str = "application/wasm";

@@ -9,13 +9,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use refit_engine::{EngineError, PullError};
 use refit_model::container::{Container, ContainerId, Listed};
 use refit_model::image::ImageRef;
 use refit_model::recreation::Strategy;
 use refit_model::unfinished::Unfinished;
 
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation};
-use crate::engine::{EngineError, PullError};
 use crate::recreate::RecreateError;
 
 /// What may be done, and no more.

@@ -5,11 +5,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use refit_engine::PullError;
 use refit_model::container::Image;
 use refit_model::image::{ImageRef, Platform};
 
 use super::live::Workshop;
-use crate::engine::PullError;
 
 /// A layer is downloaded, and then unpacked to about twice its size.
 const TIMES: u64 = 3;

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use refit_model::container::Image;
 use refit_model::image::{ImageRef, Platform};
-
-use crate::registry::digests::{DigestError, Digests, Found, Reason};
+use refit_registry::digests::{DigestError, Digests, Found, Reason};
 
 /// A machine that does not reach a registry which its engine reaches waits this long, once a batch.
 const PATIENCE: Duration = Duration::from_secs(5);

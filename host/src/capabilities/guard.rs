@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
+use refit_engine::{EngineError, PullError};
 use refit_model::container::{Container, Listed};
 use refit_model::grants::Verb;
 use refit_model::image::ImageRef;
@@ -13,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::scope::{Scope, ScopeError};
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation};
-use crate::engine::{EngineError, PullError};
 use crate::recreate::RecreateError;
 
 /// How often a policy may use each capability in one refresh.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use refit_engine::{Engine, EngineError, PullError};
 use refit_model::container::{Container, ContainerId, Image, Listed, PlatformManifest, State};
 use refit_model::diagnostic::{Diagnostic, Hints as _};
 use refit_model::event::{Event, Events};
@@ -11,8 +12,11 @@ use refit_model::image::{ImageRef, Platform};
 use refit_model::recreation::{Step, Strategy};
 use refit_model::secret::Login;
 use refit_model::unfinished::Unfinished;
+use refit_registry::credentials::Credentials;
+use refit_registry::digests::Digests;
 use tokio_util::sync::CancellationToken;
 
+use super::digest_error::pull_error;
 use super::disk_space;
 use super::foreseen::Foreseen;
 use super::permitted::Permitted;
@@ -20,7 +24,6 @@ use super::scope::Scope;
 use super::ties::KnownTies;
 use super::wave::{self, WaveGroups};
 use super::{CallError, Capabilities, Follower, PulledImage, Recreated, Recreation, Transfer};
-use crate::engine::{Engine, EngineError, PullError};
 use crate::image_records::ImageRecords;
 use crate::recreate::dependents::{Node, Ties, dependents};
 use crate::recreate::lanes::Lanes;
@@ -32,8 +35,6 @@ use crate::recreate::replace::{
 };
 use crate::recreate::self_protection::SelfProtection;
 use crate::recreate::{RecreateError, guard, overlap, remove};
-use crate::registry::credentials::Credentials;
-use crate::registry::digests::Digests;
 
 /// What every refresh on one engine shares.
 pub struct Workshop {
@@ -447,7 +448,7 @@ impl Capabilities for Live {
             && let Some(digest) = self
                 .foreseen
                 .is_here(image, here, platform)
-                .map_err(|error| PullError::from(*error))?
+                .map_err(|error| pull_error(*error))?
         {
             return Ok(PulledImage {
                 reference: image.clone(),

@@ -5,6 +5,7 @@
 //! [journal](crate::journal). Knows nothing of WebAssembly.
 
 pub mod approved_scope;
+pub mod digest_error;
 mod disk_space;
 pub mod foreseen;
 pub mod guard;
@@ -20,12 +21,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use refit_engine::{EngineError, PullError};
 use refit_model::container::{Container, ContainerId, Image, Listed};
 use refit_model::image::{ImageId, ImageRef};
 use refit_model::recreation::Strategy;
 use refit_model::unfinished::Unfinished;
 
-use crate::engine::{EngineError, PullError};
 use crate::recreate::RecreateError;
 
 /// Why a capability did not do as asked: the host did not let it, or it failed.

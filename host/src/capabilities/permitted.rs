@@ -7,12 +7,11 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
+use refit_engine::Engine;
+use refit_engine::operations::Operation;
+use refit_engine::permissions::{CallPermissions, Permission, probe_calls};
 use refit_model::recreation::Strategy;
 use tokio::sync::Mutex;
-
-use crate::engine::Engine;
-use crate::engine::permissions::{CallPermissions, Permission, probe_calls};
-use crate::operations::Operation;
 
 /// A proxy's rules change with its restart.
 const FRESH: Duration = Duration::from_secs(60);

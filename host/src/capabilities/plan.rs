@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use refit_engine::{EngineError, PullError};
 use refit_model::container::{Container, Image, Listed};
 use refit_model::image::{ImageId, ImageRef};
 use refit_model::recreation::Strategy;
@@ -17,7 +18,6 @@ use super::live::Workshop;
 use super::scope::{Scope, ScopeError};
 use super::simulated::random_digits;
 use super::{CallError, Capabilities, Follower, PulledImage, Recreated, Recreation, Transfer};
-use crate::engine::{EngineError, PullError};
 use crate::recreate::RecreateError;
 use crate::recreate::replace::NewImage;
 

@@ -10,13 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use refit_engine::{EngineError, PullError};
 use refit_model::container::{Container, ContainerId, Listed, State};
 use refit_model::image::{ImageId, ImageRef};
 use refit_model::unfinished::Unfinished;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation};
-use crate::engine::{EngineError, PullError};
 use crate::recreate::{RecreateError, guard};
 
 /// Capabilities that change nothing, and answer as if they had.

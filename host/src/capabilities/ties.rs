@@ -5,9 +5,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use refit_engine::{Engine, EngineError};
 use refit_model::container::{Container, ContainerId, Listed};
 
-use crate::engine::{Engine, EngineError};
 use crate::recreate::dependents::{Node, Ties};
 
 /// Inspections that are under way at once when the dependents of a container are looked for.

@@ -7,13 +7,13 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use refit_engine::EngineError;
 use refit_model::container::ContainerId;
 use refit_model::recreation::{Step, Strategy};
 use tokio::sync::OnceCell;
 
 use super::live::Workshop;
 use super::{CallError, Recreated, Recreation};
-use crate::engine::EngineError;
 use crate::recreate::dependents::{Node, Ties, dependents};
 use crate::recreate::replace::Target;
 use crate::recreate::{self, RecreateError, StepError};

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use refit_registry::credentials::{FileLogin, GHCR};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use super::hooks::{is_registry, no_registry};
-use crate::registry::credentials::{FileLogin, GHCR};
 
 /// Each is a file that is read at the start. Nobody pulls from more registries.
 const LOGINS_MAX: usize = 64;
@@ -99,7 +99,7 @@ impl CredentialsConfig {
         Ok(())
     }
 
-    /// For [`crate::registry::credentials::Credentials::new`]. What was checked has one file each.
+    /// For [`refit_registry::credentials::Credentials::new`]. What was checked has one file each.
     pub fn logins(&self) -> Vec<FileLogin> {
         let login = |login: &LoginConfig| {
             let file = login.password_file.as_ref();

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use refit_model::image::ImageRef;
+use refit_registry::credentials::GHCR;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
-use crate::registry::credentials::GHCR;
 
 /// Each is a secret that a request is compared with, and a name in logs. Nobody has more.
 const REGISTRIES_MAX: usize = 32;

@@ -25,6 +25,7 @@ use figment::{Figment, error::Kind};
 use serde::Serialize;
 
 pub use self::keys::Config;
+use refit_engine::docker::CallLimits;
 use refit_model::diagnostic::{Diagnostic, Hints};
 use refit_model::grants::GrantPatterns;
 use refit_model::image::{Platform, image_platform};
@@ -32,7 +33,6 @@ use refit_model::image::{Platform, image_platform};
 use self::keys::{DAYS_MAX, KEEP_MAX, SECONDS_MAX};
 use crate::artifact;
 use crate::capabilities::guard::Counts;
-use crate::engine::docker::CallLimits;
 use crate::policy::{Concurrency, WorkerLimits};
 use crate::recreate::proof::Proof;
 use crate::refresh::Bounds;

@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use refit_model::diagnostic::Hints;
+use refit_storage::atomic_file;
 use serde::{Deserialize, Serialize};
 
 use super::Content;
 use super::version::is_older;
 use crate::artifact::signature::Signer;
 use crate::policy::{digest, limits};
-use crate::private;
 
 /// Raised when a field changes its meaning or goes.
 const FORMAT: u32 = 1;
@@ -352,7 +352,7 @@ impl Store {
         ledger: &Ledger,
         components: &[(String, Bytes)],
     ) -> Result<(), StoreError> {
-        private::folder(&self.folder).map_err(failed("make", &self.folder))?;
+        atomic_file::folder(&self.folder).map_err(failed("make", &self.folder))?;
         let _lock = self.lock()?;
         // One that cannot be read may be a newer Refit's.
         if self.read()?.as_ref() != seen {
@@ -376,7 +376,7 @@ impl Store {
     }
 
     fn put(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-        private::replace(path, bytes).map_err(failed("write", path))
+        atomic_file::replace(path, bytes).map_err(failed("write", path))
     }
 
     /// Between processes. The system lets go of it when the file is closed, however the process ends.

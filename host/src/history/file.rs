@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use refit_storage::atomic_file;
 use rusqlite::{Connection, OpenFlags};
 
 use super::presence::{self, Presence};
 use super::rows::Confirmed;
 use super::writer::Row;
 use super::{Health, HistoryError, Id, Keep, Page, Query, Shown, rows, schema};
-use crate::private;
 
 /// How long a statement waits for another process's. One of ours takes milliseconds.
 const BUSY: Duration = Duration::from_secs(2);
@@ -112,7 +112,7 @@ impl Turn {
             path: path.clone(),
             source,
         };
-        private::folder(&place.folder).map_err(|error| failed("make the folder of", error))?;
+        atomic_file::folder(&place.folder).map_err(|error| failed("make the folder of", error))?;
         let mut options = fs::File::options();
         options.create(true).truncate(false).write(true);
         let file = options.open(&path).map_err(|error| failed("open", error))?;
@@ -200,7 +200,7 @@ pub(super) fn open(place: &Place, keep: Keep) -> Result<File, HistoryError> {
 fn prepared(place: &Place) -> Result<Connection, HistoryError> {
     // Made by us, so that only its owner reads it: it has the names of containers and images. Never opened by us where it is
     // there, since closing it would take away SQLite's own locks.
-    let made = private::new_file(&place.path);
+    let made = atomic_file::new_file(&place.path);
     if let Err(error) = made
         && error.kind() != std::io::ErrorKind::AlreadyExists
     {

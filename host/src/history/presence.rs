@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::private;
+use refit_storage::atomic_file;
 
 /// Files that are looked at when those of the dead are removed. There is one for each process that refreshes.
 const FILES_MAX: usize = 1000;
@@ -21,7 +21,7 @@ pub(super) struct Presence {
 impl Presence {
     /// The caller holds the turn, so nobody takes the file for a dead one's before it is locked.
     pub(super) fn announce(folder: &Path) -> io::Result<Self> {
-        private::folder(folder)?;
+        atomic_file::folder(folder)?;
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let mut nanoseconds = since.unwrap_or_default().as_nanos();
         // A clock that starts at the same time each time, and the process id of a container's first process, make one name twice.

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use refit_storage::atomic_file;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::finding::Sameness;
-use crate::private;
 
 /// Of one sink. Those that were told longest ago go first.
 const KEPT_MAX: usize = 2000;
@@ -128,9 +128,9 @@ fn read(file: &Path) -> std::io::Result<Told> {
 
 fn write(file: &Path, told: &Told) -> std::io::Result<()> {
     if let Some(folder) = file.parent() {
-        private::folder(folder)?;
+        atomic_file::folder(folder)?;
     }
-    private::replace(file, &serde_json::to_vec(told)?)
+    atomic_file::replace(file, &serde_json::to_vec(told)?)
 }
 
 fn hash(cause: &str) -> String {

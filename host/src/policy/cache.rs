@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use refit_storage::atomic_file;
 use ring::hmac;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::compile::COMPILED_BYTES_MAX;
-use crate::private;
 
 /// Compiled components that are kept: some versions of some policies, for more than one version of Refit.
 const CACHE_ENTRIES_MAX: usize = 16;
@@ -175,7 +175,7 @@ impl Cache {
         seal.update(code);
         let seal = seal.sign();
         let beside = self.beside();
-        let written = private::new_file(&beside).and_then(|mut file| {
+        let written = atomic_file::new_file(&beside).and_then(|mut file| {
             file.write_all(&header)?;
             file.write_all(code)?;
             // Not flushed to the disk: what a crash of the machine cuts short has no seal that holds.
@@ -187,7 +187,7 @@ impl Cache {
 
     /// Of this installation: 32 random bytes that only this user can read, made at the first use.
     fn key(&self) -> io::Result<hmac::Key> {
-        private::folder(&self.folder)?;
+        atomic_file::folder(&self.folder)?;
         let path = self.folder.join(KEY);
         // Twice: the first time it may not be there yet, or not be fit to be a key.
         for _ in 0..2 {
@@ -215,7 +215,7 @@ impl Cache {
             .fill(&mut bytes)
             .map_err(|_| io::Error::other("the system has no random numbers"))?;
         let beside = self.beside();
-        let made = private::new_file(&beside).and_then(|mut file| {
+        let made = atomic_file::new_file(&beside).and_then(|mut file| {
             file.write_all(&bytes)?;
             file.sync_all()
         });

@@ -1,5 +1,6 @@
 //! Between WIT's records and our types. The one place where one becomes the other.
 
+use refit_engine::{EngineError, PullError};
 use refit_model::container::{Container, Health, State};
 use refit_model::diagnostic::Diagnostic;
 use refit_model::grants::Grants;
@@ -11,7 +12,6 @@ use super::bindings::exports::refit::policy::policy as wit;
 use super::bindings::refit::policy::{docker, host, types};
 use super::state::StateError;
 use crate::capabilities::{CallError, Recreated};
-use crate::engine::{EngineError, PullError};
 use crate::recreate::{RecreateError, StepError};
 
 /// Compose writes its project here.

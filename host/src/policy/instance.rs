@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use refit_engine::{EngineError, PullError};
 use refit_model::container::{Container, Listed};
 use refit_model::grants::Grants;
 use refit_model::image::ImageRef;
@@ -18,7 +19,6 @@ use super::output::Printed;
 use super::state::PolicyState;
 use super::{Cost, limits, wasi};
 use crate::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation};
-use crate::engine::{EngineError, PullError};
 use crate::recreate::RecreateError;
 
 /// How many calls of a batch are under way at once.

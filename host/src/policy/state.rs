@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::private;
+use refit_storage::atomic_file;
 
 use super::limits::{STATE_KEY_BYTES_MAX, STATE_KEYS_MAX, STATE_VALUE_BYTES_MAX};
 
@@ -144,12 +144,12 @@ impl PolicyState {
 /// Beside, flushed, and moved into place: a process that dies leaves the old file or the new one.
 fn write(file: &Path, entries: &Entries) -> std::io::Result<()> {
     if let Some(folder) = file.parent() {
-        private::folder(folder)?;
+        atomic_file::folder(folder)?;
     }
     let beside = file.with_extension(format!("{}.new", std::process::id()));
     // One that a process of the same number has left.
     let _ = std::fs::remove_file(&beside);
-    let mut out = private::new_file(&beside)?;
+    let mut out = atomic_file::new_file(&beside)?;
     out.write_all(&serde_json::to_vec(entries)?)?;
     out.sync_all()?;
     std::fs::rename(&beside, file)

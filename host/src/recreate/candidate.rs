@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use refit_engine::{Engine, EngineError, Removal};
 use refit_model::container::{Container, ContainerId, ContainerName};
 use refit_model::recreation::Step;
 
@@ -12,7 +13,6 @@ use super::steady::{ensure_removed, find, may_pass};
 use super::stop::StopTimeout;
 use super::verify::differences;
 use super::{RecreateError, StepError, names};
-use crate::engine::{Engine, EngineError, Removal};
 
 /// Why there is no replacement, and whether nothing of one is left.
 pub(super) struct Unready {

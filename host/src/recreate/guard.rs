@@ -3,10 +3,10 @@
 //! [`objection`] asks three questions, in this order: does Refit itself depend on the container ([`super::self_protection`]), does
 //! something else create and delete it (`owner`), and is it in a state to be recreated.
 
+use refit_engine::{Engine, EngineError};
 use refit_model::container::{Container, State};
 
 use super::self_protection::SelfProtection;
-use crate::engine::{Engine, EngineError};
 
 /// Why this container must not be recreated, as a sentence fragment; `None` where it may be.
 pub async fn objection(

@@ -8,13 +8,13 @@
 
 use std::collections::BTreeMap;
 
+use refit_engine::CreateRequest;
 use refit_model::container::{Container, ContainerId, Object, PublishedPort};
 use refit_model::image::ImageId;
 use serde_json::{Value, json};
 
 use super::canonical::{Bind, canonical, clean_path, is_default_path_list};
 use super::{dependents, names};
-use crate::engine::CreateRequest;
 
 /// The id of the image that Docker Compose made a container from.
 const LABEL_COMPOSE_IMAGE: &str = "com.docker.compose.image";

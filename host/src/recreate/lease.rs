@@ -11,8 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use refit_model::container::ContainerId;
-
-use crate::private;
+use refit_storage::atomic_file;
 
 /// Where leases are taken. Clones share one set.
 #[derive(Clone, Debug, Default)]
@@ -94,7 +93,7 @@ impl Leases {
 
 fn open_locked(path: &std::path::Path) -> Result<File, TryLockError> {
     if let Some(folder) = path.parent() {
-        private::folder(folder).map_err(TryLockError::Error)?;
+        atomic_file::folder(folder).map_err(TryLockError::Error)?;
     }
     let file = File::options()
         .create(true)

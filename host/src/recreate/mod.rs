@@ -28,12 +28,11 @@ mod steady;
 mod stop;
 pub mod verify;
 
+use refit_engine::EngineError;
 use refit_model::container::ContainerId;
 use refit_model::diagnostic::Hints;
 use refit_model::image::ImageId;
 use refit_model::recreation::Step;
-
-use crate::engine::EngineError;
 
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]

@@ -10,6 +10,7 @@
 
 use std::time::{Duration, Instant};
 
+use refit_engine::{Engine, EngineError, Removal};
 use refit_model::container::{Container, Object, State};
 use refit_model::recreation::Step;
 use serde_json::{Value, json};
@@ -22,7 +23,6 @@ use super::steady::{ensure_removed, is_gone};
 use super::stop::ensure_stopped;
 use super::verify::differences;
 use super::{RecreateError, StepError};
-use crate::engine::{Engine, EngineError, Removal};
 
 /// On a container: its volumes, by name and separated by commas, that two containers must not have open at once. `*` for all.
 pub const LABEL_EXCLUSIVE_VOLUMES: &str = "io.refit.exclusive-volumes";

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
+use refit_engine::{Engine, EngineError};
 use refit_model::container::{Container, ContainerId, Health, HealthCheckRun, State};
 
 use super::{StepError, steady};
-use crate::engine::{Engine, EngineError};
 
 /// How a replacement proves itself.
 #[derive(Clone, Copy, Debug)]

@@ -4,11 +4,11 @@
 //! another id, so the engine answers that there is no such network, for as long as nobody connects the container to the new one.
 //! The container's own name says nothing of that: who looks at it sees one that exited.
 
+use refit_engine::{Engine, EngineError};
 use refit_model::container::{Container, ContainerId, Network, Object};
 
 use super::intent::endpoints_asked;
 use super::steady::{again, ensure_running, look};
-use crate::engine::{Engine, EngineError};
 
 /// The container runs. If it does not start because a network is gone, it is connected to the one network that has the name now.
 pub(super) async fn ensure_started(

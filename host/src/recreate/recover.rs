@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use refit_engine::{Engine, EngineError, Removal};
 use refit_model::container::{Container, ContainerId, Listed, State};
 use refit_model::diagnostic::Diagnostic;
 use refit_model::unfinished::{Unfinished, UnfinishedState};
@@ -19,7 +20,6 @@ use super::proof::{Proof, check_again, prove};
 use super::rollback::{Back, Undo, roll_back, stop_and_remove};
 use super::steady::{again, ensure_removed, look};
 use super::stop::{StopTimeout, wait_out_a_stop};
-use crate::engine::{Engine, EngineError, Removal};
 
 /// What came of one half-done replacement.
 #[derive(Clone, Debug, serde::Serialize)]

@@ -1,11 +1,11 @@
 //! The strategy `remove`: the container goes, and somebody else makes a new one when it is needed.
 
+use refit_engine::{Engine, Removal};
 use refit_model::container::Container;
 use refit_model::recreation::Step;
 
 use super::RecreateError;
 use super::steady::ensure_removed;
-use crate::engine::{Engine, Removal};
 
 /// Removed by force, its volumes kept. It is looked at again where the answer got lost, so the outcome says what is true.
 pub async fn remove(engine: &dyn Engine, container: &Container) -> Result<(), RecreateError> {

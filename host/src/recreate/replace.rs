@@ -12,6 +12,7 @@
 
 use std::time::{Duration, Instant};
 
+use refit_engine::{Engine, EngineError, Removal};
 use refit_model::container::{Container, ContainerId, ContainerName, State};
 use refit_model::image::{ImageId, ImageRef, Platform};
 use refit_model::recreation::Step;
@@ -26,7 +27,6 @@ use super::rollback::{Back, Undo, roll_back, stop_and_remove};
 use super::steady::{ensure_removed, find, is_gone, look, may_pass, until_reachable};
 use super::stop::{StopTimeout, stop};
 use super::{RecreateError, StepError};
-use crate::engine::{Engine, EngineError, Removal};
 use crate::image_records::ImageRecords;
 
 /// How often the way back is taken again when the engine went away on it.

@@ -5,6 +5,7 @@
 //! nobody their service, and whoever dies midway leaves a name that says what was half done: a replacement is removed once the
 //! old container runs, never before.
 
+use refit_engine::{Engine, EngineError, Removal};
 use refit_model::container::{Container, ContainerId, ContainerName, State};
 use refit_model::diagnostic::Diagnostic;
 
@@ -12,7 +13,6 @@ use super::names::{self, ParsedName};
 use super::reconnect::ensure_started;
 use super::steady::{ensure_named, ensure_removed, find, is_gone, look};
 use super::stop::{ensure_killed, ensure_stopped, settle_stop};
-use crate::engine::{Engine, EngineError, Removal};
 
 /// One container on its way back.
 pub(super) struct Undo<'a> {

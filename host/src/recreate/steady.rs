@@ -5,9 +5,8 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+use refit_engine::{Engine, EngineError, Removal};
 use refit_model::container::{Container, ContainerId, ContainerName, Listed, State};
-
-use crate::engine::{Engine, EngineError, Removal};
 
 /// What is waited before each further try.
 const WAITS: [Duration; 4] = [

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use refit_engine::{Engine, EngineError, StopMode};
 use refit_model::container::{Container, ContainerId, State};
 use serde_json::Value;
 
 use super::steady::{again, look};
-use crate::engine::{Engine, EngineError, StopMode};
 
 /// What the engine waits before it kills a container that has no stop timeout of its own.
 const ENGINE_DEFAULT: Duration = Duration::from_secs(10);

@@ -9,6 +9,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::secret::{ExposeSecret as _, SecretString};
+use refit_storage::secret_file;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -16,7 +17,6 @@ use super::Served;
 use super::problem::Problem;
 use super::repeated::Repeated;
 use crate::admin_token;
-use crate::secret_file;
 
 /// Kept as its hash: comparing hashes takes the same time whatever is sent, also for another length.
 #[derive(Debug)]

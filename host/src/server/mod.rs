@@ -40,9 +40,10 @@ pub use self::auth::AdminToken;
 pub use self::browsers::KnownHosts;
 pub use self::connections::listen;
 pub use self::openapi::document;
+use refit_engine::probe::Probe;
+
 use self::problem::Problem;
 use crate::approvals::Approvals;
-use crate::engine::probe::Probe;
 use crate::hooks::Hooks;
 use crate::metrics::Metrics;
 use crate::reconcile::Reconciler;

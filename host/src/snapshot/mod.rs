@@ -10,6 +10,7 @@ pub mod replay;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use refit_engine::PullError;
 use refit_model::container::{
     Container, ContainerId, Health, Listed, Object, PublishedPort, State,
 };
@@ -22,7 +23,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::capabilities::CallError;
-use crate::engine::PullError;
 use crate::recreate::{RecreateError, StepError};
 
 /// The form of the document. A host reads those that it knows.
@@ -429,7 +429,7 @@ impl RecreationFault {
                 source: source(),
                 old: container.id.clone(),
                 new: container.id.clone(),
-                undoing: Box::new(crate::engine::EngineError::Unreachable {
+                undoing: Box::new(refit_engine::EngineError::Unreachable {
                     address: "a snapshot".into(),
                     source: "as the snapshot has it".into(),
                 }),

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use refit_engine::{EngineError, PullError};
 use refit_model::container::{Container, Listed};
 use refit_model::grants::Grants;
 use refit_model::image::ImageRef;
@@ -10,7 +11,6 @@ use refit_model::unfinished::Unfinished;
 
 use super::{ContainerFacts, ImageFacts, RecreationFault, Snapshot};
 use crate::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation};
-use crate::engine::{EngineError, PullError};
 use crate::recreate::RecreateError;
 
 /// Bounded by the counts of the guard, which stands inside.

@@ -4,13 +4,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use refit_engine::{EngineError, PullError};
 use refit_model::container::{Container, ContainerId, Listed, State};
 use refit_model::image::{ImageId, ImageRef};
 use refit_model::recreation::Strategy;
 
 use super::{ContainerFacts, ImageFacts, PullFault, Snapshot};
 use crate::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation, Transfer};
-use crate::engine::{EngineError, PullError};
 use crate::recreate::{RecreateError, guard};
 
 /// A snapshot that answers. Containers that are recreated run the new image afterwards, as on a real engine.

@@ -11,17 +11,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use jiff::{SignedDuration, Timestamp};
+use refit_engine::PullError;
 use refit_model::image::ImageRef;
 use refit_model::report::Report;
 use refit_model::request::{Request, Trigger};
+use refit_registry::digests::{DigestError, Digests, Found, Reason};
 use tokio_util::sync::CancellationToken;
 
 use super::schedule::{Backoff, chance};
+use crate::capabilities::digest_error::pull_error;
 use crate::capabilities::live::Workshop;
 use crate::capabilities::plan::RemoteDigests;
-use crate::engine::PullError;
 use crate::refresh::{RefreshError, Refresher};
-use crate::registry::digests::{DigestError, Digests, Found, Reason};
 
 /// After a check that a registry answered with a no: an image that is not published yet is asked for seldom.
 const ANSWERED: Backoff = Backoff {
@@ -344,13 +345,13 @@ impl RemoteDigests for Table {
     async fn digest(&self, image: &ImageRef) -> Result<String, PullError> {
         self.asked().all.insert(image.clone());
         if let Some(known) = self.known.get(image) {
-            return Ok(known.clone()?);
+            return known.clone().map_err(pull_error);
         }
         let mut found = self.digests.of([image.clone()]).await;
         let answer = found.get(image).cloned();
         self.asked().live.extend(found.drain());
         match answer {
-            Some(answer) => Ok(answer?),
+            Some(answer) => answer.map_err(pull_error),
             None => Err(PullError::Incomplete {
                 image: image.clone(),
             }),

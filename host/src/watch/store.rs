@@ -8,9 +8,9 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use refit_model::diagnostic::{Diagnostic, Hints};
+use refit_storage::atomic_file;
 
 use super::memory::Memory;
-use crate::private;
 
 /// 2000 of 500 bytes, and some.
 pub(super) const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -90,8 +90,8 @@ impl Store {
     /// A text of [`Memory::text`]. After a loss of power it is the old file or the new one.
     fn write(&self, text: &[u8]) -> Result<(), MemoryError> {
         let folder = self.path.parent().unwrap_or(Path::new("."));
-        private::folder(folder)
-            .and_then(|()| private::replace(&self.path, text))
+        atomic_file::folder(folder)
+            .and_then(|()| atomic_file::replace(&self.path, text))
             .map_err(self.failed("write"))
     }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use bollard::query_parameters::RenameContainerOptions;
+use refit::engine::operations::{Operation, calls_of, patterns};
 use refit::engine::permissions::EngineCall;
 use refit::model::container::ContainerId;
-use refit::operations::{Operation, calls_of, patterns};
 use refit::recreate::names::BackupName;
 use refit_tests::faulty::{Call, Fault, Plan, Proxy, Setting};
 use refit_tests::registry::{self, Registry};

@@ -2,9 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use refit_engine::Engine as _;
+use refit_engine::docker::DockerEngine;
+use refit_engine::operations::Operation;
+use refit_engine::permissions::{CallPermissions, EngineCall, Permission, probe_calls};
 use refit_model::diagnostic::{Diagnostic, Hints};
 use refit_model::image::ImageRef;
 use refit_model::unfinished::Unfinished;
+use refit_registry::credentials::Credentials;
 use serde::Serialize;
 
 use super::super::arguments::DoctorArguments;
@@ -13,16 +18,11 @@ use super::Common;
 use crate::approvals;
 use crate::artifact::Source;
 use crate::config::{Config, Flags, PolicyFlags};
-use crate::engine::Engine as _;
-use crate::engine::docker::DockerEngine;
-use crate::engine::permissions::{CallPermissions, EngineCall, Permission, probe_calls};
 use crate::generation::start::Keep;
 use crate::generation::store::Store;
 use crate::history::Archive;
-use crate::operations::Operation;
 use crate::recreate::lease::Leases;
 use crate::recreate::recover::survey;
-use crate::registry::credentials::Credentials;
 use crate::setup;
 
 #[derive(Serialize)]

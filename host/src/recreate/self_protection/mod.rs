@@ -10,6 +10,8 @@ mod route;
 use std::collections::BTreeSet;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use refit_engine::address::EngineAddress;
+use refit_engine::{Engine, EngineError};
 use refit_model::container::{Container, ContainerId, Listed, Mount, State};
 use serde_json::Value;
 use tokio::sync::OnceCell;
@@ -17,8 +19,6 @@ use tokio::sync::OnceCell;
 use self::process::ProcessFacts;
 use self::route::EngineRoute;
 use super::dependents::is_meant;
-use crate::engine::address::EngineAddress;
-use crate::engine::{Engine, EngineError};
 
 /// Inspections under way at once while the own container is looked for.
 const INSPECTIONS_AT_ONCE: usize = 8;

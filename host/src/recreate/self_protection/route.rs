@@ -9,11 +9,11 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use refit_engine::address::{EngineAddress, Way};
 use refit_model::container::{Container, Mount, PublishedPort};
 use serde_json::Value;
 
 use super::process::{ProcessFacts, cgroup_ids};
-use crate::engine::address::{EngineAddress, Way};
 
 /// A resolver that is well answers in milliseconds.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -345,8 +345,8 @@ async fn listener_containers(path: &str) -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::address::{EngineEnvironment, choose};
     use crate::recreate::intent::tests::container;
+    use refit_engine::address::{EngineEnvironment, choose};
     use serde_json::json;
 
     fn route(url: &str, resolved: &[&str]) -> EngineRoute {

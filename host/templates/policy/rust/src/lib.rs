@@ -2,10 +2,7 @@
 //!
 //! Edit the three lines below, then `matches` and `decide`. `vendor/refit-policy/README.md` lists what else a policy can say.
 
-use refit_policy::{
-    Candidate, Choice, ContainerInfo, Description, NoConfig, Policy, Strategy, Target,
-    export_policy, rule,
-};
+use refit_policy::{Candidate, Choice, ContainerInfo, Description, NoConfig, Policy, Strategy, Target, export_policy, rule};
 
 /// What the containers follow.
 const IMAGE: &str = "ghcr.io/acme/app:latest";

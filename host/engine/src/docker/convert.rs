@@ -100,7 +100,8 @@ struct PlatformDocument {
     variant: Option<String>,
 }
 
-pub(crate) fn container(document: &[u8]) -> Result<Container, serde_json::Error> {
+/// A container, from the document that an engine answers an inspection with.
+pub fn container(document: &[u8]) -> Result<Container, serde_json::Error> {
     let found: Inspection = serde_json::from_slice(document)?;
     let unknown = |what: String| <serde_json::Error as serde::de::Error>::custom(what);
     let state = State::parse(&found.state.status)

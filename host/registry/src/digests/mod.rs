@@ -31,7 +31,6 @@ use super::counts::Counts;
 use super::credentials::Credentials;
 use super::token::Actions;
 use super::{address, budget};
-use crate::engine::PullError;
 
 /// Requests under way at once, of all registries together. A hundred images take a second or two then.
 const AT_ONCE: usize = 16;
@@ -117,47 +116,6 @@ impl Hints for DigestError {
             ],
             Reason::Credentials(told) => told.hints.clone(),
             Reason::RateLimited { .. } | Reason::Budget { .. } | Reason::Nonsense { .. } => vec![],
-        }
-    }
-}
-
-impl From<DigestError> for PullError {
-    fn from(error: DigestError) -> Self {
-        let DigestError {
-            registry,
-            image,
-            reason,
-        } = error;
-        let source = Box::new(reason.clone());
-        match reason {
-            Reason::Unauthorized { credentials_sent } => Self::Unauthorized {
-                registry,
-                image,
-                credentials_sent,
-                source,
-            },
-            Reason::NotFound => Self::NotFound {
-                registry,
-                image,
-                source,
-            },
-            Reason::RateLimited { until } | Reason::Budget { until } => Self::RateLimited {
-                registry,
-                image,
-                retry_after: Duration::try_from(until.duration_since(jiff::Timestamp::now())).ok(),
-                source,
-            },
-            Reason::Unavailable { .. } => Self::RegistryUnavailable {
-                registry,
-                image,
-                source,
-            },
-            Reason::Nonsense { .. } | Reason::NotAManifest { .. } => Self::Other { image, source },
-            Reason::Credentials(_) => Self::Credentials {
-                registry,
-                image,
-                source,
-            },
         }
     }
 }

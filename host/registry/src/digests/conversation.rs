@@ -18,11 +18,11 @@ use reqwest::Response;
 use self::upload::Write;
 use super::access::{Access, Registry};
 use super::{Manifest, REQUEST, Reason};
-use crate::registry::address::is_same_server;
-use crate::registry::challenge::{self, Challenge, Realm};
-use crate::registry::counts::Counts;
-use crate::registry::manifest;
-use crate::registry::token::{self, Actions, Ask, Token};
+use crate::address::is_same_server;
+use crate::challenge::{self, Challenge, Realm};
+use crate::counts::Counts;
+use crate::manifest;
+use crate::token::{self, Actions, Ask, Token};
 
 /// Kept token, token of many, token of its own; or another way to be let in first; and a GET after a HEAD.
 const ATTEMPTS_MAX: usize = 5;

@@ -5,7 +5,7 @@
 
 /// Why a registry or an engine did not hand out an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     Unauthorized,
     NotFound,
     /// The image is there, and has no version for the platform that was asked for.
@@ -97,13 +97,13 @@ const PLATFORM: &[&str] = &[
 const PROXY_STATUSES: [u16; 9] = [400, 401, 403, 404, 405, 407, 502, 503, 504];
 
 /// Whether a message says that there is no version for a platform.
-pub fn is_about_platform(message: &str) -> bool {
+pub(crate) fn is_about_platform(message: &str) -> bool {
     let message = message.to_lowercase();
     PLATFORM.iter().any(|word| message.contains(word))
 }
 
 /// The platform that a message names.
-pub fn platform_in(message: &str) -> Option<&str> {
+pub(crate) fn platform_in(message: &str) -> Option<&str> {
     let (_, rest) = message.split_once("no matching manifest for ")?;
     let named = rest.split([' ', ',', ':']).next()?;
     (named.contains('/') && named.len() <= 80).then_some(named)
@@ -111,7 +111,7 @@ pub fn platform_in(message: &str) -> Option<&str> {
 
 /// What a proxy before the engine has said, as one line, where the answer is one's: a web page, nothing, or the bare name of the
 /// status. `None` where the engine has answered.
-pub fn proxy_message(status: u16, message: &str) -> Option<String> {
+pub(crate) fn proxy_message(status: u16, message: &str) -> Option<String> {
     if !PROXY_STATUSES.contains(&status) {
         return None;
     }
@@ -149,7 +149,7 @@ fn text_of_page(page: &str) -> String {
     words.join(" ").chars().take(CHARACTERS_MAX).collect()
 }
 
-pub fn classify(status: Option<u16>, message: &str) -> Refusal {
+pub(crate) fn classify(status: Option<u16>, message: &str) -> Refusal {
     if status.is_some_and(|status| proxy_message(status, message).is_some()) {
         return Refusal::Proxy;
     }

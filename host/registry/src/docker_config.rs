@@ -13,11 +13,10 @@ use base64::Engine as _;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use refit_model::secret::{Login, SecretString};
+use refit_storage::child_environment::Child;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
-
-use crate::child_environment::Child;
 
 /// Somebody with logins at a hundred registries has 20 KB.
 const BYTES_MAX: u64 = 4 << 20;

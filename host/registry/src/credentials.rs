@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use refit_model::diagnostic::Hints;
 use refit_model::secret::{ExposeSecret as _, Login};
+use refit_storage::secret_file::{self, Place, SecretFileError};
 
 use super::docker_config::{self, HELPER_SECONDS_MAX};
-use crate::secret_file::{self, Place, SecretFileError};
 
 /// The registry that `GHCR_USER` and `GHCR_TOKEN` are for, unless the configuration names another.
 pub const GHCR: &str = "ghcr.io";

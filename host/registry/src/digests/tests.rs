@@ -8,11 +8,11 @@ use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use refit_storage::secret_file::Place;
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::registry::credentials::EnvironmentVariables;
-use crate::secret_file::Place;
+use crate::credentials::EnvironmentVariables;
 
 const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 

@@ -9,5 +9,4 @@ pub mod credentials;
 pub mod digests;
 mod docker_config;
 mod manifest;
-pub mod refusal;
 mod token;

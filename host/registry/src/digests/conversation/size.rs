@@ -11,8 +11,8 @@ use refit_model::image::{ImageRef, Platform};
 use serde::Deserialize;
 
 use super::{ATTEMPTS_MAX, Conversation, MANIFEST_BYTES_MAX};
-use crate::registry::digests::{Digests, Reason};
-use crate::registry::token::Actions;
+use crate::digests::{Digests, Reason};
+use crate::token::Actions;
 
 #[derive(Deserialize)]
 struct Manifest {

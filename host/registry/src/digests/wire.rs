@@ -9,8 +9,8 @@ use reqwest::{RequestBuilder, Response, Url};
 
 use super::conversation::{Authorization, Conversation};
 use super::{REQUEST, Reason, closed};
-use crate::registry::address::is_same_server;
-use crate::registry::{budget, manifest};
+use crate::address::is_same_server;
+use crate::{budget, manifest};
 
 /// To a registry's own mirror and back.
 const REDIRECTS_MAX: usize = 4;

@@ -11,8 +11,7 @@ mod pull;
 mod raw;
 mod ssh;
 
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use self::convert::container as parse_container;
+pub use self::convert::container as parse_container;
 
 use std::collections::HashMap;
 use std::future::Future;

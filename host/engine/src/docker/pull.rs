@@ -7,7 +7,7 @@ use refit_model::image::{ImageRef, Platform, is_digest};
 use refit_model::pull::LayerProgress;
 use serde::Deserialize;
 
-use crate::registry::refusal::is_about_platform;
+use crate::refusal::is_about_platform;
 
 /// The longest line we take. Docker's are a few hundred bytes.
 const LINE_BYTES_MAX: usize = 256 * 1024;

@@ -8,7 +8,7 @@ use std::fmt;
 
 use http::Method;
 
-use crate::engine::permissions::{CallPermissions, EngineCall, EngineCall as Call};
+use crate::permissions::{CallPermissions, EngineCall, EngineCall as Call};
 
 /// What a user can have Refit do on an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -19,11 +19,10 @@ use bollard::{BollardRequest, ClientVersion, Docker};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use refit_storage::child_environment::Child as ChildProgram;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::Semaphore;
-
-use crate::child_environment::Child as ChildProgram;
 
 use super::super::ssh::{Destination, Problem, SshError};
 

@@ -8,9 +8,9 @@ use refit_model::secret::{ExposeSecret as _, Login};
 use reqwest::Url;
 
 use super::Reason;
-use crate::registry::budget::{Budget, Rate};
-use crate::registry::challenge::Challenge;
-use crate::registry::token::Token;
+use crate::budget::{Budget, Rate};
+use crate::challenge::Challenge;
+use crate::token::Token;
 
 /// Tokens that are kept. One covers a hundred repositories; only where a registry gives one for each are there many.
 const TOKENS_MAX: usize = 1024;

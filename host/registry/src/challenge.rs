@@ -8,7 +8,7 @@ use refit_model::printable::printable;
 use reqwest::Url;
 
 /// The longest header that is read, and the longest realm and service. Those seen have fifty characters.
-pub(crate) const LENGTH_MAX: usize = 4096;
+pub const LENGTH_MAX: usize = 4096;
 
 /// Schemes that an error names, and the longest name in it.
 const SCHEMES_SHOWN_MAX: usize = 8;

@@ -6,7 +6,7 @@ use refit_model::secret::Login;
 
 use super::super::{EngineError, PullError};
 use super::ssh;
-use crate::registry::refusal::{self, Refusal, classify};
+use crate::refusal::{self, Refusal, classify};
 
 /// What the system calls a file that is not there, on Unix and Windows alike.
 const ENOENT: i32 = 2;

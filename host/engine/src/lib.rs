@@ -5,8 +5,10 @@
 
 pub mod address;
 pub mod docker;
+pub mod operations;
 pub mod permissions;
 pub mod probe;
+mod refusal;
 pub mod ssh;
 pub mod tls;
 

@@ -12,15 +12,15 @@ use refit_model::image::ImageRef;
 use reqwest::{Response, Url};
 
 use super::{Authorization, Conversation, Question};
-use crate::registry::address::is_same_server;
-use crate::registry::digests::wire::redirected;
-use crate::registry::digests::{REQUEST, Reason};
+use crate::address::is_same_server;
+use crate::digests::wire::redirected;
+use crate::digests::{REQUEST, Reason};
 
 const DIGEST_HEADER: &str = "docker-content-digest";
 
 impl Conversation<'_> {
     /// The blob is in the repository: sent, unless it is there already.
-    pub(in crate::registry::digests) async fn push_blob(
+    pub(in crate::digests) async fn push_blob(
         &self,
         image: &ImageRef,
         digest: &str,
@@ -68,7 +68,7 @@ impl Conversation<'_> {
     }
 
     /// The manifest has this tag, or whatever version the reference has.
-    pub(in crate::registry::digests) async fn push_manifest(
+    pub(in crate::digests) async fn push_manifest(
         &self,
         image: &ImageRef,
         media_type: &str,

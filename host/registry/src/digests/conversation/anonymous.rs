@@ -6,12 +6,12 @@ use refit_model::secret::ExposeSecret as _;
 use reqwest::Url;
 
 use super::{Conversation, TOKEN_BYTES_MAX, secret_header};
-use crate::registry::challenge::{self, Challenge};
-use crate::registry::token::{self, Actions, Ask};
+use crate::challenge::{self, Challenge};
+use crate::token::{self, Actions, Ask};
 
 impl Conversation<'_> {
     /// What lets anybody in at `url`, which was answered with these headers. `None` where nothing does.
-    pub(in crate::registry::digests) async fn anonymous_token(
+    pub(in crate::digests) async fn anonymous_token(
         &self,
         url: &Url,
         headers: &HeaderMap,
