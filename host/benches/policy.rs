@@ -14,6 +14,8 @@ use refit::artifact::Carrier;
 use refit::artifact::registry::Registries;
 use refit::artifact::signature::Trust;
 use refit::capabilities::Capabilities;
+use refit::capabilities::snapshot::Snapshot;
+use refit::capabilities::snapshot::replay::Replay;
 use refit::generation::Generations;
 use refit::generation::load::Source;
 use refit::generation::start::{Keep, Terms};
@@ -26,8 +28,6 @@ use refit::policy::{
     Session, WorkerLimits,
 };
 use refit::registry::credentials::Credentials;
-use refit::snapshot::Snapshot;
-use refit::snapshot::replay::Replay;
 use refit_policy::fake::{self, FakeDocker, FakeHost};
 use refit_policy_workspace::Workspace;
 use serde_json::json;

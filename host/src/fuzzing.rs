@@ -11,26 +11,26 @@ use futures_util::FutureExt as _;
 use http::header::WWW_AUTHENTICATE;
 use http::{HeaderMap, HeaderValue};
 use oci_spec::distribution::Reference;
+use refit_capabilities::Capabilities as _;
+use refit_capabilities::snapshot::Snapshot;
+use refit_capabilities::snapshot::replay::Replay;
 use refit_engine::docker::parse_container;
 use refit_model::container::{ContainerId, Object};
 use refit_model::grants::{GrantPatterns, Grants, Verb};
 use refit_model::image;
 use refit_model::image::{ImageId, ImageRef, is_digest, is_image_id};
 use refit_model::secret::SecretString;
+use refit_recreate::intent::Intent;
+use refit_recreate::names::{BackupName, ParsedName};
 use refit_registry::challenge::{self, Challenge};
 use ring::hmac;
 use serde_json::{Value, json};
 
-use crate::capabilities::Capabilities as _;
 use crate::hooks::github::{Delivery, Form, Github};
 use crate::hooks::registry::RegistryHook;
 use crate::hooks::secret::{SharedSecrets, SigningKeys};
 use crate::hooks::{Published, Scoped};
 use crate::policy::Examined;
-use crate::recreate::intent::Intent;
-use crate::recreate::names::{BackupName, ParsedName};
-use crate::snapshot::Snapshot;
-use crate::snapshot::replay::Replay;
 use crate::{config, setup};
 
 /// What holds for arbitrary bytes.

@@ -49,8 +49,10 @@
 // Allowed in one function, `policy::compile::Compiled::adopt`, which says why; tests/tests/tidy.rs counts.
 #![deny(unsafe_code)]
 
+pub use refit_capabilities as capabilities;
 pub use refit_engine as engine;
 pub use refit_model as model;
+pub use refit_recreate as recreate;
 pub use refit_registry as registry;
 pub use refit_storage as storage;
 
@@ -59,7 +61,6 @@ pub mod approvals;
 pub mod artifact;
 #[cfg(feature = "compiler")]
 pub mod author;
-pub mod capabilities;
 pub mod cli;
 pub mod config;
 pub mod daemon;
@@ -69,19 +70,14 @@ pub mod fuzzing;
 pub mod generation;
 pub mod history;
 pub mod hooks;
-pub mod image_records;
-pub mod journal;
 pub mod metrics;
 pub mod notify;
 pub mod policy;
 pub mod reconcile;
-pub mod recreate;
 pub mod refresh;
-pub mod retention;
 pub mod runs;
 #[cfg(feature = "compiler")]
 pub mod selftest;
 pub mod server;
 pub mod setup;
-pub mod snapshot;
 pub mod watch;

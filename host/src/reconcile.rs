@@ -1,22 +1,22 @@
 //! Ends what was left half done, for as long as anything is: after a refresh that failed, when the engine comes back, when a
 //! replacement that another Refit may have begun is over due, and every few minutes.
 //!
-//! Recovery itself is [`crate::recreate::recover`]. This is the level that it is driven by: what is half done on the engine now, not what
+//! Recovery itself is [`refit_recreate::recover`]. This is the level that it is driven by: what is half done on the engine now, not what
 //! was noticed when. Attempts back off, so an engine with a container that cannot be started is not kept busy.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
+use refit_capabilities::live::Workshop;
 use refit_engine::Engine;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::report::Report;
 use refit_model::unfinished::{Unfinished, UnfinishedState};
+use refit_recreate::recover::Recovered;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::capabilities::live::Workshop;
-use crate::recreate::recover::Recovered;
 use crate::refresh::RefreshError;
 use crate::runs::{Happening, Observer, Run};
 

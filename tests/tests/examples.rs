@@ -11,6 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use async_trait::async_trait;
 use refit::author::scenario::{read_all, run};
+use refit::capabilities::snapshot::Snapshot;
+use refit::capabilities::snapshot::replay::Replay;
 use refit::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation};
 use refit::engine::{EngineError, PullError};
 use refit::model::container::{Container, Listed};
@@ -23,8 +25,6 @@ use refit::policy::{
     Session,
 };
 use refit::recreate::RecreateError;
-use refit::snapshot::Snapshot;
-use refit::snapshot::replay::Replay;
 use serde_json::{Value, json};
 
 /// Python is some seconds of compiling in a debug build, and this machine may be busy.

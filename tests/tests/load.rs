@@ -26,7 +26,6 @@ use refit::generation::Generations;
 use refit::generation::load::Source;
 use refit::generation::start::{Keep, Terms};
 use refit::generation::swap::{Asked, Candidate};
-use refit::image_records::ImageRecords;
 use refit::model::container::{
     Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest,
 };
@@ -38,6 +37,7 @@ use refit::model::report::Report;
 use refit::model::request::{Mode, Request, Trigger};
 use refit::model::secret::Login;
 use refit::policy::{Concurrency, DEFAULT_POLICY, PolicyEngine};
+use refit::recreate::image_records::ImageRecords;
 use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;

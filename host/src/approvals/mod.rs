@@ -29,6 +29,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use refit_capabilities::approved_scope::ApprovedScope;
 use refit_model::diagnostic::{Diagnostic, Hints};
 use refit_model::event::no_events;
 use refit_model::report::{Report, Summary};
@@ -38,7 +39,6 @@ use tokio_util::sync::CancellationToken;
 
 use self::plan::Plan;
 use self::store::StoreError;
-use crate::capabilities::approved_scope::ApprovedScope;
 use crate::history;
 use crate::refresh::RefreshError;
 use crate::runs::{NotBegun, Runs};

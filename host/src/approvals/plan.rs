@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use refit_capabilities::approved_scope::{ApprovedContainer, ApprovedScope};
 use refit_model::container::ContainerId;
 use refit_model::image::{ImageId, ImageRef};
 use refit_model::pull::ImageOutcome;
@@ -11,7 +12,6 @@ use refit_model::report::{PolicyReport, Report, Summary};
 use serde::{Deserialize, Serialize};
 
 use super::Id;
-use crate::capabilities::approved_scope::{ApprovedContainer, ApprovedScope};
 use crate::watch::adopt::Finding;
 
 /// Containers that are described. Of more there is what the refresh is held to: with this bound the plan of 5,000 containers, as

@@ -9,9 +9,9 @@ use refit_model::recreation::{RecreationOutcome, RecreationRecord};
 use refit_model::report::{ContainerReport, Report};
 use refit_model::request::{Mode, Trigger};
 use refit_model::unfinished::UnfinishedState;
+use refit_recreate::recover::{Outcome, Recovered};
 
 use crate::history::{self, Entry};
-use crate::recreate::recover::{Outcome, Recovered};
 
 /// `pulled       ghcr.io/…/workspace-template-hermes:latest`
 pub(super) fn image_line(record: &ImageRecord) -> String {

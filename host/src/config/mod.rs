@@ -25,16 +25,16 @@ use figment::{Figment, error::Kind};
 use serde::Serialize;
 
 pub use self::keys::Config;
+use refit_capabilities::guard::Counts;
 use refit_engine::docker::CallLimits;
 use refit_model::diagnostic::{Diagnostic, Hints};
 use refit_model::grants::GrantPatterns;
 use refit_model::image::{Platform, image_platform};
+use refit_recreate::proof::Proof;
 
 use self::keys::{DAYS_MAX, KEEP_MAX, SECONDS_MAX};
 use crate::artifact;
-use crate::capabilities::guard::Counts;
 use crate::policy::{Concurrency, WorkerLimits};
-use crate::recreate::proof::Proof;
 use crate::refresh::Bounds;
 
 /// Begins every variable that sets a key: `REFIT_LIMITS__PULL_SECONDS` is `[limits] pull_seconds`.

@@ -6,6 +6,7 @@
 )]
 
 use futures_util::StreamExt as _;
+use refit_capabilities::{PulledImage, Recreation};
 use refit_model::container::Listed;
 use refit_model::image::ImageRef;
 use wasmtime::component::Resource;
@@ -14,7 +15,6 @@ use super::bindings::refit::policy::{docker, host, types};
 use super::convert;
 use super::instance::{Exceeded, HostState};
 use super::limits::BATCH_MAX;
-use crate::capabilities::{CallError, PulledImage, Recreation};
 
 /// What stands behind a `container` handle. The guest holds a number; the id never leaves the host.
 pub struct Lent(pub(super) Listed);
@@ -284,20 +284,3 @@ fn size_of_info(info: &types::ContainerInfo) -> usize {
 
 /// `types` has no functions; the generated linker wants to hear so.
 impl types::Host for HostState {}
-
-impl<E> CallError<E> {
-    pub(super) fn or_else<T>(
-        self,
-        denied: impl FnOnce(String) -> T,
-        quota: impl FnOnce(String) -> T,
-        cancelled: T,
-        failed: impl FnOnce(E) -> T,
-    ) -> T {
-        match self {
-            Self::Denied(grant) => denied(grant),
-            Self::QuotaExceeded(limit) => quota(limit),
-            Self::Cancelled => cancelled,
-            Self::Failed(error) => failed(error),
-        }
-    }
-}

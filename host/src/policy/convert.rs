@@ -1,5 +1,6 @@
 //! Between WIT's records and our types. The one place where one becomes the other.
 
+use refit_capabilities::{CallError, Recreated};
 use refit_engine::{EngineError, PullError};
 use refit_model::container::{Container, Health, State};
 use refit_model::diagnostic::Diagnostic;
@@ -7,12 +8,11 @@ use refit_model::grants::Grants;
 use refit_model::image::ImageRefError;
 use refit_model::recreation::{Step, Strategy};
 use refit_model::request::{Request, Trigger};
+use refit_recreate::{RecreateError, StepError};
 
 use super::bindings::exports::refit::policy::policy as wit;
 use super::bindings::refit::policy::{docker, host, types};
 use super::state::StateError;
-use crate::capabilities::{CallError, Recreated};
-use crate::recreate::{RecreateError, StepError};
 
 /// Compose writes its project here.
 const LABEL_COMPOSE_PROJECT: &str = "com.docker.compose.project";
@@ -101,7 +101,7 @@ pub(super) fn container_info(container: &Container, grants: &Grants) -> types::C
 
 pub(super) fn engine_error(error: CallError<EngineError>) -> types::EngineError {
     use types::EngineError as E;
-    error.or_else(E::Denied, E::QuotaExceeded, E::Cancelled, |error| {
+    error.map_or_else(E::Denied, E::QuotaExceeded, E::Cancelled, |error| {
         let text = Diagnostic::of(&error).sentence();
         if error.is_not_found() {
             E::NotFound
@@ -122,7 +122,7 @@ pub(super) fn invalid_reference(error: ImageRefError) -> types::PullError {
 
 pub(super) fn pull_error(error: CallError<PullError>) -> types::PullError {
     use types::PullError as E;
-    error.or_else(E::Denied, E::QuotaExceeded, E::Cancelled, |error| {
+    error.map_or_else(E::Denied, E::QuotaExceeded, E::Cancelled, |error| {
         let message = Diagnostic::of(&error).sentence();
         match error {
             PullError::NotFound { .. } => E::NotFound,
@@ -163,7 +163,7 @@ pub(super) fn recreated(recreated: Recreated) -> types::Recreated {
 
 pub(super) fn recreate_error(error: CallError<RecreateError>) -> types::RecreateError {
     use types::RecreateError as E;
-    error.or_else(
+    error.map_or_else(
         E::Denied,
         E::QuotaExceeded,
         E::Cancelled,

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use refit_capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation};
 use refit_engine::{EngineError, PullError};
 use refit_model::container::{Container, Listed};
 use refit_model::grants::Grants;
 use refit_model::image::ImageRef;
+use refit_recreate::RecreateError;
 use wasmtime::component::ResourceTable;
 use wasmtime::{Engine, ResourceLimiter, Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
@@ -18,8 +20,6 @@ use super::log::GuestLog;
 use super::output::Printed;
 use super::state::PolicyState;
 use super::{Cost, limits, wasi};
-use crate::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation};
-use crate::recreate::RecreateError;
 
 /// How many calls of a batch are under way at once.
 #[derive(Clone, Copy, Debug)]

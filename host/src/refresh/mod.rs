@@ -9,32 +9,32 @@ mod trial;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use refit_capabilities::Capabilities;
+use refit_capabilities::approved_scope::{ApprovedScope, ScopedCapabilities};
+use refit_capabilities::foreseen::Foreseen;
+use refit_capabilities::guard::{Counts, Guard};
+use refit_capabilities::journal::{self, Journal, Record};
+use refit_capabilities::live::{Live, Workshop};
+use refit_capabilities::plan::{Plan, RemoteDigests};
+use refit_capabilities::scope::Scope;
+use refit_capabilities::simulated::Simulated;
+use refit_capabilities::snapshot::Snapshot;
+use refit_capabilities::snapshot::record::Recorder;
+use refit_capabilities::snapshot::replay::Replay;
 use refit_model::diagnostic::{Cause, Diagnostic, Hints};
 use refit_model::event::{Events, no_events};
 use refit_model::grants::Grants;
 use refit_model::pull::ImageOutcome;
 use refit_model::report::{PolicyReport, Report};
 use refit_model::request::{Mode, Request, Trigger};
+use refit_recreate::retention;
 use tokio_util::sync::CancellationToken;
 
 use self::trial::{Trial, sayings};
-use crate::capabilities::Capabilities;
-use crate::capabilities::approved_scope::{ApprovedScope, ScopedCapabilities};
-use crate::capabilities::foreseen::Foreseen;
-use crate::capabilities::guard::{Counts, Guard};
-use crate::capabilities::live::{Live, Workshop};
-use crate::capabilities::plan::{Plan, RemoteDigests};
-use crate::capabilities::scope::Scope;
-use crate::capabilities::simulated::Simulated;
 use crate::generation::shadow::Sayings;
 use crate::generation::{Generation, Generations};
 use crate::history::{self, Begun, Ended, History, Outcome, UnderWay};
-use crate::journal::{self, Journal, Record};
 use crate::policy::{Clock, Concurrency, ConfigProblem, Decisions, Failure, PolicyError, Session};
-use crate::retention;
-use crate::snapshot::Snapshot;
-use crate::snapshot::record::Recorder;
-use crate::snapshot::replay::Replay;
 
 pub use self::trial::{Answer, Asked, Question, ask, sayings_of};
 
@@ -45,7 +45,7 @@ pub struct Bounds {
     pub concurrency: Concurrency,
     /// For the whole of it.
     pub whole: Duration,
-    /// Of each repository that was pulled; `None` keeps all. See [`crate::retention`].
+    /// Of each repository that was pulled; `None` keeps all. See [`refit_recreate::retention`].
     pub keep_previous_images: Option<usize>,
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use refit_capabilities::journal::Record;
 use refit_model::decision::{Decision, Verdict};
 use refit_model::image::ImageId;
 use refit_model::pull::{ImageOutcome, ImageRecord};
@@ -10,7 +11,6 @@ use refit_model::report::{ContainerReport, FORMAT, Report, Summary};
 use refit_model::request::{Mode, Request};
 
 use crate::generation::Generation;
-use crate::journal::Record;
 use crate::policy::Decisions;
 
 /// As the SDK calls it.

@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+use refit_capabilities::Capabilities;
+use refit_capabilities::guard::Guard;
+use refit_capabilities::journal::{Journal, Record};
+use refit_capabilities::scope::Scope;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::event::no_events;
 use refit_model::grants::Grants;
@@ -9,12 +13,8 @@ use refit_model::request::Request;
 use tokio_util::sync::CancellationToken;
 
 use super::Bounds;
-use crate::capabilities::Capabilities;
-use crate::capabilities::guard::Guard;
-use crate::capabilities::scope::Scope;
 use crate::generation::shadow::{Recreation, Said, Sayings, Shadow, differences};
 use crate::generation::{Content, Generations};
-use crate::journal::{Journal, Record};
 use crate::policy::{Clock, Decisions, Failure, Policy, PolicyError, PolicyState, Session};
 
 /// What a policy is asked, and what it finds when it looks.

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use refit_capabilities::approved_scope::ApprovedScope;
 use refit_model::diagnostic::{Diagnostic, Hints};
 use refit_model::event::{Event, Events};
 use refit_model::recreation::RecreationOutcome;
@@ -23,7 +24,6 @@ use tracing::Instrument as _;
 
 use self::feed::{Feed, Told};
 use self::once::Keys;
-use crate::capabilities::approved_scope::ApprovedScope;
 use crate::history::{self, Entry, Outcome, Shown};
 use crate::refresh::{self, RefreshError, Refresher};
 

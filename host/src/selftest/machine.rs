@@ -5,14 +5,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use refit_capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation, Transfer};
 use refit_engine::{EngineError, PullError};
 use refit_model::container::{Container, ContainerId, Health, Listed, Object, State};
 use refit_model::image::{ImageId, ImageRef};
 use refit_model::recreation::Strategy;
+use refit_recreate::RecreateError;
 use serde_json::json;
-
-use crate::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation, Transfer};
-use crate::recreate::RecreateError;
 
 /// What all workspaces here were made from.
 const IMAGE: &str = "ghcr.io/molecule-ai/workspace-template-hermes:latest";

@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use refit_capabilities::guard::{Counts, Guard};
+use refit_capabilities::journal::Journal;
+use refit_capabilities::scope::Scope;
 use refit_model::decision::Verdict;
 use refit_model::event::no_events;
 use refit_model::grants::{GrantPatterns, Grants, Verb};
@@ -19,9 +22,6 @@ use refit_model::request::{Request, Trigger};
 use tokio_util::sync::CancellationToken;
 
 use self::machine::{BEHIND, Machine, WORKSPACES};
-use crate::capabilities::guard::{Counts, Guard};
-use crate::capabilities::scope::Scope;
-use crate::journal::Journal;
 use crate::policy::limits::{
     BACKTRACE_FRAMES_MAX, PROBLEMS_MAX, SHOWN_FRAMES_MAX, TEXT_BYTES_MAX, Times,
 };

@@ -11,6 +11,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use jiff::{SignedDuration, Timestamp};
+use refit_capabilities::digest_error::pull_error;
+use refit_capabilities::live::Workshop;
+use refit_capabilities::plan::RemoteDigests;
 use refit_engine::PullError;
 use refit_model::image::ImageRef;
 use refit_model::report::Report;
@@ -19,9 +22,6 @@ use refit_registry::digests::{DigestError, Digests, Found, Reason};
 use tokio_util::sync::CancellationToken;
 
 use super::schedule::{Backoff, chance};
-use crate::capabilities::digest_error::pull_error;
-use crate::capabilities::live::Workshop;
-use crate::capabilities::plan::RemoteDigests;
 use crate::refresh::{RefreshError, Refresher};
 
 /// After a check that a registry answered with a no: an image that is not published yet is asked for seldom.

@@ -19,7 +19,6 @@ use refit::capabilities::{
 use refit::engine::address::{self, EngineEnvironment};
 use refit::engine::docker::{CallLimits, DockerEngine};
 use refit::engine::{CreateRequest, Engine, PullError};
-use refit::image_records::ImageRecords;
 use refit::model::container::{Container, ContainerId, ContainerName, Listed, Object};
 use refit::model::event::{Event, Events, no_events};
 use refit::model::grants::{GrantPatterns, Grants};
@@ -27,6 +26,7 @@ use refit::model::image::{ImageId, ImageRef, Platform};
 use refit::model::recreation::Step;
 use refit::model::recreation::Strategy;
 use refit::recreate::RecreateError;
+use refit::recreate::image_records::ImageRecords;
 use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;

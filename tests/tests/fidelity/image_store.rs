@@ -6,7 +6,7 @@ use std::path::Path;
 
 use refit::engine::{Engine as _, PullError};
 use refit::model::image::ImageRef;
-use refit::retention;
+use refit::recreate::retention;
 use refit_tests::disk::Disk;
 use refit_tests::registry::Registry;
 use refit_tests::world::Running;

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use refit::image_records::ImageRecords;
 use refit::model::container::State;
 use refit::model::image::{ImageId, ImageRef};
 use refit::model::recreation::Step;
 use refit::recreate::RecreateError;
+use refit::recreate::image_records::ImageRecords;
 use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
 use refit::recreate::proof::Proof;

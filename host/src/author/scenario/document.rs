@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
+use refit_capabilities::snapshot::{
+    ContainerFacts, ImageFacts, PullFault, RecreationFault, Snapshot, SnapshotError,
+};
 use refit_model::container::{ContainerId, Health, State};
 use refit_model::diagnostic::Hints;
 use refit_model::grants::{GrantPatterns, Grants, PatternError, Verb};
@@ -14,9 +17,6 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::expect::Expect;
-use crate::snapshot::{
-    ContainerFacts, ImageFacts, PullFault, RecreationFault, Snapshot, SnapshotError,
-};
 
 /// When a scenario takes place that does not say so.
 const SOME_TIME: &str = "2026-01-01T00:00:00Z";

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use refit_capabilities::journal::Record;
+use refit_capabilities::snapshot::Snapshot;
 use refit_model::decision::{Decision, Verdict};
 use refit_model::recreation::RecreationOutcome;
 use serde::{Deserialize, Serialize};
 
 use super::document::{image_id, normal};
-use crate::journal::Record;
 use crate::policy::{Decisions, Failure, PolicyError, PolicyState};
 use crate::refresh::Answer;
-use crate::snapshot::Snapshot;
 
 /// `None`: nothing is said of it.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -255,7 +255,7 @@ fn outcome(record: &Record, name: &str) -> Option<RecreationOutcome> {
 
 /// The name under which somebody would know an image id: a word of the scenario is not in it any more.
 fn known_as(id: &refit_model::image::ImageId, engine: &Snapshot) -> String {
-    let is_it = |facts: &crate::snapshot::ImageFacts| matches!(facts, crate::snapshot::ImageFacts::Pulled { id: it, .. } if it == id);
+    let is_it = |facts: &refit_capabilities::snapshot::ImageFacts| matches!(facts, refit_capabilities::snapshot::ImageFacts::Pulled { id: it, .. } if it == id);
     match engine.images.iter().find(|(_, facts)| is_it(facts)) {
         Some((reference, _)) => format!("what `{reference}` stands for"),
         None => id.as_str().to_owned(),

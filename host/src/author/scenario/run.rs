@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use refit_capabilities::guard::Counts;
+use refit_capabilities::snapshot::replay::Replay;
 
 use super::document::{Scenario, When};
 use super::expect::{Mismatch, as_expectation};
-use crate::capabilities::guard::Counts;
 use crate::policy::{Clock, Concurrency, Cost, LogLine, Policy, PolicyError, PolicyState};
 use crate::refresh::{Answer, Asked, Bounds, Question, ask};
-use crate::snapshot::replay::Replay;
 
 /// For the whole of a refresh. Nothing is waited for, so it is what a policy may compute, and the machine's other work.
 const WHOLE: Duration = Duration::from_secs(60);

@@ -9,6 +9,8 @@ use refit_engine::permissions::{CallPermissions, EngineCall, Permission, probe_c
 use refit_model::diagnostic::{Diagnostic, Hints};
 use refit_model::image::ImageRef;
 use refit_model::unfinished::Unfinished;
+use refit_recreate::lease::Leases;
+use refit_recreate::recover::survey;
 use refit_registry::credentials::Credentials;
 use serde::Serialize;
 
@@ -21,8 +23,6 @@ use crate::config::{Config, Flags, PolicyFlags};
 use crate::generation::start::Keep;
 use crate::generation::store::Store;
 use crate::history::Archive;
-use crate::recreate::lease::Leases;
-use crate::recreate::recover::survey;
 use crate::setup;
 
 #[derive(Serialize)]

@@ -19,9 +19,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use indicatif::MultiProgress;
+use refit_capabilities::snapshot::Snapshot;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::report::Report;
 use refit_model::request::{Mode, Request, Trigger};
+use refit_recreate::recover::Recovered;
 use tokio_util::sync::CancellationToken;
 
 use super::arguments::{
@@ -32,10 +34,8 @@ use super::{Status, display, print, table};
 use crate::config::{self, Config, Flags, LimitsFlags, Loaded, PolicyFlags};
 use crate::generation::start::Keep;
 use crate::policy::{Isolation, Job, Metering, WorkerLimits};
-use crate::recreate::recover::Recovered;
 use crate::server;
 use crate::setup;
-use crate::snapshot::Snapshot;
 
 pub(super) use self::approvals::approvals;
 pub(super) use self::companions::{completions, man};

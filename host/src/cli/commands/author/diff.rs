@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use refit_capabilities::snapshot::Snapshot;
+use refit_capabilities::snapshot::replay::Replay;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::request::{Request, Trigger};
 use serde_json::{Value, json};
@@ -21,8 +23,6 @@ use crate::generation::start::Keep;
 use crate::policy::Clock;
 use crate::refresh::{Question, sayings_of};
 use crate::setup;
-use crate::snapshot::Snapshot;
-use crate::snapshot::replay::Replay;
 
 /// Loaded as a start would, and never put anywhere.
 async fn loaded(

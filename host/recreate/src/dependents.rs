@@ -5,7 +5,7 @@
 
 use refit_model::container::{Container, ContainerId};
 
-use crate::recreate::names::ParsedName;
+use crate::names::ParsedName;
 
 /// What a container has of another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +152,7 @@ pub fn dependents(first: &Node, others: Vec<Node>) -> Vec<(Node, Tie)> {
 }
 
 /// Providers first. Containers that depend on each other in a ring, which no engine makes, come as they are.
-pub(crate) fn in_order<T>(mut left: Vec<T>, depends: impl Fn(&T, &[T]) -> bool) -> Vec<T> {
+pub fn in_order<T>(mut left: Vec<T>, depends: impl Fn(&T, &[T]) -> bool) -> Vec<T> {
     let mut ordered = Vec::with_capacity(left.len());
     while !left.is_empty() {
         let next = left.iter().position(|item| !depends(item, &left));
@@ -164,8 +164,8 @@ pub(crate) fn in_order<T>(mut left: Vec<T>, depends: impl Fn(&T, &[T]) -> bool) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recreate::intent::tests::container;
-    use crate::recreate::names::{BackupName, temporary_name};
+    use crate::intent::tests::container;
+    use crate::names::{BackupName, temporary_name};
     use serde_json::{Value, json};
 
     fn id(digit: char) -> ContainerId {

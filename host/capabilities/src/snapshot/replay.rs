@@ -8,10 +8,10 @@ use refit_engine::{EngineError, PullError};
 use refit_model::container::{Container, ContainerId, Listed, State};
 use refit_model::image::{ImageId, ImageRef};
 use refit_model::recreation::Strategy;
+use refit_recreate::{RecreateError, guard};
 
 use super::{ContainerFacts, ImageFacts, PullFault, Snapshot};
-use crate::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation, Transfer};
-use crate::recreate::{RecreateError, guard};
+use crate::{CallError, Capabilities, PulledImage, Recreated, Recreation, Transfer};
 
 /// A snapshot that answers. Containers that are recreated run the new image afterwards, as on a real engine.
 pub struct Replay {

@@ -182,8 +182,8 @@ fn is_nothing(value: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recreate::intent::Intent;
-    use crate::recreate::intent::tests::container;
+    use crate::intent::Intent;
+    use crate::intent::tests::container;
     use refit_model::image::ImageId;
     use serde_json::json;
 

@@ -19,11 +19,11 @@ use refit_model::grants::Grants;
 use refit_model::image::{ImageId, ImageRef};
 use refit_model::printable::printable;
 use refit_model::recreation::Step;
+use refit_recreate::{RecreateError, StepError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::capabilities::CallError;
-use crate::recreate::{RecreateError, StepError};
+use crate::CallError;
 
 /// The form of the document. A host reads those that it knows.
 pub const FORM: u32 = 1;

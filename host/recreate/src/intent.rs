@@ -332,7 +332,10 @@ fn keep_chosen_ports(container: &Container, host_config: &mut Object) {
             .cloned()
             .unwrap_or_default();
         let fixed = fixed.into_iter().filter(|binding| !is_chosen(binding));
-        bindings.insert(port, fixed.chain(found).collect());
+        let mut all: Vec<Value> = fixed.chain(found).collect();
+        // A wish that no port answers stays a wish, behind the ports, where the next replacement leaves it.
+        all.sort_by_key(is_chosen);
+        bindings.insert(port, Value::Array(all));
     }
     host_config.insert("PortBindings".into(), Value::Object(bindings));
 }

@@ -10,11 +10,11 @@ use refit_model::grants::Verb;
 use refit_model::image::ImageRef;
 use refit_model::recreation::Strategy;
 use refit_model::unfinished::Unfinished;
+use refit_recreate::RecreateError;
 use tokio_util::sync::CancellationToken;
 
 use super::scope::{Scope, ScopeError};
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation};
-use crate::recreate::RecreateError;
 
 /// How often a policy may use each capability in one refresh.
 #[derive(Clone, Copy, Debug)]

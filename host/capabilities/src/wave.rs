@@ -10,13 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use refit_engine::EngineError;
 use refit_model::container::ContainerId;
 use refit_model::recreation::{Step, Strategy};
+use refit_recreate::dependents::{Node, Ties, dependents};
+use refit_recreate::replace::Target;
+use refit_recreate::{RecreateError, StepError};
 use tokio::sync::OnceCell;
 
 use super::live::Workshop;
 use super::{CallError, Recreated, Recreation};
-use crate::recreate::dependents::{Node, Ties, dependents};
-use crate::recreate::replace::Target;
-use crate::recreate::{self, RecreateError, StepError};
 
 type Answers = HashMap<String, Result<Recreated, CallError<RecreateError>>>;
 
@@ -101,8 +101,8 @@ fn are_tied(nodes: &[Node], one: &ContainerId, other: &ContainerId) -> bool {
 }
 
 /// Each behind all that it depends on.
-pub(super) fn in_order(targets: Vec<Target>) -> Vec<Target> {
-    recreate::dependents::in_order(targets, |target, others| {
+pub(crate) fn in_order(targets: Vec<Target>) -> Vec<Target> {
+    refit_recreate::dependents::in_order(targets, |target, others| {
         let ties = Ties::of(&target.container);
         others
             .iter()

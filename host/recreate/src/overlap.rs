@@ -286,7 +286,7 @@ fn with_name(endpoint: &Object, name: &str) -> Object {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recreate::intent::tests::container;
+    use crate::intent::tests::container;
     use refit_model::container::Mount;
 
     #[track_caller]

@@ -345,7 +345,7 @@ async fn listener_containers(path: &str) -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recreate::intent::tests::container;
+    use crate::intent::tests::container;
     use refit_engine::address::{EngineEnvironment, choose};
     use serde_json::json;
 

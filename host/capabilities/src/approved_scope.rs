@@ -14,9 +14,9 @@ use refit_model::container::{Container, ContainerId, Listed};
 use refit_model::image::ImageRef;
 use refit_model::recreation::Strategy;
 use refit_model::unfinished::Unfinished;
+use refit_recreate::RecreateError;
 
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation};
-use crate::recreate::RecreateError;
 
 /// What may be done, and no more.
 #[derive(Clone, Debug)]
@@ -228,13 +228,18 @@ impl Capabilities for ScopedCapabilities {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capabilities::{Follower, Transfer};
-    use crate::recreate::intent::tests::container;
+    use crate::{Follower, Transfer};
     use refit_model::container::{Image, Object};
     use refit_model::image::ImageId;
 
     fn image(text: &str) -> ImageRef {
         text.parse().unwrap()
+    }
+
+    fn inspected() -> Container {
+        let document = br#"{"Id": "a1", "Name": "/ws-a", "Image": "sha256:old", "Created": "1970-01-01T00:00:00Z",
+            "State": {"Status": "running"}, "Config": {}, "HostConfig": {}, "NetworkSettings": {}, "Mounts": []}"#;
+        refit_engine::docker::parse_container(document).unwrap()
     }
 
     fn scope() -> ApprovedScope {
@@ -359,11 +364,11 @@ mod tests {
 
     #[test]
     fn follower_that_was_not_planned_is_refused() {
-        let (scope, empty) = (scope(), serde_json::json!({}));
+        let scope = scope();
         let follower = |name: &str, id: &str| Container {
             id: ContainerId::new(id),
             name: name.into(),
-            ..container(empty.clone(), empty.clone())
+            ..inspected()
         };
         let covers = |follower: &Container| scope.covers_followers(&["ws-ana"], &[follower]);
         assert_eq!(covers(&follower("ws-side", "s1")), Ok(()));

@@ -13,13 +13,13 @@ use refit_model::container::{Container, Image, Listed};
 use refit_model::image::{ImageId, ImageRef};
 use refit_model::recreation::Strategy;
 use refit_model::unfinished::Unfinished;
+use refit_recreate::RecreateError;
+use refit_recreate::replace::NewImage;
 
 use super::live::Workshop;
 use super::scope::{Scope, ScopeError};
 use super::simulated::random_digits;
 use super::{CallError, Capabilities, Follower, PulledImage, Recreated, Recreation, Transfer};
-use crate::recreate::RecreateError;
-use crate::recreate::replace::NewImage;
 
 /// Where a plan learns which digest a registry serves under a reference now.
 #[async_trait]

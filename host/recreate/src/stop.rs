@@ -148,7 +148,7 @@ async fn has_exited_within(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recreate::intent::tests::container;
+    use crate::intent::tests::container;
     use serde_json::json;
 
     #[test]

@@ -15,11 +15,11 @@ use refit_model::image::{ImageId, ImageRef};
 use refit_model::pull::{ImageOutcome, ImageRecord};
 use refit_model::recreation::{RecreationOutcome, RecreationRecord};
 use refit_model::unfinished::Unfinished;
+use refit_recreate::RecreateError;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
-use crate::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation, Transfer};
-use crate::recreate::RecreateError;
+use crate::{CallError, Capabilities, PulledImage, Recreated, Recreation, Transfer};
 
 /// All that was written down.
 #[derive(Clone, Debug, Default)]
@@ -34,7 +34,7 @@ pub struct Record {
     pub unlisted: Option<Diagnostic>,
 }
 
-/// Bounded by the counts of [`Guard`](crate::capabilities::guard::Guard), which stands inside.
+/// Bounded by the counts of [`Guard`](crate::guard::Guard), which stands inside.
 pub struct Journal {
     inner: Arc<dyn Capabilities>,
     /// Nothing is done, so nothing was recreated.

@@ -100,7 +100,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::recreate::intent::tests::container;
+    use crate::intent::tests::container;
 
     fn network(id: &str, name: &str) -> Network {
         Network {

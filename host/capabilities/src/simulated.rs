@@ -14,10 +14,10 @@ use refit_engine::{EngineError, PullError};
 use refit_model::container::{Container, ContainerId, Listed, State};
 use refit_model::image::{ImageId, ImageRef};
 use refit_model::unfinished::Unfinished;
+use refit_recreate::{RecreateError, guard};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation};
-use crate::recreate::{RecreateError, guard};
 
 /// Capabilities that change nothing, and answer as if they had.
 pub struct Simulated {

@@ -12,6 +12,17 @@ use refit_model::image::{ImageRef, Platform};
 use refit_model::recreation::{Step, Strategy};
 use refit_model::secret::Login;
 use refit_model::unfinished::Unfinished;
+use refit_recreate::dependents::{Node, Ties, dependents};
+use refit_recreate::image_records::ImageRecords;
+use refit_recreate::lanes::Lanes;
+use refit_recreate::lease::{Lease, Leases};
+use refit_recreate::names::{ParsedName, stopping_name, temporary_name};
+use refit_recreate::recover::{FirstSeen, Outcome, Patience, Recovered, recover, survey};
+use refit_recreate::replace::{
+    Manner, NewContainer, NewImage, Replaced, Target, replace, successor,
+};
+use refit_recreate::self_protection::SelfProtection;
+use refit_recreate::{RecreateError, guard, overlap, remove};
 use refit_registry::credentials::Credentials;
 use refit_registry::digests::Digests;
 use tokio_util::sync::CancellationToken;
@@ -24,17 +35,6 @@ use super::scope::Scope;
 use super::ties::KnownTies;
 use super::wave::{self, WaveGroups};
 use super::{CallError, Capabilities, Follower, PulledImage, Recreated, Recreation, Transfer};
-use crate::image_records::ImageRecords;
-use crate::recreate::dependents::{Node, Ties, dependents};
-use crate::recreate::lanes::Lanes;
-use crate::recreate::lease::{Lease, Leases};
-use crate::recreate::names::{ParsedName, stopping_name, temporary_name};
-use crate::recreate::recover::{FirstSeen, Outcome, Patience, Recovered, recover, survey};
-use crate::recreate::replace::{
-    Manner, NewContainer, NewImage, Replaced, Target, replace, successor,
-};
-use crate::recreate::self_protection::SelfProtection;
-use crate::recreate::{RecreateError, guard, overlap, remove};
 
 /// What every refresh on one engine shares.
 pub struct Workshop {

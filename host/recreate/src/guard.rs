@@ -144,7 +144,7 @@ fn holds_a_pod(container: &Container) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recreate::intent::tests::container;
+    use crate::intent::tests::container;
     use serde_json::json;
 
     fn reason(config: serde_json::Value) -> Option<String> {

@@ -9,11 +9,13 @@ pub mod digest_error;
 mod disk_space;
 pub mod foreseen;
 pub mod guard;
+pub mod journal;
 pub mod live;
 pub mod permitted;
 pub mod plan;
 pub mod scope;
 pub mod simulated;
+pub mod snapshot;
 pub mod ties;
 mod wave;
 
@@ -26,8 +28,7 @@ use refit_model::container::{Container, ContainerId, Image, Listed};
 use refit_model::image::{ImageId, ImageRef};
 use refit_model::recreation::Strategy;
 use refit_model::unfinished::Unfinished;
-
-use crate::recreate::RecreateError;
+use refit_recreate::RecreateError;
 
 /// Why a capability did not do as asked: the host did not let it, or it failed.
 #[derive(Debug)]
@@ -39,6 +40,24 @@ pub enum CallError<E> {
     /// The refresh is being ended.
     Cancelled,
     Failed(E),
+}
+
+impl<E> CallError<E> {
+    /// One value for each case: a mapping into the errors of a contract.
+    pub fn map_or_else<T>(
+        self,
+        denied: impl FnOnce(String) -> T,
+        quota: impl FnOnce(String) -> T,
+        cancelled: T,
+        failed: impl FnOnce(E) -> T,
+    ) -> T {
+        match self {
+            Self::Denied(grant) => denied(grant),
+            Self::QuotaExceeded(limit) => quota(limit),
+            Self::Cancelled => cancelled,
+            Self::Failed(error) => failed(error),
+        }
+    }
 }
 
 impl<E> From<E> for CallError<E> {

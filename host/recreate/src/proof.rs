@@ -269,7 +269,7 @@ fn start_period(container: &Container) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recreate::intent::tests::container;
+    use crate::intent::tests::container;
     use serde_json::json;
 
     const PROOF: Proof = Proof {

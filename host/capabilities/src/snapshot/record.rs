@@ -8,10 +8,10 @@ use refit_model::container::{Container, Listed};
 use refit_model::grants::Grants;
 use refit_model::image::ImageRef;
 use refit_model::unfinished::Unfinished;
+use refit_recreate::RecreateError;
 
 use super::{ContainerFacts, ImageFacts, RecreationFault, Snapshot};
-use crate::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation};
-use crate::recreate::RecreateError;
+use crate::{CallError, Capabilities, PulledImage, Recreated, Recreation};
 
 /// Bounded by the counts of the guard, which stands inside.
 pub struct Recorder {

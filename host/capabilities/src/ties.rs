@@ -7,8 +7,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use refit_engine::{Engine, EngineError};
 use refit_model::container::{Container, ContainerId, Listed};
-
-use crate::recreate::dependents::{Node, Ties};
+use refit_recreate::dependents::{Node, Ties};
 
 /// Inspections that are under way at once when the dependents of a container are looked for.
 const LOOKS_AT_ONCE: usize = 8;
