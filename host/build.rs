@@ -1,20 +1,13 @@
-//! Builds the default policy (`plugin/workspace`) for `wasm32-wasip2` with the cargo that runs us, and tells the crate where
-//! it is, so that `refit` works with no policy file. Likewise the hostile guests of `refit selftest` (`selftest/build.rs`) and the
-//! projects of `refit policy new` (`templates/build.rs`).
-//!
-//! It has a target directory of its own, since the outer cargo holds the lock of the workspace's, and one for all flavours
-//! (debug, release, clippy), so that each does not build its own.
+//! Makes the hostile guests of `refit selftest` (`selftest/build.rs`) and lists the projects of `refit policy new`
+//! (`templates/build.rs`).
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::{env, fs};
+use std::env;
+use std::path::PathBuf;
 
 #[path = "selftest/build.rs"]
 mod selftest;
 #[path = "templates/build.rs"]
 mod templates;
-
-const PACKAGE: &str = "refit-policy-workspace";
 
 fn main() {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
@@ -23,12 +16,6 @@ fn main() {
         .expect("the crate is in a workspace")
         .to_owned();
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
-    // <target>/<profile>/build/<package>-<hash>/out
-    let target = out
-        .ancestors()
-        .nth(4)
-        .expect("OUT_DIR is that deep")
-        .join("policy");
     // What is for authors of policies goes with the compiler.
     if env::var_os("CARGO_FEATURE_COMPILER").is_some() {
         if let Err(error) = selftest::build(&manifest, &root, &out) {
@@ -43,81 +30,4 @@ fn main() {
     if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|libc| libc == "musl") {
         println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     }
-    for path in [
-        "plugin/sdk/src",
-        "plugin/sdk/Cargo.toml",
-        "plugin/workspace/src",
-        "plugin/workspace/Cargo.toml",
-        "wit",
-        "Cargo.toml",
-    ] {
-        println!("cargo::rerun-if-changed={}", root.join(path).display());
-    }
-
-    let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets it"));
-    cargo
-        .current_dir(&root)
-        .arg("build")
-        .args(["--package", PACKAGE, "--lib"]);
-    cargo
-        .args(["--target", "wasm32-wasip2", "--profile", "policy"])
-        .arg("--target-dir")
-        .arg(&target);
-    // What the outer cargo set is for the host: flags, wrappers (clippy), the target.
-    for (name, _) in env::vars_os() {
-        let name = name.to_string_lossy().into_owned();
-        let of_cargo = name.starts_with("CARGO_")
-            && !matches!(
-                name.as_str(),
-                "CARGO_HOME" | "CARGO_NET_OFFLINE" | "CARGO_TERM_COLOR"
-            );
-        let of_rustc = matches!(
-            name.as_str(),
-            "RUSTFLAGS"
-                | "RUSTDOCFLAGS"
-                | "RUSTC_WRAPPER"
-                | "RUSTC_WORKSPACE_WRAPPER"
-                | "TARGET"
-                | "HOST"
-                | "PROFILE"
-                | "OPT_LEVEL"
-                | "DEBUG"
-        );
-        if of_cargo || of_rustc {
-            cargo.env_remove(name);
-        }
-    }
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", without_paths(&root));
-    let built = cargo.status().expect("cargo can be run").success();
-    assert!(
-        built,
-        "cannot build the default policy; is its target there? `rustup target add wasm32-wasip2`"
-    );
-
-    let component = target
-        .join("wasm32-wasip2/policy")
-        .join(PACKAGE.replace('-', "_"))
-        .with_extension("wasm");
-    // A copy of its own: another flavour may rebuild the shared one while this crate is being compiled.
-    let copy = out.join("policy.wasm");
-    fs::copy(&component, &copy).expect("the component was just built");
-    println!("cargo::rustc-env=DEFAULT_POLICY_WASM={}", copy.display());
-}
-
-/// The component names no path of this machine, so that another machine embeds the same one. Of several prefixes that fit rustc
-/// takes the last.
-fn without_paths(root: &Path) -> String {
-    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
-    let mut prefixes = vec![];
-    if let Some(home) = home.and_then(|home| fs::canonicalize(home).ok()) {
-        prefixes.push((home, "/cargo"));
-    }
-    if let Ok(root) = fs::canonicalize(root) {
-        prefixes.push((root, "/refit"));
-    }
-    let flags = prefixes
-        .iter()
-        .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()));
-    flags.collect::<Vec<_>>().join("\u{1f}")
 }

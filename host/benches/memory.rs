@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use refit::policy::limits::Times;
-use refit::policy::{Allocation, PolicyEngine};
+use refit::sandbox::limits::Times;
+use refit::sandbox::{Allocation, PolicyEngine};
 
 /// Enough to touch all that a call touches.
 const CALLS: usize = 20;

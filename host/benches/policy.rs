@@ -10,24 +10,24 @@ use bytes::Bytes;
 use criterion::{
     BatchSize, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
 };
-use refit::artifact::Carrier;
-use refit::artifact::registry::Registries;
-use refit::artifact::signature::Trust;
 use refit::capabilities::Capabilities;
 use refit::capabilities::snapshot::Snapshot;
 use refit::capabilities::snapshot::replay::Replay;
-use refit::generation::Generations;
-use refit::generation::load::Source;
-use refit::generation::start::{Keep, Terms};
-use refit::generation::swap::{Asked, Candidate};
 use refit::model::grants::Grants;
 use refit::model::request::{Request, Trigger};
-use refit::policy::limits::Times;
-use refit::policy::{
+use refit::registry::credentials::Credentials;
+use refit::revisions::Generations;
+use refit::revisions::artifact::Carrier;
+use refit::revisions::artifact::registry::Registries;
+use refit::revisions::artifact::signature::Trust;
+use refit::revisions::load::Source;
+use refit::revisions::start::{Keep, Terms};
+use refit::revisions::swap::{Asked, Candidate};
+use refit::sandbox::limits::Times;
+use refit::sandbox::{
     Allocation, Clock, Concurrency, DEFAULT_POLICY, Isolation, Policy, PolicyEngine, PolicyState,
     Session, WorkerLimits,
 };
-use refit::registry::credentials::Credentials;
 use refit_policy::fake::{self, FakeDocker, FakeHost};
 use refit_policy_workspace::Workspace;
 use serde_json::json;

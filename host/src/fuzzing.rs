@@ -23,6 +23,7 @@ use refit_model::secret::SecretString;
 use refit_recreate::intent::Intent;
 use refit_recreate::names::{BackupName, ParsedName};
 use refit_registry::challenge::{self, Challenge};
+use refit_sandbox::Examined;
 use ring::hmac;
 use serde_json::{Value, json};
 
@@ -30,7 +31,6 @@ use crate::hooks::github::{Delivery, Form, Github};
 use crate::hooks::registry::RegistryHook;
 use crate::hooks::secret::{SharedSecrets, SigningKeys};
 use crate::hooks::{Published, Scoped};
-use crate::policy::Examined;
 use crate::{config, setup};
 
 /// What holds for arbitrary bytes.

@@ -51,14 +51,17 @@
 
 pub use refit_capabilities as capabilities;
 pub use refit_engine as engine;
+pub use refit_history as history;
 pub use refit_model as model;
 pub use refit_recreate as recreate;
+pub use refit_refresh as refresh;
 pub use refit_registry as registry;
+pub use refit_revisions as revisions;
+pub use refit_sandbox as sandbox;
 pub use refit_storage as storage;
 
 pub mod admin_token;
 pub mod approvals;
-pub mod artifact;
 #[cfg(feature = "compiler")]
 pub mod author;
 pub mod cli;
@@ -67,14 +70,10 @@ pub mod daemon;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod generation;
-pub mod history;
 pub mod hooks;
 pub mod metrics;
 pub mod notify;
-pub mod policy;
 pub mod reconcile;
-pub mod refresh;
 pub mod runs;
 #[cfg(feature = "compiler")]
 pub mod selftest;

@@ -14,10 +14,10 @@ use refit_model::diagnostic::Diagnostic;
 use refit_model::report::Report;
 use refit_model::unfinished::{Unfinished, UnfinishedState};
 use refit_recreate::recover::Recovered;
+use refit_refresh::RefreshError;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::refresh::RefreshError;
 use crate::runs::{Happening, Observer, Run};
 
 /// Pauses between attempts while something is half done, or the engine does not answer. They double.

@@ -9,6 +9,7 @@ use refit_capabilities::permitted::Permitted;
 use refit_capabilities::ties::KnownTies;
 use refit_engine::address::{self, EngineAddress, EngineEnvironment};
 use refit_engine::docker::DockerEngine;
+use refit_history::History;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::grants::Grants;
 use refit_model::secret::SecretString;
@@ -17,24 +18,25 @@ use refit_recreate::lanes::Lanes;
 use refit_recreate::lease::Leases;
 use refit_recreate::recover::{FirstSeen, Patience};
 use refit_recreate::self_protection::SelfProtection;
+use refit_refresh::Refresher;
 use refit_registry::budget::Rate;
 use refit_registry::credentials::{Credentials, EnvironmentVariables};
 use refit_registry::digests::Digests;
+use refit_revisions::Generations;
+use refit_revisions::artifact::registry::Registries;
+use refit_revisions::artifact::signature::{SignatureError, Trust};
+use refit_revisions::artifact::{self, Carrier};
+use refit_revisions::load::Source;
+use refit_revisions::start::{Keep, Terms};
+use refit_revisions::swap::Asked;
+use refit_sandbox::{Isolation, PolicyEngine, PolicyError};
 use refit_storage::atomic_file;
 use refit_storage::secret_file::{self, Found};
 
 use crate::approvals::Terms as ApprovalTerms;
-use crate::artifact::registry::Registries;
-use crate::artifact::signature::{SignatureError, Trust};
-use crate::artifact::{self, Carrier};
 use crate::config::Config;
 use crate::config::hooks::RegistryHookConfig;
 use crate::config::notify::NotifyConfig;
-use crate::generation::Generations;
-use crate::generation::load::Source;
-use crate::generation::start::{Keep, Terms};
-use crate::generation::swap::Asked;
-use crate::history::{self, History};
 use crate::hooks::Hooks;
 use crate::hooks::github::Github;
 use crate::hooks::registry::RegistryHook;
@@ -42,8 +44,6 @@ use crate::hooks::secret::{self, SharedSecrets, SigningKeys};
 use crate::notify::Notifier;
 use crate::notify::memory::Memory;
 use crate::notify::sink::Sink;
-use crate::policy::{Isolation, PolicyEngine, PolicyError};
-use crate::refresh::Refresher;
 use crate::watch::watcher::Watching;
 
 pub fn engine_address(config: &Config) -> Result<EngineAddress, Diagnostic> {
@@ -173,7 +173,7 @@ pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
 /// Where refreshes are written down, for [`Refresher::written_down_in`]. `None` where none is kept. `by` is who asks for all that
 /// this process refreshes.
 pub fn history(config: &Config, by: Option<String>) -> Option<Arc<History>> {
-    let keep = history::Keep {
+    let keep = refit_history::Keep {
         refreshes: config.history.keep,
         days: config.history.keep_days,
     };

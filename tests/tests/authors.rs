@@ -63,7 +63,7 @@ impl Project {
         let built = self.run(PROGRAM, &["policy", "build"]).await?;
         let component = self.folder.join(format!("build/{name}.wasm"));
         let bytes = fs::read(&component)?;
-        let digest = refit::policy::digest(&bytes);
+        let digest = refit::sandbox::digest(&bytes);
         assert_eq!(
             built,
             format!(

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use refit::author::scenario::{Scenario, run};
-use refit::policy::{CONTRACT, CONTRACT_VERSION, PolicyEngine, digest};
+use refit::sandbox::{CONTRACT, CONTRACT_VERSION, PolicyEngine, digest};
 use wit_parser::{Resolve, WorldId};
 
 const WORLD: &str = "refresh-policy";

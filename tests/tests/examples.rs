@@ -20,11 +20,11 @@ use refit::model::decision::Verdict;
 use refit::model::grants::{GrantPatterns, Grants, Verb};
 use refit::model::image::ImageRef;
 use refit::model::request::{Request, Trigger};
-use refit::policy::{
+use refit::recreate::RecreateError;
+use refit::sandbox::{
     Clock, Concurrency, DEFAULT_POLICY, Decisions, Failure, Policy, PolicyEngine, PolicyState,
     Session,
 };
-use refit::recreate::RecreateError;
 use serde_json::{Value, json};
 
 /// Python is some seconds of compiling in a debug build, and this machine may be busy.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use refit::policy::Allocation;
+use refit::sandbox::Allocation;
 use refit::selftest::{Outcome, Selftest};
 use refit_tests::Refit;
 use serde_json::Value;

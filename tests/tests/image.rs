@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use bollard::models::{HealthConfig, HealthStatusEnum};
-use refit::policy::DEFAULT_POLICY;
+use refit::sandbox::DEFAULT_POLICY;
 use refit_tests::registry::{self, Registry};
 use refit_tests::world::{Published, Running};
 use refit_tests::{ContainerSpec, ImageSpec, Refit, World, http, progress, python, with_world};

@@ -14,9 +14,9 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, anyhow, bail};
 use refit::model::container::{Container, ContainerId, Health, Mount, Object, State};
 use refit::model::image::{ImageId, ImageRef};
-use refit::policy::{DEFAULT_POLICY, Policy, PolicyEngine};
 use refit::recreate::intent::Intent;
 use refit::recreate::verify::differences;
+use refit::sandbox::{DEFAULT_POLICY, Policy, PolicyEngine};
 use serde_json::{Value, json};
 
 /// What each case may take, in thousands of instructions.

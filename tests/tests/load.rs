@@ -11,9 +11,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
-use refit::artifact::Carrier;
-use refit::artifact::registry::Registries;
-use refit::artifact::signature::Trust;
 use refit::capabilities::guard::Counts;
 use refit::capabilities::live::Workshop;
 use refit::capabilities::permitted::Permitted;
@@ -22,10 +19,6 @@ use refit::engine::permissions::{RawAnswer, RawCall};
 use refit::engine::{
     CreateRequest, Engine, EngineError, EngineVersion, PullError, Removal, StopMode, UnnamedImage,
 };
-use refit::generation::Generations;
-use refit::generation::load::Source;
-use refit::generation::start::{Keep, Terms};
-use refit::generation::swap::{Asked, Candidate};
 use refit::model::container::{
     Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest,
 };
@@ -36,7 +29,6 @@ use refit::model::pull::LayerProgress;
 use refit::model::report::Report;
 use refit::model::request::{Mode, Request, Trigger};
 use refit::model::secret::Login;
-use refit::policy::{Concurrency, DEFAULT_POLICY, PolicyEngine};
 use refit::recreate::image_records::ImageRecords;
 use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
@@ -47,6 +39,14 @@ use refit::refresh::{Bounds, Refresher};
 use refit::registry::budget::Rate;
 use refit::registry::credentials::{Credentials, EnvironmentVariables};
 use refit::registry::digests::Digests;
+use refit::revisions::Generations;
+use refit::revisions::artifact::Carrier;
+use refit::revisions::artifact::registry::Registries;
+use refit::revisions::artifact::signature::Trust;
+use refit::revisions::load::Source;
+use refit::revisions::start::{Keep, Terms};
+use refit::revisions::swap::{Asked, Candidate};
+use refit::sandbox::{Concurrency, DEFAULT_POLICY, PolicyEngine};
 use serde_json::json;
 
 const CALLS: usize = 3_000;

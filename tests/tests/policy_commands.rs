@@ -4,7 +4,7 @@
 use std::fs;
 
 use anyhow::Context as _;
-use refit::policy::DEFAULT_POLICY;
+use refit::sandbox::DEFAULT_POLICY;
 use refit_tests::Refit;
 use refit_tests::refit::Output;
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use refit::model::grants::{GrantPatterns, Verb};
-use refit::policy::DEFAULT_POLICY;
+use refit::sandbox::DEFAULT_POLICY;
 
 /// Where `cargo xtask bench` has put those that are not in Rust. Not `REFIT_…`: those are keys of the configuration.
 const FOLDER: &str = "BENCH_GUESTS";

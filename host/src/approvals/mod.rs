@@ -34,13 +34,12 @@ use refit_model::diagnostic::{Diagnostic, Hints};
 use refit_model::event::no_events;
 use refit_model::report::{Report, Summary};
 use refit_model::request::{Mode, Request};
+use refit_refresh::RefreshError;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use self::plan::Plan;
 use self::store::StoreError;
-use crate::history;
-use crate::refresh::RefreshError;
 use crate::runs::{NotBegun, Runs};
 use crate::watch::adopt::Finding;
 
@@ -112,7 +111,7 @@ pub enum Fate {
         decided_at: Timestamp,
         /// In the history, once it has begun.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        refresh: Option<history::Id>,
+        refresh: Option<refit_history::Id>,
     },
     Rejected {
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -229,7 +228,7 @@ pub enum ApprovalError {
         state: State,
         decided_by: Option<String>,
         when: Timestamp,
-        refresh: Option<history::Id>,
+        refresh: Option<refit_history::Id>,
     },
     #[error("approval {id} has expired at {when}")]
     Expired { id: Id, when: Timestamp },
@@ -311,9 +310,9 @@ pub trait Refreshes: Send + Sync {
         request: Request,
         by: Option<String>,
         approved: ApprovedScope,
-    ) -> Result<history::Id, NotBegun>;
+    ) -> Result<refit_history::Id, NotBegun>;
 
-    fn is_under_way(&self, refresh: history::Id) -> bool;
+    fn is_under_way(&self, refresh: refit_history::Id) -> bool;
 
     /// Nothing is begun any more, and plans are cut short.
     fn is_stopping(&self) -> bool;
@@ -334,12 +333,12 @@ impl Refreshes for Arc<Runs> {
         request: Request,
         by: Option<String>,
         approved: ApprovedScope,
-    ) -> Result<history::Id, NotBegun> {
+    ) -> Result<refit_history::Id, NotBegun> {
         let begun = self.begin_within(request, by, Arc::new(approved)).await?;
         Ok(begun.run.id)
     }
 
-    fn is_under_way(&self, refresh: history::Id) -> bool {
+    fn is_under_way(&self, refresh: refit_history::Id) -> bool {
         self.under_way().iter().any(|run| run.id == refresh)
     }
 

@@ -31,7 +31,7 @@ type Stale = (Vec<(&'static str, &'static str)>, Vec<&'static str>);
 struct Pretended {
     now: Mutex<Stale>,
     begun: Mutex<Vec<(Option<String>, ApprovedScope)>>,
-    under_way: Mutex<Vec<history::Id>>,
+    under_way: Mutex<Vec<refit_history::Id>>,
     full: Mutex<bool>,
     stopping: Mutex<bool>,
     /// Plans wait for this, where it is set.
@@ -77,16 +77,16 @@ impl Refreshes for Arc<Pretended> {
         _: Request,
         by: Option<String>,
         approved: ApprovedScope,
-    ) -> Result<history::Id, NotBegun> {
+    ) -> Result<refit_history::Id, NotBegun> {
         if *self.full.lock().unwrap() {
             return Err(NotBegun::TooMany);
         }
         let mut begun = self.begun.lock().unwrap();
         begun.push((by, approved));
-        Ok(begun.len() as history::Id)
+        Ok(begun.len() as refit_history::Id)
     }
 
-    fn is_under_way(&self, refresh: history::Id) -> bool {
+    fn is_under_way(&self, refresh: refit_history::Id) -> bool {
         self.under_way.lock().unwrap().contains(&refresh)
     }
 

@@ -10,11 +10,10 @@ use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use refit_model::image::ImageRef;
+use refit_revisions::artifact::{ArtifactRef, Source, reference};
+use refit_sandbox::WORKER_SUBCOMMAND;
 
 use crate::approvals;
-use crate::artifact::{ArtifactRef, Source, reference};
-use crate::history;
-use crate::policy::WORKER_SUBCOMMAND;
 
 /// Gives running containers a new image under a policy
 #[derive(Debug, Parser)]
@@ -306,11 +305,11 @@ pub(super) struct HistoryArguments {
     #[command(subcommand)]
     pub(super) command: Option<HistoryCommand>,
     /// How many
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=i64::from(history::LIMIT_MAX)))]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=i64::from(refit_history::LIMIT_MAX)))]
     pub(super) limit: u32,
     /// Only older ones than this
     #[arg(long, value_name = "ID")]
-    pub(super) before: Option<history::Id>,
+    pub(super) before: Option<refit_history::Id>,
     /// Only those that decided about this container, and what became of it
     #[arg(long, value_name = "NAME")]
     pub(super) container: Option<String>,
@@ -319,7 +318,7 @@ pub(super) struct HistoryArguments {
     pub(super) image: Option<ImageRef>,
     /// Only those with this outcome: running, done, some-failed, cancelled, failed or interrupted
     #[arg(long, value_name = "OUTCOME")]
-    pub(super) outcome: Option<history::Outcome>,
+    pub(super) outcome: Option<refit_history::Outcome>,
     /// As JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -329,7 +328,7 @@ pub(super) struct HistoryArguments {
 pub(super) enum HistoryCommand {
     /// One refresh: who asked, under which policy, what was decided and done, and why
     Show {
-        id: history::Id,
+        id: refit_history::Id,
         /// As JSON
         #[arg(long)]
         json: bool,

@@ -173,7 +173,7 @@ mod tests {
             }
         }
         assert!(seen > 20, "{seen} commands");
-        assert!(!page.contains(crate::policy::WORKER_SUBCOMMAND));
+        assert!(!page.contains(refit_sandbox::WORKER_SUBCOMMAND));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use refit_history::Entry;
 use refit_model::decision::Verdict;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::pull::{ImageOutcome, ImageRecord};
@@ -10,8 +11,6 @@ use refit_model::report::{ContainerReport, Report};
 use refit_model::request::{Mode, Trigger};
 use refit_model::unfinished::UnfinishedState;
 use refit_recreate::recover::{Outcome, Recovered};
-
-use crate::history::{self, Entry};
 
 /// `pulled       ghcr.io/…/workspace-template-hermes:latest`
 pub(super) fn image_line(record: &ImageRecord) -> String {
@@ -56,14 +55,14 @@ pub(super) fn when(time: jiff::Timestamp) -> String {
 }
 
 /// Those that somebody should look at stand out.
-pub(super) fn ended(outcome: history::Outcome) -> &'static str {
+pub(super) fn ended(outcome: refit_history::Outcome) -> &'static str {
     match outcome {
-        history::Outcome::Running => "running",
-        history::Outcome::Done => "done",
-        history::Outcome::SomeFailed => "SOME FAILED",
-        history::Outcome::Cancelled => "cancelled",
-        history::Outcome::Failed => "FAILED",
-        history::Outcome::Interrupted => "INTERRUPTED",
+        refit_history::Outcome::Running => "running",
+        refit_history::Outcome::Done => "done",
+        refit_history::Outcome::SomeFailed => "SOME FAILED",
+        refit_history::Outcome::Cancelled => "cancelled",
+        refit_history::Outcome::Failed => "FAILED",
+        refit_history::Outcome::Interrupted => "INTERRUPTED",
     }
 }
 

@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use refit_model::grants::Verb;
+use refit_revisions::artifact;
+use refit_revisions::artifact::signature::KeyConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +18,6 @@ use super::approval::ApprovalConfig;
 use super::credentials::CredentialsConfig;
 use super::schema;
 use super::watch::WatchConfig;
-use crate::artifact;
-use crate::artifact::signature::KeyConfig;
 
 pub use super::hooks::HooksConfig;
 pub use super::metrics::MetricsConfig;

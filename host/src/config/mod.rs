@@ -31,11 +31,11 @@ use refit_model::diagnostic::{Diagnostic, Hints};
 use refit_model::grants::GrantPatterns;
 use refit_model::image::{Platform, image_platform};
 use refit_recreate::proof::Proof;
+use refit_refresh::Bounds;
+use refit_revisions::artifact;
+use refit_sandbox::{Concurrency, WorkerLimits};
 
 use self::keys::{DAYS_MAX, KEEP_MAX, SECONDS_MAX};
-use crate::artifact;
-use crate::policy::{Concurrency, WorkerLimits};
-use crate::refresh::Bounds;
 
 /// Begins every variable that sets a key: `REFIT_LIMITS__PULL_SECONDS` is `[limits] pull_seconds`.
 const PREFIX: &str = "REFIT_";

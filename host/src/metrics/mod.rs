@@ -20,15 +20,15 @@ use prometheus_client::registry::{Registry, Unit};
 
 use self::asked::Asked;
 pub use self::asked::{ImageCounts, Sources, Watched};
+use refit_history::Outcome;
 use refit_model::event::Event;
 use refit_model::pull::ImageOutcome;
 use refit_model::recreation::RecreationOutcome;
 use refit_model::report::Report;
 use refit_model::request::Trigger;
+use refit_refresh::RefreshError;
+use refit_sandbox::PolicyErrorKind;
 
-use crate::history::Outcome;
-use crate::policy::PolicyErrorKind;
-use crate::refresh::RefreshError;
 use crate::runs::{Happening, Observer, Run};
 
 /// A replacement on a quiet machine takes half a second; one that waits for a stop timeout takes ten more, and a minute is

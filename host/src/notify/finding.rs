@@ -2,6 +2,7 @@
 //!
 //! Pure: a refresh's outcome in, findings out.
 
+use refit_history::Id;
 use refit_model::decision::Verdict;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::image::ImageRef;
@@ -10,12 +11,11 @@ use refit_model::recreation::{RecreationOutcome, RecreationRecord};
 use refit_model::report::{ContainerReport, PolicyReport, Report};
 use refit_model::request::{Request, Trigger};
 use refit_model::unfinished::{Unfinished, UnfinishedState};
+use refit_refresh::RefreshError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::approvals::Held;
-use crate::history::Id;
-use crate::refresh::RefreshError;
 use crate::watch::status::{self as watch, Snapshot, Watched};
 
 /// What somebody can want to be told of.

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
+use refit_history::Outcome;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::event::Event;
 use refit_model::image::ImageRef;
@@ -13,12 +14,11 @@ use refit_model::pull::{ImageRecord, Transferred};
 use refit_model::recreation::{RecreationRecord, Step};
 use refit_model::report::{Report, Summary};
 use refit_model::request::Request;
+use refit_refresh::RefreshError;
 use serde::Serialize;
 use tokio::sync::watch;
 
 use super::{Id, Run};
-use crate::history::Outcome;
-use crate::refresh::RefreshError;
 
 /// A container is a dozen lines, so this is a refresh of three hundred in whole.
 const KEPT_MAX: usize = 4096;

@@ -6,9 +6,9 @@ use refit_model::diagnostic::Diagnostic;
 use refit_model::event::Event;
 use refit_model::pull::ImageOutcome;
 use refit_model::report::Report;
+use refit_refresh::RefreshError;
 
 use super::Run;
-use crate::refresh::RefreshError;
 
 pub(super) fn began(run: &Run) {
     let (request, policy) = (&run.request, &run.policy);

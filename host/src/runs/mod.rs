@@ -12,11 +12,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use refit_capabilities::approved_scope::ApprovedScope;
+use refit_history::{Entry, Outcome, Shown};
 use refit_model::diagnostic::{Diagnostic, Hints};
 use refit_model::event::{Event, Events};
 use refit_model::recreation::RecreationOutcome;
 use refit_model::report::{PolicyReport, Report, Summary};
 use refit_model::request::Request;
+use refit_refresh::{RefreshError, Refresher};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,8 +26,6 @@ use tracing::Instrument as _;
 
 use self::feed::{Feed, Told};
 use self::once::Keys;
-use crate::history::{self, Entry, Outcome, Shown};
-use crate::refresh::{self, RefreshError, Refresher};
 
 /// Refreshes under way at once. Two of one container cannot be, and more than a few only wait for the engine; this is what
 /// somebody who asks again and again may hold of memory.
@@ -35,7 +35,7 @@ const UNDER_WAY_MAX: usize = 32;
 const ENDED_MAX: usize = 32;
 
 /// As in the history. One that is not written down has a negative number, and is known to this process alone.
-pub type Id = history::Id;
+pub type Id = refit_history::Id;
 
 /// Somebody who is told of every refresh. Called on the task of the refresh, so it must not wait for anything.
 pub trait Observer: Send + Sync {
@@ -133,7 +133,7 @@ impl Run {
     }
 
     fn ended(&self, answer: &Result<Report, RefreshError>) -> Outcome {
-        let outcome = refresh::outcome(answer, self.cancel.is_cancelled());
+        let outcome = refit_refresh::outcome(answer, self.cancel.is_cancelled());
         let report = match answer {
             Ok(report) => Some(report),
             Err(error) => error.partial(),
@@ -347,7 +347,7 @@ struct Place {
 impl Place {
     fn number(
         &mut self,
-        started: &refresh::Started,
+        started: &refit_refresh::Started,
         request: Request,
         by: Option<String>,
     ) -> Arc<Run> {

@@ -1,9 +1,10 @@
 //! The hostile guests: what each must come to, and which limits it crosses. What it tries is said in its own first line
 //! (`host/selftest/guests`).
 
+use refit_sandbox::limits::{COMPONENT_BYTES_MAX, Limit};
+use refit_sandbox::{DEFAULT_POLICY, PolicyErrorKind as Kind, Task};
+
 use super::RECREATES_MAX;
-use crate::policy::limits::{COMPONENT_BYTES_MAX, Limit};
-use crate::policy::{DEFAULT_POLICY, PolicyErrorKind as Kind, Task};
 
 // `BUILT`: name, what it tries, component; written by `host/selftest/build.rs`.
 include!(concat!(env!("OUT_DIR"), "/selftest.rs"));

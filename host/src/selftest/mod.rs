@@ -19,16 +19,16 @@ use refit_model::event::no_events;
 use refit_model::grants::{GrantPatterns, Grants, Verb};
 use refit_model::recreation::RecreationOutcome;
 use refit_model::request::{Request, Trigger};
-use tokio_util::sync::CancellationToken;
-
-use self::machine::{BEHIND, Machine, WORKSPACES};
-use crate::policy::limits::{
+use refit_sandbox::limits::{
     BACKTRACE_FRAMES_MAX, PROBLEMS_MAX, SHOWN_FRAMES_MAX, TEXT_BYTES_MAX, Times,
 };
-use crate::policy::{
+use refit_sandbox::{
     Allocation, Concurrency, DEFAULT_POLICY, Decisions, Failure, LeftOut, Policy, PolicyEngine,
     PolicyError, PolicyErrorKind, PolicyState, Session, Task,
 };
+use tokio_util::sync::CancellationToken;
+
+use self::machine::{BEHIND, Machine, WORKSPACES};
 
 pub use self::guests::{Ending, Guest, Pace, component, guests};
 
@@ -350,7 +350,7 @@ async fn refresh(
             recreates: 2,
         },
         state: PolicyState::empty(),
-        clock: crate::policy::Clock(jiff::Timestamp::now()),
+        clock: refit_sandbox::Clock(jiff::Timestamp::now()),
     };
     let request = Request {
         trigger: Trigger::Operator,
@@ -380,7 +380,7 @@ fn grants() -> Grants {
 
 /// The page `docs/hostile-guests.md`. A test compares it, so it cannot fall behind the table.
 pub fn page() -> String {
-    use crate::policy::limits::Limit;
+    use refit_sandbox::limits::Limit;
     use std::fmt::Write as _;
     let guests = guests();
     let mut page = String::from(include_str!("page.md"));

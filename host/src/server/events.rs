@@ -15,6 +15,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream};
+use refit_history::Id;
 use serde::Deserialize;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
@@ -24,7 +25,6 @@ use utoipa::{PartialSchema, ToSchema};
 use super::Served;
 use super::history;
 use super::problem::{Document, Problem};
-use crate::history::Id;
 use crate::runs::Run;
 use crate::runs::feed::{Position, Told};
 

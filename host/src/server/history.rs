@@ -6,14 +6,14 @@ use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query as Parameters, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use refit_history::{
+    Archive, Entry, History, HistoryError, Id, LIMIT_MAX, Outcome, Page, Query, Shown,
+};
 use refit_model::diagnostic::Diagnostic;
 use serde::{Deserialize, Serialize};
 
 use super::problem::{Document, Problem};
 use super::{Served, events};
-use crate::history::{
-    self, Archive, Entry, History, HistoryError, Id, LIMIT_MAX, Outcome, Page, Query, Shown,
-};
 use crate::runs::Run;
 
 /// Entries of an answer, where nobody says.
@@ -210,7 +210,7 @@ fn query(asked: Asked) -> Result<Query, Problem> {
         container: asked.container,
         image: image
             .map_err(|error: refit_model::image::ImageRefError| wrong(error.to_string()))?,
-        outcome: outcome.map_err(|error: history::OutcomeError| wrong(error.to_string()))?,
+        outcome: outcome.map_err(|error: refit_history::OutcomeError| wrong(error.to_string()))?,
     })
 }
 

@@ -41,13 +41,13 @@ pub use self::browsers::KnownHosts;
 pub use self::connections::listen;
 pub use self::openapi::document;
 use refit_engine::probe::Probe;
+use refit_refresh::Refresher;
 
 use self::problem::Problem;
 use crate::approvals::Approvals;
 use crate::hooks::Hooks;
 use crate::metrics::Metrics;
 use crate::reconcile::Reconciler;
-use crate::refresh::Refresher;
 use crate::runs::Runs;
 use crate::watch::Watcher;
 use crate::watch::bell::Bell;

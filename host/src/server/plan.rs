@@ -8,11 +8,11 @@ use refit_model::diagnostic::Diagnostic;
 use refit_model::event::no_events;
 use refit_model::report::Report;
 use refit_model::request::Mode;
+use refit_refresh::RefreshError;
 
 use super::Served;
 use super::asked::{Asked, AskedBody};
 use super::problem::{Document, Problem};
-use crate::refresh::RefreshError;
 
 /// What a refresh would do, and why
 ///

@@ -11,6 +11,14 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use refit_model::diagnostic::Diagnostic;
+use refit_revisions::artifact::signature::{SIGNATURE_BYTES_MAX, Signer};
+use refit_revisions::artifact::{self, ArtifactError};
+use refit_revisions::load::{Refusal, Source, Stage};
+use refit_revisions::permissions::{Difference, Permissions};
+use refit_revisions::store::{CONFIG_BYTES_MAX, How, Record};
+use refit_revisions::swap::{Candidate, SwapError, Swapped};
+use refit_revisions::{Generation, Generations, Refused};
+use refit_sandbox::{PolicyError, limits};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
@@ -18,14 +26,6 @@ use super::Served;
 use super::by::By;
 use super::object::JsonObject;
 use super::problem::{Document, Problem};
-use crate::artifact::signature::{SIGNATURE_BYTES_MAX, Signer};
-use crate::artifact::{self, ArtifactError};
-use crate::generation::load::{Refusal, Source, Stage};
-use crate::generation::permissions::{Difference, Permissions};
-use crate::generation::store::{CONFIG_BYTES_MAX, How, Record};
-use crate::generation::swap::{Candidate, SwapError, Swapped};
-use crate::generation::{Generation, Generations, Refused};
-use crate::policy::{PolicyError, limits};
 
 /// A component in JSON is four bytes for three, and there is its configuration.
 const JSON_BYTES_MAX: usize = limits::COMPONENT_BYTES_MAX / 3 * 4 + CONFIG_BYTES_MAX + 64 * 1024;

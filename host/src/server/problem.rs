@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use refit_model::diagnostic::Diagnostic;
+use refit_revisions::load::Stage;
 use serde::Serialize;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
@@ -12,7 +13,6 @@ use utoipa::{PartialSchema as _, ToSchema as _};
 
 use super::bounds;
 use crate::approvals;
-use crate::generation::load::Stage;
 use crate::runs::NotBegun;
 
 #[derive(Debug)]

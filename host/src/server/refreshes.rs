@@ -5,6 +5,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use refit_history::{Id, Outcome};
 use refit_model::diagnostic::Diagnostic;
 use serde::Serialize;
 
@@ -13,7 +14,6 @@ use super::by::By;
 use super::history::{self, View};
 use super::problem::{Document, Problem};
 use super::{Served, events};
-use crate::history::{Id, Outcome};
 use crate::runs::once::{Key, KeyError, Once};
 
 /// As in <https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/>.

@@ -4,11 +4,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use refit_revisions::shadow::{Shadow, Tally};
 use serde::Serialize;
 
 use super::Served;
 use super::problem::{Document, Problem};
-use crate::generation::shadow::{Shadow, Tally};
 
 /// What is said of a candidate on trial.
 #[derive(Serialize, utoipa::ToSchema)]

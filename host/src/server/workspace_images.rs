@@ -11,12 +11,12 @@ use refit_model::pull::ImageOutcome;
 use refit_model::recreation::RecreationOutcome;
 use refit_model::report::Report;
 use refit_model::request::{Request, Trigger};
+use refit_refresh::RefreshError;
 use serde::{Deserialize, Serialize};
 
 use super::Served;
 use super::by::By;
 use super::problem::{Document, Problem};
-use crate::refresh::RefreshError;
 use crate::runs::Panicked;
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]

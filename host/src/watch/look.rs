@@ -18,11 +18,11 @@ use refit_engine::PullError;
 use refit_model::image::ImageRef;
 use refit_model::report::Report;
 use refit_model::request::{Request, Trigger};
+use refit_refresh::{RefreshError, Refresher};
 use refit_registry::digests::{DigestError, Digests, Found, Reason};
 use tokio_util::sync::CancellationToken;
 
 use super::schedule::{Backoff, chance};
-use crate::refresh::{RefreshError, Refresher};
 
 /// After a check that a registry answered with a no: an image that is not published yet is asked for seldom.
 const ANSWERED: Backoff = Backoff {

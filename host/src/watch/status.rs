@@ -10,12 +10,12 @@ use refit_model::pull::{ImageOutcome, ImageRecord};
 use refit_model::recreation::RecreationOutcome;
 use refit_model::report::Report;
 use refit_model::request::Trigger;
+use refit_refresh::RefreshError;
 use serde::Serialize;
 
 use super::adopt::Finding;
 use super::memory::{Memory, Pause};
 use super::windows::Windows;
-use crate::refresh::RefreshError;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

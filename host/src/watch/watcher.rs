@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use jiff::Timestamp;
 use refit_model::diagnostic::Diagnostic;
+use refit_refresh::Refresher;
 use refit_registry::digests::Digests;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,6 @@ use super::memory::Pause;
 use super::status::Snapshot;
 use super::store::{Kept, Store};
 use super::task::Task;
-use crate::refresh::Refresher;
 
 /// Longest name of whoever pauses.
 const BY_CHARACTERS_MAX: usize = 100;

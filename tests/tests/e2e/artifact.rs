@@ -3,11 +3,11 @@
 use minisign::KeyPair;
 use oci_client::client::{ClientConfig, ClientProtocol, Config, ImageLayer};
 use oci_client::secrets::RegistryAuth;
-use refit::artifact::registry::{Registries, Title};
-use refit::artifact::signature::{KeyConfig, SignatureError, Trust};
-use refit::artifact::{Artifact, ArtifactError, ArtifactRef};
 use refit::model::grants::Verb;
 use refit::model::secret::{Login, SecretString};
+use refit::revisions::artifact::registry::{Registries, Title};
+use refit::revisions::artifact::signature::{KeyConfig, SignatureError, Trust};
+use refit::revisions::artifact::{Artifact, ArtifactError, ArtifactRef};
 use refit_tests::gateway::{Gateway, Tokens};
 use refit_tests::registry::{self, PASSWORD, Registry, USER};
 
@@ -200,7 +200,7 @@ async fn one_that_is_too_large_is_not_fetched() -> anyhow::Result<()> {
         "{error:?}"
     );
     let asked = registry.requests()?.split_off(before);
-    let digest = refit::policy::digest(&[7; 1001]);
+    let digest = refit::sandbox::digest(&[7; 1001]);
     assert!(
         asked.iter().all(|request| !request.path.contains(&digest)),
         "{asked:?}"

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::Context;
-use refit::policy::DEFAULT_POLICY;
+use refit::sandbox::DEFAULT_POLICY;
 use refit_tests::{registry, with_world};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};

@@ -136,7 +136,7 @@ async fn a_policy_from_a_file_takes_the_built_in_ones_place() -> anyhow::Result<
         let registry = registry::open().await?;
         let (hermes, v2) = behind(&w, registry, "hermes").await?;
         let refit = refit(&w, registry, &["hermes"])?
-            .file("mine.wasm", refit::policy::DEFAULT_POLICY)?
+            .file("mine.wasm", refit::sandbox::DEFAULT_POLICY)?
             .set("policy.component", "nonexistent.wasm");
         let output = refit.run(&["refresh"]).await?.expect(2);
         output.says("cannot read the policy `nonexistent.wasm`");

@@ -60,7 +60,7 @@ async fn older_signed_policy_is_refused_unless_an_operator_allows_it() -> anyhow
     let history = daemon.request("GET", "/v1/policy/history").await?.json()?;
     assert_eq!(history["generations"][0]["older_than"], "1.10.0");
     taken(daemon.request("POST", "/v1/policy/rollback").await?).await?;
-    let digest = refit::policy::digest(&old);
+    let digest = refit::sandbox::digest(&old);
     taken(send(&daemon, json!({ "digest": digest })).await?).await?;
     assert_eq!(now(&daemon).await?, "1.9.0");
     taken(send(&daemon, signed(&release, &new)?).await?).await?;

@@ -3,7 +3,7 @@
 
 use anyhow::Context;
 use base64::Engine as _;
-use refit::policy::DEFAULT_POLICY;
+use refit::sandbox::DEFAULT_POLICY;
 use refit_tests::refit::Daemon;
 use refit_tests::registry::Registry;
 use refit_tests::{Refit, World, registry, with_world};

@@ -125,7 +125,7 @@ async fn a_configuration_can_be_swapped_alone_or_with_its_policy_and_is_rolled_b
     assert_eq!(active(&daemon).await?["config"], json!({ "a": 1 }));
 
     // By its digest, since it is still kept.
-    let digest = refit::policy::digest(refit::policy::DEFAULT_POLICY);
+    let digest = refit::sandbox::digest(refit::sandbox::DEFAULT_POLICY);
     let answer = send(json!({ "digest": digest, "config": {} })).await?;
     assert_eq!(answer.status, 200, "{}", answer.text);
     assert_eq!(in_use(&daemon).await?, is("workspace", 4));
@@ -293,7 +293,7 @@ async fn a_newcomer_that_fails_at_any_stage_leaves_the_old_one_in_use() -> anyho
     let answer = daemon.request("POST", "/v1/policy/rollback").await?;
     assert_eq!(answer.status, 409, "{}", answer.text);
     assert_eq!(answer.json()?["code"], "nothing-before");
-    let too_large = vec![0; refit::policy::limits::COMPONENT_BYTES_MAX + 1];
+    let too_large = vec![0; refit::sandbox::limits::COMPONENT_BYTES_MAX + 1];
     let answer = daemon.send("PUT", "/v1/policy", &[WASM], too_large).await?;
     assert_eq!(
         (answer.status, &answer.json()?["stage"]),
@@ -441,7 +441,7 @@ async fn the_command_line_swaps_rolls_back_and_shows() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_component_can_be_looked_at_without_a_daemon() -> anyhow::Result<()> {
     let refit = alone()?
-        .file("default.wasm", refit::policy::DEFAULT_POLICY)?
+        .file("default.wasm", refit::sandbox::DEFAULT_POLICY)?
         .file("bad.wasm", "")?;
     let output = refit
         .run(&["policy", "inspect", "default.wasm"])

@@ -29,7 +29,7 @@ async fn swapped_twice() -> anyhow::Result<Refit> {
 }
 
 fn kept(refit: &Refit, name: &str) -> anyhow::Result<PathBuf> {
-    let file = refit::policy::digest(&guest(name)?).replace(':', "-");
+    let file = refit::sandbox::digest(&guest(name)?).replace(':', "-");
     Ok(refit.home().join("state/policies").join(file + ".wasm"))
 }
 

@@ -7,25 +7,25 @@ use std::sync::Arc;
 use anyhow::Context;
 use base64::Engine as _;
 use minisign::KeyPair;
-use refit::artifact::Carrier;
-use refit::artifact::registry::Registries;
-use refit::artifact::signature::{KeyConfig, Trust};
 use refit::capabilities::guard::Guard;
 use refit::capabilities::journal::{Journal, Record};
 use refit::capabilities::scope::Scope;
 use refit::capabilities::snapshot::Snapshot;
 use refit::capabilities::snapshot::replay::Replay;
 use refit::config::Config;
-use refit::generation::Generations;
-use refit::generation::load::Source;
-use refit::generation::start::{Keep, Terms};
-use refit::generation::swap::Asked;
 use refit::model::event::no_events;
 use refit::model::grants::Grants;
 use refit::model::recreation::RecreationOutcome;
 use refit::model::request::{Request, Trigger};
-use refit::policy::{Clock, PolicyEngine, Session};
 use refit::registry::credentials::Credentials;
+use refit::revisions::Generations;
+use refit::revisions::artifact::Carrier;
+use refit::revisions::artifact::registry::Registries;
+use refit::revisions::artifact::signature::{KeyConfig, Trust};
+use refit::revisions::load::Source;
+use refit::revisions::start::{Keep, Terms};
+use refit::revisions::swap::Asked;
+use refit::sandbox::{Clock, PolicyEngine, Session};
 use refit_tests::refit::{Daemon, Output};
 use refit_tests::registry::{self, PASSWORD, Registry, USER};
 use refit_tests::{Refit, with_world};
@@ -73,7 +73,7 @@ pub(crate) fn trusting(refit: Refit, keys: &[Value]) -> Refit {
 
 /// The default policy with a section behind it that means nothing: it decides the same, and is not built in.
 fn like_the_default(mark: u8) -> Vec<u8> {
-    let mut bytes = refit::policy::DEFAULT_POLICY.to_vec();
+    let mut bytes = refit::sandbox::DEFAULT_POLICY.to_vec();
     // A custom section of four bytes, called `m`.
     bytes.extend([0, 4, 1, b'm', mark, mark]);
     bytes
@@ -182,12 +182,12 @@ async fn with_keys_only_what_they_signed_comes_in_over_http() -> anyhow::Result<
     // By its digest it keeps its signature; the built-in one by its bytes needs none.
     let answer = send(
         &daemon,
-        json!({ "component": base64(refit::policy::DEFAULT_POLICY) }),
+        json!({ "component": base64(refit::sandbox::DEFAULT_POLICY) }),
     )
     .await?;
     assert_eq!(answer.status, 200, "{}", answer.text);
     assert_eq!(active(&daemon).await?["signer"], Value::Null);
-    let digest = refit::policy::digest(&one);
+    let digest = refit::sandbox::digest(&one);
     let answer = send(&daemon, json!({ "digest": digest })).await?;
     assert_eq!(answer.status, 200, "{}", answer.text);
     assert_eq!(active(&daemon).await?["signer"]["name"], "release");

@@ -6,11 +6,11 @@ use refit_capabilities::journal::Record;
 use refit_capabilities::snapshot::Snapshot;
 use refit_model::decision::{Decision, Verdict};
 use refit_model::recreation::RecreationOutcome;
+use refit_refresh::Answer;
+use refit_sandbox::{Decisions, Failure, PolicyError, PolicyState};
 use serde::{Deserialize, Serialize};
 
 use super::document::{image_id, normal};
-use crate::policy::{Decisions, Failure, PolicyError, PolicyState};
-use crate::refresh::Answer;
 
 /// `None`: nothing is said of it.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

@@ -6,11 +6,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use refit_capabilities::guard::Counts;
 use refit_capabilities::snapshot::replay::Replay;
+use refit_refresh::{Answer, Asked, Bounds, Question, ask};
+use refit_sandbox::{Clock, Concurrency, Cost, LogLine, Policy, PolicyError, PolicyState};
 
 use super::document::{Scenario, When};
 use super::expect::{Mismatch, as_expectation};
-use crate::policy::{Clock, Concurrency, Cost, LogLine, Policy, PolicyError, PolicyState};
-use crate::refresh::{Answer, Asked, Bounds, Question, ask};
 
 /// For the whole of a refresh. Nothing is waited for, so it is what a policy may compute, and the machine's other work.
 const WHOLE: Duration = Duration::from_secs(60);

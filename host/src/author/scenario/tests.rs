@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use refit_sandbox::{DEFAULT_POLICY, Policy, PolicyEngine};
+
 use super::document::Scenario;
 use super::run::{Ran, run};
-use crate::policy::{DEFAULT_POLICY, Policy, PolicyEngine};
 
 const IMAGE: &str = "ghcr.io/molecule-ai/workspace-template-hermes:latest";
 

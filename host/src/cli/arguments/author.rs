@@ -4,9 +4,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use refit_revisions::artifact::Source;
 
 use super::ServerArguments;
-use crate::artifact::Source;
 use crate::author::template;
 
 #[derive(Debug, Subcommand)]

@@ -2,6 +2,7 @@
 
 use refit_model::diagnostic::Diagnostic;
 use refit_model::request::{Request, Trigger};
+use refit_revisions::start::Keep;
 use serde_json::Value;
 
 use super::super::arguments::RecordArguments;
@@ -10,7 +11,6 @@ use super::super::{Status, print, tell};
 use super::policy::{answered, text};
 use super::{Common, isolation};
 use crate::config::{Flags, PolicyFlags};
-use crate::generation::start::Keep;
 use crate::setup;
 
 /// A trial began, or the candidate was refused.

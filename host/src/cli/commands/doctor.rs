@@ -6,23 +6,23 @@ use refit_engine::Engine as _;
 use refit_engine::docker::DockerEngine;
 use refit_engine::operations::Operation;
 use refit_engine::permissions::{CallPermissions, EngineCall, Permission, probe_calls};
+use refit_history::Archive;
 use refit_model::diagnostic::{Diagnostic, Hints};
 use refit_model::image::ImageRef;
 use refit_model::unfinished::Unfinished;
 use refit_recreate::lease::Leases;
 use refit_recreate::recover::survey;
 use refit_registry::credentials::Credentials;
+use refit_revisions::artifact::Source;
+use refit_revisions::start::Keep;
+use refit_revisions::store::Store;
 use serde::Serialize;
 
 use super::super::arguments::DoctorArguments;
 use super::super::{Status, print};
 use super::Common;
 use crate::approvals;
-use crate::artifact::Source;
 use crate::config::{Config, Flags, PolicyFlags};
-use crate::generation::start::Keep;
-use crate::generation::store::Store;
-use crate::history::Archive;
 use crate::setup;
 
 #[derive(Serialize)]

@@ -1,5 +1,6 @@
 //! `refit history`: what became of the refreshes on this machine, a daemon's and those of the command line.
 
+use refit_history::{Archive, Id, Outcome, Query, Shown};
 use refit_model::diagnostic::Diagnostic;
 use refit_model::report::Report;
 use refit_model::request::Request;
@@ -8,7 +9,6 @@ use super::super::arguments::{HistoryArguments, HistoryCommand};
 use super::super::{Status, print, table};
 use super::Common;
 use crate::config::Flags;
-use crate::history::{Archive, Id, Outcome, Query, Shown};
 
 pub(in super::super) fn history(
     common: Common,

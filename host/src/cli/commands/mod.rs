@@ -24,6 +24,8 @@ use refit_model::diagnostic::Diagnostic;
 use refit_model::report::Report;
 use refit_model::request::{Mode, Request, Trigger};
 use refit_recreate::recover::Recovered;
+use refit_revisions::start::Keep;
+use refit_sandbox::{Isolation, Job, Metering, WorkerLimits};
 use tokio_util::sync::CancellationToken;
 
 use super::arguments::{
@@ -32,8 +34,6 @@ use super::arguments::{
 };
 use super::{Status, display, print, table};
 use crate::config::{self, Config, Flags, LimitsFlags, Loaded, PolicyFlags};
-use crate::generation::start::Keep;
-use crate::policy::{Isolation, Job, Metering, WorkerLimits};
 use crate::server;
 use crate::setup;
 
@@ -242,7 +242,7 @@ pub(super) fn run_worker(arguments: &WorkerArguments) -> Result<Status, Diagnost
         WorkerJob::Compile if arguments.metering => Job::Compile(Metering::Instructions),
         WorkerJob::Compile => Job::Compile(Metering::Off),
     };
-    match crate::policy::run_worker(job, limits) {
+    match refit_sandbox::run_worker(job, limits) {
         Ok(()) => Ok(Status::Done),
         Err(error) => Err(Diagnostic::new("the worker failed").because(error.to_string())),
     }

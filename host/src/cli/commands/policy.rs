@@ -16,14 +16,14 @@ use super::super::remote::{Answer, Ask, Daemon};
 use super::super::{Status, print, tell};
 #[cfg(feature = "compiler")]
 use refit_model::diagnostic::Diagnostic;
+use refit_revisions::artifact::signature::Signer;
+use refit_revisions::artifact::{Artifact, Source, file};
+use refit_sandbox::{CONTRACT_TEXT, limits};
 
 use super::author;
 use super::{Common, compare};
 use crate::admin_token;
-use crate::artifact::signature::Signer;
-use crate::artifact::{Artifact, Source, file};
 use crate::config::{Config, Flags};
-use crate::policy::{CONTRACT_TEXT, limits};
 
 const WASM: &str = "application/wasm";
 pub(super) const JSON: &str = "application/json";

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 
 use refit_model::diagnostic::Diagnostic;
+use refit_revisions::start::Keep;
+use refit_revisions::swap::Asked;
+use refit_revisions::{Generations, watch};
 
 use super::super::Status;
 use super::super::arguments::ServeArguments;
@@ -10,9 +13,6 @@ use super::super::supervisor::Supervisor;
 use super::{Common, isolation, shutdown_signal};
 use crate::config::{Config, Flags, PolicyFlags, ServeFlags};
 use crate::daemon;
-use crate::generation::start::Keep;
-use crate::generation::swap::Asked;
-use crate::generation::{Generations, watch};
 use crate::server::{self, AdminToken, KnownHosts};
 use crate::setup;
 

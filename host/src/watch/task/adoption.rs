@@ -7,13 +7,13 @@ use jiff::{SignedDuration, Timestamp};
 use refit_model::diagnostic::Diagnostic;
 use refit_model::report::Report;
 use refit_model::request::Trigger;
+use refit_refresh::RefreshError;
 
 use super::super::adopt::{Adopted, Finding, Proposal};
 use super::super::look::{Checks, Scope};
 use super::super::schedule::{Backoff, chance};
 use super::super::status::{By, Came, Gate, Held, Watched, came, hold_together};
 use super::Task;
-use crate::refresh::RefreshError;
 use crate::runs::{Begun, Panicked};
 
 /// After a refresh could not be begun: too many are under way.

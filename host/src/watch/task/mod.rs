@@ -12,6 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use refit_model::diagnostic::Diagnostic;
 use refit_model::report::Report;
 use refit_model::request::Trigger;
+use refit_refresh::{RefreshError, Refresher};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +25,6 @@ use super::look::{Checks, Looks, Scope};
 use super::schedule::{Backoff, chance};
 use super::status::{Held, Looked, Seen, Snapshot, Verdict, Watched, seen, summary};
 use super::{Settings, Watcher};
-use crate::refresh::{RefreshError, Refresher};
 
 /// After the last ring it is quiet for so long before anybody looks: several tags of one image are pushed one after the other.
 const QUIET: Duration = Duration::from_secs(1);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use refit_model::diagnostic::Diagnostic;
+use refit_sandbox::{Metering, Policy};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -15,7 +16,6 @@ use crate::cli::arguments::author::BenchArguments;
 use crate::cli::commands::policy::{object, print_json};
 use crate::cli::{Status, print};
 use crate::config::Config;
-use crate::policy::{Metering, Policy};
 
 /// A whole scenario, all of its refreshes together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

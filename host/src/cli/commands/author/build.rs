@@ -1,13 +1,13 @@
 //! `refit policy build`: a project's component.
 
 use refit_model::diagnostic::Diagnostic;
+use refit_revisions::artifact::file;
+use refit_sandbox::{digest, limits};
 
 use super::note;
-use crate::artifact::file;
 use crate::author::project::Project;
 use crate::cli::arguments::author::BuildArguments;
 use crate::cli::{Status, print};
-use crate::policy::{digest, limits};
 
 pub(in super::super) async fn build(arguments: BuildArguments) -> Result<Status, Diagnostic> {
     let project = Project::find(&arguments.folder)?;

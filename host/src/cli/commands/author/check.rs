@@ -5,20 +5,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use refit_model::diagnostic::Diagnostic;
+use refit_revisions::load::{self, Passed, Refusal, Source, Stage};
+use refit_revisions::permissions::Permissions;
+use refit_revisions::start::Terms;
+use refit_revisions::{Content, artifact};
+use refit_sandbox::{CONTRACT, CONTRACT_VERSION, Examined, limits};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::artifact;
 use crate::cli::arguments::author::CheckArguments;
 use crate::cli::commands::isolation;
 use crate::cli::commands::policy::{object, print_json};
 use crate::cli::{Status, print};
 use crate::config::Config;
-use crate::generation::Content;
-use crate::generation::load::{self, Passed, Refusal, Source, Stage};
-use crate::generation::permissions::Permissions;
-use crate::generation::start::Terms;
-use crate::policy::{CONTRACT, CONTRACT_VERSION, Examined, limits};
 use crate::setup;
 
 /// In the order in which they are found out.

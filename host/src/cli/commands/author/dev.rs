@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::Method;
 use refit_model::diagnostic::Diagnostic;
+use refit_sandbox::digest;
 use serde_json::Value;
 
 use super::{built, check, note, test};
@@ -18,7 +19,6 @@ use crate::cli::commands::{compare, shutdown_signal};
 use crate::cli::remote::{Answer, Ask, Daemon};
 use crate::cli::{Status, print, tell};
 use crate::config::Config;
-use crate::policy::digest;
 
 /// How often sources are looked at, and the daemon is asked what came of its comparisons.
 const LOOK: Duration = Duration::from_millis(500);
@@ -108,7 +108,7 @@ impl Beside {
             note("beside      the same component is on trial already\n");
             return Ok(());
         }
-        let source = crate::artifact::Source::File(path.to_owned());
+        let source = refit_revisions::artifact::Source::File(path.to_owned());
         let mut ask = swap(&source, self.policy_config.as_deref(), None)?;
         // It never takes over by itself.
         ask.path += "&shadow=0";

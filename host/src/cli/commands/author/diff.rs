@@ -7,21 +7,21 @@ use refit_capabilities::snapshot::Snapshot;
 use refit_capabilities::snapshot::replay::Replay;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::request::{Request, Trigger};
+use refit_refresh::{Question, sayings_of};
+use refit_revisions::Generations;
+use refit_revisions::artifact::Source;
+use refit_revisions::shadow::{Difference, Said, differences};
+use refit_revisions::start::Keep;
+use refit_sandbox::Clock;
 use serde_json::{Value, json};
 
 use super::is_built_in;
-use crate::artifact::Source;
 use crate::cli::arguments::author::DiffArguments;
 use crate::cli::commands::compare::said_line;
 use crate::cli::commands::isolation;
 use crate::cli::commands::policy::{object, print_json};
 use crate::cli::{Status, print};
 use crate::config::Config;
-use crate::generation::Generations;
-use crate::generation::shadow::{Difference, Said, differences};
-use crate::generation::start::Keep;
-use crate::policy::Clock;
-use crate::refresh::{Question, sayings_of};
 use crate::setup;
 
 /// Loaded as a start would, and never put anywhere.

@@ -13,14 +13,14 @@ mod test;
 use std::path::{Path, PathBuf};
 
 use refit_model::diagnostic::Diagnostic;
+use refit_revisions::artifact::Source;
+use refit_sandbox::{DEFAULT_POLICY, Metering, Policy, limits};
 
-use crate::artifact::Source;
 use crate::author::project::Project;
 use crate::cli::Status;
 use crate::cli::arguments::author::AuthorCommand;
 use crate::cli::commands::isolation;
 use crate::config::Config;
-use crate::policy::{DEFAULT_POLICY, Metering, Policy, limits};
 use crate::setup;
 
 pub(super) async fn author(config: &Config, command: AuthorCommand) -> Result<Status, Diagnostic> {

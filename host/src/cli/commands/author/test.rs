@@ -5,16 +5,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use refit_model::diagnostic::Diagnostic;
+use refit_revisions::artifact::Source;
+use refit_sandbox::{Metering, Policy};
 use serde_json::json;
 
 use super::junit;
-use crate::artifact::Source;
 use crate::author::scenario::{Ran, Scenario, read_all, run};
 use crate::cli::arguments::author::TestArguments;
 use crate::cli::commands::policy::print_json;
 use crate::cli::{Status, print};
 use crate::config::Config;
-use crate::policy::{Metering, Policy};
 
 /// A scenario that has run.
 pub(super) struct Case {

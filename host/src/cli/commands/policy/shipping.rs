@@ -5,17 +5,17 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use refit_model::diagnostic::Diagnostic;
+use refit_revisions::artifact::registry::Title;
+use refit_revisions::artifact::signature::Signer;
+use refit_revisions::artifact::{Artifact, ArtifactRef, Carrier, Source, file};
+use refit_revisions::permissions::Permissions;
+use refit_sandbox::{DEFAULT_POLICY, Examined, Policy, limits};
 use serde_json::{Value, json};
 
 use super::super::super::{Status, print};
 use super::super::isolation;
 use super::print_json;
-use crate::artifact::registry::Title;
-use crate::artifact::signature::Signer;
-use crate::artifact::{Artifact, ArtifactRef, Carrier, Source, file};
 use crate::config::Config;
-use crate::generation::permissions::Permissions;
-use crate::policy::{DEFAULT_POLICY, Examined, Policy, limits};
 use crate::setup;
 
 fn carrier(config: &Config) -> Result<Carrier, Diagnostic> {
@@ -179,7 +179,7 @@ pub(super) async fn pull(
     print_json(&json!({
         "file": path.display().to_string(),
         "reference": artifact.origin,
-        "digest": crate::policy::digest(&artifact.bytes),
+        "digest": refit_sandbox::digest(&artifact.bytes),
         "signer": signer,
         "signature": signature,
     }));

@@ -8,8 +8,8 @@ use refit_model::printable::printable;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{Job, WORKER_SUBCOMMAND, WorkerLimits};
-use crate::policy::Metering;
-use crate::policy::compile::COMPILED_BYTES_MAX;
+use crate::Metering;
+use crate::compile::COMPILED_BYTES_MAX;
 
 /// Of a worker's last words, or of what it says of an invalid component.
 const MESSAGE_BYTES_MAX: usize = 8 << 10;

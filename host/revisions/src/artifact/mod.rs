@@ -1,7 +1,7 @@
 //! Policies as people ship them: a file, or an artifact in a registry, with the signature that belongs to it.
 //!
 //! Knows where bytes come from ([`mod@file`], [`registry`], either by a [`Carrier`]) and who vouches for them ([`signature`]), and
-//! nothing of what is in them: whether they are a policy at all is found out in [`crate::policy`].
+//! nothing of what is in them: whether they are a policy at all is found out in [`refit_sandbox`].
 
 pub mod file;
 pub mod registry;

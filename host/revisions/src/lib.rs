@@ -6,6 +6,7 @@
 //! [`permissions`] what a component can ask for at all, [`watch`] looks at a file again and again. Knows of no HTTP, no command
 //! line and no engine.
 
+pub mod artifact;
 pub mod load;
 pub mod permissions;
 pub mod shadow;
@@ -22,6 +23,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::grants::Grants;
+use refit_sandbox::{Policy, PolicyState};
 use tokio::sync::{Mutex, MutexGuard};
 
 use self::load::Loader;
@@ -29,7 +31,6 @@ use self::permissions::Permissions;
 use self::shadow::Shadow;
 use self::store::{Configured, How, Ledger, Record};
 use crate::artifact::signature::Signer;
-use crate::policy::{Policy, PolicyState};
 
 /// What a generation consists of, and what a rollback brings back.
 #[derive(Clone)]

@@ -8,9 +8,9 @@ use std::io::{Error, Read as _, Result, Write as _};
 use super::process::{DONE, INVALID};
 use super::{Job, WorkerLimits, restrict};
 #[cfg(feature = "compiler")]
-use crate::policy::Metering;
-use crate::policy::examine::Facts;
-use crate::policy::limits::COMPONENT_BYTES_MAX;
+use crate::Metering;
+use crate::examine::Facts;
+use crate::limits::COMPONENT_BYTES_MAX;
 
 /// Does one job. It restricts this process for good, so its caller does nothing else afterwards, and has started no thread before.
 pub fn run_worker(job: Job, limits: WorkerLimits) -> Result<()> {
@@ -57,7 +57,7 @@ fn read_component() -> Result<Vec<u8>> {
 /// By the same configuration as the daemon's engine, which would refuse other code.
 #[cfg(feature = "compiler")]
 fn compile(metering: Metering, bytes: &[u8]) -> std::result::Result<Vec<u8>, String> {
-    wasmtime::Engine::new(&crate::policy::configuration(metering))
+    wasmtime::Engine::new(&crate::configuration(metering))
         .and_then(|engine| engine.precompile_component(bytes))
         .map_err(|cause| format!("{cause:#}"))
 }

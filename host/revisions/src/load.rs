@@ -10,6 +10,9 @@ use bytes::Bytes;
 use refit_model::diagnostic::Hints;
 use refit_model::grants::Grants;
 use refit_model::printable::printable;
+use refit_sandbox::{
+    DEFAULT_POLICY, Examined, Policy, PolicyEngine, PolicyError, PolicyStates, digest, limits,
+};
 use serde::Serialize;
 
 use super::Content;
@@ -18,9 +21,6 @@ use super::start::Terms;
 use super::store::{CONFIG_BYTES_MAX, Configured, Store, StoreError};
 use crate::artifact::signature::{SIGNATURE_BYTES_MAX, SignatureError, Signer, Trust};
 use crate::artifact::{self, Artifact, ArtifactError, ArtifactRef, Carrier};
-use crate::policy::{
-    DEFAULT_POLICY, Examined, Policy, PolicyEngine, PolicyError, PolicyStates, digest, limits,
-};
 
 /// What the default policy is called where a file would be named.
 pub const BUILT_IN: &str = "the built-in policy";

@@ -21,6 +21,7 @@ use refit_capabilities::simulated::Simulated;
 use refit_capabilities::snapshot::Snapshot;
 use refit_capabilities::snapshot::record::Recorder;
 use refit_capabilities::snapshot::replay::Replay;
+use refit_history::{Begun, Ended, History, Outcome, UnderWay};
 use refit_model::diagnostic::{Cause, Diagnostic, Hints};
 use refit_model::event::{Events, no_events};
 use refit_model::grants::Grants;
@@ -28,13 +29,12 @@ use refit_model::pull::ImageOutcome;
 use refit_model::report::{PolicyReport, Report};
 use refit_model::request::{Mode, Request, Trigger};
 use refit_recreate::retention;
+use refit_revisions::shadow::Sayings;
+use refit_revisions::{Generation, Generations};
+use refit_sandbox::{Clock, Concurrency, ConfigProblem, Decisions, Failure, PolicyError, Session};
 use tokio_util::sync::CancellationToken;
 
 use self::trial::{Trial, sayings};
-use crate::generation::shadow::Sayings;
-use crate::generation::{Generation, Generations};
-use crate::history::{self, Begun, Ended, History, Outcome, UnderWay};
-use crate::policy::{Clock, Concurrency, ConfigProblem, Decisions, Failure, PolicyError, Session};
 
 pub use self::trial::{Answer, Asked, Question, ask, sayings_of};
 
@@ -75,7 +75,7 @@ impl Started {
     }
 
     /// Where it is in the history. `None` where none is kept, or it could not be written.
-    pub fn id(&self) -> Option<history::Id> {
+    pub fn id(&self) -> Option<refit_history::Id> {
         self.under_way.as_ref().and_then(UnderWay::id)
     }
 

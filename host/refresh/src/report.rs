@@ -9,9 +9,8 @@ use refit_model::pull::{ImageOutcome, ImageRecord};
 use refit_model::recreation::RecreationOutcome;
 use refit_model::report::{ContainerReport, FORMAT, Report, Summary};
 use refit_model::request::{Mode, Request};
-
-use crate::generation::Generation;
-use crate::policy::Decisions;
+use refit_revisions::Generation;
+use refit_sandbox::Decisions;
 
 /// As the SDK calls it.
 const RULE_NOT_RUNNING: &str = "not-running";

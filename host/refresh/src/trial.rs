@@ -10,12 +10,12 @@ use refit_model::diagnostic::Diagnostic;
 use refit_model::event::no_events;
 use refit_model::grants::Grants;
 use refit_model::request::Request;
+use refit_revisions::shadow::{Recreation, Said, Sayings, Shadow, differences};
+use refit_revisions::{Content, Generations};
+use refit_sandbox::{Clock, Decisions, Failure, Policy, PolicyError, PolicyState, Session};
 use tokio_util::sync::CancellationToken;
 
 use super::Bounds;
-use crate::generation::shadow::{Recreation, Said, Sayings, Shadow, differences};
-use crate::generation::{Content, Generations};
-use crate::policy::{Clock, Decisions, Failure, Policy, PolicyError, PolicyState, Session};
 
 /// What a policy is asked, and what it finds when it looks.
 pub struct Question {

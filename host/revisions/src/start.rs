@@ -11,6 +11,7 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use refit_model::diagnostic::Diagnostic;
 use refit_model::grants::Grants;
+use refit_sandbox::{PolicyEngine, PolicyStates};
 use tokio::sync::Mutex;
 
 use super::load::{Failed, Fetched, Loader, Source};
@@ -19,7 +20,6 @@ use super::swap::{Asked, check_version};
 use super::{Content, Generation, Generations, Past, Previous};
 use crate::artifact::Carrier;
 use crate::artifact::signature::Trust;
-use crate::policy::{PolicyEngine, PolicyStates};
 
 /// Whether swaps outlive the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

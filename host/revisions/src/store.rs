@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use refit_model::diagnostic::Hints;
+use refit_sandbox::{digest, limits};
 use refit_storage::atomic_file;
 use serde::{Deserialize, Serialize};
 
 use super::Content;
 use super::version::is_older;
 use crate::artifact::signature::Signer;
-use crate::policy::{digest, limits};
 
 /// Raised when a field changes its meaning or goes.
 const FORMAT: u32 = 1;

@@ -183,9 +183,8 @@ impl Examined {
         }
     }
 
-    /// In this process, for tests and fuzzing.
-    #[cfg(any(test, feature = "fuzzing"))]
-    pub(crate) fn read(bytes: Bytes, origin: &str) -> Result<Self, PolicyError> {
+    /// Examines a component in this process, without the bounds that a worker process has.
+    pub fn read(bytes: Bytes, origin: &str) -> Result<Self, PolicyError> {
         super::error::admit(&bytes, origin)?;
         let facts = Facts::read(&bytes).map_err(|cause| PolicyError::Invalid {
             origin: origin.to_owned(),
@@ -196,7 +195,7 @@ impl Examined {
 
     /// Whether it speaks our contract and wants nothing else, said in words that its author understands. The linker would say
     /// "matching implementation was not found".
-    pub(crate) fn check_contract(&self) -> Result<(), PolicyError> {
+    pub fn check_contract(&self) -> Result<(), PolicyError> {
         let origin = || self.origin.clone();
         for (name, used) in &self.imports {
             let version = name.rsplit_once('@').map_or("", |(_, version)| version);
@@ -243,7 +242,7 @@ impl Examined {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::DEFAULT_POLICY;
+    use crate::DEFAULT_POLICY;
 
     #[test]
     fn the_default_policy_uses_what_it_needs_and_no_more() {

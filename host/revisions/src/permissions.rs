@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 
 use refit_model::grants::{Grants, Verb};
+use refit_sandbox::{CONTRACT, Imports};
 use serde::Serialize;
-
-use crate::policy::{CONTRACT, Imports};
 
 /// Something that a component asks to be able to do. In the order in which people care about it least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use refit_model::diagnostic::{Diagnostic, Hints};
 use refit_model::printable::printable;
+use refit_sandbox::PolicyError;
 
 use super::load::{
     At as _, BUILT_IN, Failed, Fetched, NAME_BYTES_MAX, Refusal, Source, Stage, normal,
@@ -15,7 +16,6 @@ use super::permissions::Difference;
 use super::shadow::Shadow;
 use super::store::{How, Ledger};
 use super::{Content, Generation, Generations, Previous, Refused, Turn};
-use crate::policy::PolicyError;
 
 /// What is to be swapped in.
 #[derive(Clone, Debug)]

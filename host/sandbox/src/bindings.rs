@@ -1,7 +1,7 @@
 //! The host's side of `wit/policy.wit`, generated.
 
 wasmtime::component::bindgen!({
-    path: "../wit",
+    path: "../../wit",
     world: "refresh-policy",
     imports: { default: async | trappable },
     exports: { default: async },
