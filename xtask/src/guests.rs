@@ -64,7 +64,7 @@ pub(crate) fn rust_packages() -> impl Iterator<Item = String> {
     RUST.iter().map(|name| format!("refit-policy-{name}"))
 }
 
-/// All of them in one call, as host/build.rs builds the default policy.
+/// All of them in one call, as host/sandbox/build.rs builds the default policy.
 fn build_rust(folder: &Path) -> Result<Vec<PathBuf>, Failed> {
     wasm_target()?;
     let mut build = cargo();

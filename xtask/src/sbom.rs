@@ -17,7 +17,7 @@ const CYCLONEDX_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 const SUFFIX: &str = ".cdx.json";
 
 /// The members that it is read of, with the names of its files: the host, and the policy that is embedded in it.
-const PROGRAM: &str = "host/refit_bin.cdx.json";
+const PROGRAM: &str = "host/refit/refit_bin.cdx.json";
 const POLICY: &str = "plugin/workspace/refit_policy_workspace_cdylib-rlib.cdx.json";
 
 /// Writes the SBOM of the program that has these `features` and was built for `triple`.
@@ -60,7 +60,7 @@ fn whole() -> Result<(), Failed> {
             "1.5",
             "--manifest-path",
         ])
-        .arg(root().join("host/Cargo.toml"))
+        .arg(root().join("host/refit/Cargo.toml"))
         .current_dir(root());
     // With it the file has this time and no random number, so that two builds of one commit have the same.
     if env::var_os("SOURCE_DATE_EPOCH").is_none() {

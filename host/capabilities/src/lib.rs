@@ -4,6 +4,8 @@
 //! work, [`plan`] looks and records. Around either stand [`guard`] (grants, counts, cancellation) and the
 //! [journal](crate::journal). Knows nothing of WebAssembly.
 
+#![forbid(unsafe_code)]
+
 pub mod approved_scope;
 pub mod digest_error;
 mod disk_space;

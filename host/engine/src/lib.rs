@@ -3,6 +3,8 @@
 //! A verb does one thing and knows nothing of what came before it; order and undoing live in [`crate::recreate`]. Read
 //! [`docker`] for the one implementation that talks to an engine, [`address`] for how it is found.
 
+#![forbid(unsafe_code)]
+
 pub mod address;
 pub mod docker;
 pub mod operations;

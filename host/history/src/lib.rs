@@ -6,6 +6,8 @@
 //!
 //! `file` is the only place that knows of SQLite, `writer` a thread of its own before it, and `presence` says which writers live.
 
+#![forbid(unsafe_code)]
+
 mod file;
 mod presence;
 mod rows;

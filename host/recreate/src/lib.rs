@@ -8,6 +8,8 @@
 //! [`lanes`] how many do what at once, [`lease`] who is at work on which, [`names`] what is written down of it. Knows the engine's verbs, and neither policies nor
 //! people.
 
+#![forbid(unsafe_code)]
+
 mod candidate;
 mod canonical;
 pub mod dependents;

@@ -3,6 +3,8 @@
 //!
 //! A refresh uses the policy that was active when it began, to its end; one that is swapped meanwhile starts nothing new here.
 
+#![forbid(unsafe_code)]
+
 mod report;
 mod trial;
 

@@ -6,6 +6,8 @@
 //! [`permissions`] what a component can ask for at all, [`watch`] looks at a file again and again. Knows of no HTTP, no command
 //! line and no engine.
 
+#![forbid(unsafe_code)]
+
 pub mod artifact;
 pub mod load;
 pub mod permissions;

@@ -104,7 +104,7 @@ async fn a_policy_that_traps_changes_nothing() -> anyhow::Result<()> {
         let proxy = Proxy::before(&w).await?;
         let refit = refit(&w, registry, &["hermes"])?
             .env("DOCKER_HOST", &proxy.docker_host())
-            .file("policy.wasm", refit::selftest::component("panics").context("a guest panics")?)?;
+            .file("policy.wasm", refit::author::selftest::component("panics").context("a guest panics")?)?;
         let output = refit
             .run(&["refresh", "--policy", "policy.wasm"])
             .await?

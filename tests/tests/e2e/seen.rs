@@ -15,7 +15,7 @@ use crate::{behind, refit, replaced, until, untouched, without_engine};
 
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 
-/// As in host/src/server/events.rs.
+/// As in host/server/src/events.rs.
 const STREAMS_MAX: usize = 64;
 
 async fn begin(daemon: &Daemon, headers: &[(&str, &str)], body: &Value) -> anyhow::Result<i64> {

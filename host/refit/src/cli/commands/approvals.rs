@@ -1,0 +1,302 @@
+//! `refit approvals …`: what a daemon holds until somebody approves it. All of it asks the daemon.
+
+use bytes::Bytes;
+use http::Method;
+use refit_model::diagnostic::Diagnostic;
+use refit_model::pull::ImageOutcome;
+use refit_model::report::Summary;
+use refit_service::approvals::plan::Plan;
+use refit_service::approvals::{Entry, Fate, Held};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::super::arguments::{ApprovalsArguments, ApprovalsCommand, ByArguments};
+use super::super::remote::{Answer, Ask, Daemon};
+use super::super::{Status, table, tell};
+use super::Common;
+use super::history::asked_for;
+use super::policy::{self, JSON, answered, read};
+use crate::config::Flags;
+
+pub(in super::super) async fn approvals(
+    common: Common,
+    arguments: ApprovalsArguments,
+) -> Result<Status, Diagnostic> {
+    let config = common.load(Flags::default())?.config;
+    match arguments.command {
+        ApprovalsCommand::List {
+            state,
+            json,
+            server,
+        } => {
+            let query = state.map(|state| format!("?state={}", state.as_str()));
+            let path = format!("/v1/approvals{}", query.unwrap_or_default());
+            let daemon = policy::daemon(&config, &server)?;
+            answered(daemon.ask(read(&path)).await?, json, list)
+        }
+        ApprovalsCommand::Show { id, json, server } => {
+            let daemon = policy::daemon(&config, &server)?;
+            let ask = read(&format!("/v1/approvals/{id}"));
+            answered(daemon.ask(ask).await?, json, |body| told(body, shown))
+        }
+        ApprovalsCommand::Request {
+            runtimes,
+            no_recreate,
+            force,
+            by,
+            json,
+            server,
+        } => {
+            let body = json!({ "targets": runtimes, "recreate": !no_recreate, "force": force });
+            let ask = post("/v1/approvals".to_owned(), Some(&body));
+            let daemon = policy::daemon(&config, &server)?;
+            changed(asked(&daemon, by, ask).await?, json, requested)
+        }
+        ApprovalsCommand::Approve {
+            id,
+            by,
+            json,
+            server,
+        } => {
+            let ask = post(format!("/v1/approvals/{id}/approve"), None);
+            let daemon = policy::daemon(&config, &server)?;
+            changed(asked(&daemon, by, ask).await?, json, |body| {
+                told(body, decided)
+            })
+        }
+        ApprovalsCommand::Reject {
+            id,
+            reason,
+            by,
+            json,
+            server,
+        } => {
+            let body = json!({ "reason": reason });
+            let ask = post(format!("/v1/approvals/{id}/reject"), Some(&body));
+            let daemon = policy::daemon(&config, &server)?;
+            changed(asked(&daemon, by, ask).await?, json, |body| {
+                told(body, decided)
+            })
+        }
+    }
+}
+
+fn post(path: String, body: Option<&Value>) -> Ask<'static> {
+    Ask {
+        method: Method::POST,
+        path,
+        expected: None,
+        body: body.map(|body| (JSON, Bytes::from(body.to_string()))),
+    }
+}
+
+async fn asked(daemon: &Daemon, by: ByArguments, ask: Ask<'_>) -> Result<Answer, Diagnostic> {
+    let by = by.by.unwrap_or_else(policy::caller);
+    daemon.ask_as(Some(&by), ask).await
+}
+
+/// A daemon that says no has answered: it runs, and nothing was done.
+fn changed(
+    answer: Answer,
+    json: bool,
+    words: impl Fn(&Value) -> String,
+) -> Result<Status, Diagnostic> {
+    if let Answer::Refused(problem) = &answer {
+        tell(problem);
+        return Ok(Status::SomeFailed);
+    }
+    answered(answer, json, words)
+}
+
+/// A daemon of another version may have words in it that are not known here.
+fn told<T: DeserializeOwned>(body: &Value, words: impl Fn(&T) -> String) -> String {
+    match serde_json::from_value(body.clone()) {
+        Ok(value) => words(&value),
+        Err(_) => {
+            "the daemon is another version of Refit: `--json` prints what it says\n".to_owned()
+        }
+    }
+}
+
+fn list(body: &Value) -> String {
+    let mut lines = String::new();
+    for entry in body["approvals"].as_array().into_iter().flatten() {
+        lines += &told(entry, line);
+    }
+    if lines.is_empty() {
+        lines += "no refresh is held that is like this\n";
+    }
+    if body["problem"].is_object() {
+        lines += &told(&body["problem"], |problem: &Diagnostic| {
+            format!("\n{problem}")
+        });
+    }
+    lines
+}
+
+/// Which, when, what became of it, who asked, what it is about, and in numbers.
+fn line(entry: &Entry) -> String {
+    let images = entry.findings.iter().map(|found| found.image.to_string());
+    let images: Vec<String> = images.collect();
+    let line = format!(
+        "{:<6} {}  {:<11} {:<16} {}  {}",
+        entry.id,
+        table::when(entry.created),
+        word(&entry.fate),
+        table::asked(entry.request.trigger, entry.by.as_deref()),
+        counted(&entry.summary),
+        images.join(", ")
+    );
+    line.trim_end().to_owned() + "\n"
+}
+
+/// Those that somebody should look at stand out.
+fn word(fate: &Fate) -> &'static str {
+    match fate {
+        Fate::Waiting => "WAITING",
+        other => other.state().as_str(),
+    }
+}
+
+fn counted(summary: &Summary) -> String {
+    let counted = [
+        (summary.would_pull, "to pull"),
+        (summary.would_recreate, "to recreate"),
+        (summary.unknown, "unknown"),
+        (summary.pull_failed, "not to be had"),
+    ];
+    table::counts(&counted).unwrap_or_else(|| "nothing to do".to_owned())
+}
+
+fn requested(body: &Value) -> String {
+    if body["state"] == "nothing-to-do" {
+        return "nothing to do, and nothing is held\n".to_owned();
+    }
+    told(body, |held: &Held| {
+        format!(
+            "held              approval {}, until {}: {}\n",
+            held.id,
+            table::when(held.expires),
+            counted(&held.plan.summary)
+        )
+    })
+}
+
+fn decided(held: &Held) -> String {
+    let what = match &held.fate {
+        Fate::Approved {
+            refresh: Some(refresh),
+            ..
+        } => format!("refresh {refresh} has begun; `refit history show {refresh}` tells of it"),
+        Fate::Approved { refresh: None, .. } => "it begins as soon as it can".to_owned(),
+        _ => counted(&held.plan.summary),
+    };
+    let word = held.fate.state().as_str();
+    format!("{word:<17} approval {}: {what}\n", held.id)
+}
+
+fn shown(held: &Held) -> String {
+    let mut text = format!(
+        "approval  {}, {}\nheld      {}, until {}\nasked by  {}, for {}\n",
+        held.id,
+        became(&held.fate),
+        table::when(held.created),
+        table::when(held.expires),
+        table::asked(held.request.trigger, held.by.as_deref()),
+        asked_for(&held.request),
+    );
+    let policy = &held.plan.policy;
+    text += &format!(
+        "policy    {} {}, generation {}, {}\n\n",
+        policy.name, policy.version, policy.generation, policy.digest
+    );
+    text += &plan(&held.plan);
+    text
+}
+
+fn became(fate: &Fate) -> String {
+    let by = |who: &Option<String>| {
+        let who = who.as_ref().map(|who| format!(" by {who}"));
+        who.unwrap_or_default()
+    };
+    let word = word(fate);
+    match fate {
+        Fate::Waiting | Fate::Expired => word.to_owned(),
+        Fate::Approved {
+            decided_by,
+            decided_at,
+            refresh,
+        } => {
+            let refresh = match refresh {
+                Some(refresh) => format!("refresh {refresh}"),
+                None => "not begun yet".to_owned(),
+            };
+            let when = table::when(*decided_at);
+            format!("{word}{} at {when}, {refresh}", by(decided_by))
+        }
+        Fate::Rejected {
+            decided_by,
+            decided_at,
+            reason,
+        } => {
+            let reason = reason.as_ref().map(|reason| format!(": {reason}"));
+            let when = table::when(*decided_at);
+            format!(
+                "{word}{} at {when}{}",
+                by(decided_by),
+                reason.unwrap_or_default()
+            )
+        }
+        Fate::Superseded {
+            decided_at,
+            superseded_by,
+            moved,
+        } => {
+            let by = superseded_by.map(|id| format!(" by approval {id}"));
+            let moved: String = moved
+                .iter()
+                .map(|what| format!("\n          {what}"))
+                .collect();
+            let when = table::when(*decided_at);
+            format!("{word}{} at {when}{moved}", by.unwrap_or_default())
+        }
+    }
+}
+
+/// As `refit plan` has it, with the digests that are approved.
+fn plan(plan: &Plan) -> String {
+    let mut text = String::new();
+    for image in &plan.images {
+        let word = match image.outcome {
+            ImageOutcome::WouldPull => "would pull",
+            ImageOutcome::UpToDate => "up to date",
+            ImageOutcome::Pulled => "pulled",
+            ImageOutcome::Failed => "not to be had",
+        };
+        let detail = image.digest.as_ref().or(image.problem.as_ref());
+        let detail = detail.map(String::as_str).unwrap_or_default();
+        text += &(table::line(word, &image.image.to_string(), detail) + "\n");
+    }
+    if !plan.images.is_empty() && !plan.containers.is_empty() {
+        text += "\n";
+    }
+    for container in &plan.containers {
+        let mut detail = container.reason.clone().unwrap_or_default();
+        if !container.followed.is_empty() {
+            detail += &format!("; with it {}", container.followed.join(", "));
+        }
+        text += &(table::line("would recreate", &container.name, &detail) + "\n");
+    }
+    text + "\n" + &counted(&plan.summary) + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_of_another_version_is_no_reason_to_fail() {
+        let told = told(&json!({ "id": "seven" }), decided);
+        assert!(told.contains("another version"), "{told}");
+    }
+}

@@ -1,0 +1,219 @@
+//! The daemon: serves until it is told to stop, then ends what was begun. The socket and the end are arguments.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use refit_engine::probe::Probe;
+use refit_model::diagnostic::Diagnostic;
+use refit_model::unfinished::Unfinished;
+use refit_refresh::Refresher;
+use refit_server::{AdminToken, KnownHosts, Served, serve};
+use refit_service::approvals::{self, Approvals, Terms};
+use refit_service::hooks::Hooks;
+use refit_service::metrics::{ImageCounts, Metrics, Sources, Watched};
+use refit_service::notify::Notifier;
+use refit_service::notify::finding::{Finding, Outcome};
+use refit_service::reconcile::Reconciler;
+use refit_service::runs::{Observer, Runs};
+use refit_service::watch::Watcher;
+use refit_service::watch::watcher::Watching;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long a daemon that was told to stop waits for what was begun. A replacement takes its stop timeout, its start and its
+/// proof; what is cut off after that is found by its labels later.
+const DRAIN: Duration = Duration::from_secs(5 * 60);
+
+/// And then for what is still to be written down of it: twice as long as SQLite waits for another process.
+const WRITTEN: Duration = Duration::from_secs(5);
+
+/// And for what people are still to be told of it: one attempt.
+const TOLD: Duration = Duration::from_secs(10);
+
+/// Without a token nobody beyond this machine may ask.
+pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(), Diagnostic> {
+    if token.is_some() {
+        return Ok(());
+    }
+    if address.ip().is_loopback() {
+        tracing::warn!(
+            %address,
+            "there is no admin token (`[serve] allow_no_token`): every user and program of this machine can recreate containers"
+        );
+        return Ok(());
+    }
+    let error = Diagnostic::new(format!(
+        "will not listen on {address} without an admin token: anybody who reaches it could recreate containers"
+    ));
+    Err(error
+        .hint("unset `[serve] allow_no_token`, and a token is made; or set `ADMIN_TOKEN`, or `[serve] token_file`")
+        .hint("or listen on loopback: `--listen 127.0.0.1:8787`"))
+}
+
+/// What a daemon is made of.
+pub struct Parts {
+    pub refresher: Refresher,
+    pub approval: Terms,
+    pub watching: Option<Watching>,
+    pub hooks: Hooks,
+    pub notifier: Arc<Notifier>,
+    /// Under which names it may be asked.
+    pub hosts: KnownHosts,
+    pub token: Option<AdminToken>,
+    /// For `/metrics` alone.
+    pub metrics_token: Option<AdminToken>,
+}
+
+pub async fn run(
+    parts: Parts,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let Parts {
+        refresher,
+        approval,
+        watching,
+        hooks,
+        notifier,
+        hosts,
+        token,
+        metrics_token,
+    } = parts;
+    let stopping = CancellationToken::new();
+    let history = refresher.history().cloned();
+    let work = TaskTracker::new();
+    let refresher = Arc::new(refresher);
+    let recovered = CancellationToken::new();
+    let told = notifier.clone();
+    let on_change = Arc::new(move |now: &[Unfinished], before: &[Unfinished]| {
+        told.tell_all(Outcome::of_unfinished(now, before));
+    });
+    let reconciler = Arc::new(Reconciler::new(refresher.workshop().clone(), on_change));
+    work.spawn(reconciler.clone().run(stopping.clone(), recovered.clone()));
+    let metrics = Arc::new(Metrics::default());
+    let observers: Vec<Arc<dyn Observer>> =
+        vec![metrics.clone(), notifier.clone(), reconciler.clone()];
+    let runs = Runs::new(refresher.clone(), observers, work.clone(), stopping.clone());
+    let probe = Arc::new(Probe::new(refresher.workshop().engine.clone()));
+    metrics.ask(sources(&runs, &probe, &reconciler));
+    let told = notifier.clone();
+    let held: approvals::Observer = Arc::new(move |held| told.tell(Finding::held(held)));
+    let approvals = Approvals::open(approval, Arc::new(runs.clone()), Some(held)).await;
+    work.spawn(begin_the_approved(
+        approvals.clone(),
+        recovered.clone(),
+        stopping.clone(),
+    ));
+    let watcher = watching.map(|watching| {
+        let (ready, stopping) = (recovered.clone(), stopping.clone());
+        let adopt = Arc::new(approvals.gate(Arc::new(runs.clone())));
+        let (watcher, watch) = Watcher::new(watching, refresher.clone(), adopt, ready, stopping);
+        if !notifier.is_silent() {
+            let told = notifier.clone();
+            watcher.tell_after_looks(Arc::new(move |seen| told.tell_all(Outcome::of_look(seen))));
+        }
+        work.spawn(watch);
+        watcher
+    });
+    if let Some(watcher) = &watcher {
+        metrics.ask_watcher(watched(watcher));
+    }
+    // Nobody hears it where nothing is watched; then no webhook is taken either.
+    let bell = watcher.as_ref().map(|watcher| watcher.bell().clone());
+    let served = Served {
+        refresher,
+        runs,
+        approvals,
+        watcher,
+        bell: bell.unwrap_or_default(),
+        hooks: Arc::new(hooks),
+        hosts: Arc::new(hosts),
+        token: token.map(Arc::new),
+        metrics_token: metrics_token.map(Arc::new),
+        metrics,
+        probe,
+        work: work.clone(),
+        recovered,
+        reconciler,
+        stopping: stopping.clone(),
+    };
+    let told = stopping.clone();
+    let until = async move {
+        shutdown.await;
+        tracing::info!("stopping: nothing new is begun, what was begun is finished");
+        told.cancel();
+    };
+    let serving = serve(listener, served, until);
+    let drained = async {
+        stopping.cancelled().await;
+        work.close();
+        tokio::time::sleep(DRAIN).await;
+    };
+    // The server ends when its last answer is out; a client that never reads its answer must not keep us for ever.
+    tokio::select! {
+        ended = serving => ended?,
+        () = drained => tracing::warn!("gave up waiting for requests under way"),
+    }
+    work.close();
+    if tokio::time::timeout(DRAIN, work.wait()).await.is_err() {
+        tracing::warn!("gave up waiting for refreshes under way");
+    }
+    if let Some(history) = history {
+        history.close(WRITTEN).await;
+    }
+    notifier.close(TOLD).await;
+    Ok(())
+}
+
+/// What the metrics ask at each look.
+fn sources(runs: &Arc<Runs>, probe: &Arc<Probe>, reconciler: &Arc<Reconciler>) -> Sources {
+    let refresher = runs.refresher();
+    let (generations, history) = (
+        refresher.generations().clone(),
+        refresher.history().cloned(),
+    );
+    let (runs, probe, reconciler) = (runs.clone(), probe.clone(), reconciler.clone());
+    Sources {
+        unfinished: Box::new(move || reconciler.abandoned()),
+        under_way: Box::new(move || runs.under_way().len()),
+        policy: Box::new(move || generations.active().policy_report()),
+        history_writable: Box::new(move || {
+            let history = history.as_ref();
+            history.map(|history| history.trouble().is_none())
+        }),
+        engine_up: Box::new(move || probe.last_known()),
+    }
+}
+
+/// The same of its watcher.
+fn watched(watcher: &Arc<Watcher>) -> Watched {
+    let (images, requests) = (watcher.clone(), watcher.clone());
+    Watched {
+        images: Box::new(move || {
+            let snapshot = images.snapshot();
+            let counted = snapshot.last_look.as_ref().map(|_| snapshot.summary);
+            counted.map(|it| ImageCounts {
+                behind: it.behind,
+                current: it.current,
+                unknown: it.unknown,
+            })
+        }),
+        registry_requests: Box::new(move || requests.requests()),
+    }
+}
+
+/// What a daemon that died had approved and not begun, once it was looked for what it left half done.
+async fn begin_the_approved(
+    approvals: Arc<Approvals>,
+    recovered: CancellationToken,
+    stopping: CancellationToken,
+) {
+    tokio::select! {
+        () = stopping.cancelled() => return,
+        () = recovered.cancelled() => {}
+    }
+    approvals.begin_the_approved(stopping).await;
+}
