@@ -21,7 +21,7 @@ use tokio::sync::OnceCell;
 use crate::bounded::{self, within};
 use crate::certificates::Certificates;
 use crate::install;
-use crate::keeper::{self, Keep, Kept};
+use crate::keeper::{self, Kept, Persistence};
 use crate::report::progress;
 
 const USUAL_SOCKET: &str = "/var/run/docker.sock";
@@ -172,7 +172,7 @@ impl Engine {
             // Nobody would reach it.
             Networks::Isolated => None,
         };
-        let kept = Kept::start(Keep {
+        let kept = Kept::start(Persistence {
             name: "engine",
             lock: (networks == Networks::Machine).then_some(Path::new(LOCK)),
             environment: vec![

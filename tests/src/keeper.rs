@@ -30,7 +30,7 @@ const AFTER_GRACE: Duration = Duration::from_secs(15);
 const LOG_LINES: usize = 15;
 
 /// What to keep alive.
-pub(crate) struct Keep<'a> {
+pub(crate) struct Persistence<'a> {
     /// Names the server in messages, and its directory.
     pub(crate) name: &'a str,
     pub(crate) directory: PathBuf,
@@ -70,7 +70,7 @@ pub(crate) fn directory(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 impl Kept {
-    pub(crate) fn start(keep: Keep<'_>) -> anyhow::Result<Self> {
+    pub(crate) fn start(keep: Persistence<'_>) -> anyhow::Result<Self> {
         let script = keep.directory.join("keeper.sh");
         fs::write(&script, SCRIPT).with_context(|| format!("cannot write {}", script.display()))?;
         let mut command = Command::new("sh");

@@ -17,7 +17,7 @@ use tokio::sync::OnceCell;
 
 use crate::http::{self, Answer};
 use crate::install;
-use crate::keeper::{self, Keep, Kept};
+use crate::keeper::{self, Kept, Persistence};
 use crate::tokens::TokenServer;
 
 /// A registry is up after 50 ms; the rest is for a loaded machine.
@@ -135,7 +135,7 @@ impl Registry {
         let config = directory.join("config.yml");
         fs::write(&config, configuration(&directory, port, password)? + more)
             .with_context(|| format!("cannot write {}", config.display()))?;
-        let kept = Kept::start(Keep {
+        let kept = Kept::start(Persistence {
             name: "registry",
             directory,
             lock: None,

@@ -18,7 +18,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::bounded::within;
 use crate::install;
-use crate::keeper::{self, Keep, Kept};
+use crate::keeper::{self, Kept, Persistence};
 use crate::registry::free_port;
 
 /// It is up after some 20 ms; the rest is for a loaded machine.
@@ -68,7 +68,7 @@ impl Sshd {
         let port = free_port()?;
         let config = directory.join("sshd_config");
         fs::write(&config, server_config(&directory, port, environment))?;
-        let kept = Kept::start(Keep {
+        let kept = Kept::start(Persistence {
             name: "sshd",
             directory,
             lock: None,

@@ -12,10 +12,10 @@ use anyhow::{Context, ensure};
 use async_trait::async_trait;
 use refit::author::scenario::{read_all, run};
 use refit::capabilities::snapshot::Snapshot;
-use refit::capabilities::snapshot::replay::Replay;
+use refit::capabilities::snapshot::replay::SnapshotCapabilities;
 use refit::capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation};
 use refit::engine::{EngineError, PullError};
-use refit::model::container::{Container, Listed};
+use refit::model::container::{Container, ContainerSummary};
 use refit::model::decision::Verdict;
 use refit::model::grants::{GrantPatterns, Grants, Verb};
 use refit::model::image::ImageRef;
@@ -173,7 +173,7 @@ fn decided(decisions: &Decisions) -> Vec<(&str, Verdict, &str)> {
 }
 
 /// Who runs the image that everybody should run, now.
-async fn current(engine: &Replay) -> anyhow::Result<Vec<String>> {
+async fn current(engine: &SnapshotCapabilities) -> anyhow::Result<Vec<String>> {
     let mut names = Vec::new();
     let listed = engine.containers().await;
     for listed in listed.map_err(|error| anyhow::anyhow!("{error:?}"))? {
@@ -188,7 +188,7 @@ async fn current(engine: &Replay) -> anyhow::Result<Vec<String>> {
 
 /// What both have in common. `held` is where they differ.
 async fn decides_rightly(policy: &Policy, held: (Verdict, &str)) -> anyhow::Result<()> {
-    let engine = Arc::new(Replay::new(platform()?, false));
+    let engine = Arc::new(SnapshotCapabilities::new(platform()?, false));
     let decisions = refresh(policy, engine.clone(), &request()).await?;
     let decisions = decisions.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
     assert_eq!(
@@ -225,7 +225,7 @@ async fn decides_rightly(policy: &Policy, held: (Verdict, &str)) -> anyhow::Resu
 }
 
 async fn obeys_the_request(policy: &Policy) -> anyhow::Result<()> {
-    let engine = Arc::new(Replay::new(platform()?, false));
+    let engine = Arc::new(SnapshotCapabilities::new(platform()?, false));
     let look = Request {
         targets: vec!["hermes".into()],
         recreate: false,
@@ -248,7 +248,7 @@ async fn obeys_the_request(policy: &Policy) -> anyhow::Result<()> {
         force: true,
         ..request()
     };
-    let forced = Arc::new(Replay::new(platform()?, true));
+    let forced = Arc::new(SnapshotCapabilities::new(platform()?, true));
     let decisions = refresh(policy, forced, &force).await?;
     let decisions = decisions.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
     assert_eq!(decisions.by_container["ws-current"].rule, "forced");
@@ -268,15 +268,18 @@ async fn obeys_the_request(policy: &Policy) -> anyhow::Result<()> {
 }
 
 /// An engine that cannot list its containers.
-struct Unlisted(Replay);
+struct Unlisted(SnapshotCapabilities);
 
 #[async_trait]
 impl Capabilities for Unlisted {
-    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, CallError<EngineError>> {
         Err(CallError::Denied("it is not to be seen".into()))
     }
 
-    async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
+    async fn inspect(
+        &self,
+        container: &ContainerSummary,
+    ) -> Result<Container, CallError<EngineError>> {
         self.0.inspect(container).await
     }
 
@@ -290,7 +293,7 @@ impl Capabilities for Unlisted {
 }
 
 async fn says_what_cannot_be_listed(policy: &Policy) -> anyhow::Result<()> {
-    let engine = Arc::new(Unlisted(Replay::new(platform()?, false)));
+    let engine = Arc::new(Unlisted(SnapshotCapabilities::new(platform()?, false)));
     match refresh(policy, engine, &request()).await? {
         Err(Failure::Unlisted { cause, targets }) => {
             assert_eq!(cause, "it is not to be seen");
@@ -334,7 +337,7 @@ async fn the_python_policy_does_what_its_page_says() -> anyhow::Result<()> {
     let mut broken = platform()?;
     let fault = serde_json::from_value(json!("rolled-back"))?;
     broken.recreations.insert("ws-behind".into(), fault);
-    let engine = Arc::new(Replay::new(broken, false));
+    let engine = Arc::new(SnapshotCapabilities::new(broken, false));
     let decisions = refresh(&policy, engine.clone(), &request()).await?;
     let decisions = decisions.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
     assert_eq!(decisions.by_container["ws-pinned"].rule, "canary-failed");

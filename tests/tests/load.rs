@@ -11,16 +11,17 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
+use refit::capabilities::dependency_cache::KnownTies;
 use refit::capabilities::guard::Counts;
 use refit::capabilities::live::Workshop;
-use refit::capabilities::permitted::Permitted;
-use refit::capabilities::ties::KnownTies;
+use refit::capabilities::operation_permissions::Permitted;
 use refit::engine::permissions::{RawAnswer, RawCall};
 use refit::engine::{
     CreateRequest, Engine, EngineError, EngineVersion, PullError, Removal, StopMode, UnnamedImage,
 };
 use refit::model::container::{
-    Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest,
+    Container, ContainerId, ContainerName, ContainerSummary, Image, Network, Object,
+    PlatformManifest,
 };
 use refit::model::event::no_events;
 use refit::model::grants::{GrantPatterns, Grants, Verb};
@@ -29,11 +30,11 @@ use refit::model::pull::LayerProgress;
 use refit::model::report::Report;
 use refit::model::request::{Mode, Request, Trigger};
 use refit::model::secret::Login;
+use refit::recreate::concurrency::ConcurrencyLimits;
+use refit::recreate::health_gate::ReadinessCheck;
 use refit::recreate::image_records::ImageRecords;
-use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
-use refit::recreate::proof::Proof;
-use refit::recreate::recover::{FirstSeen, Patience};
+use refit::recreate::recover::{FirstSeen, RecoveryTimeouts};
 use refit::recreate::self_protection::SelfProtection;
 use refit::refresh::{Bounds, Refresher};
 use refit::registry::budget::Rate;
@@ -44,7 +45,7 @@ use refit::revisions::artifact::Carrier;
 use refit::revisions::artifact::registry::Registries;
 use refit::revisions::artifact::signature::Trust;
 use refit::revisions::load::Source;
-use refit::revisions::start::{Keep, Terms};
+use refit::revisions::start::{Persistence, Terms};
 use refit::revisions::swap::{Asked, Candidate};
 use refit::sandbox::{Concurrency, DEFAULT_POLICY, PolicyEngine};
 use serde_json::json;
@@ -90,7 +91,7 @@ impl Engine for Nothing {
         Self::not_found("ask for the version").await
     }
 
-    async fn containers(&self) -> Result<Vec<Listed>, EngineError> {
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, EngineError> {
         tokio::time::sleep(Duration::from_micros(fastrand::u64(0..2_000))).await;
         Ok(Vec::new())
     }
@@ -99,7 +100,10 @@ impl Engine for Nothing {
         Self::not_found("inspect").await
     }
 
-    async fn find_by_name(&self, _: &ContainerName) -> Result<Option<Listed>, EngineError> {
+    async fn find_by_name(
+        &self,
+        _: &ContainerName,
+    ) -> Result<Option<ContainerSummary>, EngineError> {
         Ok(None)
     }
 
@@ -236,7 +240,7 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
         allow_older: false,
     };
     let engine = PolicyEngine::new()?.cached_in(state.join("compiled"));
-    let started = Generations::start(engine, terms, state, Keep::Generations, asked);
+    let started = Generations::start(engine, terms, state, Persistence::Generations, asked);
     let generations = started
         .await
         .map_err(|error| anyhow::anyhow!(error.sentence()))?;
@@ -251,15 +255,15 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
         digests: Arc::new(Digests::new(credentials.clone(), vec![], rate)),
         credentials,
         platform: None,
-        patience: Patience {
-            proof: Proof {
+        patience: RecoveryTimeouts {
+            proof: ReadinessCheck {
                 grace: call,
                 health: call,
             },
             call,
         },
         leases: Leases::in_folder(state.to_owned()),
-        lanes: Lanes::default(),
+        lanes: ConcurrencyLimits::default(),
         first_seen: FirstSeen::default(),
         permitted: Permitted::default(),
         ties: KnownTies::default(),

@@ -9,4 +9,4 @@ pub mod scenario;
 pub mod selftest;
 pub mod template;
 
-mod need;
+mod prerequisite;

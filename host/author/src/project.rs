@@ -14,7 +14,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
-use super::need::{Need, how_to_get};
+use super::prerequisite::{Prerequisite, how_to_get};
 
 /// The project's file.
 pub const FILE: &str = "policy.toml";
@@ -52,7 +52,7 @@ struct Document {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Tools {
-    needs: Vec<Need>,
+    needs: Vec<Prerequisite>,
     from: Vec<Inside>,
     run: Vec<Line>,
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use refit_engine::{EngineError, PullError};
-use refit_model::container::{Container, ContainerId, Listed};
+use refit_model::container::{Container, ContainerId, ContainerSummary};
 use refit_model::image::ImageRef;
 use refit_model::recreation::Strategy;
 use refit_model::unfinished::Unfinished;
@@ -170,7 +170,7 @@ impl ScopedCapabilities {
 
 #[async_trait]
 impl Capabilities for ScopedCapabilities {
-    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, CallError<EngineError>> {
         let mut containers = self.inner.containers().await?;
         containers.retain(|container| {
             let name = &container.name;
@@ -179,7 +179,10 @@ impl Capabilities for ScopedCapabilities {
         Ok(containers)
     }
 
-    async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
+    async fn inspect(
+        &self,
+        container: &ContainerSummary,
+    ) -> Result<Container, CallError<EngineError>> {
         self.inner.inspect(container).await
     }
 
@@ -307,7 +310,7 @@ mod tests {
 
     fn wanted(name: &str, id: &str, image: &str, digest: &str, strategy: Strategy) -> Recreation {
         Recreation {
-            container: Listed {
+            container: ContainerSummary {
                 id: ContainerId::new(id),
                 name: name.into(),
                 labels: BTreeMap::new(),

@@ -9,7 +9,7 @@ use refit_engine::PullError;
 use refit_model::container::Image;
 use refit_model::image::{ImageRef, Platform};
 
-use super::live::Workshop;
+use super::live::EngineContext;
 
 /// A layer is downloaded, and then unpacked to about twice its size.
 const TIMES: u64 = 3;
@@ -32,7 +32,7 @@ struct NoRoom {
 
 /// An error where the image does not fit. `here` is what the reference means on this machine: its layers are not sent again.
 pub(super) async fn check(
-    workshop: &Workshop,
+    workshop: &EngineContext,
     image: &ImageRef,
     here: Option<&Image>,
 ) -> Result<(), PullError> {
@@ -57,7 +57,11 @@ pub(super) async fn check(
 }
 
 /// `None` where nobody says.
-async fn download_size(workshop: &Workshop, image: &ImageRef, here: Option<&Image>) -> Option<u64> {
+async fn download_size(
+    workshop: &EngineContext,
+    image: &ImageRef,
+    here: Option<&Image>,
+) -> Option<u64> {
     let platform = match &workshop.platform {
         Some(platform) => platform.clone(),
         None => {

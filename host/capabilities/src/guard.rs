@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use refit_engine::{EngineError, PullError};
-use refit_model::container::{Container, Listed};
+use refit_model::container::{Container, ContainerSummary};
 use refit_model::grants::Verb;
 use refit_model::image::ImageRef;
 use refit_model::recreation::Strategy;
@@ -97,7 +97,7 @@ impl Guard {
 
 #[async_trait]
 impl Capabilities for Guard {
-    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, CallError<EngineError>> {
         self.going_on()?;
         self.scope
             .grants()
@@ -109,7 +109,10 @@ impl Capabilities for Guard {
         Ok(containers)
     }
 
-    async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
+    async fn inspect(
+        &self,
+        container: &ContainerSummary,
+    ) -> Result<Container, CallError<EngineError>> {
         self.going_on()?;
         self.scope
             .grants()

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use refit_engine::{EngineError, PullError};
-use refit_model::container::{Container, ContainerId, Listed, State};
+use refit_model::container::{Container, ContainerId, ContainerSummary, State};
 use refit_model::diagnostic::{Diagnostic, Hints};
 use refit_model::event::{Event, Events};
 use refit_model::image::{ImageId, ImageRef};
@@ -80,7 +80,7 @@ impl Journal {
 
 #[async_trait]
 impl Capabilities for Journal {
-    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, CallError<EngineError>> {
         let answer = self.inner.containers().await;
         if let Err(error) = &answer {
             self.lock().unlisted = Some(diagnose(error, "cannot list the containers"));
@@ -88,7 +88,10 @@ impl Capabilities for Journal {
         answer
     }
 
-    async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
+    async fn inspect(
+        &self,
+        container: &ContainerSummary,
+    ) -> Result<Container, CallError<EngineError>> {
         let answer = self.inner.inspect(container).await;
         if let Ok(found) = &answer {
             let mut ran = self.ran.lock().unwrap_or_else(PoisonError::into_inner);

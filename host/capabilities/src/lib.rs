@@ -7,18 +7,18 @@
 #![forbid(unsafe_code)]
 
 pub mod approved_scope;
+pub mod dependency_cache;
 pub mod digest_error;
 mod disk_space;
-pub mod foreseen;
+pub mod dry_run;
 pub mod guard;
 pub mod journal;
 pub mod live;
-pub mod permitted;
-pub mod plan;
+pub mod operation_permissions;
+pub mod prefetch;
 pub mod scope;
 pub mod simulated;
 pub mod snapshot;
-pub mod ties;
 mod wave;
 
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use refit_engine::{EngineError, PullError};
-use refit_model::container::{Container, ContainerId, Image, Listed};
+use refit_model::container::{Container, ContainerId, ContainerSummary, Image};
 use refit_model::image::{ImageId, ImageRef};
 use refit_model::recreation::Strategy;
 use refit_model::unfinished::Unfinished;
@@ -106,7 +106,7 @@ impl PulledImage {
 
 #[derive(Clone, Debug)]
 pub struct Recreation {
-    pub container: Listed,
+    pub container: ContainerSummary,
     pub image: PulledImage,
     pub strategy: Strategy,
 }
@@ -139,8 +139,11 @@ pub struct Follower {
 #[async_trait]
 pub trait Capabilities: Send + Sync {
     /// Sorted by name.
-    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>>;
-    async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>>;
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, CallError<EngineError>>;
+    async fn inspect(
+        &self,
+        container: &ContainerSummary,
+    ) -> Result<Container, CallError<EngineError>>;
     /// These are pulled next, one by one: whoever can find out about all of them at once may do so now.
     async fn expect_pulls(&self, _: &[ImageRef]) {}
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>>;

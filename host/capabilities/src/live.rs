@@ -5,21 +5,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use refit_engine::{Engine, EngineError, PullError};
-use refit_model::container::{Container, ContainerId, Image, Listed, PlatformManifest, State};
+use refit_model::container::{
+    Container, ContainerId, ContainerSummary, Image, PlatformManifest, State,
+};
 use refit_model::diagnostic::{Diagnostic, Hints as _};
 use refit_model::event::{Event, Events};
 use refit_model::image::{ImageRef, Platform};
 use refit_model::recreation::{Step, Strategy};
 use refit_model::secret::Login;
 use refit_model::unfinished::Unfinished;
-use refit_recreate::dependents::{Node, Ties, dependents};
+use refit_recreate::concurrency::ConcurrencyLimits;
+use refit_recreate::dependents::{Dependencies, Node, dependents};
 use refit_recreate::image_records::ImageRecords;
-use refit_recreate::lanes::Lanes;
 use refit_recreate::lease::{Lease, Leases};
 use refit_recreate::names::{ParsedName, stopping_name, temporary_name};
-use refit_recreate::recover::{FirstSeen, Outcome, Patience, Recovered, recover, survey};
+use refit_recreate::recover::{FirstSeen, Outcome, Recovered, RecoveryTimeouts, recover, survey};
 use refit_recreate::replace::{
-    Manner, NewContainer, NewImage, Replaced, Target, replace, successor,
+    NewContainer, NewImage, ReplaceOptions, Replaced, Target, replace, successor,
 };
 use refit_recreate::self_protection::SelfProtection;
 use refit_recreate::{RecreateError, guard, overlap, remove};
@@ -27,35 +29,35 @@ use refit_registry::credentials::Credentials;
 use refit_registry::digests::Digests;
 use tokio_util::sync::CancellationToken;
 
+use super::dependency_cache::DependencyCache;
 use super::digest_error::pull_error;
 use super::disk_space;
-use super::foreseen::Foreseen;
-use super::permitted::Permitted;
+use super::operation_permissions::OperationPermissions;
+use super::prefetch::DigestPrefetch;
 use super::scope::Scope;
-use super::ties::KnownTies;
 use super::wave::{self, WaveGroups};
 use super::{CallError, Capabilities, Follower, PulledImage, Recreated, Recreation, Transfer};
 
 /// What every refresh on one engine shares.
-pub struct Workshop {
+pub struct EngineContext {
     pub engine: Arc<dyn Engine>,
     pub credentials: Credentials,
     /// Asked before a pull, and by the watcher.
     pub digests: Arc<Digests>,
     /// Asked for when pulling and when creating, see [`refit_model::image::image_platform`].
     pub platform: Option<Platform>,
-    pub patience: Patience,
+    pub patience: RecoveryTimeouts,
     pub leases: Leases,
-    pub lanes: Lanes,
+    pub lanes: ConcurrencyLimits,
     pub first_seen: FirstSeen,
-    pub permitted: Permitted,
-    pub ties: KnownTies,
+    pub permitted: OperationPermissions,
+    pub ties: DependencyCache,
     pub images: ImageRecords,
     /// What we run in and reach the engine through.
     pub protection: SelfProtection,
 }
 
-impl Workshop {
+impl EngineContext {
     /// Finish or undo what somebody began and could not end. What came of it is logged.
     pub async fn recover(&self) -> Result<Vec<Recovered>, EngineError> {
         let recovered = recover(
@@ -106,7 +108,7 @@ impl Workshop {
     }
 
     /// All containers but those that are half of a replacement, sorted by name.
-    pub(super) async fn containers(&self) -> Result<Vec<Listed>, EngineError> {
+    pub(super) async fn containers(&self) -> Result<Vec<ContainerSummary>, EngineError> {
         let mut containers = self.engine.containers().await?;
         containers.retain(|container| ParsedName::parse(&container.name).is_none());
         containers.sort_by(|a, b| a.name.cmp(&b.name));
@@ -273,7 +275,7 @@ impl Workshop {
             source: error.into(),
         };
         let listed = self.engine.containers().await.map_err(failed)?;
-        let being_proven = |listed: &Listed| matches!(ParsedName::parse(&listed.name), Some(ParsedName::Backup(backup)) if backup.new == container.id.short());
+        let being_proven = |listed: &ContainerSummary| matches!(ParsedName::parse(&listed.name), Some(ParsedName::Backup(backup)) if backup.new == container.id.short());
         if listed.iter().any(being_proven) {
             return Err(RecreateError::Busy { name: name() });
         }
@@ -281,7 +283,7 @@ impl Workshop {
         let first = Node {
             id: container.id.clone(),
             name: name(),
-            ties: Ties::of(container),
+            ties: Dependencies::of(container),
         };
         let mut found = Vec::new();
         for (node, tie) in dependents(&first, others.map_err(failed)?) {
@@ -343,8 +345,8 @@ impl Workshop {
         &'a self,
         ending: &'a CancellationToken,
         step: &'a (dyn Fn(Step) + Send + Sync),
-    ) -> Manner<'a> {
-        Manner {
+    ) -> ReplaceOptions<'a> {
+        ReplaceOptions {
             platform: self.platform.as_ref(),
             proof: self.patience.proof,
             lanes: &self.lanes,
@@ -361,14 +363,14 @@ impl Workshop {
 }
 
 /// One refresh's hands.
-pub struct Live {
-    pub workshop: Arc<Workshop>,
+pub struct LiveCapabilities {
+    pub workshop: Arc<EngineContext>,
     /// Recreate also what is up to date.
     pub force: bool,
     pub events: Events,
     /// Set when the refresh is to end: what was stopped by then is finished, and nothing else is.
     pub ending: CancellationToken,
-    pub foreseen: Foreseen,
+    pub foreseen: DigestPrefetch,
     scope: Arc<Scope>,
     waves: WaveGroups,
     /// What followed another container in this refresh: ids that a policy may still know it by, and the ids that it has now.
@@ -376,15 +378,15 @@ pub struct Live {
     unfinished: Mutex<Option<Vec<Unfinished>>>,
 }
 
-type Answer = Result<Recreated, CallError<RecreateError>>;
+type RecreateAnswer = Result<Recreated, CallError<RecreateError>>;
 
-impl Live {
+impl LiveCapabilities {
     pub fn new(
-        workshop: Arc<Workshop>,
+        workshop: Arc<EngineContext>,
         force: bool,
         events: Events,
         ending: CancellationToken,
-        foreseen: Foreseen,
+        foreseen: DigestPrefetch,
         scope: Arc<Scope>,
     ) -> Self {
         Self {
@@ -402,8 +404,8 @@ impl Live {
 }
 
 #[async_trait]
-impl Capabilities for Live {
-    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
+impl Capabilities for LiveCapabilities {
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, CallError<EngineError>> {
         let mut containers = self.workshop.engine.containers().await?;
         let mut unfinished = Vec::new();
         if containers
@@ -420,7 +422,10 @@ impl Capabilities for Live {
         Ok(containers)
     }
 
-    async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
+    async fn inspect(
+        &self,
+        container: &ContainerSummary,
+    ) -> Result<Container, CallError<EngineError>> {
         Ok(self.workshop.engine.inspect(&container.id).await?)
     }
 
@@ -495,7 +500,7 @@ impl Capabilities for Live {
         }
     }
 
-    async fn recreate(&self, mut wanted: Recreation) -> Answer {
+    async fn recreate(&self, mut wanted: Recreation) -> RecreateAnswer {
         let group = self.waves.group_of(&wanted.container.id);
         if let Some(new) = lock(&self.followed).get(&wanted.container.id) {
             wanted.container.id = new.clone();
@@ -544,7 +549,7 @@ fn call_error(error: RecreateError) -> CallError<RecreateError> {
 }
 
 /// By `remove` or `overlap`.
-async fn recreate_alone(live: &Live, wanted: Recreation) -> Answer {
+async fn recreate_alone(live: &LiveCapabilities, wanted: Recreation) -> RecreateAnswer {
     let Some(lease) = live.workshop.leases.take(&wanted.container.id) else {
         let name = wanted.container.name;
         return Err(RecreateError::Busy { name }.into());
@@ -564,7 +569,7 @@ fn end_leases(leases: Vec<Lease>, is_busy: bool, settled: bool) {
     }
 }
 
-impl Live {
+impl LiveCapabilities {
     /// The digest that it brought, where the engine says so.
     async fn pull_from_registry(&self, image: &ImageRef) -> Result<Option<String>, PullError> {
         let workshop = &self.workshop;
@@ -640,7 +645,10 @@ impl Live {
 }
 
 /// The flag says whether nothing is left to finish or undo.
-async fn recreate_one(live: &Live, wanted: Recreation) -> (Result<Recreated, RecreateError>, bool) {
+async fn recreate_one(
+    live: &LiveCapabilities,
+    wanted: Recreation,
+) -> (Result<Recreated, RecreateError>, bool) {
     let (workshop, events) = (&live.workshop, &live.events);
     let container = match workshop.examine(&wanted, live.force).await {
         Ok(container) => container,
@@ -691,7 +699,7 @@ fn joined(names: &[String]) -> Option<String> {
 }
 
 /// Answers by name.
-type Answers = HashMap<String, Answer>;
+type Answers = HashMap<String, RecreateAnswer>;
 
 /// A container that is to get a new image, and those that depend on it, each behind all that it depends on.
 struct Ready {
@@ -701,7 +709,7 @@ struct Ready {
 }
 
 /// One or several containers, by `replace`, and all that depend on them, as one replacement.
-async fn recreate_group(live: &Live, wanted: Vec<Recreation>) -> Answers {
+async fn recreate_group(live: &LiveCapabilities, wanted: Vec<Recreation>) -> Answers {
     let workshop = &live.workshop;
     let Some(mut leases) = workshop.leases(wanted.iter().map(|wanted| &wanted.container.id)) else {
         let busy = |name: String| (name.clone(), Err(RecreateError::Busy { name }.into()));
@@ -831,7 +839,12 @@ fn followers<'a>(ready: &[Ready], targets: &'a [Target]) -> Vec<&'a Container> {
         .collect()
 }
 
-fn note_followers(live: &Live, targets: &[Target], followers: &[&Container], replaced: &Replaced) {
+fn note_followers(
+    live: &LiveCapabilities,
+    targets: &[Target],
+    followers: &[&Container],
+    replaced: &Replaced,
+) {
     let mut followed = lock(&live.followed);
     for (target, new) in targets.iter().zip(&replaced.members) {
         let old = &target.container.id;

@@ -2,7 +2,7 @@
 //!
 //! A policy that could tell a plan from a refresh could have one thing approved and do another. So what it sees of a container that
 //! would be recreated is what it would see of one that was: another id, the new image, a gap of some length; the old handle finds
-//! nothing any more. The ids are random, so nobody can compute them. The [`Plan`](super::plan::Plan) behind it leaves a container as it
+//! nothing any more. The ids are random, so nobody can compute them. The [`DryRunCapabilities`](super::plan::Plan) behind it leaves a container as it
 //! is, and a snapshot gives it an id of its own: each is asked by the id that it knows.
 
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use refit_engine::{EngineError, PullError};
-use refit_model::container::{Container, ContainerId, Listed, State};
+use refit_model::container::{Container, ContainerId, ContainerSummary, State};
 use refit_model::image::{ImageId, ImageRef};
 use refit_model::unfinished::Unfinished;
 use refit_recreate::{RecreateError, guard};
@@ -20,7 +20,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation};
 
 /// Capabilities that change nothing, and answer as if they had.
-pub struct Simulated {
+pub struct SimulatedCapabilities {
     inner: Arc<dyn Capabilities>,
     force: bool,
     containers: Mutex<HashMap<ContainerId, Simulation>>,
@@ -42,7 +42,7 @@ enum Simulation {
     },
 }
 
-impl Simulated {
+impl SimulatedCapabilities {
     /// `force`: recreate also what would be up to date.
     pub fn new(inner: Arc<dyn Capabilities>, force: bool) -> Self {
         Self {
@@ -102,7 +102,7 @@ fn known_id(id: &ContainerId, now: Option<&Simulation>) -> ContainerId {
     }
 }
 
-fn gone(container: &Listed) -> EngineError {
+fn gone(container: &ContainerSummary) -> EngineError {
     EngineError::NotFound {
         action: format!("inspect container `{}`", container.id.short()),
         source: format!("No such container: {}", container.id).into(),
@@ -110,8 +110,8 @@ fn gone(container: &Listed) -> EngineError {
 }
 
 #[async_trait]
-impl Capabilities for Simulated {
-    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
+impl Capabilities for SimulatedCapabilities {
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, CallError<EngineError>> {
         let mut listed = self.inner.containers().await?;
         let containers = self.lock();
         listed.retain(|it| !matches!(containers.get(&it.id), Some(Simulation::Removed)));
@@ -128,12 +128,15 @@ impl Capabilities for Simulated {
         Ok(listed)
     }
 
-    async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
+    async fn inspect(
+        &self,
+        container: &ContainerSummary,
+    ) -> Result<Container, CallError<EngineError>> {
         if self.lock().contains_key(&container.id) {
             return Err(gone(container).into());
         }
         let (_, now) = self.find(&container.id);
-        let asked = Listed {
+        let asked = ContainerSummary {
             id: known_id(&container.id, now.as_ref()),
             ..container.clone()
         };
@@ -193,7 +196,7 @@ impl Capabilities for Simulated {
         // By the id that it has now.
         let wanted = match old {
             Some(Simulation::Replaced { id, .. }) => Recreation {
-                container: Listed {
+                container: ContainerSummary {
                     id,
                     ..wanted.container
                 },
@@ -221,7 +224,7 @@ impl Capabilities for Simulated {
         let image_id = wanted.image.id.clone();
         let reference = wanted.image.reference.to_string();
         let asked = Recreation {
-            container: Listed {
+            container: ContainerSummary {
                 id: known_id(&first, now.as_ref()),
                 ..wanted.container
             },
@@ -278,13 +281,13 @@ mod tests {
 
     use super::*;
     use crate::snapshot::Snapshot;
-    use crate::snapshot::replay::Replay;
+    use crate::snapshot::replay::SnapshotCapabilities;
     use refit_model::recreation::Strategy;
 
     const APP: &str = "ghcr.io/acme/app:latest";
 
     /// Over a snapshot, which gives a recreated container an id that anybody can compute.
-    fn simulated() -> Simulated {
+    fn simulated() -> SimulatedCapabilities {
         let snapshot = json!({
             "snapshot": 1,
             "taken": "2026-11-29T12:00:00Z",
@@ -295,12 +298,12 @@ mod tests {
             "images": { APP: { "id": "sha256:new" } },
         });
         let snapshot = Snapshot::parse(snapshot.to_string().as_bytes(), "a test").unwrap();
-        Simulated::new(Arc::new(Replay::new(snapshot, false)), false)
+        SimulatedCapabilities::new(Arc::new(SnapshotCapabilities::new(snapshot, false)), false)
     }
 
     async fn recreate(
-        simulated: &Simulated,
-        container: &Listed,
+        simulated: &SimulatedCapabilities,
+        container: &ContainerSummary,
         strategy: Strategy,
     ) -> Result<Recreated, CallError<RecreateError>> {
         let image = simulated.pull(&APP.parse().unwrap()).await.unwrap();

@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use refit_engine::EngineError;
 use refit_model::container::ContainerId;
 use refit_model::recreation::{Step, Strategy};
-use refit_recreate::dependents::{Node, Ties, dependents};
+use refit_recreate::dependents::{Dependencies, Node, dependents};
 use refit_recreate::replace::Target;
 use refit_recreate::{RecreateError, StepError};
 use tokio::sync::OnceCell;
 
-use super::live::Workshop;
+use super::live::EngineContext;
 use super::{CallError, Recreated, Recreation};
 
 type Answers = HashMap<String, Result<Recreated, CallError<RecreateError>>>;
@@ -45,7 +45,7 @@ impl WaveGroups {
     /// These are recreated next: which of them depend on each other?
     pub(super) async fn expect(
         &self,
-        workshop: &Workshop,
+        workshop: &EngineContext,
         wave: &[Recreation],
     ) -> Result<(), EngineError> {
         let replaced: Vec<&Recreation> = wave
@@ -103,7 +103,7 @@ fn are_tied(nodes: &[Node], one: &ContainerId, other: &ContainerId) -> bool {
 /// Each behind all that it depends on.
 pub(crate) fn in_order(targets: Vec<Target>) -> Vec<Target> {
     refit_recreate::dependents::in_order(targets, |target, others| {
-        let ties = Ties::of(&target.container);
+        let ties = Dependencies::of(&target.container);
         others
             .iter()
             .map(|other| &other.container)

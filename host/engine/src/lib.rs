@@ -20,7 +20,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use refit_model::container::{
-    Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest,
+    Container, ContainerId, ContainerName, ContainerSummary, Image, Network, Object,
+    PlatformManifest,
 };
 use refit_model::diagnostic::Hints;
 use refit_model::image::{ImageId, ImageRef, Platform};
@@ -96,11 +97,14 @@ pub trait Engine: Send + Sync {
     async fn version(&self) -> Result<EngineVersion, EngineError>;
 
     /// All of them, in whatever state.
-    async fn containers(&self) -> Result<Vec<Listed>, EngineError>;
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, EngineError>;
     /// An answer about another container is an error.
     async fn inspect(&self, container: &ContainerId) -> Result<Container, EngineError>;
     /// The container that has exactly this name, in whatever state.
-    async fn find_by_name(&self, name: &ContainerName) -> Result<Option<Listed>, EngineError>;
+    async fn find_by_name(
+        &self,
+        name: &ContainerName,
+    ) -> Result<Option<ContainerSummary>, EngineError>;
     /// Whether the engine lists this container, in whatever state: a second opinion where [`Engine::inspect`] was answered 404,
     /// which a proxy says of anything.
     async fn is_listed(&self, container: &ContainerId) -> Result<bool, EngineError>;

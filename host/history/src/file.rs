@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use refit_storage::atomic_file;
 use rusqlite::{Connection, OpenFlags};
 
-use super::presence::{self, Presence};
 use super::rows::Confirmed;
 use super::writer::Row;
-use super::{Health, HistoryError, Id, Keep, Page, Query, Shown, rows, schema};
+use super::writer_lock::{self, WriterLock};
+use super::{Health, HistoryError, Id, Page, Query, Retention, Shown, rows, schema};
 
 /// How long a statement waits for another process's. One of ours takes milliseconds.
 const BUSY: Duration = Duration::from_secs(2);
@@ -32,13 +32,13 @@ const LOG_BYTES_MAX: u32 = 16 << 20;
 
 /// Where things are.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct Location {
     folder: PathBuf,
     path: PathBuf,
     writers: PathBuf,
 }
 
-impl Place {
+impl Location {
     pub(super) fn below(state: &Path) -> Self {
         let folder = state.join("history");
         Self {
@@ -105,7 +105,7 @@ struct Turn {
 }
 
 impl Turn {
-    fn take(place: &Place) -> Result<Self, HistoryError> {
+    fn take(place: &Location) -> Result<Self, HistoryError> {
         let path = place.folder.join("turn");
         let failed = |act, source| HistoryError::Folder {
             act,
@@ -150,10 +150,10 @@ fn identity(path: &Path) -> Option<Identity> {
 
 /// Open, for writing.
 pub(super) struct File {
-    place: Place,
+    place: Location,
     db: Connection,
     identity: Option<Identity>,
-    presence: Presence,
+    presence: WriterLock,
 }
 
 /// How long a process has to run before its own clock is believed about what is old.
@@ -168,7 +168,7 @@ fn confirmed() -> Confirmed {
 }
 
 /// Opens it, or makes it; one that is damaged is moved aside first.
-pub(super) fn open(place: &Place, keep: Keep) -> Result<File, HistoryError> {
+pub(super) fn open(place: &Location, keep: Retention) -> Result<File, HistoryError> {
     let turn = Turn::take(place)?;
     let db = match prepared(place) {
         Err(HistoryError::Damaged { .. }) => {
@@ -177,7 +177,7 @@ pub(super) fn open(place: &Place, keep: Keep) -> Result<File, HistoryError> {
         }
         prepared => prepared?,
     };
-    let presence = Presence::announce(&place.writers).map_err(|source| HistoryError::Folder {
+    let presence = WriterLock::announce(&place.writers).map_err(|source| HistoryError::Folder {
         act: "write to",
         path: place.writers.clone(),
         source,
@@ -190,14 +190,14 @@ pub(super) fn open(place: &Place, keep: Keep) -> Result<File, HistoryError> {
     };
     rows::settle_the_dead(&file.db, &place.writers)
         .map_err(|error| place.failed("write to", error))?;
-    presence::sweep(&place.writers);
+    writer_lock::sweep(&place.writers);
     rows::forget(&file.db, &file.presence.name, keep, confirmed())
         .map_err(|error| place.failed("write to", error))?;
     Ok(file)
 }
 
 /// A connection to a file with the schema of today. The caller holds the turn.
-fn prepared(place: &Place) -> Result<Connection, HistoryError> {
+fn prepared(place: &Location) -> Result<Connection, HistoryError> {
     // Made by us, so that only its owner reads it: it has the names of containers and images. Never opened by us where it is
     // there, since closing it would take away SQLite's own locks.
     let made = atomic_file::new_file(&place.path);
@@ -225,7 +225,7 @@ fn prepared(place: &Place) -> Result<Connection, HistoryError> {
     Ok(db)
 }
 
-fn connect(place: &Place) -> Result<Connection, HistoryError> {
+fn connect(place: &Location) -> Result<Connection, HistoryError> {
     // The mutex is left out: a connection stays in one thread.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connect = || {
@@ -241,7 +241,7 @@ fn connect(place: &Place) -> Result<Connection, HistoryError> {
 }
 
 /// The file's schema; a newer one than ours is an error.
-fn known(place: &Place, db: &Connection) -> Result<i64, HistoryError> {
+fn known(place: &Location, db: &Connection) -> Result<i64, HistoryError> {
     let found = schema::version(db).map_err(|error| place.failed("read", error))?;
     if found > schema::KNOWN {
         return Err(HistoryError::Newer {
@@ -254,7 +254,7 @@ fn known(place: &Place, db: &Connection) -> Result<i64, HistoryError> {
 }
 
 /// Under a dated name, with SQLite's log, for whoever wants to look. Only the newest of such files are kept.
-fn move_aside(place: &Place, _turn: &Turn) -> Result<(), HistoryError> {
+fn move_aside(place: &Location, _turn: &Turn) -> Result<(), HistoryError> {
     let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H-%M-%S.%3fZ");
     let aside = with_suffix(&place.path, &format!(".damaged-{now}"));
     fs::rename(&place.path, &aside).map_err(|source| HistoryError::Folder {
@@ -286,7 +286,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// Those that were moved aside, the oldest first.
-fn damaged(place: &Place) -> Vec<PathBuf> {
+fn damaged(place: &Location) -> Vec<PathBuf> {
     let entries = fs::read_dir(&place.folder).into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> = entries
         .map(|entry| entry.path())
@@ -306,7 +306,7 @@ impl File {
     }
 
     /// Unless another process has done so meanwhile.
-    pub(super) fn move_aside(self, place: &Place) -> Result<(), HistoryError> {
+    pub(super) fn move_aside(self, place: &Location) -> Result<(), HistoryError> {
         let turn = Turn::take(place)?;
         if !self.is_in_place() {
             return Ok(());
@@ -316,7 +316,7 @@ impl File {
     }
 
     /// Writes a row, or completes it, and lets go of what is too old.
-    pub(super) fn put(&mut self, row: &mut Row, keep: Keep) -> Result<(), HistoryError> {
+    pub(super) fn put(&mut self, row: &mut Row, keep: Retention) -> Result<(), HistoryError> {
         rows::put(&mut self.db, &self.presence.name, row, keep, confirmed())
             .map_err(|error| self.place.failed("write to", error))
     }
@@ -324,12 +324,12 @@ impl File {
 
 /// Open, for reading.
 pub(super) struct Reading {
-    place: Place,
+    place: Location,
     db: Connection,
 }
 
 /// `None` where nothing has been written yet.
-pub(super) fn look(place: &Place) -> Result<Option<Reading>, HistoryError> {
+pub(super) fn look(place: &Location) -> Result<Option<Reading>, HistoryError> {
     if !place.has_file()? {
         return Ok(None);
     }
@@ -359,7 +359,7 @@ impl Reading {
 }
 
 /// As [`super::Archive::check`] says.
-pub(super) fn check(place: &Place) -> Result<Option<Health>, HistoryError> {
+pub(super) fn check(place: &Location) -> Result<Option<Health>, HistoryError> {
     if !place.has_file()? {
         return Ok(None);
     }

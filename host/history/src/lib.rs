@@ -9,10 +9,10 @@
 #![forbid(unsafe_code)]
 
 mod file;
-mod presence;
 mod rows;
 mod schema;
 mod writer;
+mod writer_lock;
 
 #[cfg(test)]
 mod tests;
@@ -30,7 +30,7 @@ use refit_model::request::Request;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use self::file::Place;
+use self::file::Location;
 use self::writer::Message;
 
 /// How long a refresh waits for its row at most, at its beginning and at its end. A write takes milliseconds; one that takes
@@ -48,7 +48,7 @@ pub const LIMIT_MAX: u32 = 500;
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug)]
-pub struct Keep {
+pub struct Retention {
     pub refreshes: u32,
     pub days: u32,
 }
@@ -112,7 +112,7 @@ impl FromStr for Outcome {
 
 /// What is known when a refresh begins.
 #[derive(Clone, Debug)]
-pub struct Begun {
+pub struct RefreshStart {
     pub request: Request,
     /// Who asked, as they say of themselves.
     pub by: Option<String>,
@@ -121,7 +121,7 @@ pub struct Begun {
 
 /// What is known when it has ended.
 #[derive(Clone, Debug)]
-pub struct Ended {
+pub struct RefreshEnd {
     pub outcome: Outcome,
     /// Why it failed as a whole.
     pub failure: Option<Diagnostic>,
@@ -167,7 +167,7 @@ impl Trouble {
 impl History {
     /// `state` is the state directory. The file is opened, or made, by a thread of its own, and what is wrong with it is in
     /// the log and in [`Self::trouble`].
-    pub fn open(state: &Path, keep: Keep) -> Self {
+    pub fn open(state: &Path, keep: Retention) -> Self {
         let (queue, messages) = mpsc::channel(QUEUE);
         let trouble = Trouble::default();
         let archive = Archive::below(state);
@@ -202,11 +202,11 @@ impl History {
     }
 
     /// Written when this returns, unless the disk hangs or refuses.
-    pub async fn begin(&self, begun: Begun) -> UnderWay {
+    pub async fn begin(&self, begun: RefreshStart) -> OpenEntry {
         let key = self.keys.fetch_add(1, Ordering::Relaxed);
         let (written, told) = oneshot::channel();
         let by = begun.by.or_else(|| self.by.clone());
-        let row = writer::Row::new(Begun {
+        let row = writer::Row::new(RefreshStart {
             by: by.map(|who| who.chars().take(BY_CHARACTERS_MAX).collect()),
             ..begun
         });
@@ -216,7 +216,7 @@ impl History {
             written,
         };
         let id = self.send(begin, told).await.flatten();
-        UnderWay {
+        OpenEntry {
             id,
             key,
             began: Instant::now(),
@@ -225,7 +225,7 @@ impl History {
     }
 
     /// The same of its end.
-    pub async fn end(&self, mut under_way: UnderWay, ended: Ended) {
+    pub async fn end(&self, mut under_way: OpenEntry, ended: RefreshEnd) {
         under_way.queue = None;
         let (written, told) = oneshot::channel();
         let end = Message::End {
@@ -269,7 +269,7 @@ impl History {
 /// A refresh whose beginning is written down. One that is dropped without an end (its task panicked, or was dropped) is
 /// written down as interrupted.
 #[must_use]
-pub struct UnderWay {
+pub struct OpenEntry {
     /// `None` where it could not be written.
     id: Option<Id>,
     key: u64,
@@ -277,18 +277,18 @@ pub struct UnderWay {
     queue: Option<mpsc::Sender<Message>>,
 }
 
-impl UnderWay {
+impl OpenEntry {
     pub fn id(&self) -> Option<Id> {
         self.id
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for OpenEntry {
     fn drop(&mut self) {
         let Some(queue) = self.queue.take() else {
             return;
         };
-        let interrupted = Ended {
+        let interrupted = RefreshEnd {
             outcome: Outcome::Interrupted,
             failure: None,
             report: None,
@@ -307,7 +307,7 @@ impl Drop for UnderWay {
 /// The file, for those who only look. All of it blocks.
 #[derive(Clone, Debug)]
 pub struct Archive {
-    place: Place,
+    place: Location,
 }
 
 /// Which refreshes are looked for.
@@ -400,7 +400,7 @@ impl Archive {
     /// `state` is the state directory.
     pub fn below(state: &Path) -> Self {
         Self {
-            place: Place::below(state),
+            place: Location::below(state),
         }
     }
 

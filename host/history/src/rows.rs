@@ -9,9 +9,9 @@ use refit_model::recreation::RecreationOutcome;
 use refit_model::report::{PolicyReport, Report};
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
-use super::presence;
 use super::writer::Row;
-use super::{ContainerEntry, Entry, Id, Keep, LIMIT_MAX, Outcome, Page, Query, Shown};
+use super::writer_lock;
+use super::{ContainerEntry, Entry, Id, LIMIT_MAX, Outcome, Page, Query, Retention, Shown};
 
 /// The longest report that is kept: 20,000 containers, as many as a refresh inspects at most unless told otherwise. Of a
 /// longer one the counts are.
@@ -24,7 +24,7 @@ pub(super) fn put(
     db: &mut Connection,
     writer: &str,
     row: &mut Row,
-    keep: Keep,
+    keep: Retention,
     clock: Confirmed,
 ) -> rusqlite::Result<()> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -144,7 +144,7 @@ pub(super) enum Confirmed {
 pub(super) fn forget(
     db: &Connection,
     writer: &str,
-    keep: Keep,
+    keep: Retention,
     clock: Confirmed,
 ) -> rusqlite::Result<()> {
     let age = Duration::from_secs(u64::from(keep.days) * 24 * 60 * 60);
@@ -182,7 +182,7 @@ fn the_dead(db: &Connection, folder: &Path) -> rusqlite::Result<String> {
         let ours = writer
             .bytes()
             .all(|byte| byte.is_ascii_digit() || byte == b'-');
-        if !ours || !presence::lives(folder, &writer) {
+        if !ours || !writer_lock::lives(folder, &writer) {
             dead.push(writer);
         }
     }

@@ -8,15 +8,15 @@ use tempfile::TempDir;
 
 use super::*;
 
-const KEEP: Keep = Keep {
+const KEEP: Retention = Retention {
     refreshes: 1000,
     days: 100,
 };
 const SOON: Duration = Duration::from_secs(30);
 
-fn begun() -> Begun {
+fn begun() -> RefreshStart {
     let report: Report = serde_json::from_value(report()).unwrap();
-    Begun {
+    RefreshStart {
         by: None,
         request: report.request,
         policy: report.policy,
@@ -54,8 +54,8 @@ fn report() -> Value {
     })
 }
 
-fn ended(outcome: Outcome) -> Ended {
-    Ended {
+fn ended(outcome: Outcome) -> RefreshEnd {
+    RefreshEnd {
         outcome,
         failure: None,
         report: Some(serde_json::from_value(report()).unwrap()),
@@ -102,7 +102,7 @@ async fn what_was_written_is_found() {
     assert_eq!(outcomes(history.archive()), [(1, Outcome::Running)]);
     assert_eq!(history.archive().show(1).unwrap().unwrap().report, None);
     history.end(under_way, ended(Outcome::SomeFailed)).await;
-    let failed = Ended {
+    let failed = RefreshEnd {
         outcome: Outcome::Failed,
         failure: Some(Diagnostic::new("no engine").because("no socket")),
         report: None,
@@ -198,7 +198,7 @@ async fn only_the_newest_are_kept_and_no_number_is_used_twice() {
     let state = folder();
     let history = History::open(
         state.path(),
-        Keep {
+        Retention {
             refreshes: 2,
             days: 1,
         },
@@ -222,7 +222,7 @@ async fn only_the_newest_are_kept_and_no_number_is_used_twice() {
     drop(db);
     // One clock alone is not believed.
     for expected in [[6, 5].as_slice(), &[7, 6]] {
-        let keep = Keep {
+        let keep = Retention {
             refreshes: 2,
             days: 1,
         };
@@ -433,7 +433,7 @@ async fn there_is_nothing_before_the_first_refresh() {
 #[tokio::test]
 async fn clock_that_was_ahead_for_one_start_deletes_nothing() {
     let state = folder();
-    let keep = Keep {
+    let keep = Retention {
         refreshes: 100,
         days: 100,
     };

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use refit_model::diagnostic::Diagnostic;
 use tokio::sync::{mpsc, oneshot};
 
-use super::file::{self, File, Place};
-use super::{Begun, Ended, HistoryError, Id, Keep, Trouble};
+use super::file::{self, File, Location};
+use super::{HistoryError, Id, RefreshEnd, RefreshStart, Retention, Trouble};
 
 /// Refreshes of one process that are under way at once and written down. Each holds containers; far fewer make sense.
 const UNDER_WAY_MAX: usize = 1000;
@@ -25,7 +25,7 @@ pub(super) enum Message {
     End {
         key: u64,
         duration: Duration,
-        ended: Box<Ended>,
+        ended: Box<RefreshEnd>,
         written: oneshot::Sender<()>,
     },
     Close {
@@ -39,12 +39,12 @@ pub(super) struct Row {
     pub(super) id: Option<Id>,
     pub(super) started: jiff::Timestamp,
     pub(super) by: Option<String>,
-    pub(super) begun: Begun,
-    pub(super) ended: Option<(Ended, Duration)>,
+    pub(super) begun: RefreshStart,
+    pub(super) ended: Option<(RefreshEnd, Duration)>,
 }
 
 impl Row {
-    pub(super) fn new(begun: Begun) -> Self {
+    pub(super) fn new(begun: RefreshStart) -> Self {
         Self {
             id: None,
             started: jiff::Timestamp::now(),
@@ -57,8 +57,8 @@ impl Row {
 
 /// It ends when it is told to, or when nobody can give it anything any more.
 pub(super) fn start(
-    place: Place,
-    keep: Keep,
+    place: Location,
+    keep: Retention,
     mut messages: mpsc::Receiver<Message>,
     trouble: Trouble,
 ) -> std::io::Result<()> {
@@ -91,8 +91,8 @@ pub(super) fn start(
 }
 
 struct Writer {
-    place: Place,
-    keep: Keep,
+    place: Location,
+    keep: Retention,
     trouble: Trouble,
     file: Option<File>,
     under_way: HashMap<u64, Row>,

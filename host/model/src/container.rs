@@ -134,7 +134,7 @@ pub struct HealthCheckRun {
 /// A container as the engine's list shows it. Its image is left out on purpose: the list names the tag until the tag moves,
 /// and then an id (measured, research/engine-facts.md), so nothing may be decided by it.
 #[derive(Clone, Debug)]
-pub struct Listed {
+pub struct ContainerSummary {
     pub id: ContainerId,
     /// Without the leading slash.
     pub name: String,

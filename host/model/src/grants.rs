@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use globset::{Glob, GlobBuilder, GlobMatcher};
 
-use crate::container::{Container, Listed};
+use crate::container::{Container, ContainerSummary};
 use crate::image::ImageRef;
 
 /// Something a policy may ask the host to do.
@@ -128,7 +128,7 @@ impl Grants {
     }
 
     /// Whether a policy may know that this container exists.
-    pub fn covers(&self, container: &Listed) -> bool {
+    pub fn covers(&self, container: &ContainerSummary) -> bool {
         self.covers_names(&container.name, &container.labels)
     }
 
@@ -208,12 +208,12 @@ mod tests {
         .unwrap()
     }
 
-    fn listed(name: &str, labels: &[(&str, &str)]) -> Listed {
+    fn listed(name: &str, labels: &[(&str, &str)]) -> ContainerSummary {
         let labels = labels
             .iter()
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect();
-        Listed {
+        ContainerSummary {
             id: ContainerId::new("a"),
             name: name.into(),
             labels,

@@ -9,7 +9,7 @@ use crate::names::ParsedName;
 
 /// What a container has of another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tie {
+pub enum Dependency {
     /// `NetworkMode: container:…`
     Network,
     /// `PidMode: container:…`
@@ -22,7 +22,7 @@ pub enum Tie {
     Volumes,
 }
 
-impl Tie {
+impl Dependency {
     /// Completes "`x` …".
     pub fn said(self) -> &'static str {
         match self {
@@ -43,18 +43,18 @@ impl Tie {
 
 /// Everything that one container has of others.
 #[derive(Clone, Debug, Default)]
-pub struct Ties(Vec<(Tie, String)>);
+pub struct Dependencies(Vec<(Dependency, String)>);
 
 /// The shortest beginning of an id that is taken for one. People write twelve digits; fewer could be a name.
 const ID_DIGITS_MIN: usize = 12;
 
-impl Ties {
+impl Dependencies {
     pub fn of(container: &Container) -> Self {
         let mut ties = Vec::new();
         for (tie, key) in [
-            (Tie::Network, "NetworkMode"),
-            (Tie::Processes, "PidMode"),
-            (Tie::Memory, "IpcMode"),
+            (Dependency::Network, "NetworkMode"),
+            (Dependency::Processes, "PidMode"),
+            (Dependency::Memory, "IpcMode"),
         ] {
             let mode = container
                 .host_config
@@ -64,7 +64,10 @@ impl Ties {
                 ties.push((tie, id.to_owned()));
             }
         }
-        for (tie, key) in [(Tie::Link, "Links"), (Tie::Volumes, "VolumesFrom")] {
+        for (tie, key) in [
+            (Dependency::Link, "Links"),
+            (Dependency::Volumes, "VolumesFrom"),
+        ] {
             let entries = container
                 .host_config
                 .get(key)
@@ -76,7 +79,7 @@ impl Ties {
     }
 
     /// The closest tie to the container of this id and name.
-    pub fn to(&self, id: &ContainerId, name: &str) -> Option<Tie> {
+    pub fn to(&self, id: &ContainerId, name: &str) -> Option<Dependency> {
         let mut ties = self.0.iter();
         let tie = ties.find(|(_, provider)| is_meant(provider, id, name));
         tie.map(|(tie, _)| *tie)
@@ -84,7 +87,7 @@ impl Ties {
 
     /// Whether it says the same for as long as the container exists: a link is shown under whatever its provider is called.
     pub fn last(&self) -> bool {
-        self.0.iter().all(|(tie, _)| *tie != Tie::Link)
+        self.0.iter().all(|(tie, _)| *tie != Dependency::Link)
     }
 }
 
@@ -110,11 +113,11 @@ pub(super) fn is_meant(written: &str, id: &ContainerId, name: &str) -> bool {
 pub struct Node {
     pub id: ContainerId,
     pub name: String,
-    pub ties: Ties,
+    pub ties: Dependencies,
 }
 
 impl Node {
-    fn tie_to_any<'a>(&self, of: impl IntoIterator<Item = &'a Node>) -> Option<Tie> {
+    fn tie_to_any<'a>(&self, of: impl IntoIterator<Item = &'a Node>) -> Option<Dependency> {
         of.into_iter()
             .filter(|provider| provider.id != self.id)
             .find_map(|provider| self.ties.to(&provider.id, &provider.name))
@@ -123,7 +126,7 @@ impl Node {
 
 /// Those of `others` that depend on `first`, directly or through each other: each behind all that it depends on, and with the
 /// first tie that was found.
-pub fn dependents(first: &Node, others: Vec<Node>) -> Vec<(Node, Tie)> {
+pub fn dependents(first: &Node, others: Vec<Node>) -> Vec<(Node, Dependency)> {
     let (mut found, mut left) = (vec![first.clone()], others);
     let mut ties = Vec::new();
     loop {
@@ -176,7 +179,7 @@ mod tests {
         Node {
             id: id(digit),
             name: format!("ws-{digit}"),
-            ties: Ties::of(&container(json!({}), host_config)),
+            ties: Dependencies::of(&container(json!({}), host_config)),
         }
     }
 
@@ -184,15 +187,18 @@ mod tests {
     fn each_kind_of_tie_is_seen() {
         let by_id = format!("container:{}", id('a'));
         for (host_config, tie) in [
-            (json!({ "NetworkMode": by_id }), Tie::Network),
-            (json!({ "PidMode": by_id }), Tie::Processes),
-            (json!({ "IpcMode": by_id }), Tie::Memory),
-            (json!({ "Links": ["/ws-a:/ws-x/db"] }), Tie::Link),
-            (json!({ "VolumesFrom": ["ws-a"] }), Tie::Volumes),
-            (json!({ "VolumesFrom": ["aaaaaaaaaaaa:ro"] }), Tie::Volumes),
+            (json!({ "NetworkMode": by_id }), Dependency::Network),
+            (json!({ "PidMode": by_id }), Dependency::Processes),
+            (json!({ "IpcMode": by_id }), Dependency::Memory),
+            (json!({ "Links": ["/ws-a:/ws-x/db"] }), Dependency::Link),
+            (json!({ "VolumesFrom": ["ws-a"] }), Dependency::Volumes),
+            (
+                json!({ "VolumesFrom": ["aaaaaaaaaaaa:ro"] }),
+                Dependency::Volumes,
+            ),
             (
                 json!({ "VolumesFrom": ["ws-a"], "PidMode": by_id }),
-                Tie::Processes,
+                Dependency::Processes,
             ),
         ] {
             let ties = node('x', host_config.clone()).ties;
@@ -208,7 +214,7 @@ mod tests {
         let backup = BackupName::new(&id('a'), &id('b'), 1, true, "ws-a").to_name();
         for written in [backup, temporary_name(&id('a'))] {
             let ties = node('x', json!({ "Links": [format!("/{written}:/ws-x/db")] })).ties;
-            assert_eq!(ties.to(&id('a'), "ws-a"), Some(Tie::Link));
+            assert_eq!(ties.to(&id('a'), "ws-a"), Some(Dependency::Link));
         }
     }
 
@@ -226,16 +232,16 @@ mod tests {
             node('b', json!({ "PidMode": format!("container:{}", id('a')) })),
         ];
         let found = dependents(&node('a', json!({})), others);
-        let found: Vec<(&str, Tie)> = found
+        let found: Vec<(&str, Dependency)> = found
             .iter()
             .map(|(node, tie)| (node.name.as_str(), *tie))
             .collect();
         assert_eq!(
             found,
             [
-                ("ws-b", Tie::Processes),
-                ("ws-c", Tie::Link),
-                ("ws-d", Tie::Link)
+                ("ws-b", Dependency::Processes),
+                ("ws-c", Dependency::Link),
+                ("ws-d", Dependency::Link)
             ]
         );
     }

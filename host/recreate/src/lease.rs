@@ -27,13 +27,13 @@ pub struct Lease {
     leases: Leases,
     key: String,
     file: Option<(File, PathBuf)>,
-    trace: Trace,
+    trace: LeaseMarker,
     settled: bool,
 }
 
 /// What the absence of a holder says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trace {
+pub enum LeaseMarker {
     /// Somebody on this machine began, and died.
     Abandoned,
     /// Nobody on this machine did, as far as we can see. Somebody elsewhere may be at work.
@@ -55,7 +55,7 @@ impl Leases {
     }
 
     /// The same by the first twelve digits of an id, and what was found.
-    pub fn take_key(&self, key: &str) -> Option<(Lease, Trace)> {
+    pub fn take_key(&self, key: &str) -> Option<(Lease, LeaseMarker)> {
         if !self.set().insert(key.to_owned()) {
             return None;
         }
@@ -64,17 +64,17 @@ impl Leases {
             leases: self.clone(),
             key: key.to_owned(),
             file: None,
-            trace: Trace::None,
+            trace: LeaseMarker::None,
             settled: false,
         };
         let Some(folder) = &self.folder else {
-            return Some((lease, Trace::None));
+            return Some((lease, LeaseMarker::None));
         };
         let path = folder.join(key);
         let trace = if path.exists() {
-            Trace::Abandoned
+            LeaseMarker::Abandoned
         } else {
-            Trace::None
+            LeaseMarker::None
         };
         match open_locked(&path) {
             Ok(file) => (lease.file, lease.trace) = (Some((file, path)), trace),
@@ -119,7 +119,7 @@ impl Lease {
     /// We did nothing: leave it as it was found. Otherwise the next one would believe that somebody here died at it, and undo
     /// what a living Refit elsewhere is doing.
     pub fn give_back(mut self) {
-        self.settled = self.trace == Trace::None;
+        self.settled = self.trace == LeaseMarker::None;
     }
 }
 
@@ -161,14 +161,18 @@ mod tests {
             Leases::in_folder(folder.clone()),
         );
         let (held, trace) = ours.take_key(id().short()).unwrap();
-        assert_eq!(trace, Trace::None);
+        assert_eq!(trace, LeaseMarker::None);
         assert!(theirs.take(&id()).is_none(), "a lock on the file is held");
 
         drop(held);
         let (held, trace) = theirs.take_key(id().short()).unwrap();
-        assert_eq!(trace, Trace::Abandoned, "it ended without being settled");
+        assert_eq!(
+            trace,
+            LeaseMarker::Abandoned,
+            "it ended without being settled"
+        );
         held.settle();
-        assert_eq!(ours.take_key(id().short()).unwrap().1, Trace::None);
+        assert_eq!(ours.take_key(id().short()).unwrap().1, LeaseMarker::None);
         std::fs::remove_dir_all(folder).unwrap();
     }
 
@@ -177,9 +181,12 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("refit-lease-back-{}", std::process::id()));
         let leases = Leases::in_folder(folder.clone());
         leases.take(&id()).unwrap().give_back();
-        assert_eq!(leases.take_key(id().short()).unwrap().1, Trace::None);
+        assert_eq!(leases.take_key(id().short()).unwrap().1, LeaseMarker::None);
         leases.take(&id()).unwrap().give_back();
-        assert_eq!(leases.take_key(id().short()).unwrap().1, Trace::Abandoned);
+        assert_eq!(
+            leases.take_key(id().short()).unwrap().1,
+            LeaseMarker::Abandoned
+        );
         std::fs::remove_dir_all(folder).unwrap();
     }
 

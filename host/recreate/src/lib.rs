@@ -10,25 +10,25 @@
 
 #![forbid(unsafe_code)]
 
-mod candidate;
 mod canonical;
+pub mod concurrency;
 pub mod dependents;
 pub mod guard;
+pub mod health_gate;
 pub mod image_records;
 pub mod intent;
-pub mod lanes;
 pub mod lease;
 pub mod names;
 pub mod overlap;
-pub mod proof;
+mod prepare;
 mod reconnect;
 pub mod recover;
 pub mod remove;
 pub mod replace;
 pub mod retention;
+mod retry;
 mod rollback;
 pub mod self_protection;
-mod steady;
 mod stop;
 pub mod verify;
 

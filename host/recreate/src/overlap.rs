@@ -15,11 +15,13 @@ use refit_model::container::{Container, Object, State};
 use refit_model::recreation::Step;
 use serde_json::{Value, json};
 
-use super::candidate::{self, Unready, discard};
+use super::health_gate::{Before, ReadinessCheck, check_again, prove, prove_since};
 use super::intent::{Replacement, network_to_connect};
-use super::proof::{Before, Proof, check_again, prove, prove_since};
-use super::replace::{Manner, Member, NewContainer, NewImage, Replaced, put_back, unchanged};
-use super::steady::{ensure_removed, is_gone};
+use super::prepare::{self, PrepareError, discard};
+use super::replace::{
+    Member, NewContainer, NewImage, ReplaceOptions, Replaced, put_back, unchanged,
+};
+use super::retry::{ensure_removed, is_gone};
 use super::stop::ensure_stopped;
 use super::verify::differences;
 use super::{RecreateError, StepError};
@@ -92,7 +94,7 @@ pub async fn overlap(
     engine: &dyn Engine,
     old: Container,
     image: &NewImage,
-    manner: &Manner<'_>,
+    manner: &ReplaceOptions<'_>,
 ) -> (Result<Replaced, RecreateError>, bool) {
     let name = old.name.clone();
     // The old container runs on and keeps its name; whatever fails up to the renaming leaves it as it is.
@@ -165,13 +167,13 @@ async fn make(
     engine: &dyn Engine,
     old: Container,
     image: &NewImage,
-    manner: &Manner<'_>,
-) -> Result<(Member, Replacement), Unready> {
-    let intent = candidate::intent(engine, &old, manner).await?;
+    manner: &ReplaceOptions<'_>,
+) -> Result<(Member, Replacement), PrepareError> {
+    let intent = prepare::intent(engine, &old, manner).await?;
     let wanted = intent.on(&image.reference, &image.id);
     let unreached = without_aliases(&wanted);
     let at = Instant::now();
-    let made = candidate::create(engine, &old, &unreached, image, manner).await?;
+    let made = prepare::create(engine, &old, &unreached, image, manner).await?;
     let member = Member::new(old, made, at, image.clone(), intent);
     Ok((member, wanted))
 }
@@ -183,7 +185,7 @@ async fn make_reachable(
     engine: &dyn Engine,
     member: &Member,
     wanted: &Replacement,
-    manner: &Manner<'_>,
+    manner: &ReplaceOptions<'_>,
 ) -> Result<Option<jiff::Timestamp>, (Step, StepError)> {
     let Member { old, new, .. } = member;
     let at = |step| move |error: EngineError| (step, StepError::from(error));
@@ -228,7 +230,7 @@ async fn make_reachable(
         started,
         health_check: now.last_health_check,
     };
-    let proof = Proof {
+    let proof = ReadinessCheck {
         grace: manner.proof.for_container(&now).grace.max(BOTH_ANSWER),
         ..manner.proof
     };
@@ -243,7 +245,7 @@ async fn take_name(
     engine: &dyn Engine,
     member: &Member,
     started: Option<jiff::Timestamp>,
-    manner: &Manner<'_>,
+    manner: &ReplaceOptions<'_>,
 ) -> Result<(), (Step, StepError)> {
     let Member { old, new, .. } = member;
     (manner.step)(Step::Park);

@@ -8,7 +8,7 @@ use refit_engine::{Engine, EngineError};
 use refit_model::container::{Container, ContainerId, Network, Object};
 
 use super::intent::endpoints_asked;
-use super::steady::{again, ensure_running, look};
+use super::retry::{again, ensure_running, look};
 
 /// The container runs. If it does not start because a network is gone, it is connected to the one network that has the name now.
 pub(super) async fn ensure_started(

@@ -9,16 +9,16 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use refit_engine::{Engine, EngineError, Removal};
-use refit_model::container::{Container, ContainerId, Listed, State};
+use refit_model::container::{Container, ContainerId, ContainerSummary, State};
 use refit_model::diagnostic::Diagnostic;
 use refit_model::unfinished::{Unfinished, UnfinishedState};
 
-use super::dependents::{Ties, in_order};
-use super::lease::{Leases, Trace};
+use super::dependents::{Dependencies, in_order};
+use super::health_gate::{ReadinessCheck, check_again, prove};
+use super::lease::{LeaseMarker, Leases};
 use super::names::{BackupName, ParsedName};
-use super::proof::{Proof, check_again, prove};
-use super::rollback::{Back, Undo, roll_back, stop_and_remove};
-use super::steady::{again, ensure_removed, look};
+use super::retry::{again, ensure_removed, look};
+use super::rollback::{RollbackOutcome, Undo, roll_back, stop_and_remove};
 use super::stop::{StopTimeout, wait_out_a_stop};
 
 /// What came of one half-done replacement.
@@ -80,8 +80,8 @@ pub enum Outcome {
 
 /// How recovery judges and waits.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    pub proof: Proof,
+pub struct RecoveryTimeouts {
+    pub proof: ReadinessCheck,
     /// Of one call of the engine.
     pub call: Duration,
 }
@@ -119,7 +119,7 @@ impl FirstSeen {
 }
 
 /// One replacement that was begun.
-struct Begun {
+struct BegunReplacement {
     name: String,
     old: Option<Container>,
     new: Option<Container>,
@@ -131,7 +131,7 @@ struct Begun {
     is_stopping: bool,
 }
 
-impl Begun {
+impl BegunReplacement {
     /// Whether the replacement got as far as running under the name, so that going on is nearer than going back.
     fn took_over(&self) -> bool {
         let is_up = |new: &Container| {
@@ -149,7 +149,10 @@ impl Begun {
         let (Some(ours), Some(theirs)) = (&self.old, &other.old) else {
             return false;
         };
-        ours.id != theirs.id && Ties::of(ours).to(&theirs.id, &theirs.name).is_some()
+        ours.id != theirs.id
+            && Dependencies::of(ours)
+                .to(&theirs.id, &theirs.name)
+                .is_some()
     }
 
     fn told(&self, outcome: Outcome, detail: impl Into<String>) -> Recovered {
@@ -168,7 +171,7 @@ fn told(container: String, outcome: Outcome, detail: impl Into<String>) -> Recov
 }
 
 /// What is half done, from the names in the engine's list alone: nothing is asked and nothing is changed.
-pub fn survey(listed: &[Listed], leases: &Leases) -> Vec<Unfinished> {
+pub fn survey(listed: &[ContainerSummary], leases: &Leases) -> Vec<Unfinished> {
     let mut unfinished = Vec::new();
     for key in keys(listed) {
         // Held: a living process is at work on it.
@@ -179,7 +182,7 @@ pub fn survey(listed: &[Listed], leases: &Leases) -> Vec<Unfinished> {
         if is_name_only(listed, &key, trace) {
             continue;
         }
-        let (state, then) = match trace == Trace::Abandoned || is_old(listed, &key) {
+        let (state, then) = match trace == LeaseMarker::Abandoned || is_old(listed, &key) {
             true => (
                 UnfinishedState::HalfDone,
                 "`refit recover` finishes or undoes it",
@@ -216,7 +219,7 @@ pub fn survey(listed: &[Listed], leases: &Leases) -> Vec<Unfinished> {
 /// Only for what is said of it: recovery computes the time.
 const OLD: i64 = 60 * 60;
 
-fn is_old(listed: &[Listed], key: &str) -> bool {
+fn is_old(listed: &[ContainerSummary], key: &str) -> bool {
     listed
         .iter()
         .any(|listed| match ParsedName::parse(&listed.name) {
@@ -233,7 +236,7 @@ pub async fn recover(
     engine: &dyn Engine,
     leases: &Leases,
     first_seen: &FirstSeen,
-    patience: Patience,
+    patience: RecoveryTimeouts,
 ) -> Result<Vec<Recovered>, EngineError> {
     let listed = again(|| engine.containers()).await?;
     let keys = keys(&listed);
@@ -242,7 +245,7 @@ pub async fn recover(
 
     let mut recovered = Vec::new();
     let mut taken = Vec::new();
-    let mut begun: BTreeMap<String, Begun> = BTreeMap::new();
+    let mut begun: BTreeMap<String, BegunReplacement> = BTreeMap::new();
     for key in keys {
         let Some((lease, trace)) = leases.take_key(&key) else {
             let detail = "a living process on this machine is at work on it";
@@ -268,7 +271,7 @@ pub async fn recover(
             Some(now) => now,
             None => clock.insert(engine_time(engine).await),
         };
-        if trace == Trace::None {
+        if trace == LeaseMarker::None {
             let left = time_left(&found, patience, now)
                 .min(longest(&found, patience).saturating_sub(first_seen.age(&key)));
             if !left.is_zero() {
@@ -317,7 +320,7 @@ async fn engine_time(engine: &dyn Engine) -> jiff::Timestamp {
 }
 
 /// The first digits of the ids of the containers that are, or were to be, replaced.
-fn keys(listed: &[Listed]) -> Vec<String> {
+fn keys(listed: &[ContainerSummary]) -> Vec<String> {
     let keys = listed.iter().filter_map(|it| ParsedName::parse(&it.name));
     let mut keys: Vec<String> = keys.map(|parsed| parsed.old().to_owned()).collect();
     keys.sort();
@@ -327,11 +330,11 @@ fn keys(listed: &[Listed]) -> Vec<String> {
 
 /// Whether a name is all that speaks of a replacement: the container that it names is not here, and nobody on this machine began it.
 /// Anybody can give a container such a name, and it must not be removed for that.
-fn is_name_only(listed: &[Listed], key: &str, trace: Trace) -> bool {
-    trace == Trace::None && listed.iter().all(|it| it.id.short() != key)
+fn is_name_only(listed: &[ContainerSummary], key: &str, trace: LeaseMarker) -> bool {
+    trace == LeaseMarker::None && listed.iter().all(|it| it.id.short() != key)
 }
 
-fn title(listed: &[Listed], key: &str) -> String {
+fn title(listed: &[ContainerSummary], key: &str) -> String {
     let by_name = listed
         .iter()
         .find_map(|listed| match ParsedName::parse(&listed.name) {
@@ -350,9 +353,9 @@ fn title(listed: &[Listed], key: &str) -> String {
 /// What is there of one replacement, looked at again under the lease. `None` where nothing of it is left.
 async fn gather(
     engine: &dyn Engine,
-    listed: &[Listed],
+    listed: &[ContainerSummary],
     key: &str,
-) -> Result<Option<Begun>, EngineError> {
+) -> Result<Option<BegunReplacement>, EngineError> {
     let old = match listed.iter().find(|listed| listed.id.short() == key) {
         Some(old) => look(engine, &old.id).await?,
         None => None,
@@ -383,7 +386,7 @@ async fn gather(
         (None, None, _) => return Ok(None),
         // The name was given back before we looked, and no replacement is left.
         (Some(_), None, None) => return Ok(None),
-        (Some(old), new, Some(backup)) => Begun {
+        (Some(old), new, Some(backup)) => BegunReplacement {
             name: backup.name.clone(),
             // As it was: it is compared and put back by the name that it had.
             old: Some(Container {
@@ -395,7 +398,7 @@ async fn gather(
             backup: Some(backup),
             is_stopping,
         },
-        (old, Some(new), _) => Begun {
+        (old, Some(new), _) => BegunReplacement {
             name: old
                 .as_ref()
                 .map_or_else(|| new.name.clone(), |old| old.name.clone()),
@@ -409,7 +412,7 @@ async fn gather(
     Ok(Some(begun))
 }
 
-fn find_id<'a>(listed: &'a [Listed], short: &str) -> Option<&'a ContainerId> {
+fn find_id<'a>(listed: &'a [ContainerSummary], short: &str) -> Option<&'a ContainerId> {
     let found = listed.iter().find(|listed| listed.id.short() == short);
     found.map(|listed| &listed.id)
 }
@@ -424,7 +427,7 @@ fn ran_before(old: &Container, new: &Container) -> bool {
 }
 
 /// How long a replacement like this may take.
-fn longest(begun: &Begun, patience: Patience) -> Duration {
+fn longest(begun: &BegunReplacement, patience: RecoveryTimeouts) -> Duration {
     let stop = match &begun.old {
         Some(_) if begun.is_stopping => STOPPING_MAX,
         Some(old) => StopTimeout::of(old).bound(),
@@ -438,7 +441,11 @@ fn longest(begun: &Begun, patience: Patience) -> Duration {
 }
 
 /// Until any replacement would have ended that began when this one did, by the engine's clock.
-fn time_left(begun: &Begun, patience: Patience, now: jiff::Timestamp) -> Duration {
+fn time_left(
+    begun: &BegunReplacement,
+    patience: RecoveryTimeouts,
+    now: jiff::Timestamp,
+) -> Duration {
     let parked = begun.backup.as_ref().and_then(|backup| backup.since);
     let parked = parked.and_then(|since| jiff::Timestamp::from_second(since).ok());
     let made = begun.new.as_ref().map(|new| new.created);
@@ -452,16 +459,18 @@ fn time_left(begun: &Begun, patience: Patience, now: jiff::Timestamp) -> Duratio
 }
 
 /// Containers that depend on each other go on or back together, each behind all that it depends on.
-fn groups(begun: BTreeMap<String, Begun>) -> Vec<Vec<(String, Begun)>> {
-    let mut groups: Vec<Vec<(String, Begun)>> = Vec::new();
+fn groups(begun: BTreeMap<String, BegunReplacement>) -> Vec<Vec<(String, BegunReplacement)>> {
+    let mut groups: Vec<Vec<(String, BegunReplacement)>> = Vec::new();
     for (key, one) in begun {
-        let tied = |(_, other): &(String, Begun)| one.depends_on(other) || other.depends_on(&one);
+        let tied = |(_, other): &(String, BegunReplacement)| {
+            one.depends_on(other) || other.depends_on(&one)
+        };
         let (with_it, others): (Vec<_>, Vec<_>) =
             groups.into_iter().partition(|group| group.iter().any(tied));
         groups = others;
         groups.push(with_it.into_iter().flatten().chain([(key, one)]).collect());
     }
-    let behind = |(_, one): &(String, Begun), others: &[(String, Begun)]| {
+    let behind = |(_, one): &(String, BegunReplacement), others: &[(String, BegunReplacement)]| {
         others.iter().any(|(_, other)| one.depends_on(other))
     };
     groups
@@ -472,8 +481,8 @@ fn groups(begun: BTreeMap<String, Begun>) -> Vec<Vec<(String, Begun)>> {
 
 async fn settle(
     engine: &dyn Engine,
-    group: Vec<(String, Begun)>,
-    proof: Proof,
+    group: Vec<(String, BegunReplacement)>,
+    proof: ReadinessCheck,
     now: jiff::Timestamp,
 ) -> Vec<(String, Recovered)> {
     if let Some(detail) = still_stopping(&group, now) {
@@ -515,24 +524,24 @@ async fn settle(
         let told = match &one.old {
             None => replacement_of_none(engine, one).await,
             Some(_) => match each.next() {
-                Some(Ok(Back::Restored)) if left_over.is_empty() => {
+                Some(Ok(RollbackOutcome::Restored)) if left_over.is_empty() => {
                     one.told(Outcome::Undone, reason.clone())
                 }
-                Some(Ok(Back::Restored)) => one.told(
+                Some(Ok(RollbackOutcome::Restored)) => one.told(
                     Outcome::LeftOver,
                     format!(
                         "{reason}; the old container runs, and `{}` could not be removed",
                         left_over.join("`, `")
                     ),
                 ),
-                Some(Ok(Back::Gone)) => {
+                Some(Ok(RollbackOutcome::Gone)) => {
                     one.told(Outcome::Superseded, "somebody removed it meanwhile")
                 }
-                Some(Ok(Back::Superseded)) => one.told(
+                Some(Ok(RollbackOutcome::Superseded)) => one.told(
                     Outcome::Superseded,
                     "somebody else's container runs under the name",
                 ),
-                Some(Ok(Back::Stopping)) | None => {
+                Some(Ok(RollbackOutcome::Stopping)) | None => {
                     one.told(Outcome::Stranded, "it was asked to stop and has not ended")
                 }
                 Some(Err(error)) => {
@@ -547,7 +556,7 @@ async fn settle(
 }
 
 /// For whoever has to mend it: which container it is, and why it does not run.
-fn stranded(one: &Begun, problem: &str) -> String {
+fn stranded(one: &BegunReplacement, problem: &str) -> String {
     let id = |container: &Option<Container>| match container {
         Some(container) => container.id.short().to_owned(),
         None => "gone".to_owned(),
@@ -560,7 +569,7 @@ fn stranded(one: &Begun, problem: &str) -> String {
 }
 
 /// Why nothing can be done about a container that somebody asked to stop, that has no stop timeout and has not ended.
-fn still_stopping(group: &[(String, Begun)], now: jiff::Timestamp) -> Option<String> {
+fn still_stopping(group: &[(String, BegunReplacement)], now: jiff::Timestamp) -> Option<String> {
     let stopping = group.iter().find(|(_, one)| {
         let runs = one
             .old
@@ -579,7 +588,7 @@ fn still_stopping(group: &[(String, Begun)], now: jiff::Timestamp) -> Option<Str
 }
 
 /// The container that was to be replaced is gone, so its replacement goes too.
-async fn replacement_of_none(engine: &dyn Engine, one: &Begun) -> Recovered {
+async fn replacement_of_none(engine: &dyn Engine, one: &BegunReplacement) -> Recovered {
     if let Some(new) = &one.new
         && let Err(error) = ensure_removed(engine, &new.id, Removal::Discard).await
     {
@@ -598,8 +607,8 @@ async fn replacement_of_none(engine: &dyn Engine, one: &Begun) -> Recovered {
 /// Every replacement proves itself and is looked at once more, then the old containers go. The error says why it is undone instead.
 async fn finish(
     engine: &dyn Engine,
-    group: &[(String, Begun)],
-    proof: Proof,
+    group: &[(String, BegunReplacement)],
+    proof: ReadinessCheck,
 ) -> Result<Vec<(String, Recovered)>, String> {
     let failed = |error| format!("the replacement did not prove itself: {error}");
     let mut proven = Vec::new();

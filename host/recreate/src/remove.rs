@@ -5,7 +5,7 @@ use refit_model::container::Container;
 use refit_model::recreation::Step;
 
 use super::RecreateError;
-use super::steady::ensure_removed;
+use super::retry::ensure_removed;
 
 /// Removed by force, its volumes kept. It is looked at again where the answer got lost, so the outcome says what is true.
 pub async fn remove(engine: &dyn Engine, container: &Container) -> Result<(), RecreateError> {

@@ -18,13 +18,13 @@ use refit_model::image::{ImageId, ImageRef, Platform};
 use refit_model::recreation::Step;
 use tokio_util::sync::CancellationToken;
 
-use super::candidate::{self, Made, Unready};
+use super::concurrency::ConcurrencyLimits;
+use super::health_gate::{ReadinessCheck, check_again, prove};
 use super::intent::{Intent, network_to_connect};
-use super::lanes::Lanes;
 use super::names::{self, BackupName, ParsedName};
-use super::proof::{Proof, check_again, prove};
-use super::rollback::{Back, Undo, roll_back, stop_and_remove};
-use super::steady::{ensure_removed, find, is_gone, look, may_pass, until_reachable};
+use super::prepare::{self, Made, PrepareError};
+use super::retry::{ensure_removed, find, is_gone, look, may_pass, until_reachable};
+use super::rollback::{RollbackOutcome, Undo, roll_back, stop_and_remove};
 use super::stop::{StopTimeout, stop};
 use super::{RecreateError, StepError};
 use crate::image_records::ImageRecords;
@@ -86,10 +86,10 @@ pub struct Target {
 }
 
 /// How, and who is told.
-pub struct Manner<'a> {
+pub struct ReplaceOptions<'a> {
     pub platform: Option<&'a Platform>,
-    pub proof: Proof,
-    pub lanes: &'a Lanes,
+    pub proof: ReadinessCheck,
+    pub lanes: &'a ConcurrencyLimits,
     /// What is known of images that the engine no longer shows.
     pub images: &'a ImageRecords,
     /// Set: what has not been stopped by then is left as it is.
@@ -194,7 +194,7 @@ impl Member {
 pub async fn replace(
     engine: &dyn Engine,
     group: Vec<Target>,
-    manner: &Manner<'_>,
+    manner: &ReplaceOptions<'_>,
 ) -> (Result<Replaced, RecreateError>, bool) {
     // Ahead of the gap. The old containers run on; whatever fails here leaves them as they are.
     let aside = manner.lanes.aside().await;
@@ -269,8 +269,8 @@ pub async fn replace(
 async fn make_ready(
     engine: &dyn Engine,
     targets: Vec<Target>,
-    manner: &Manner<'_>,
-) -> Result<Vec<Member>, Unready> {
+    manner: &ReplaceOptions<'_>,
+) -> Result<Vec<Member>, PrepareError> {
     let mut wanted = Vec::with_capacity(targets.len());
     for Target { container, image } in targets {
         let image = match image {
@@ -279,7 +279,12 @@ async fn make_ready(
                 Ok(image) => image,
                 Err(error) => {
                     let source = error.into();
-                    return Err(Unready::aborted(&container, Step::Inspect, source, true));
+                    return Err(PrepareError::aborted(
+                        &container,
+                        Step::Inspect,
+                        source,
+                        true,
+                    ));
                 }
             },
         };
@@ -288,16 +293,16 @@ async fn make_ready(
     let mut group: Vec<Member> = Vec::with_capacity(wanted.len());
     for (old, image) in wanted {
         let made = async {
-            let intent = candidate::intent(engine, &old, manner).await?;
+            let intent = prepare::intent(engine, &old, manner).await?;
             let at = Instant::now();
             let made = make(engine, &old, &image, &intent, &group, manner).await?;
-            Ok::<_, Unready>(Member::new(old, made, at, image, intent))
+            Ok::<_, PrepareError>(Member::new(old, made, at, image, intent))
         };
         match made.await {
             Ok(member) => group.push(member),
             Err(unready) => {
                 let settled = unready.settled & discard_all(engine, &group).await;
-                return Err(Unready { settled, ..unready });
+                return Err(PrepareError { settled, ..unready });
             }
         }
     }
@@ -311,14 +316,14 @@ async fn make(
     image: &NewImage,
     intent: &Intent,
     providers: &[Member],
-    manner: &Manner<'_>,
-) -> Result<Made, Unready> {
+    manner: &ReplaceOptions<'_>,
+) -> Result<Made, PrepareError> {
     let mut intent = intent.clone();
     for provider in providers {
         intent.follow(&provider.old, &provider.new);
     }
     let wanted = intent.on(&image.reference, &image.id);
-    candidate::create(engine, old, &wanted, image, manner).await
+    prepare::create(engine, old, &wanted, image, manner).await
 }
 
 /// Make the replacement of `group[index]` again, which is gone, and those of all that may depend on it.
@@ -326,8 +331,8 @@ async fn make_again(
     engine: &dyn Engine,
     group: &mut [Member],
     index: usize,
-    manner: &Manner<'_>,
-) -> Result<(), Unready> {
+    manner: &ReplaceOptions<'_>,
+) -> Result<(), PrepareError> {
     for index in index..group.len() {
         let (providers, rest) = group.split_at_mut(index);
         let Some(member) = rest.first_mut() else {
@@ -337,9 +342,14 @@ async fn make_again(
             container = member.old.name,
             "somebody removed its replacement: making it again"
         );
-        if !candidate::discard(engine, &member.new).await {
+        if !prepare::discard(engine, &member.new).await {
             let problem = StepError::Unfit("the one that was made before cannot be removed".into());
-            return Err(Unready::aborted(&member.old, Step::Create, problem, false));
+            return Err(PrepareError::aborted(
+                &member.old,
+                Step::Create,
+                problem,
+                false,
+            ));
         }
         let made = make(
             engine,
@@ -358,7 +368,7 @@ async fn make_again(
 async fn discard_all(engine: &dyn Engine, group: &[Member]) -> bool {
     let mut gone = true;
     for member in group.iter().rev() {
-        gone &= candidate::discard(engine, &member.new).await;
+        gone &= prepare::discard(engine, &member.new).await;
     }
     gone
 }
@@ -368,20 +378,20 @@ async fn discard_all(engine: &dyn Engine, group: &[Member]) -> bool {
 async fn look_once_more(
     engine: &dyn Engine,
     group: &mut [Member],
-    manner: &Manner<'_>,
-) -> Result<(), Unready> {
+    manner: &ReplaceOptions<'_>,
+) -> Result<(), PrepareError> {
     let mut remakes = 0;
     loop {
         if manner.ending.is_cancelled() {
             let name = group[0].old.name.clone();
-            return Err(Unready {
+            return Err(PrepareError {
                 error: RecreateError::Withdrawn { name },
                 settled: true,
             });
         }
         for member in group.iter() {
             if let Err(error) = unchanged(engine, &member.old, &group[0].image).await {
-                return Err(Unready {
+                return Err(PrepareError {
                     error,
                     settled: true,
                 });
@@ -394,7 +404,7 @@ async fn look_once_more(
             let problem = format!("somebody removed it {} times", remakes + 1);
             let old = &group[missing].old;
             let source = StepError::Unfit(problem);
-            return Err(Unready::aborted(old, Step::Verify, source, true));
+            return Err(PrepareError::aborted(old, Step::Verify, source, true));
         }
         remakes += 1;
         make_again(engine, group, missing, manner).await?;
@@ -405,9 +415,9 @@ async fn look_once_more(
 async fn missing_replacement(
     engine: &dyn Engine,
     group: &[Member],
-) -> Result<Option<usize>, Unready> {
+) -> Result<Option<usize>, PrepareError> {
     for (index, member) in group.iter().enumerate() {
-        let failed = |source| Unready::aborted(&member.old, Step::Verify, source, true);
+        let failed = |source| PrepareError::aborted(&member.old, Step::Verify, source, true);
         let now = match look(engine, &member.new).await {
             Ok(Some(now)) => now,
             Ok(None) => return Ok(Some(index)),
@@ -472,7 +482,7 @@ type Failed = (Step, StepError);
 async fn swap(
     engine: &dyn Engine,
     group: &mut [Member],
-    manner: &Manner<'_>,
+    manner: &ReplaceOptions<'_>,
 ) -> Result<(), Failed> {
     // The name stays with the old container until it has exited: who looks in between sees a container that is stopping.
     (manner.step)(Step::Stop);
@@ -512,7 +522,7 @@ async fn stop_old(engine: &dyn Engine, member: &Member) -> Result<(), EngineErro
 async fn take_over(
     engine: &dyn Engine,
     member: &Member,
-    manner: &Manner<'_>,
+    manner: &ReplaceOptions<'_>,
 ) -> Result<(), Failed> {
     (manner.step)(Step::Park);
     match engine.rename(&member.old.id, &member.backup_name()).await {
@@ -546,7 +556,7 @@ type Starts = Vec<Option<jiff::Timestamp>>;
 async fn prove_all(
     engine: &dyn Engine,
     group: &[Member],
-    manner: &Manner<'_>,
+    manner: &ReplaceOptions<'_>,
 ) -> Result<Starts, Failed> {
     (manner.step)(Step::Prove);
     let proofs = group.iter().map(async |member| match member.ran() {
@@ -601,7 +611,7 @@ async fn roll_back_all(
     until_reachable(engine, &first.old.id).await;
     let mut rolled_back = roll_back(engine, &undo).await;
     for _ in 0..ROLLBACKS_MORE {
-        let unreachable = |back: &Result<Back, EngineError>| {
+        let unreachable = |back: &Result<RollbackOutcome, EngineError>| {
             back.as_ref().is_err_and(EngineError::is_unreachable)
         };
         if !rolled_back.each.iter().any(unreachable) {
@@ -626,7 +636,7 @@ async fn roll_back_all(
                     undoing: Box::new(undoing),
                 };
             }
-            Ok(Back::Stopping) => {
+            Ok(RollbackOutcome::Stopping) => {
                 return RecreateError::StillStopping {
                     name: member.old.name.clone(),
                     id: member.old.id.clone(),
@@ -639,8 +649,8 @@ async fn roll_back_all(
     }
     let mut notes = Vec::new();
     match first_back {
-        Some(Back::Restored) | None => {}
-        Some(Back::Gone)
+        Some(RollbackOutcome::Restored) | None => {}
+        Some(RollbackOutcome::Gone)
             if step != Step::Stop && group.len() == 1 && make_old_again(engine, first).await =>
         {
             notes.push(format!(
@@ -648,7 +658,7 @@ async fn roll_back_all(
                 first.old.id.short()
             ));
         }
-        Some(Back::Gone | Back::Superseded | Back::Stopping) => {
+        Some(RollbackOutcome::Gone | RollbackOutcome::Superseded | RollbackOutcome::Stopping) => {
             return successor(engine, &name, &first.image.id).await;
         }
     }

@@ -11,7 +11,7 @@ use refit_model::diagnostic::Diagnostic;
 
 use super::names::{self, ParsedName};
 use super::reconnect::ensure_started;
-use super::steady::{ensure_named, ensure_removed, find, is_gone, look};
+use super::retry::{ensure_named, ensure_removed, find, is_gone, look};
 use super::stop::{ensure_killed, ensure_stopped, settle_stop};
 
 /// One container on its way back.
@@ -27,7 +27,7 @@ pub(super) struct Undo<'a> {
 
 /// How an old container came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Back {
+pub(super) enum RollbackOutcome {
     /// As it was, under its name.
     Restored,
     /// Somebody removed it meanwhile, or gave it another name and means to keep it.
@@ -40,7 +40,7 @@ pub(super) enum Back {
 
 /// What became of each, and what could not be tidied up.
 pub(super) struct RolledBack {
-    pub(super) each: Vec<Result<Back, EngineError>>,
+    pub(super) each: Vec<Result<RollbackOutcome, EngineError>>,
     /// Names of containers that are of no use any more and could not be removed.
     pub(super) left_over: Vec<String>,
 }
@@ -64,7 +64,7 @@ pub(super) async fn roll_back(engine: &dyn Engine, group: &[Undo<'_>]) -> Rolled
     let mut left_over = Vec::new();
     for (member, back) in group.iter().zip(&each).rev() {
         // A container that does not run yet needs the trace.
-        let needs_trace = matches!(back, Err(_) | Ok(Back::Stopping));
+        let needs_trace = matches!(back, Err(_) | Ok(RollbackOutcome::Stopping));
         let Some(new) = member.new.filter(|_| !needs_trace) else {
             continue;
         };
@@ -78,7 +78,7 @@ pub(super) async fn roll_back(engine: &dyn Engine, group: &[Undo<'_>]) -> Rolled
         }
     }
     for (member, back) in group.iter().zip(&mut each) {
-        if let Ok(Back::Restored) = back {
+        if let Ok(RollbackOutcome::Restored) = back {
             *back = give_name_back(engine, member).await;
         }
     }
@@ -105,44 +105,47 @@ async fn halt(engine: &dyn Engine, new: &ContainerId) -> Result<(), EngineError>
 }
 
 /// The old container runs, under whatever name.
-async fn serve(engine: &dyn Engine, member: &Undo<'_>) -> Result<Back, EngineError> {
+async fn serve(engine: &dyn Engine, member: &Undo<'_>) -> Result<RollbackOutcome, EngineError> {
     let old = member.old;
     let Some(now) = look(engine, &old.id).await? else {
-        return Ok(Back::Gone);
+        return Ok(RollbackOutcome::Gone);
     };
     let renamed = now.name != old.name;
     if renamed && ParsedName::parse(&now.name).is_none() {
         if member.ran {
             ensure_started(engine, &old.id).await?;
         }
-        return Ok(Back::Gone);
+        return Ok(RollbackOutcome::Gone);
     }
     if renamed && is_taken(engine, member).await? {
         return give_way(engine, old).await;
     }
     if !member.ran {
-        return Ok(Back::Restored);
+        return Ok(RollbackOutcome::Restored);
     }
     if member.stop_in_doubt && !settle_stop(engine, old).await? {
-        return Ok(Back::Stopping);
+        return Ok(RollbackOutcome::Stopping);
     }
     match ensure_started(engine, &old.id).await {
-        Ok(()) => Ok(Back::Restored),
+        Ok(()) => Ok(RollbackOutcome::Restored),
         Err(error @ EngineError::NotFound { .. }) => match is_gone(engine, &old.id).await? {
-            true => Ok(Back::Gone),
+            true => Ok(RollbackOutcome::Gone),
             false => Err(error),
         },
         Err(error) => Err(error),
     }
 }
 
-async fn give_name_back(engine: &dyn Engine, member: &Undo<'_>) -> Result<Back, EngineError> {
+async fn give_name_back(
+    engine: &dyn Engine,
+    member: &Undo<'_>,
+) -> Result<RollbackOutcome, EngineError> {
     let old = member.old;
     let name = ContainerName::new(&*old.name);
     match ensure_named(engine, &old.id, &name).await {
-        Ok(()) => Ok(Back::Restored),
+        Ok(()) => Ok(RollbackOutcome::Restored),
         Err(error @ EngineError::NotFound { .. }) => match is_gone(engine, &old.id).await? {
-            true => Ok(Back::Gone),
+            true => Ok(RollbackOutcome::Gone),
             false => Err(error),
         },
         Err(error @ EngineError::Conflict { .. }) => match is_taken(engine, member).await? {
@@ -179,9 +182,9 @@ async fn is_taken(engine: &dyn Engine, member: &Undo<'_>) -> Result<bool, Engine
     }))
 }
 
-async fn give_way(engine: &dyn Engine, old: &Container) -> Result<Back, EngineError> {
+async fn give_way(engine: &dyn Engine, old: &Container) -> Result<RollbackOutcome, EngineError> {
     stop_and_remove(engine, old).await?;
-    Ok(Back::Superseded)
+    Ok(RollbackOutcome::Superseded)
 }
 
 /// Remove an old container that may run.

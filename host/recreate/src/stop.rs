@@ -6,7 +6,7 @@ use refit_engine::{Engine, EngineError, StopMode};
 use refit_model::container::{Container, ContainerId, State};
 use serde_json::Value;
 
-use super::steady::{again, look};
+use super::retry::{again, look};
 
 /// What the engine waits before it kills a container that has no stop timeout of its own.
 const ENGINE_DEFAULT: Duration = Duration::from_secs(10);

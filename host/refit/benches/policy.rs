@@ -12,7 +12,7 @@ use criterion::{
 };
 use refit::capabilities::Capabilities;
 use refit::capabilities::snapshot::Snapshot;
-use refit::capabilities::snapshot::replay::Replay;
+use refit::capabilities::snapshot::replay::SnapshotCapabilities;
 use refit::model::grants::Grants;
 use refit::model::request::{Request, Trigger};
 use refit::registry::credentials::Credentials;
@@ -21,8 +21,8 @@ use refit::revisions::artifact::Carrier;
 use refit::revisions::artifact::registry::Registries;
 use refit::revisions::artifact::signature::Trust;
 use refit::revisions::load::Source;
-use refit::revisions::start::{Keep, Terms};
-use refit::revisions::swap::{Asked, Candidate};
+use refit::revisions::start::{Persistence, TrustConfig};
+use refit::revisions::swap::{Candidate, ConfiguredPolicy};
 use refit::sandbox::limits::Times;
 use refit::sandbox::{
     Allocation, Clock, Concurrency, DEFAULT_POLICY, Isolation, Policy, PolicyEngine, PolicyState,
@@ -122,7 +122,7 @@ fn decide(criterion: &mut Criterion) {
         );
     });
 
-    let replay = Arc::new(Replay::new(snapshot(CONTAINERS), false));
+    let replay = Arc::new(SnapshotCapabilities::new(snapshot(CONTAINERS), false));
     group.bench_function("the snapshot alone", |bencher| {
         bencher.iter(|| runtime.block_on(look(&replay)));
     });
@@ -143,7 +143,7 @@ fn scale(criterion: &mut Criterion) {
     let bytes = Bytes::from_static(DEFAULT_POLICY);
     let policy = load(&runtime, Allocation::OnDemand, "rust", &bytes);
     for containers in SIZES {
-        let replay = Arc::new(Replay::new(snapshot(containers), false));
+        let replay = Arc::new(SnapshotCapabilities::new(snapshot(containers), false));
         let decided = runtime.block_on(refresh(&policy, &replay));
         assert_eq!(decided, containers, "it decides about all of them");
         group.throughput(Throughput::Elements(containers as u64));
@@ -175,13 +175,13 @@ fn swap(criterion: &mut Criterion) {
         .expect("an engine")
         .with_isolation(isolation)
         .cached_in(state.path().join("compiled"));
-    let asked = Asked {
+    let asked = ConfiguredPolicy {
         source: Source::BuiltIn,
         config: "{}".into(),
         allow_older: false,
     };
     let grants = Arc::new(Grants::new(&guests::everything()).expect("grants"));
-    let terms = Terms {
+    let terms = TrustConfig {
         grants,
         trust: Trust::default(),
         carrier: Carrier {
@@ -189,7 +189,7 @@ fn swap(criterion: &mut Criterion) {
             credentials: Credentials::default(),
         },
     };
-    let started = Generations::start(engine, terms, state.path(), Keep::Generations, asked);
+    let started = Generations::start(engine, terms, state.path(), Persistence::Generations, asked);
     let generations = runtime.block_on(started).expect("it starts");
     let swap_in = |bytes: Bytes| {
         let candidate = Candidate {
@@ -268,7 +268,7 @@ fn snapshot(containers: usize) -> Snapshot {
 }
 
 /// What the engine that the snapshot makes takes by itself, of each refresh below.
-async fn look(replay: &Replay) -> usize {
+async fn look(replay: &SnapshotCapabilities) -> usize {
     let listed = replay.containers().await.expect("they are listed");
     let mut seen = 0;
     for container in &listed {
@@ -277,7 +277,7 @@ async fn look(replay: &Replay) -> usize {
     seen
 }
 
-async fn refresh(policy: &Policy, replay: &Arc<Replay>) -> usize {
+async fn refresh(policy: &Policy, replay: &Arc<SnapshotCapabilities>) -> usize {
     let request = Request {
         trigger: Trigger::Operator,
         targets: vec![],

@@ -9,14 +9,14 @@ use refit_engine::probe::Probe;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::unfinished::Unfinished;
 use refit_refresh::Refresher;
-use refit_server::{AdminToken, KnownHosts, Served, serve};
+use refit_server::{AdminToken, AppState, KnownHosts, serve};
 use refit_service::approvals::{self, Approvals, Terms};
 use refit_service::hooks::Hooks;
 use refit_service::metrics::{ImageCounts, Metrics, Sources, Watched};
 use refit_service::notify::Notifier;
-use refit_service::notify::finding::{Finding, Outcome};
+use refit_service::notify::notification::{Notification, Outcome};
 use refit_service::reconcile::Reconciler;
-use refit_service::runs::{Observer, Runs};
+use refit_service::runs::{Observer, RefreshManager};
 use refit_service::watch::Watcher;
 use refit_service::watch::watcher::Watching;
 use tokio::net::TcpListener;
@@ -96,11 +96,11 @@ pub async fn run(
     let metrics = Arc::new(Metrics::default());
     let observers: Vec<Arc<dyn Observer>> =
         vec![metrics.clone(), notifier.clone(), reconciler.clone()];
-    let runs = Runs::new(refresher.clone(), observers, work.clone(), stopping.clone());
+    let runs = RefreshManager::new(refresher.clone(), observers, work.clone(), stopping.clone());
     let probe = Arc::new(Probe::new(refresher.workshop().engine.clone()));
     metrics.ask(sources(&runs, &probe, &reconciler));
     let told = notifier.clone();
-    let held: approvals::Observer = Arc::new(move |held| told.tell(Finding::held(held)));
+    let held: approvals::Observer = Arc::new(move |held| told.tell(Notification::held(held)));
     let approvals = Approvals::open(approval, Arc::new(runs.clone()), Some(held)).await;
     work.spawn(begin_the_approved(
         approvals.clone(),
@@ -123,7 +123,7 @@ pub async fn run(
     }
     // Nobody hears it where nothing is watched; then no webhook is taken either.
     let bell = watcher.as_ref().map(|watcher| watcher.bell().clone());
-    let served = Served {
+    let served = AppState {
         refresher,
         runs,
         approvals,
@@ -169,7 +169,11 @@ pub async fn run(
 }
 
 /// What the metrics ask at each look.
-fn sources(runs: &Arc<Runs>, probe: &Arc<Probe>, reconciler: &Arc<Reconciler>) -> Sources {
+fn sources(
+    runs: &Arc<RefreshManager>,
+    probe: &Arc<Probe>,
+    reconciler: &Arc<Reconciler>,
+) -> Sources {
     let refresher = runs.refresher();
     let (generations, history) = (
         refresher.generations().clone(),

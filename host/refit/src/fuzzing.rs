@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue};
 use oci_spec::distribution::Reference;
 use refit_capabilities::Capabilities as _;
 use refit_capabilities::snapshot::Snapshot;
-use refit_capabilities::snapshot::replay::Replay;
+use refit_capabilities::snapshot::replay::SnapshotCapabilities;
 use refit_engine::docker::parse_container;
 use refit_model::container::{ContainerId, Object};
 use refit_model::grants::{GrantPatterns, Grants, Verb};
@@ -350,7 +350,7 @@ pub fn snapshot(data: &[u8]) {
     };
     let again = Snapshot::parse(snapshot.to_text().as_bytes(), "written.json");
     assert_eq!(again.expect("it was written"), snapshot);
-    let replay = Replay::new(snapshot.clone(), false);
+    let replay = SnapshotCapabilities::new(snapshot.clone(), false);
     match replay.containers().now_or_never() {
         Some(Ok(listed)) => {
             assert_eq!(listed.len(), snapshot.containers.len());

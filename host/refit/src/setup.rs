@@ -4,19 +4,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use refit_capabilities::live::Workshop;
-use refit_capabilities::permitted::Permitted;
-use refit_capabilities::ties::KnownTies;
+use refit_capabilities::dependency_cache::DependencyCache;
+use refit_capabilities::live::EngineContext;
+use refit_capabilities::operation_permissions::OperationPermissions;
 use refit_engine::address::{self, EngineAddress, EngineEnvironment};
 use refit_engine::docker::DockerEngine;
 use refit_history::History;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::grants::Grants;
 use refit_model::secret::SecretString;
+use refit_recreate::concurrency::ConcurrencyLimits;
 use refit_recreate::image_records::ImageRecords;
-use refit_recreate::lanes::Lanes;
 use refit_recreate::lease::Leases;
-use refit_recreate::recover::{FirstSeen, Patience};
+use refit_recreate::recover::{FirstSeen, RecoveryTimeouts};
 use refit_recreate::self_protection::SelfProtection;
 use refit_refresh::Refresher;
 use refit_registry::budget::Rate;
@@ -27,8 +27,8 @@ use refit_revisions::artifact::registry::Registries;
 use refit_revisions::artifact::signature::{SignatureError, Trust};
 use refit_revisions::artifact::{self, Carrier};
 use refit_revisions::load::Source;
-use refit_revisions::start::{Keep, Terms};
-use refit_revisions::swap::Asked;
+use refit_revisions::start::{Persistence, TrustConfig};
+use refit_revisions::swap::ConfiguredPolicy;
 use refit_sandbox::{Isolation, PolicyEngine, PolicyError};
 use refit_service::approvals::Terms as ApprovalTerms;
 use refit_service::hooks::Hooks;
@@ -36,7 +36,7 @@ use refit_service::hooks::github::Github;
 use refit_service::hooks::registry::RegistryHook;
 use refit_service::hooks::secret::{self, SharedSecrets, SigningKeys};
 use refit_service::notify::Notifier;
-use refit_service::notify::memory::Memory;
+use refit_service::notify::delivered::Memory;
 use refit_service::notify::sink::Sink;
 use refit_service::watch::watcher::Watching;
 use refit_storage::atomic_file;
@@ -86,9 +86,9 @@ pub fn carrier(config: &Config, credentials: Credentials) -> Carrier {
 }
 
 /// What the configuration says about the policy.
-pub fn asked(config: &Config) -> Asked {
+pub fn asked(config: &Config) -> ConfiguredPolicy {
     let text = serde_json::Value::Object(config.policy.config.clone()).to_string();
-    Asked {
+    ConfiguredPolicy {
         source: match &config.policy.component {
             None => Source::BuiltIn,
             Some(artifact::Source::File(path)) => Source::File(path.clone()),
@@ -120,10 +120,10 @@ pub async fn generations(
     config: &Config,
     credentials: Credentials,
     isolation: Isolation,
-    keep: Keep,
+    keep: Persistence,
 ) -> Result<Generations, Diagnostic> {
     let engine = policy_engine(config, isolation)?;
-    let terms = Terms {
+    let terms = TrustConfig {
         grants: Arc::new(grants(config)?),
         trust: trust(config)?,
         carrier: carrier(config, credentials),
@@ -145,26 +145,26 @@ pub fn check_state_folder(config: &Config) -> Result<(), Diagnostic> {
 }
 
 /// The engine, the logins and the state: all that does not depend on a policy.
-pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
+pub fn workshop(config: &Config) -> Result<EngineContext, Diagnostic> {
     check_state_folder(config)?;
     let credentials = credentials(config)?;
     let digests = digests(config, credentials.clone());
     let address = engine_address(config)?;
     let protection = SelfProtection::new(&address);
-    Ok(Workshop {
+    Ok(EngineContext {
         engine: Arc::new(DockerEngine::new(address, config.call_limits())),
         credentials,
         digests: Arc::new(digests),
         platform: config.platform()?,
-        patience: Patience {
+        patience: RecoveryTimeouts {
             proof: config.proof(),
             call: config.call_limits().call,
         },
         leases: Leases::in_folder(config.state_folder()),
-        lanes: Lanes::new(config.limits.recreate_concurrency),
+        lanes: ConcurrencyLimits::new(config.limits.recreate_concurrency),
         first_seen: FirstSeen::default(),
-        permitted: Permitted::default(),
-        ties: KnownTies::default(),
+        permitted: OperationPermissions::default(),
+        ties: DependencyCache::default(),
         protection,
         images: ImageRecords::in_folder(&config.state_folder()),
     })
@@ -173,7 +173,7 @@ pub fn workshop(config: &Config) -> Result<Workshop, Diagnostic> {
 /// Where refreshes are written down, for [`Refresher::written_down_in`]. `None` where none is kept. `by` is who asks for all that
 /// this process refreshes.
 pub fn history(config: &Config, by: Option<String>) -> Option<Arc<History>> {
-    let keep = refit_history::Keep {
+    let keep = refit_history::Retention {
         refreshes: config.history.keep,
         days: config.history.keep_days,
     };
@@ -295,7 +295,7 @@ pub fn digests(config: &Config, credentials: Credentials) -> Digests {
 /// What a daemon watches with. `None` where nothing is to be watched for: no schedule, and `rung` says that nobody rings.
 pub fn watching(
     config: &Config,
-    workshop: &Workshop,
+    workshop: &EngineContext,
     rung: bool,
 ) -> Result<Option<Watching>, Diagnostic> {
     let settings = config.watch.settings()?;
@@ -314,7 +314,7 @@ pub fn watching(
 pub async fn refresher(
     config: &Config,
     isolation: Isolation,
-    keep: Keep,
+    keep: Persistence,
 ) -> Result<Refresher, Diagnostic> {
     let workshop = Arc::new(workshop(config)?);
     let credentials = workshop.credentials.clone();

@@ -6,24 +6,24 @@
 #![forbid(unsafe_code)]
 
 mod report;
-mod trial;
+mod shadow_run;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use refit_capabilities::Capabilities;
 use refit_capabilities::approved_scope::{ApprovedScope, ScopedCapabilities};
-use refit_capabilities::foreseen::Foreseen;
+use refit_capabilities::dry_run::{DryRunCapabilities, RemoteDigests};
 use refit_capabilities::guard::{Counts, Guard};
 use refit_capabilities::journal::{self, Journal, Record};
-use refit_capabilities::live::{Live, Workshop};
-use refit_capabilities::plan::{Plan, RemoteDigests};
+use refit_capabilities::live::{EngineContext, LiveCapabilities};
+use refit_capabilities::prefetch::DigestPrefetch;
 use refit_capabilities::scope::Scope;
-use refit_capabilities::simulated::Simulated;
+use refit_capabilities::simulated::SimulatedCapabilities;
 use refit_capabilities::snapshot::Snapshot;
 use refit_capabilities::snapshot::record::Recorder;
-use refit_capabilities::snapshot::replay::Replay;
-use refit_history::{Begun, Ended, History, Outcome, UnderWay};
+use refit_capabilities::snapshot::replay::SnapshotCapabilities;
+use refit_history::{History, OpenEntry, Outcome, RefreshEnd, RefreshStart};
 use refit_model::diagnostic::{Cause, Diagnostic, Hints};
 use refit_model::event::{Events, no_events};
 use refit_model::grants::Grants;
@@ -31,14 +31,14 @@ use refit_model::pull::ImageOutcome;
 use refit_model::report::{PolicyReport, Report};
 use refit_model::request::{Mode, Request, Trigger};
 use refit_recreate::retention;
-use refit_revisions::shadow::Sayings;
+use refit_revisions::shadow::DecisionSet;
 use refit_revisions::{Generation, Generations};
 use refit_sandbox::{Clock, Concurrency, ConfigProblem, Decisions, Failure, PolicyError, Session};
 use tokio_util::sync::CancellationToken;
 
-use self::trial::{Trial, sayings};
+use self::shadow_run::{ShadowRun, sayings};
 
-pub use self::trial::{Answer, Asked, Question, ask, sayings_of};
+pub use self::shadow_run::{DryRunInput, DryRunRequest, DryRunResult, ask, sayings_of};
 
 /// What bounds a refresh, whatever its policy.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +53,7 @@ pub struct Bounds {
 
 /// Makes refreshes. Many may be under way at once; two never work on one container.
 pub struct Refresher {
-    workshop: Arc<Workshop>,
+    workshop: Arc<EngineContext>,
     generations: Arc<Generations>,
     bounds: Bounds,
     /// What plans look at instead of the engine.
@@ -66,7 +66,7 @@ pub struct Refresher {
 pub struct Started {
     request: Request,
     active: Arc<Generation>,
-    under_way: Option<UnderWay>,
+    under_way: Option<OpenEntry>,
     approved: Option<Arc<ApprovedScope>>,
 }
 
@@ -78,7 +78,7 @@ impl Started {
 
     /// Where it is in the history. `None` where none is kept, or it could not be written.
     pub fn id(&self) -> Option<refit_history::Id> {
-        self.under_way.as_ref().and_then(UnderWay::id)
+        self.under_way.as_ref().and_then(OpenEntry::id)
     }
 
     /// The policy that it uses to its end.
@@ -92,7 +92,7 @@ struct Pass {
     hands: Arc<dyn Capabilities>,
     scope: Arc<Scope>,
     mode: Mode,
-    trial: Option<Trial>,
+    trial: Option<ShadowRun>,
 }
 
 /// A refresh could not be made at all.
@@ -150,7 +150,11 @@ impl RefreshError {
 }
 
 impl Refresher {
-    pub fn new(workshop: Arc<Workshop>, generations: Arc<Generations>, bounds: Bounds) -> Self {
+    pub fn new(
+        workshop: Arc<EngineContext>,
+        generations: Arc<Generations>,
+        bounds: Bounds,
+    ) -> Self {
         Self {
             workshop,
             generations,
@@ -188,7 +192,7 @@ impl Refresher {
         self.history.as_ref()
     }
 
-    pub fn workshop(&self) -> &Arc<Workshop> {
+    pub fn workshop(&self) -> &Arc<EngineContext> {
         &self.workshop
     }
 
@@ -223,9 +227,10 @@ impl Refresher {
     ) -> Result<Report, RefreshError> {
         let active = self.active();
         let scope = self.scope(&active.content.grants, None);
-        let plan = Plan::new(self.workshop.clone(), digests, scope.clone(), request.force);
+        let plan =
+            DryRunCapabilities::new(self.workshop.clone(), digests, scope.clone(), request.force);
         let pass = Pass {
-            hands: Arc::new(Simulated::new(Arc::new(plan), request.force)),
+            hands: Arc::new(SimulatedCapabilities::new(Arc::new(plan), request.force)),
             scope,
             mode: Mode::Plan,
             trial: None,
@@ -238,7 +243,7 @@ impl Refresher {
         let active = self.active();
         let under_way = match &self.history {
             Some(history) => {
-                let begun = Begun {
+                let begun = RefreshStart {
                     request: request.clone(),
                     by,
                     policy: active.policy_report(),
@@ -375,8 +380,12 @@ impl Refresher {
         let active = self.active();
         let grants = active.content.grants.clone();
         let scope = self.scope(&grants, None);
-        let plan = Plan::asking_the_engine(self.workshop.clone(), scope.clone(), request.force)
-            .showing_digests();
+        let plan = DryRunCapabilities::asking_the_engine(
+            self.workshop.clone(),
+            scope.clone(),
+            request.force,
+        )
+        .showing_digests();
         let guard = Guard::new(
             Arc::new(plan),
             scope,
@@ -384,7 +393,7 @@ impl Refresher {
             CancellationToken::new(),
         );
         let recorder = Arc::new(Recorder::new(Arc::new(guard), grants));
-        let question = Question {
+        let question = DryRunInput {
             request: request.clone(),
             hands: recorder.clone(),
             bounds: self.bounds,
@@ -398,14 +407,26 @@ impl Refresher {
     }
 
     /// The candidate's turn, in a task of its own: it must not keep those who asked.
-    fn try_beside(&self, trial: Trial, request: &Request, recorder: &Recorder, said: Sayings) {
+    fn try_beside(
+        &self,
+        trial: ShadowRun,
+        request: &Request,
+        recorder: &Recorder,
+        said: DecisionSet,
+    ) {
         let scope = self.scope(trial.grants(), None);
-        let plan = Plan::asking_the_engine(self.workshop.clone(), scope, request.force);
+        let plan =
+            DryRunCapabilities::asking_the_engine(self.workshop.clone(), scope, request.force);
         let plan = Arc::new(plan);
-        let replay = Replay::with_plan(recorder.seen(), request.force, recorder.listed(), plan);
-        let question = Question {
+        let replay = SnapshotCapabilities::with_plan(
+            recorder.seen(),
+            request.force,
+            recorder.listed(),
+            plan,
+        );
+        let question = DryRunInput {
             request: request.clone(),
-            hands: Arc::new(Simulated::new(Arc::new(replay), request.force)),
+            hands: Arc::new(SimulatedCapabilities::new(Arc::new(replay), request.force)),
             bounds: self.bounds,
             clock: Clock(recorder.seen().taken),
         };
@@ -457,22 +478,26 @@ impl Refresher {
         let scope = self.scope(&active.content.grants, approved.clone());
         let hands: Arc<dyn Capabilities> = match (mode, &self.snapshot) {
             (Mode::Plan, Some(snapshot)) => {
-                let replay = Arc::new(Replay::new(snapshot.clone(), force));
-                Arc::new(Simulated::new(replay, force))
+                let replay = Arc::new(SnapshotCapabilities::new(snapshot.clone(), force));
+                Arc::new(SimulatedCapabilities::new(replay, force))
             }
             (Mode::Plan, None) => {
-                let plan = Plan::asking_the_engine(workshop, scope.clone(), force);
-                Arc::new(Simulated::new(Arc::new(plan), force))
+                let plan = DryRunCapabilities::asking_the_engine(workshop, scope.clone(), force);
+                Arc::new(SimulatedCapabilities::new(Arc::new(plan), force))
             }
             (Mode::Refresh, _) => {
                 let foreseen = match request.trigger {
-                    Trigger::Operator | Trigger::Api => Foreseen::asking(workshop.digests.clone()),
+                    Trigger::Operator | Trigger::Api => {
+                        DigestPrefetch::asking(workshop.digests.clone())
+                    }
                     // What the watcher has found is known to be behind, and has just been asked for.
-                    Trigger::Schedule | Trigger::Webhook => Foreseen::default(),
+                    Trigger::Schedule | Trigger::Webhook => DigestPrefetch::default(),
                 };
-                let plan = Plan::asking_the_engine(workshop.clone(), scope.clone(), force);
+                let plan =
+                    DryRunCapabilities::asking_the_engine(workshop.clone(), scope.clone(), force);
                 let (events, cancel) = (events.clone(), cancel.clone());
-                let live = Live::new(workshop, force, events, cancel, foreseen, scope.clone());
+                let live =
+                    LiveCapabilities::new(workshop, force, events, cancel, foreseen, scope.clone());
                 let live = Arc::new(live);
                 match approved {
                     Some(approved) => {
@@ -486,7 +511,7 @@ impl Refresher {
             hands,
             scope,
             mode,
-            trial: self.generations.shadow_beside(active).map(Trial::new),
+            trial: self.generations.shadow_beside(active).map(ShadowRun::new),
         }
     }
 }
@@ -502,12 +527,12 @@ pub fn outcome(answer: &Result<Report, RefreshError>, cancelled: bool) -> Outcom
 }
 
 /// What is written down of the end.
-fn ended(answer: &Result<Report, RefreshError>, cancelled: bool) -> Ended {
+fn ended(answer: &Result<Report, RefreshError>, cancelled: bool) -> RefreshEnd {
     let (failure, report) = match answer {
         Ok(report) => (None, Some(report)),
         Err(error) => (Some(Diagnostic::of(error)), error.partial()),
     };
-    Ended {
+    RefreshEnd {
         outcome: outcome(answer, cancelled),
         failure,
         report: report.cloned(),

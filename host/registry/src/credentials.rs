@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use refit_model::diagnostic::Hints;
 use refit_model::secret::{ExposeSecret as _, Login};
-use refit_storage::secret_file::{self, Place, SecretFileError};
+use refit_storage::secret_file::{self, SecretFileError, SecretLocation};
 
 use super::docker_config::{self, HELPER_SECONDS_MAX};
 
@@ -103,7 +103,7 @@ struct Named {
     registry: String,
     /// `None`: the secret is an identity token.
     username: Option<String>,
-    secret: Place,
+    secret: SecretLocation,
     source: Source,
 }
 
@@ -120,7 +120,7 @@ pub struct FileLogin {
 #[derive(Clone, Debug, Default)]
 pub struct EnvironmentVariables {
     pub user: Option<String>,
-    pub token: Option<Place>,
+    pub token: Option<SecretLocation>,
 }
 
 impl EnvironmentVariables {
@@ -145,11 +145,11 @@ impl Credentials {
         named.extend(logins.iter().map(|login| Named {
             registry: login.registry.clone(),
             username: login.username.clone(),
-            secret: Place::File(login.file.clone()),
+            secret: SecretLocation::File(login.file.clone()),
             source: Source::Configured(login.file.clone()),
         }));
         for named in &named {
-            if let Place::File(path) = &named.secret {
+            if let SecretLocation::File(path) = &named.secret {
                 secret_file::warn_of_readers(named.what(), path);
             }
             named.login()?;
@@ -194,12 +194,12 @@ fn from_environment(
         (Some(user), Some(token)) => {
             one_line("`GHCR_USER`", user)?;
             let (secret, source) = match token {
-                Place::Variable(token) => (
-                    Place::Variable(token.expose_secret().trim().into()),
+                SecretLocation::Variable(token) => (
+                    SecretLocation::Variable(token.expose_secret().trim().into()),
                     Source::Environment,
                 ),
-                Place::File(path) => (
-                    Place::File(path.clone()),
+                SecretLocation::File(path) => (
+                    SecretLocation::File(path.clone()),
                     Source::EnvironmentFile(path.clone()),
                 ),
             };
@@ -213,8 +213,8 @@ fn from_environment(
         (None, None) => Ok(None),
         (user, token) => {
             let token = match token {
-                Some(Place::File(_)) => "GHCR_TOKEN_FILE",
-                Some(Place::Variable(_)) | None => "GHCR_TOKEN",
+                Some(SecretLocation::File(_)) => "GHCR_TOKEN_FILE",
+                Some(SecretLocation::Variable(_)) | None => "GHCR_TOKEN",
             };
             let (set, missing) = if user.is_some() {
                 ("GHCR_USER", token)
@@ -238,11 +238,13 @@ impl Named {
     /// As it is now.
     fn login(&self) -> Result<Login, CredentialError> {
         let secret = match &self.secret {
-            Place::Variable(text) => text.clone(),
-            Place::File(path) => secret_file::read(self.what(), path).map_err(|source| {
-                let registry = self.registry.clone();
-                CredentialError::File { registry, source }
-            })?,
+            SecretLocation::Variable(text) => text.clone(),
+            SecretLocation::File(path) => {
+                secret_file::read(self.what(), path).map_err(|source| {
+                    let registry = self.registry.clone();
+                    CredentialError::File { registry, source }
+                })?
+            }
         };
         match (&self.source, &self.username) {
             (Source::Configured(_), Some(username)) => Ok(Login::Password {
@@ -271,7 +273,7 @@ impl Named {
     }
 
     async fn login_in_time(self) -> Result<Login, CredentialError> {
-        let Place::File(path) = self.secret.clone() else {
+        let SecretLocation::File(path) = self.secret.clone() else {
             return self.login();
         };
         let late = CredentialError::FileTimedOut {
@@ -308,7 +310,7 @@ mod tests {
     fn variables(user: &str, token: &str) -> EnvironmentVariables {
         EnvironmentVariables {
             user: Some(user.into()),
-            token: (!token.is_empty()).then(|| Place::Variable(token.into())),
+            token: (!token.is_empty()).then(|| SecretLocation::Variable(token.into())),
         }
     }
 

@@ -31,12 +31,12 @@ use tokio::sync::{Mutex, MutexGuard};
 use self::load::Loader;
 use self::permissions::Permissions;
 use self::shadow::Shadow;
-use self::store::{Configured, How, Ledger, Record};
+use self::store::{ActivationReason, Configured, Record, RevisionHistory};
 use crate::artifact::signature::Signer;
 
 /// What a generation consists of, and what a rollback brings back.
 #[derive(Clone)]
-pub struct Content {
+pub struct PolicyRevision {
     pub policy: Arc<Policy>,
     /// JSON.
     pub config: String,
@@ -54,7 +54,7 @@ pub struct Content {
     component: Bytes,
 }
 
-impl Content {
+impl PolicyRevision {
     /// What it asks for and would really be given.
     pub fn granted(&self) -> Permissions {
         self.permissions.within(&self.grants)
@@ -65,16 +65,16 @@ impl Content {
 pub struct Generation {
     pub number: u64,
     pub activated: jiff::Timestamp,
-    pub content: Content,
+    pub content: PolicyRevision,
     /// This one, and those before it, as they were when it became active.
-    pub ledger: Ledger,
+    pub ledger: RevisionHistory,
     /// Why it is not the one that should be active, where it is not. See [`start`].
     pub fallback: Option<Diagnostic>,
     replaced: OnceLock<Instant>,
 }
 
 impl Generation {
-    fn new(content: Content, ledger: Ledger, fallback: Option<Diagnostic>) -> Self {
+    fn new(content: PolicyRevision, ledger: RevisionHistory, fallback: Option<Diagnostic>) -> Self {
         let record = ledger.active();
         Self {
             number: record.number,
@@ -129,16 +129,16 @@ impl Drop for Generation {
 /// What a rollback would go back to.
 enum Previous {
     /// From this process's own time: nothing has to be loaded.
-    Held(Content),
+    Held(PolicyRevision),
     /// From before its start.
     Recorded(Record),
 }
 
 /// What only the one who swaps may touch.
-struct Past {
+struct SwapState {
     previous: Option<Previous>,
     /// As this process last read or wrote it.
-    on_disk: Option<Ledger>,
+    on_disk: Option<RevisionHistory>,
     /// What the configuration asked for when it was last looked at.
     configured: Configured,
     /// Whether it names a policy in a registry, which may not answer at the next start.
@@ -162,7 +162,7 @@ pub struct Generations {
     active: ArcSwap<Generation>,
     refused: ArcSwapOption<Refused>,
     shadow: ArcSwapOption<Shadow>,
-    past: Mutex<Past>,
+    past: Mutex<SwapState>,
     loader: Loader,
 }
 
@@ -194,20 +194,20 @@ impl Generations {
     }
 
     /// Whoever holds the turn is the only one who can change which generation is active.
-    async fn turn(&self) -> Option<Turn<'_>> {
+    async fn turn(&self) -> Option<SwapGuard<'_>> {
         let past = tokio::time::timeout(TURN, self.past.lock()).await.ok()?;
-        Some(Turn { of: self, past })
+        Some(SwapGuard { of: self, past })
     }
 }
 
-struct Turn<'a> {
+struct SwapGuard<'a> {
     of: &'a Generations,
-    past: MutexGuard<'a, Past>,
+    past: MutexGuard<'a, SwapState>,
 }
 
-impl Turn<'_> {
+impl SwapGuard<'_> {
     /// What the ledger will say once this content is active.
-    fn next(&self, content: &Content, how: How, by: &str) -> Ledger {
+    fn next(&self, content: &PolicyRevision, how: ActivationReason, by: &str) -> RevisionHistory {
         let active = self.of.active.load();
         active.ledger.followed_by(
             Record::new(active.ledger.next, content, how, by),
@@ -218,8 +218,8 @@ impl Turn<'_> {
     /// Writes down what is about to be, so that a restart finds it. Not begun, it changes nothing; half done neither.
     async fn make_durable(
         &mut self,
-        ledger: &Ledger,
-        content: &Content,
+        ledger: &RevisionHistory,
+        content: &PolicyRevision,
     ) -> Result<(), store::StoreError> {
         let Some(store) = self.of.loader.store.clone() else {
             return Ok(());
@@ -245,7 +245,11 @@ impl Turn<'_> {
     }
 
     /// The pointer changes. Refreshes under way keep the generation that they began with.
-    fn activate(&mut self, ledger: Ledger, mut content: Content) -> Arc<Generation> {
+    fn activate(
+        &mut self,
+        ledger: RevisionHistory,
+        mut content: PolicyRevision,
+    ) -> Arc<Generation> {
         // Once it is on disk, or where nothing ever will be, memory need not hold it.
         let let_go = self.of.loader.store.is_none() || self.past.on_disk.as_ref() == Some(&ledger);
         if let_go {

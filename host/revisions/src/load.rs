@@ -15,9 +15,9 @@ use refit_sandbox::{
 };
 use serde::Serialize;
 
-use super::Content;
+use super::PolicyRevision;
 use super::permissions::Permissions;
-use super::start::Terms;
+use super::start::TrustConfig;
 use super::store::{CONFIG_BYTES_MAX, Configured, Store, StoreError};
 use crate::artifact::signature::{SIGNATURE_BYTES_MAX, SignatureError, Signer, Trust};
 use crate::artifact::{self, Artifact, ArtifactError, ArtifactRef, Carrier};
@@ -231,7 +231,7 @@ impl Loader {
         &self,
         fetched: Fetched,
         config: String,
-    ) -> Result<Content, Failed> {
+    ) -> Result<PolicyRevision, Failed> {
         self.prepare_telling(fetched, config, &mut |_| {}).await
     }
 
@@ -241,7 +241,7 @@ impl Loader {
         fetched: Fetched,
         config: String,
         passed: &mut (dyn FnMut(Passed) + Send),
-    ) -> Result<Content, Failed> {
+    ) -> Result<PolicyRevision, Failed> {
         let Fetched {
             bytes,
             origin,
@@ -270,7 +270,7 @@ impl Loader {
             return Err(PolicyError::Config { policy, problems }).at(Stage::Config);
         }
         passed(Passed::Config);
-        Ok(Content {
+        Ok(PolicyRevision {
             state: self.states.of(&policy.name),
             permissions: Permissions::of(&policy.imports),
             policy,
@@ -381,11 +381,11 @@ fn check_size(bytes: &Bytes, origin: &str) -> Result<(), PolicyError> {
 /// Takes a candidate through all stages that a swap would, and swaps nothing. What has passed is told as it passes.
 pub async fn check(
     engine: PolicyEngine,
-    terms: Terms,
+    terms: TrustConfig,
     source: Source,
     config: &str,
     passed: &mut (dyn FnMut(Passed) + Send),
-) -> Result<Content, (Stage, Refusal)> {
+) -> Result<PolicyRevision, (Stage, Refusal)> {
     let loader = Loader {
         engine,
         // Nothing is kept: a policy keeps something in a refresh only.

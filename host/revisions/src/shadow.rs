@@ -13,7 +13,7 @@ use refit_model::image::ImageId;
 use refit_model::recreation::Strategy;
 use serde::Serialize;
 
-use super::Content;
+use super::PolicyRevision;
 
 /// Comparisons with differences that are kept, the last ones.
 const KEPT: usize = 20;
@@ -22,7 +22,7 @@ const DIFFERENCES_MAX: usize = 100;
 
 /// What one policy said of a container, and had done to it.
 #[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
-pub struct Said {
+pub struct ShadowDecision {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -46,20 +46,20 @@ pub struct Recreation {
 #[schema(as = ShadowDifference)]
 pub struct Difference {
     pub container: String,
-    pub old: Option<Said>,
-    pub new: Option<Said>,
+    pub old: Option<ShadowDecision>,
+    pub new: Option<ShadowDecision>,
 }
 
 /// All that a policy said and had done in one refresh, by container.
-pub type Sayings = BTreeMap<String, Said>;
+pub type DecisionSet = BTreeMap<String, ShadowDecision>;
 
 /// Where two policies differ in what becomes of a container. Other words for the same are no difference; to leave a container
 /// alone and to say nothing of it is the same.
-pub fn differences(old: &Sayings, new: &Sayings) -> Vec<Difference> {
+pub fn differences(old: &DecisionSet, new: &DecisionSet) -> Vec<Difference> {
     let mut containers: Vec<&String> = old.keys().chain(new.keys()).collect();
     containers.sort();
     containers.dedup();
-    let effect = |said: Option<&Said>| {
+    let effect = |said: Option<&ShadowDecision>| {
         let verdict = said
             .and_then(|said| said.verdict)
             .filter(|verdict| *verdict != Verdict::Leave);
@@ -110,7 +110,7 @@ pub struct Tally {
 
 /// A candidate on trial.
 pub struct Shadow {
-    pub(super) content: Content,
+    pub(super) content: PolicyRevision,
     pub began: jiff::Timestamp,
     pub by: String,
     /// The generation that it is compared with. Another one would be another question.
@@ -123,7 +123,12 @@ pub struct Shadow {
 }
 
 impl Shadow {
-    pub(super) fn new(content: Content, by: String, beside: u64, after: Option<u32>) -> Self {
+    pub(super) fn new(
+        content: PolicyRevision,
+        by: String,
+        beside: u64,
+        after: Option<u32>,
+    ) -> Self {
         Self {
             content,
             began: jiff::Timestamp::now(),
@@ -135,7 +140,7 @@ impl Shadow {
         }
     }
 
-    pub fn content(&self) -> &Content {
+    pub fn content(&self) -> &PolicyRevision {
         &self.content
     }
 
@@ -189,8 +194,8 @@ impl Shadow {
 mod tests {
     use super::*;
 
-    fn said(verdict: Verdict, reason: &str) -> Said {
-        Said {
+    fn said(verdict: Verdict, reason: &str) -> ShadowDecision {
+        ShadowDecision {
             verdict: Some(verdict),
             rule: "r".into(),
             reason: reason.into(),
@@ -198,7 +203,7 @@ mod tests {
         }
     }
 
-    fn sayings<const N: usize>(all: [(&str, Said); N]) -> Sayings {
+    fn sayings<const N: usize>(all: [(&str, ShadowDecision); N]) -> DecisionSet {
         all.into_iter()
             .map(|(container, said)| (container.to_owned(), said))
             .collect()
@@ -216,7 +221,7 @@ mod tests {
 
     #[test]
     fn another_verdict_another_image_and_another_strategy_are() {
-        let recreated = |strategy, image: &str| Said {
+        let recreated = |strategy, image: &str| ShadowDecision {
             recreation: Some(Recreation {
                 strategy,
                 to_image_id: ImageId::new(image),

@@ -15,15 +15,15 @@ use refit_sandbox::{PolicyEngine, PolicyStates};
 use tokio::sync::Mutex;
 
 use super::load::{Failed, Fetched, Loader, Source};
-use super::store::{Configured, How, Ledger, Record, Store};
-use super::swap::{Asked, check_version};
-use super::{Content, Generation, Generations, Past, Previous};
+use super::store::{ActivationReason, Configured, Record, RevisionHistory, Store};
+use super::swap::{ConfiguredPolicy, check_version};
+use super::{Generation, Generations, PolicyRevision, Previous, SwapState};
 use crate::artifact::Carrier;
 use crate::artifact::signature::Trust;
 
 /// Whether swaps outlive the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
+pub enum Persistence {
     /// The configuration alone says which policy is active at a start: a single refresh from the command line, a program that
     /// has a store of its own.
     Nothing,
@@ -32,7 +32,7 @@ pub enum Keep {
 }
 
 /// What the host goes by, whatever the policy.
-pub struct Terms {
+pub struct TrustConfig {
     pub grants: Arc<Grants>,
     /// Who may ship policies.
     pub trust: Trust,
@@ -50,14 +50,14 @@ impl Generations {
     /// Loads the one that is to be active.
     pub async fn start(
         engine: PolicyEngine,
-        terms: Terms,
+        terms: TrustConfig,
         state: &Path,
-        keep: Keep,
-        asked: Asked,
+        keep: Persistence,
+        asked: ConfiguredPolicy,
     ) -> Result<Self, Diagnostic> {
         let store = match keep {
-            Keep::Nothing => None,
-            Keep::Generations => Some(Arc::new(Store::below(state))),
+            Persistence::Nothing => None,
+            Persistence::Generations => Some(Arc::new(Store::below(state))),
         };
         let loader = Loader {
             engine,
@@ -116,7 +116,7 @@ impl Generations {
             if let Some(problem) = &problem {
                 tracing::error!(hints = ?problem.hints, "{}", problem.sentence());
             }
-            let past = Past {
+            let past = SwapState {
                 previous: None,
                 on_disk,
                 configured,
@@ -165,9 +165,9 @@ impl Generations {
 
     fn beginning_with(
         loader: Loader,
-        mut past: Past,
+        mut past: SwapState,
         choice: Choice,
-        mut content: Content,
+        mut content: PolicyRevision,
         fallback: Option<Diagnostic>,
     ) -> Self {
         // It is on disk, or never will be.
@@ -182,20 +182,20 @@ impl Generations {
             }
             (Some(ledger), choice) => {
                 let how = match choice {
-                    Choice::Asked if fallback.is_none() => How::Configured,
-                    Choice::Asked | Choice::Recorded(_) => How::FellBack,
+                    Choice::Asked if fallback.is_none() => ActivationReason::Configured,
+                    Choice::Asked | Choice::Recorded(_) => ActivationReason::FellBack,
                 };
                 let record = Record::new(ledger.next, &content, how, BY);
                 // Not what it asks for now, if that is not what is active: the next start is to try it again.
                 let configured = match how {
-                    How::FellBack => ledger.configured.clone(),
+                    ActivationReason::FellBack => ledger.configured.clone(),
                     _ => configured.clone(),
                 };
                 ledger.followed_by(record, configured)
             }
             (None, _) => {
-                let record = Record::new(1, &content, How::Configured, BY);
-                Ledger::beginning_with(record, configured.clone())
+                let record = Record::new(1, &content, ActivationReason::Configured, BY);
+                RevisionHistory::beginning_with(record, configured.clone())
             }
         };
         past.previous = ledger.previous().cloned().map(Previous::Recorded);
@@ -211,7 +211,7 @@ impl Generations {
 
 const BY: &str = "the start";
 
-fn choices(on_disk: Option<&Ledger>, configured: &Configured) -> Vec<Choice> {
+fn choices(on_disk: Option<&RevisionHistory>, configured: &Configured) -> Vec<Choice> {
     let Some(ledger) = on_disk else {
         return vec![Choice::Asked];
     };
@@ -228,7 +228,7 @@ fn choices(on_disk: Option<&Ledger>, configured: &Configured) -> Vec<Choice> {
     }
 }
 
-async fn recorded(loader: &Loader, record: &Record) -> Result<Content, Failed> {
+async fn recorded(loader: &Loader, record: &Record) -> Result<PolicyRevision, Failed> {
     let kept = Source::Kept {
         digest: record.digest.clone(),
         signature: record.signature.clone(),
@@ -248,7 +248,7 @@ fn normal_or_as_is(config: String) -> String {
     }
 }
 
-fn fallen_back(failure: Diagnostic, content: &Content) -> Diagnostic {
+fn fallen_back(failure: Diagnostic, content: &PolicyRevision) -> Diagnostic {
     let mut problem = Diagnostic::new(format!(
         "the policy that should be active cannot be used; `{}` from {} is instead",
         content.policy.title(),

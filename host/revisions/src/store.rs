@@ -15,7 +15,7 @@ use refit_sandbox::{digest, limits};
 use refit_storage::atomic_file;
 use serde::{Deserialize, Serialize};
 
-use super::Content;
+use super::PolicyRevision;
 use super::version::is_older;
 use crate::artifact::signature::Signer;
 
@@ -35,7 +35,7 @@ pub const CONFIG_BYTES_MAX: usize = 64 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[derive(utoipa::ToSchema)]
-pub enum How {
+pub enum ActivationReason {
     /// The configuration named it at a start.
     Configured,
     /// The configuration or the watched file changed while the daemon ran.
@@ -55,7 +55,7 @@ pub enum How {
 pub struct Record {
     pub number: u64,
     pub at: jiff::Timestamp,
-    pub how: How,
+    pub how: ActivationReason,
     /// Who asked, as they say of themselves.
     pub by: String,
     pub name: String,
@@ -74,7 +74,12 @@ pub struct Record {
 }
 
 impl Record {
-    pub(super) fn new(number: u64, content: &Content, how: How, by: &str) -> Self {
+    pub(super) fn new(
+        number: u64,
+        content: &PolicyRevision,
+        how: ActivationReason,
+        by: &str,
+    ) -> Self {
         let policy = &content.policy;
         Self {
             number,
@@ -116,7 +121,7 @@ impl Configured {
 
 /// Which generation is active, which was before it, and the last of all those that ever were.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Ledger {
+pub struct RevisionHistory {
     format: u32,
     /// The number of the next generation. Numbers are not used twice.
     pub next: u64,
@@ -130,7 +135,7 @@ pub struct Ledger {
     records: Vec<Record>,
 }
 
-impl Ledger {
+impl RevisionHistory {
     pub(super) fn beginning_with(record: Record, configured: Configured) -> Self {
         let mut newest = BTreeMap::new();
         remember_newest(&mut newest, &record);
@@ -307,7 +312,7 @@ impl Store {
     }
 
     /// `None` where nothing was ever swapped.
-    pub fn read(&self) -> Result<Option<Ledger>, StoreError> {
+    pub fn read(&self) -> Result<Option<RevisionHistory>, StoreError> {
         let path = self.ledger();
         let Some(text) = read_at_most(&path, LEDGER_BYTES_MAX)? else {
             return Ok(None);
@@ -316,7 +321,7 @@ impl Store {
             path: path.clone(),
             source,
         };
-        let ledger: Ledger =
+        let ledger: RevisionHistory =
             serde_json::from_slice(&text).map_err(|error| senseless(error.into()))?;
         if ledger.format != FORMAT || ledger.records.is_empty() {
             return Err(senseless("it is of another format, or empty".into()));
@@ -348,8 +353,8 @@ impl Store {
     /// that no kept generation needs go last.
     pub fn write(
         &self,
-        seen: Option<&Ledger>,
-        ledger: &Ledger,
+        seen: Option<&RevisionHistory>,
+        ledger: &RevisionHistory,
         components: &[(String, Bytes)],
     ) -> Result<(), StoreError> {
         atomic_file::folder(&self.folder).map_err(failed("make", &self.folder))?;
@@ -397,7 +402,7 @@ impl Store {
     }
 
     /// What is left over costs room, and nothing else: a failure is no failure of the swap.
-    fn sweep(&self, ledger: &Ledger) {
+    fn sweep(&self, ledger: &RevisionHistory) {
         let kept: BTreeSet<PathBuf> = ledger
             .kept()
             .into_iter()
@@ -462,7 +467,7 @@ mod tests {
         Record {
             number,
             at: jiff::Timestamp::now(),
-            how: How::Swapped,
+            how: ActivationReason::Swapped,
             by: "somebody".into(),
             name: "p".into(),
             version: "1".into(),
@@ -486,7 +491,7 @@ mod tests {
             ..record(number, b"p")
         };
         let signer = signed(0, "0").signer;
-        let mut ledger = Ledger::beginning_with(signed(1, "1.9.0"), configured());
+        let mut ledger = RevisionHistory::beginning_with(signed(1, "1.9.0"), configured());
         ledger = ledger.followed_by(signed(2, "1.10.0"), configured());
         for number in 3..60 {
             let other = Record {
@@ -526,7 +531,7 @@ mod tests {
     #[test]
     fn the_next_process_finds_what_was_written() {
         let (_folder, store) = store();
-        let first = Ledger::beginning_with(record(1, b"one"), configured());
+        let first = RevisionHistory::beginning_with(record(1, b"one"), configured());
         let second = first.followed_by(record(2, b"two"), configured());
         store
             .write(None, &second, &[component("one"), component("two")])
@@ -541,7 +546,7 @@ mod tests {
     #[test]
     fn a_process_that_died_between_two_steps_changed_nothing() {
         let (_folder, store) = store();
-        let ledger = Ledger::beginning_with(record(1, b"one"), configured());
+        let ledger = RevisionHistory::beginning_with(record(1, b"one"), configured());
         store.write(None, &ledger, &[component("one")]).unwrap();
         // The component of the next one is there already, and half of its ledger lies beside.
         store
@@ -568,7 +573,7 @@ mod tests {
     #[test]
     fn ledger_that_was_cut_short_is_an_error_and_is_left_as_it_is() {
         let (_folder, store) = store();
-        let ledger = Ledger::beginning_with(record(1, b"one"), configured());
+        let ledger = RevisionHistory::beginning_with(record(1, b"one"), configured());
         store.write(None, &ledger, &[component("one")]).unwrap();
         let text = fs::read(store.ledger()).unwrap();
         for cut in [0, 1, text.len() / 2] {
@@ -586,7 +591,7 @@ mod tests {
     #[test]
     fn a_component_that_was_changed_is_found_out_and_mended_by_the_next_write() {
         let (_folder, store) = store();
-        let ledger = Ledger::beginning_with(record(1, b"one"), configured());
+        let ledger = RevisionHistory::beginning_with(record(1, b"one"), configured());
         store.write(None, &ledger, &[component("one")]).unwrap();
         fs::write(store.component(&digest(b"one")), "One").unwrap();
         let error = store.read_component(&digest(b"one")).unwrap_err();
@@ -619,7 +624,7 @@ mod tests {
     #[test]
     fn two_processes_do_not_write_over_each_other() {
         let (_folder, store) = store();
-        let first = Ledger::beginning_with(record(1, b"one"), configured());
+        let first = RevisionHistory::beginning_with(record(1, b"one"), configured());
         let mine = first.followed_by(record(2, b"mine"), configured());
         let theirs = first.followed_by(record(2, b"theirs"), configured());
         store.write(None, &theirs, &[]).unwrap();
@@ -635,7 +640,8 @@ mod tests {
     fn history_and_components_are_bounded_and_what_a_rollback_needs_stays() {
         let (_folder, store) = store();
         let text = |n: u64| format!("component {n}");
-        let mut ledger = Ledger::beginning_with(record(1, text(1).as_bytes()), configured());
+        let mut ledger =
+            RevisionHistory::beginning_with(record(1, text(1).as_bytes()), configured());
         store.write(None, &ledger, &[component(&text(1))]).unwrap();
         for n in 2..=RECORDS_MAX as u64 + 10 {
             let next = ledger.followed_by(record(n, text(n).as_bytes()), configured());
@@ -659,7 +665,7 @@ mod tests {
     fn nobody_else_can_read_it() {
         use std::os::unix::fs::PermissionsExt as _;
         let (_folder, store) = store();
-        let ledger = Ledger::beginning_with(record(1, b"one"), configured());
+        let ledger = RevisionHistory::beginning_with(record(1, b"one"), configured());
         store.write(None, &ledger, &[component("one")]).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&store.folder), 0o700);

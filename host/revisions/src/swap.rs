@@ -14,8 +14,8 @@ use super::load::{
 };
 use super::permissions::Difference;
 use super::shadow::Shadow;
-use super::store::{How, Ledger};
-use super::{Content, Generation, Generations, Previous, Refused, Turn};
+use super::store::{ActivationReason, RevisionHistory};
+use super::{Generation, Generations, PolicyRevision, Previous, Refused, SwapGuard};
 
 /// What is to be swapped in.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ pub struct Candidate {
 
 /// What the configuration asks for.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct ConfiguredPolicy {
     /// [`Source::File`], [`Source::Registry`] or [`Source::BuiltIn`].
     pub source: Source,
     /// JSON.
@@ -42,7 +42,7 @@ pub struct Asked {
     pub allow_older: bool,
 }
 
-impl Asked {
+impl ConfiguredPolicy {
     pub(super) fn may_be_older(&self) -> bool {
         self.allow_older || self.source.is_exact()
     }
@@ -98,7 +98,7 @@ impl Generations {
             tracing::info!(by, "beginning to {act}");
             self.expect(candidate.expected).at(Stage::Expectation)?;
             let content = self.content(candidate, early).await?;
-            turn.replace(content, How::Swapped, &by).await
+            turn.replace(content, ActivationReason::Swapped, &by).await
         };
         let outcome = swapping.await;
         self.told(act, outcome)
@@ -150,7 +150,8 @@ impl Generations {
                 return Err(Refusal::Withdrawn).at(Stage::Expectation);
             }
             let content = shadow.content.clone();
-            turn.replace(content, How::Promoted, &shadow.by).await
+            turn.replace(content, ActivationReason::Promoted, &shadow.by)
+                .await
         };
         // Nobody waits for it; `told` writes it down.
         let _ = self.told(act, promoting.await);
@@ -177,14 +178,19 @@ impl Generations {
                     self.loader.prepare(fetched, config).await?
                 }
             };
-            turn.replace(content, How::RolledBack, &by).await
+            turn.replace(content, ActivationReason::RolledBack, &by)
+                .await
         };
         self.told("roll back".to_owned(), rolling.await)
     }
 
     /// The configuration was read again. Swaps where it asks for something else than it did before; whatever was swapped in
     /// since stays where it does not.
-    pub async fn reload(&self, asked: Asked, by: &str) -> Result<Option<Swapped>, SwapError> {
+    pub async fn reload(
+        &self,
+        asked: ConfiguredPolicy,
+        by: &str,
+    ) -> Result<Option<Swapped>, SwapError> {
         let act = "swap in what the configuration asks for".to_owned();
         let reloading = async {
             let may_be_older = asked.may_be_older();
@@ -205,7 +211,7 @@ impl Generations {
             let content = check_version(content, Some(ledger), may_be_older)?;
             turn.past.from_registry = from_registry;
             let before = std::mem::replace(&mut turn.past.configured, configured);
-            let replaced = turn.replace(content, How::Reloaded, by).await;
+            let replaced = turn.replace(content, ActivationReason::Reloaded, by).await;
             if replaced.is_err() {
                 turn.past.configured = before;
             }
@@ -230,7 +236,7 @@ impl Generations {
         &self,
         candidate: Candidate,
         early: Option<Fetched>,
-    ) -> Result<Content, Failed> {
+    ) -> Result<PolicyRevision, Failed> {
         let Candidate { source, config, .. } = candidate;
         let may_be_older = candidate.allow_older || source.is_exact();
         let active = self.active().content.clone();
@@ -245,7 +251,7 @@ impl Generations {
                 let policy = active.policy.title();
                 return Err(PolicyError::Config { policy, problems }).at(Stage::Config);
             }
-            return Ok(Content { config, ..active });
+            return Ok(PolicyRevision { config, ..active });
         }
         let fetched = match early {
             Some(fetched) => fetched,
@@ -314,10 +320,10 @@ impl Generations {
 
 /// Refuses a signed policy if a newer version of it was active, by what the ledger remembers.
 pub(super) fn check_version(
-    content: Content,
-    ledger: Option<&Ledger>,
+    content: PolicyRevision,
+    ledger: Option<&RevisionHistory>,
     may_be_older: bool,
-) -> Result<Content, Failed> {
+) -> Result<PolicyRevision, Failed> {
     let policy = &content.policy;
     let newer = ledger.and_then(|ledger| {
         ledger.newer_than(&policy.name, &policy.version, content.signer.as_ref())
@@ -333,8 +339,13 @@ pub(super) fn check_version(
     Ok(content)
 }
 
-impl Turn<'_> {
-    async fn replace(&mut self, content: Content, how: How, by: &str) -> Result<Swapped, Failed> {
+impl SwapGuard<'_> {
+    async fn replace(
+        &mut self,
+        content: PolicyRevision,
+        how: ActivationReason,
+        by: &str,
+    ) -> Result<Swapped, Failed> {
         let before = self.of.active();
         let (old, new) = (&before.content, &content);
         // One that stands in for another becomes the right one when somebody asks for it.
@@ -355,7 +366,7 @@ impl Turn<'_> {
         match self.make_durable(&ledger, &content).await {
             Ok(()) => {}
             // Its configuration is the lasting record of it, and the next start finds that.
-            Err(error) if how == How::Reloaded => tracing::error!(
+            Err(error) if how == ActivationReason::Reloaded => tracing::error!(
                 "the swap cannot be written down: {}",
                 Diagnostic::of(&error).sentence()
             ),

@@ -2,7 +2,7 @@
 //!
 //! A signature is valid for as long as its key is trusted. An attacker with write access to a registry or a file, and without the key,
 //! could bring a flawed old policy back. So Refit remembers the newest version of each signed policy that was active
-//! (`Ledger::newest`), and takes an older one only if an operator allows it.
+//! (`RevisionHistory::newest`), and takes an older one only if an operator allows it.
 
 use std::cmp::Ordering;
 

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::Generations;
 use super::load::Source;
-use super::swap::Asked;
+use super::swap::ConfiguredPolicy;
 use crate::artifact::file;
 
 /// Between two looks. A person who has just copied a file does not wait for long; a machine does not notice.
@@ -46,7 +46,10 @@ impl Seen {
 
 /// Follows the file that `asked` names, for as long as the process lives; a reload may name another one, or none. A swap that
 /// fails is an error in the log, and is not tried again before the file changes.
-pub async fn follow(generations: Arc<Generations>, asked: watch::Receiver<Option<Asked>>) {
+pub async fn follow(
+    generations: Arc<Generations>,
+    asked: watch::Receiver<Option<ConfiguredPolicy>>,
+) {
     // Nothing has settled yet: what was written since the start has loaded it is found out by the first two looks.
     let (mut settled, mut last): (Both, Both) = Default::default();
     loop {

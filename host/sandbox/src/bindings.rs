@@ -7,7 +7,7 @@ wasmtime::component::bindgen!({
     exports: { default: async },
     require_store_data_send: true,
     with: {
-        "refit:policy/docker.container": super::capabilities::Lent,
-        "refit:policy/docker.pulled-image": super::capabilities::Fetched,
+        "refit:policy/docker.container": super::capabilities::ContainerResource,
+        "refit:policy/docker.pulled-image": super::capabilities::ImageResource,
     },
 });

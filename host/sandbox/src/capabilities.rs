@@ -7,7 +7,7 @@
 
 use futures_util::StreamExt as _;
 use refit_capabilities::{PulledImage, Recreation};
-use refit_model::container::Listed;
+use refit_model::container::ContainerSummary;
 use refit_model::image::ImageRef;
 use wasmtime::component::Resource;
 
@@ -17,10 +17,10 @@ use super::instance::{Exceeded, HostState};
 use super::limits::BATCH_MAX;
 
 /// What stands behind a `container` handle. The guest holds a number; the id never leaves the host.
-pub struct Lent(pub(super) Listed);
+pub struct ContainerResource(pub(super) ContainerSummary);
 
 /// What stands behind a `pulled-image` handle.
-pub struct Fetched(pub(super) PulledImage);
+pub struct ImageResource(pub(super) PulledImage);
 
 /// A batch that no policy needs is a broken or hostile one.
 fn bounded(length: usize) -> Result<(), Exceeded> {
@@ -43,13 +43,13 @@ impl HostState {
 }
 
 impl docker::HostContainer for HostState {
-    async fn name(&mut self, container: Resource<Lent>) -> wasmtime::Result<String> {
+    async fn name(&mut self, container: Resource<ContainerResource>) -> wasmtime::Result<String> {
         self.spent.call()?;
         let name = self.table.get(&container)?.0.name.clone();
         self.told(name)
     }
 
-    async fn drop(&mut self, container: Resource<Lent>) -> wasmtime::Result<()> {
+    async fn drop(&mut self, container: Resource<ContainerResource>) -> wasmtime::Result<()> {
         self.spent.call()?;
         self.table.delete(container)?;
         Ok(())
@@ -57,25 +57,25 @@ impl docker::HostContainer for HostState {
 }
 
 impl docker::HostPulledImage for HostState {
-    async fn reference(&mut self, image: Resource<Fetched>) -> wasmtime::Result<String> {
+    async fn reference(&mut self, image: Resource<ImageResource>) -> wasmtime::Result<String> {
         self.spent.call()?;
         let reference = self.table.get(&image)?.0.reference.to_string();
         self.told(reference)
     }
 
-    async fn id(&mut self, image: Resource<Fetched>) -> wasmtime::Result<String> {
+    async fn id(&mut self, image: Resource<ImageResource>) -> wasmtime::Result<String> {
         self.spent.call()?;
         let id = self.table.get(&image)?.0.id.as_str().to_owned();
         self.told(id)
     }
 
-    async fn digest(&mut self, image: Resource<Fetched>) -> wasmtime::Result<Option<String>> {
+    async fn digest(&mut self, image: Resource<ImageResource>) -> wasmtime::Result<Option<String>> {
         self.spent.call()?;
         let digest = self.table.get(&image)?.0.digest.clone();
         digest.map(|digest| self.told(digest)).transpose()
     }
 
-    async fn drop(&mut self, image: Resource<Fetched>) -> wasmtime::Result<()> {
+    async fn drop(&mut self, image: Resource<ImageResource>) -> wasmtime::Result<()> {
         self.spent.call()?;
         self.table.delete(image)?;
         Ok(())
@@ -85,7 +85,7 @@ impl docker::HostPulledImage for HostState {
 impl docker::Host for HostState {
     async fn containers(
         &mut self,
-    ) -> wasmtime::Result<Result<Vec<Resource<Lent>>, types::EngineError>> {
+    ) -> wasmtime::Result<Result<Vec<Resource<ContainerResource>>, types::EngineError>> {
         self.spent.call()?;
         if let Err(limit) = self.spent.list() {
             return Ok(Err(types::EngineError::QuotaExceeded(limit)));
@@ -102,18 +102,18 @@ impl docker::Host for HostState {
         }
         let handles: Result<Vec<_>, _> = listed
             .into_iter()
-            .map(|listed| self.table.push(Lent(listed)))
+            .map(|listed| self.table.push(ContainerResource(listed)))
             .collect();
         Ok(Ok(handles?))
     }
 
     async fn inspect(
         &mut self,
-        containers: Vec<Resource<Lent>>,
+        containers: Vec<Resource<ContainerResource>>,
     ) -> wasmtime::Result<Vec<Result<types::ContainerInfo, types::EngineError>>> {
         bounded(containers.len())?;
         self.spent.calls(containers.len().max(1))?;
-        let listed: Result<Vec<Listed>, _> = containers
+        let listed: Result<Vec<ContainerSummary>, _> = containers
             .iter()
             .map(|it| self.table.get(it).map(|lent| lent.0.clone()))
             .collect();
@@ -141,7 +141,7 @@ impl docker::Host for HostState {
     async fn pull(
         &mut self,
         images: Vec<String>,
-    ) -> wasmtime::Result<Vec<Result<Resource<Fetched>, types::PullError>>> {
+    ) -> wasmtime::Result<Vec<Result<Resource<ImageResource>, types::PullError>>> {
         bounded(images.len())?;
         self.spent.calls(images.len().max(1))?;
         self.spent.text(images.iter().map(String::len).sum())?;
@@ -161,7 +161,7 @@ impl docker::Host for HostState {
         let mut handles = Vec::with_capacity(answers.len());
         for answer in answers {
             handles.push(match answer {
-                Ok(pulled) => Ok(self.table.push(Fetched(pulled))?),
+                Ok(pulled) => Ok(self.table.push(ImageResource(pulled))?),
                 Err(error) => Err(error),
             });
         }
@@ -257,13 +257,13 @@ fn all<T: Send>(
 }
 
 /// What a handle keeps of it on our side. A guest that drops none of them gets no more than its bytes.
-fn size_of_listed(listed: &Listed) -> usize {
+fn size_of_listed(listed: &ContainerSummary) -> usize {
     let labels: usize = listed
         .labels
         .iter()
         .map(|(key, value)| key.len() + value.len())
         .sum();
-    size_of::<Lent>() + listed.name.len() + listed.network_mode.len() + labels
+    size_of::<ContainerResource>() + listed.name.len() + listed.network_mode.len() + labels
 }
 
 fn size_of_info(info: &types::ContainerInfo) -> usize {

@@ -261,7 +261,7 @@ fn seconds(limit: &Duration) -> String {
 /// What happened in the guest was that it could not be brought to run.
 #[derive(Debug, thiserror::Error)]
 #[error("at instantiation")]
-pub(super) struct AtInstantiation;
+pub(super) struct InstantiationError;
 
 impl PolicyError {
     pub(super) fn host(cause: wasmtime::Error) -> Self {
@@ -323,7 +323,7 @@ impl PolicyError {
         let cause = printable(&error.root_cause().to_string(), limits::TEXT_BYTES_MAX);
         let Some(trap) = error.downcast_ref::<Trap>() else {
             // Words are all that wasmtime has for these. Which function it was cannot have to do with it.
-            return if error.downcast_ref::<AtInstantiation>().is_some() {
+            return if error.downcast_ref::<InstantiationError>().is_some() {
                 Self::Unstartable {
                     policy,
                     doing,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use refit_capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation};
 use refit_engine::{EngineError, PullError};
-use refit_model::container::{Container, Listed};
+use refit_model::container::{Container, ContainerSummary};
 use refit_model::grants::Grants;
 use refit_model::image::ImageRef;
 use refit_recreate::RecreateError;
@@ -16,8 +16,8 @@ use wasmtime::{Engine, ResourceLimiter, Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::bindings::refit::policy::host::Level;
+use super::captured_output::CapturedOutput;
 use super::log::GuestLog;
-use super::output::Printed;
 use super::state::PolicyState;
 use super::{Cost, limits, wasi};
 
@@ -57,21 +57,21 @@ pub(super) struct HostState {
     pub(super) concurrency: Concurrency,
     pub(super) state: PolicyState,
     pub(super) log: GuestLog,
-    pub(super) spent: Spent,
+    pub(super) spent: HostCallBudget,
     /// The names of all containers that were lent. It may decide about these.
     pub(super) lent: BTreeSet<String>,
     /// The names in each call of `recreate`.
     pub(super) waves: Vec<Vec<String>>,
     capabilities: Arc<dyn Capabilities>,
     wasi: WasiCtx,
-    stdout: Printed,
-    stderr: Printed,
+    stdout: CapturedOutput,
+    stderr: CapturedOutput,
     growth: Growth,
 }
 
 impl HostState {
     pub(super) fn new(session: Session, policy: &str) -> Self {
-        let (stdout, stderr) = (Printed::default(), Printed::default());
+        let (stdout, stderr) = (CapturedOutput::default(), CapturedOutput::default());
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits::HANDLES_MAX);
         Self {
@@ -81,7 +81,7 @@ impl HostState {
             concurrency: session.concurrency,
             state: session.state,
             log: GuestLog::new(policy),
-            spent: Spent::default(),
+            spent: HostCallBudget::default(),
             lent: BTreeSet::new(),
             waves: Vec::new(),
             capabilities: session.capabilities,
@@ -120,14 +120,14 @@ impl HostState {
 /// What one call of a policy has used of what costs the guest nothing and the host something. wasmtime bounds a single host
 /// call; a million small ones are ours to bound.
 #[derive(Debug, Default)]
-pub(super) struct Spent {
+pub(super) struct HostCallBudget {
     calls: u64,
     bytes: usize,
     lists: u32,
     state_writes: u32,
 }
 
-impl Spent {
+impl HostCallBudget {
     /// At the beginning of every host call.
     pub(super) fn call(&mut self) -> Result<(), Exceeded> {
         self.calls(1)
@@ -281,9 +281,9 @@ pub(super) fn store(engine: &Engine, state: HostState, compute: Duration) -> Sto
 }
 
 /// What `describe` and `validate-config` find: nothing is lent to them.
-pub(super) struct Nothing;
+pub(super) struct NoCapabilities;
 
-impl Nothing {
+impl NoCapabilities {
     fn denied<T, E>() -> Result<T, CallError<E>> {
         Err(CallError::Denied(
             "nothing is lent while a policy is loaded".into(),
@@ -292,12 +292,12 @@ impl Nothing {
 }
 
 #[async_trait]
-impl Capabilities for Nothing {
-    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
+impl Capabilities for NoCapabilities {
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, CallError<EngineError>> {
         Self::denied()
     }
 
-    async fn inspect(&self, _: &Listed) -> Result<Container, CallError<EngineError>> {
+    async fn inspect(&self, _: &ContainerSummary) -> Result<Container, CallError<EngineError>> {
         Self::denied()
     }
 

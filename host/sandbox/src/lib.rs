@@ -12,6 +12,7 @@ mod allocation;
 mod bindings;
 mod cache;
 mod capabilities;
+mod captured_output;
 mod compile;
 mod contract;
 mod convert;
@@ -23,7 +24,6 @@ mod instance;
 mod isolation;
 pub mod limits;
 mod log;
-mod output;
 mod state;
 mod wasi;
 
@@ -44,8 +44,8 @@ use wasmtime::{Config, Engine, Store};
 
 use self::bindings::exports::refit::policy::policy as wit;
 use self::bindings::{RefreshPolicy, RefreshPolicyPre};
-use self::error::AtInstantiation;
-use self::instance::{HostState, Nothing};
+use self::error::InstantiationError;
+use self::instance::{HostState, NoCapabilities};
 use self::limits::Times;
 
 pub use self::allocation::Allocation;
@@ -243,7 +243,7 @@ impl Policy {
             followers: false,
         };
         let session = Session {
-            capabilities: Arc::new(Nothing),
+            capabilities: Arc::new(NoCapabilities),
             grants: Arc::new(Grants::new(&nothing).expect("no patterns, none of them wrong")),
             concurrency: Concurrency {
                 inspects: 1,
@@ -277,7 +277,7 @@ impl Policy {
                 turn = turns.acquire().await.ok();
             }
             let guest = self.pre.instantiate_async(&mut store).await;
-            let guest = guest.map_err(|error| error.context(AtInstantiation))?;
+            let guest = guest.map_err(|error| error.context(InstantiationError))?;
             call(&guest, &mut store).await
         };
         let answer = tokio::time::timeout(limit, work).await;

@@ -13,9 +13,9 @@ use wasmtime_wasi::p2::bindings::{cli, filesystem, random};
 use wasmtime_wasi::random::WasiRandom;
 use wasmtime_wasi::{Deterministic, HostMonotonicClock, HostWallClock, WasiCtx, WasiView as _};
 
+use super::captured_output::CapturedOutput;
 use super::instance::{Clock, HostState};
 use super::limits::RANDOM_BYTES_MAX;
-use super::output::Printed;
 
 /// The interfaces that are linked, without their versions.
 const LINKED: &[&str] = &[
@@ -67,7 +67,7 @@ pub(super) fn link(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
 }
 
 /// No files, no environment, no arguments, no input.
-pub(super) fn context(clock: Clock, stdout: Printed, stderr: Printed) -> WasiCtx {
+pub(super) fn context(clock: Clock, stdout: CapturedOutput, stderr: CapturedOutput) -> WasiCtx {
     let mut builder = WasiCtx::builder();
     builder
         .wall_clock(Stopped(clock))

@@ -8,15 +8,15 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use refit_model::diagnostic::Diagnostic;
 use refit_service::approvals::plan::Plan;
-use refit_service::approvals::{self, ApprovalError, Entry, Held, Id, Requested};
+use refit_service::approvals::{self, ApprovalError, Entry, Id, PendingApproval, Requested};
 use serde::{Deserialize, Serialize};
 
-use super::Served;
-use super::asked::{Asked, AskedBody};
-use super::by::By;
+use super::AppState;
 use super::object::parse_optional;
 use super::plan;
 use super::problem::{Document, Problem};
+use super::refresh_body::{RefreshBody, RequestBody};
+use super::requested_by::RequestedBy;
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -52,7 +52,7 @@ pub(super) struct Listed {
     ),
 )]
 pub(super) async fn list(
-    State(served): State<Served>,
+    State(served): State<AppState>,
     wanted: Result<Parameters<Wanted>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let wrong = |what: String| {
@@ -84,12 +84,12 @@ pub(super) async fn list(
     tag = "approvals",
     params(("id" = u64, Path, description = "Its number.")),
     responses(
-        (status = 200, description = "It.", body = Held),
+        (status = 200, description = "It.", body = PendingApproval),
         (status = 404, description = "`no-approval`.", body = Document, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn show(
-    State(served): State<Served>,
+    State(served): State<AppState>,
     id: Result<Path<Id>, PathRejection>,
 ) -> Result<Response, Problem> {
     let held = served.approvals.get(numbered(id)?);
@@ -105,11 +105,11 @@ pub(super) async fn show(
     path = "/v1/approvals",
     operation_id = "request_approval",
     tag = "approvals",
-    request_body = Asked,
+    request_body = RefreshBody,
     params(("X-Refit-By" = Option<String>, Header, description = "Who asks, as they say of themselves.")),
     responses(
         (status = 200, description = "The same is held already; or there is nothing to do, and nothing is held.", body = Answer),
-        (status = 201, description = "It is held.", body = Held, headers(("Location" = String, description = "`/v1/approvals/{id}`"))),
+        (status = 201, description = "It is held.", body = PendingApproval, headers(("Location" = String, description = "`/v1/approvals/{id}`"))),
         (status = 400, description = "`unknown-targets`, `bad-body`.", body = Document, content_type = "application/problem+json"),
         (status = 422, description = "`policy-refused`, `bad-body`.", body = Document, content_type = "application/problem+json"),
         (status = 500, description = "`policy-failed`, `internal`.", body = Document, content_type = "application/problem+json"),
@@ -118,11 +118,11 @@ pub(super) async fn show(
     ),
 )]
 pub(super) async fn request(
-    State(served): State<Served>,
-    By(by): By,
-    asked: AskedBody,
+    State(served): State<AppState>,
+    RequestedBy(by): RequestedBy,
+    asked: RequestBody,
 ) -> Result<Response, Problem> {
-    let request = Asked::request(asked)?;
+    let request = RefreshBody::request(asked)?;
     let approvals = served.approvals.clone();
     let requested = spawned(&served, async move { approvals.request(request, by).await }).await?;
     Ok(match requested {
@@ -146,7 +146,7 @@ pub(super) async fn request(
     tag = "approvals",
     params(("id" = u64, Path, description = "Its number."), ("X-Refit-By" = Option<String>, Header, description = "Who asks, as they say of themselves.")),
     responses(
-        (status = 202, description = "Its refresh has begun: `refresh` is the number.", body = Held),
+        (status = 202, description = "Its refresh has begun: `refresh` is the number.", body = PendingApproval),
         (status = 404, description = "`no-approval`.", body = Document, content_type = "application/problem+json"),
         (status = 409, description = "`already-approved`, `already-rejected`, `expired`, `superseded`, `being-decided`.", body = Document, content_type = "application/problem+json"),
         (status = 502, description = "`not-verified`, `engine-unavailable`.", body = Document, content_type = "application/problem+json"),
@@ -154,8 +154,8 @@ pub(super) async fn request(
     ),
 )]
 pub(super) async fn approve(
-    State(served): State<Served>,
-    By(by): By,
+    State(served): State<AppState>,
+    RequestedBy(by): RequestedBy,
     id: Result<Path<Id>, PathRejection>,
 ) -> Result<Response, Problem> {
     let id = numbered(id)?;
@@ -183,7 +183,7 @@ pub(super) struct Rejection {
     request_body = Option<Rejection>,
     params(("id" = u64, Path, description = "Its number."), ("X-Refit-By" = Option<String>, Header, description = "Who asks, as they say of themselves.")),
     responses(
-        (status = 200, description = "It is rejected.", body = Held),
+        (status = 200, description = "It is rejected.", body = PendingApproval),
         (status = 400, description = "`bad-body`.", body = Document, content_type = "application/problem+json"),
         (status = 404, description = "`no-approval`.", body = Document, content_type = "application/problem+json"),
         (status = 409, description = "`already-approved`, `already-rejected`, `expired`, `superseded`, `being-decided`.", body = Document, content_type = "application/problem+json"),
@@ -191,8 +191,8 @@ pub(super) struct Rejection {
     ),
 )]
 pub(super) async fn reject(
-    State(served): State<Served>,
-    By(by): By,
+    State(served): State<AppState>,
+    RequestedBy(by): RequestedBy,
     id: Result<Path<Id>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
@@ -228,13 +228,13 @@ pub(super) enum NothingState {
 #[expect(dead_code, reason = "only described, never made")]
 #[serde(untagged)]
 pub(super) enum Answer {
-    Same(Box<Held>),
+    Same(Box<PendingApproval>),
     Nothing(NothingToDo<'static>),
 }
 
 /// In a task of its own: a client that hangs up has asked all the same.
 async fn spawned<T: Send + 'static>(
-    served: &Served,
+    served: &AppState,
     work: impl Future<Output = Result<T, ApprovalError>> + Send + 'static,
 ) -> Result<T, Problem> {
     if served.stopping.is_cancelled() {
@@ -249,7 +249,7 @@ async fn spawned<T: Send + 'static>(
     }
 }
 
-fn placed(status: StatusCode, held: &Held) -> Response {
+fn placed(status: StatusCode, held: &PendingApproval) -> Response {
     let mut response = (status, Json(held)).into_response();
     if let Ok(place) = HeaderValue::from_str(&format!("/v1/approvals/{}", held.id)) {
         response.headers_mut().insert(header::LOCATION, place);

@@ -13,16 +13,16 @@ use refit_storage::secret_file;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use super::Served;
+use super::AppState;
 use super::problem::Problem;
-use super::repeated::Repeated;
+use super::rate_limited_log::RateLimitedLog;
 use crate::admin_token;
 
 /// Kept as its hash: comparing hashes takes the same time whatever is sent, also for another length.
 #[derive(Debug)]
 pub struct AdminToken {
     hash: [u8; 32],
-    refused: Arc<Repeated>,
+    refused: Arc<RateLimitedLog>,
 }
 
 /// Headers in which people send tokens to other programs. What is in them is not looked at.
@@ -76,7 +76,7 @@ impl AdminToken {
         }
         Ok(Self {
             hash: Sha256::digest(token.as_bytes()).into(),
-            refused: Repeated::new("requests without the admin token were refused", 1),
+            refused: RateLimitedLog::new("requests without the admin token were refused", 1),
         })
     }
 
@@ -87,7 +87,7 @@ impl AdminToken {
 }
 
 pub(super) async fn require_token(
-    State(served): State<Served>,
+    State(served): State<AppState>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
@@ -106,7 +106,7 @@ pub(super) async fn require_token(
 
 /// The admin may look at the metrics too.
 pub(super) async fn require_metrics_token(
-    State(served): State<Served>,
+    State(served): State<AppState>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {

@@ -20,23 +20,23 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::problem::Problem;
-use super::repeated::Repeated;
+use super::rate_limited_log::RateLimitedLog;
 
 /// Places for handlers of one kind. Who finds none waits a moment, and is then sent away. Those who wait are bounded by the
 /// connections that there may be, since each has one request at a time.
 #[derive(Clone, Debug)]
-pub(super) struct Gate {
+pub(super) struct ConcurrencyLimit {
     places: Arc<Semaphore>,
     patience: Duration,
-    full: Arc<Repeated>,
+    full: Arc<RateLimitedLog>,
 }
 
-impl Gate {
+impl ConcurrencyLimit {
     pub(super) fn new(places: usize, patience: Duration, full: &'static str) -> Self {
         Self {
             places: Arc::new(Semaphore::new(places)),
             patience,
-            full: Repeated::new(full, 1),
+            full: RateLimitedLog::new(full, 1),
         }
     }
 }
@@ -47,9 +47,9 @@ pub(super) fn busy() -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy).again_in(Duration::from_secs(1))
 }
 
-/// The layer of a [`Gate`].
+/// The layer of a [`ConcurrencyLimit`].
 pub(super) async fn through(
-    State(gate): State<Gate>,
+    State(gate): State<ConcurrencyLimit>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
@@ -75,7 +75,7 @@ pub(super) async fn through(
 pub(super) struct Readers {
     places: Arc<Semaphore>,
     patience: Duration,
-    full: Arc<Repeated>,
+    full: Arc<RateLimitedLog>,
     reading: Arc<Mutex<Reading>>,
 }
 
@@ -94,7 +94,7 @@ impl Readers {
         Self {
             places: Arc::new(Semaphore::new(places)),
             patience,
-            full: Repeated::new(full, 1),
+            full: RateLimitedLog::new(full, 1),
             reading: Arc::default(),
         }
     }
@@ -201,7 +201,7 @@ pub(super) async fn sent_within(
 ) -> Response {
     let late = Arc::new(AtomicBool::new(false));
     let request = request.map(|body| {
-        Body::new(Timely {
+        Body::new(BodyTimeout {
             body,
             limit,
             deadline: None,
@@ -225,7 +225,7 @@ fn too_slow(limit: Duration) -> Problem {
 }
 
 /// A body that must be whole by a deadline, which begins to run when somebody wants to read it.
-struct Timely {
+struct BodyTimeout {
     body: Body,
     limit: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
@@ -236,7 +236,7 @@ struct Timely {
 #[error("the body did not arrive in time")]
 struct Late;
 
-impl HttpBody for Timely {
+impl HttpBody for BodyTimeout {
     type Data = Bytes;
     type Error = axum::BoxError;
 

@@ -13,7 +13,7 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use super::Served;
+use super::AppState;
 use super::problem::Problem;
 
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
@@ -74,7 +74,7 @@ fn host(authority: &Authority) -> String {
 
 /// For all that takes the admin token.
 pub(super) async fn require_known_host(
-    State(served): State<Served>,
+    State(served): State<AppState>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {

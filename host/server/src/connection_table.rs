@@ -60,7 +60,7 @@ impl Entry {
 
 /// One connection. Its place is free when this is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct SecretLocation {
     table: Arc<ConnectionTable>,
     id: u64,
     pub(super) is_reserve: bool,
@@ -69,7 +69,7 @@ pub(super) struct Place {
 
 /// A request that is under way. Ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct UnderWay {
+pub(super) struct OpenEntry {
     table: Arc<ConnectionTable>,
     id: u64,
 }
@@ -89,7 +89,7 @@ impl ConnectionTable {
     }
 
     /// A place for a new connection, as soon as there is one.
-    pub(super) async fn place(self: &Arc<Self>, peer: IpAddr) -> Place {
+    pub(super) async fn place(self: &Arc<Self>, peer: IpAddr) -> SecretLocation {
         loop {
             let freed = self.freed.notified();
             if let Some(place) = self.take(peer, Instant::now()) {
@@ -99,7 +99,7 @@ impl ConnectionTable {
         }
     }
 
-    fn take(self: &Arc<Self>, peer: IpAddr, now: Instant) -> Option<Place> {
+    fn take(self: &Arc<Self>, peer: IpAddr, now: Instant) -> Option<SecretLocation> {
         let mut state = self.lock();
         let is_stuck = now.saturating_duration_since(state.moved) >= STUCK;
         let is_reserve = if state.count(false) < self.places || state.evict(false, now) {
@@ -121,7 +121,7 @@ impl ConnectionTable {
             evicted: evicted.clone(),
         };
         state.connections.insert(id, entry);
-        Some(Place {
+        Some(SecretLocation {
             table: self.clone(),
             id,
             is_reserve,
@@ -171,13 +171,13 @@ impl State {
     }
 }
 
-impl Place {
+impl SecretLocation {
     /// A request has come.
-    pub(super) fn begin_request(&self) -> UnderWay {
+    pub(super) fn begin_request(&self) -> OpenEntry {
         if let Some(entry) = self.table.lock().connections.get_mut(&self.id) {
             entry.requests += 1;
         }
-        UnderWay {
+        OpenEntry {
             table: self.table.clone(),
             id: self.id,
         }
@@ -188,7 +188,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for SecretLocation {
     fn drop(&mut self) {
         let mut state = self.table.lock();
         if let Some(entry) = state.connections.remove(&self.id)
@@ -201,7 +201,7 @@ impl Drop for Place {
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for OpenEntry {
     fn drop(&mut self) {
         if let Some(entry) = self.table.lock().connections.get_mut(&self.id) {
             entry.requests = entry.requests.saturating_sub(1);

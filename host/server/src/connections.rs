@@ -23,9 +23,9 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use super::bounds;
-use super::connection_table::{ConnectionTable, Place, UnderWay};
-use super::repeated::Repeated;
-use super::stalling::Stalling;
+use super::connection_table::{ConnectionTable, OpenEntry, SecretLocation};
+use super::rate_limited_log::RateLimitedLog;
+use super::write_timeout::WriteTimeoutStream;
 
 /// Half of the files that a process may have open where nobody says otherwise; the rest is for the engine, the registries and
 /// the history. Beyond it [`ConnectionTable`] says which one makes room.
@@ -70,8 +70,8 @@ pub(super) async fn serve(
     until: impl Future<Output = ()> + Send + 'static,
 ) {
     let table = ConnectionTable::new(CONNECTIONS_MAX, RESERVE);
-    let full = Repeated::new("all connections were taken", 1);
-    let failed = Repeated::new("a connection could not be taken", 1);
+    let full = RateLimitedLog::new("all connections were taken", 1);
+    let failed = RateLimitedLog::new("a connection could not be taken", 1);
     let connections = TaskTracker::new();
     let stopping = CancellationToken::new();
     let mut until = pin!(until);
@@ -108,7 +108,12 @@ pub(super) async fn serve(
     connections.wait().await;
 }
 
-async fn converse(stream: TcpStream, router: Router, stopping: CancellationToken, place: Place) {
+async fn converse(
+    stream: TcpStream,
+    router: Router,
+    stopping: CancellationToken,
+    place: SecretLocation,
+) {
     // Events and short answers are not held back for more.
     let _ = stream.set_nodelay(true);
     let place = Arc::new(place);
@@ -140,7 +145,7 @@ async fn converse(stream: TcpStream, router: Router, stopping: CancellationToken
             false => HEAD_TIME,
         })
         .max_buf_size(BUFFER_BYTES);
-    let stream = TokioIo::new(Stalling::new(stream, STALLED));
+    let stream = TokioIo::new(WriteTimeoutStream::new(stream, STALLED));
     let mut connection = pin!(protocol.serve_connection(stream, answer));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -168,7 +173,7 @@ fn is_health(path: &str) -> bool {
 struct Tracked {
     body: Body,
     #[expect(dead_code, reason = "it ends when it is dropped")]
-    under_way: UnderWay,
+    under_way: OpenEntry,
 }
 
 impl HttpBody for Tracked {

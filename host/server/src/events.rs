@@ -16,15 +16,15 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream};
 use refit_history::Id;
-use refit_service::runs::Run;
-use refit_service::runs::feed::{Position, Told};
+use refit_service::runs::RefreshHandle;
+use refit_service::runs::event_log::{Position, RefreshEvent};
 use serde::Deserialize;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::openapi::{Ref, RefOr};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::Served;
+use super::AppState;
 use super::history;
 use super::problem::{Document, Problem};
 
@@ -81,7 +81,7 @@ pub(super) struct Parameters {
     ),
 )]
 pub(super) async fn watch(
-    State(served): State<Served>,
+    State(served): State<AppState>,
     id: Result<Path<Id>, PathRejection>,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
@@ -167,7 +167,9 @@ impl PartialSchema for EventMessage {
         };
         let data = text("The event.")
             .content_media_type("application/json")
-            .content_schema(Some(Ref::from_schema_name(<Told as ToSchema>::name())));
+            .content_schema(Some(Ref::from_schema_name(
+                <RefreshEvent as ToSchema>::name(),
+            )));
         ObjectBuilder::new()
             .description(Some("A message of `text/event-stream`."))
             .property("id", text("Its place, for `Last-Event-ID`."))
@@ -186,23 +188,26 @@ impl ToSchema for EventMessage {
     }
 
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
-        schemas.push((<Told as ToSchema>::name().into_owned(), Told::schema()));
-        Told::schemas(schemas);
+        schemas.push((
+            <RefreshEvent as ToSchema>::name().into_owned(),
+            RefreshEvent::schema(),
+        ));
+        RefreshEvent::schemas(schemas);
     }
 }
 
 struct Watcher {
-    run: Arc<Run>,
+    run: Arc<RefreshHandle>,
     position: Position,
     changes: watch::Receiver<Position>,
-    held: VecDeque<(Position, Told)>,
+    held: VecDeque<(Position, RefreshEvent)>,
     ended: bool,
     greeted: bool,
     _place: SemaphorePermit<'static>,
 }
 
 fn events(
-    run: Arc<Run>,
+    run: Arc<RefreshHandle>,
     position: Position,
     place: SemaphorePermit<'static>,
 ) -> impl Stream<Item = Result<Event, Infallible>> {

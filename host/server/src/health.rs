@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
 
-use super::Served;
+use super::AppState;
 use super::problem::{Document, Problem};
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -40,7 +40,7 @@ pub(super) async fn alive() -> Json<Status> {
         (status = 503, description = "`engine-unavailable`, `recovering`, `unfinished-replacements` or `stopping`.", body = Document, content_type = "application/problem+json"),
     ),
 )]
-pub(super) async fn ready(State(served): State<Served>) -> Result<Json<Status>, Problem> {
+pub(super) async fn ready(State(served): State<AppState>) -> Result<Json<Status>, Problem> {
     if served.stopping.is_cancelled() {
         return Err(Problem::stopping());
     }

@@ -10,11 +10,11 @@ use refit_history::{
     Archive, Entry, History, HistoryError, Id, LIMIT_MAX, Outcome, Page, Query, Shown,
 };
 use refit_model::diagnostic::Diagnostic;
-use refit_service::runs::Run;
+use refit_service::runs::RefreshHandle;
 use serde::{Deserialize, Serialize};
 
 use super::problem::{Document, Problem};
-use super::{Served, events};
+use super::{AppState, events};
 
 /// Entries of an answer, where nobody says.
 const LIMIT: u32 = 50;
@@ -22,7 +22,7 @@ const LIMIT: u32 = 50;
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Asked {
+pub(super) struct ListQuery {
     /// How many at most, 1 to 500. Default: 50.
     #[param(minimum = 1, maximum = 500)]
     limit: Option<u32>,
@@ -68,15 +68,15 @@ pub(super) struct View {
 }
 
 impl View {
-    pub(super) fn of(run: &Run) -> Self {
+    pub(super) fn of(run: &RefreshHandle) -> Self {
         Self::with(run.shown(), Some(run))
     }
 
-    fn with(shown: Shown, run: Option<&Run>) -> Self {
+    fn with(shown: Shown, run: Option<&RefreshHandle>) -> Self {
         let under_way = run.filter(|_| shown.entry.outcome == Outcome::Running);
         Self {
             events: under_way.map(|run| events::place(run.id)),
-            ending: under_way.is_some_and(Run::is_ending),
+            ending: under_way.is_some_and(RefreshHandle::is_ending),
             shown,
         }
     }
@@ -91,7 +91,7 @@ impl View {
     path = "/v1/refreshes",
     operation_id = "list_refreshes",
     tag = "refreshes",
-    params(Asked),
+    params(ListQuery),
     responses(
         (status = 200, description = "A page of them.", body = Listed),
         (status = 400, description = "`bad-query`.", body = Document, content_type = "application/problem+json"),
@@ -99,8 +99,8 @@ impl View {
     ),
 )]
 pub(super) async fn list(
-    State(served): State<Served>,
-    asked: Result<Parameters<Asked>, QueryRejection>,
+    State(served): State<AppState>,
+    asked: Result<Parameters<ListQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let Parameters(asked) = asked.map_err(|rejection| wrong(rejection.body_text()))?;
     let query = query(asked)?;
@@ -133,7 +133,7 @@ pub(super) async fn list(
 }
 
 /// They are the newest, so they belong to the first page; what a report mentions is not looked for in them.
-fn unwritten(served: &Served, query: &Query) -> Vec<Entry> {
+fn unwritten(served: &AppState, query: &Query) -> Vec<Entry> {
     if query.before.is_some() || query.container.is_some() || query.image.is_some() {
         return vec![];
     }
@@ -161,7 +161,7 @@ fn unwritten(served: &Served, query: &Query) -> Vec<Entry> {
     ),
 )]
 pub(super) async fn show(
-    State(served): State<Served>,
+    State(served): State<AppState>,
     id: Result<Path<Id>, PathRejection>,
 ) -> Result<Response, Problem> {
     let Path(id) = id.map_err(|_| none())?;
@@ -189,7 +189,7 @@ pub(super) fn none() -> Problem {
 }
 
 /// Whether the history knows one with this number.
-pub(super) async fn entry(served: &Served, id: Id) -> Result<Option<Entry>, Problem> {
+pub(super) async fn entry(served: &AppState, id: Id) -> Result<Option<Entry>, Problem> {
     let Some(history) = served.refresher.history().filter(|_| id > 0).cloned() else {
         return Ok(None);
     };
@@ -197,7 +197,7 @@ pub(super) async fn entry(served: &Served, id: Id) -> Result<Option<Entry>, Prob
     Ok(shown.map(|shown| shown.entry))
 }
 
-fn query(asked: Asked) -> Result<Query, Problem> {
+fn query(asked: ListQuery) -> Result<Query, Problem> {
     let limit = asked.limit.unwrap_or(LIMIT);
     if !(1..=LIMIT_MAX).contains(&limit) {
         return Err(wrong(format!("`limit` may be 1 to {LIMIT_MAX}")));

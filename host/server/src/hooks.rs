@@ -20,10 +20,10 @@ use refit_service::hooks::registry::RegistryHook;
 use refit_service::hooks::{Ignored, Scoped, Unreadable, Unverified};
 use serde::Serialize;
 
-use super::Served;
+use super::AppState;
 use super::bounds::{Rate, Readers, read_in_turn, whole};
 use super::problem::{Document, Problem};
-use super::repeated::Repeated;
+use super::rate_limited_log::RateLimitedLog;
 use super::routes::Routes;
 
 /// What GitHub sends of a package is some 25 KiB, and a registry's envelope some KiB. Many times that, and with [`AT_ONCE`] a
@@ -48,9 +48,9 @@ const LOGGED: u32 = 20;
 /// What is counted for one route.
 struct Counted {
     rate: Rate,
-    taken: Arc<Repeated>,
-    refused: Arc<Repeated>,
-    flooded: Arc<Repeated>,
+    taken: Arc<RateLimitedLog>,
+    refused: Arc<RateLimitedLog>,
+    flooded: Arc<RateLimitedLog>,
 }
 
 /// What somebody who knocked is told.
@@ -71,18 +71,18 @@ pub(super) fn routes() -> Routes {
     let gate = |full| from_fn_with_state(Readers::new(AT_ONCE, PATIENCE, full), read_in_turn);
     let github = Counted {
         rate: Rate::new(BURST, PER_SECOND),
-        taken: Repeated::new("GitHub's webhook was delivered", LOGGED),
-        refused: Repeated::new("a delivery to `/v1/hooks/github` was refused", 1),
-        flooded: Repeated::new(
+        taken: RateLimitedLog::new("GitHub's webhook was delivered", LOGGED),
+        refused: RateLimitedLog::new("a delivery to `/v1/hooks/github` was refused", 1),
+        flooded: RateLimitedLog::new(
             "more deliveries came to `/v1/hooks/github` than are taken",
             1,
         ),
     };
     let registry = Counted {
         rate: Rate::new(BURST, PER_SECOND),
-        taken: Repeated::new("a registry's notification was delivered", LOGGED),
-        refused: Repeated::new("a notification to `/v1/hooks/registry` was refused", 1),
-        flooded: Repeated::new(
+        taken: RateLimitedLog::new("a registry's notification was delivered", LOGGED),
+        refused: RateLimitedLog::new("a notification to `/v1/hooks/registry` was refused", 1),
+        flooded: RateLimitedLog::new(
             "more notifications came to `/v1/hooks/registry` than are taken",
             1,
         ),
@@ -138,7 +138,7 @@ pub(super) fn routes() -> Routes {
     ),
 )]
 async fn from_github(
-    State(served): State<Served>,
+    State(served): State<AppState>,
     Extension(counted): Extension<Arc<Counted>>,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -218,7 +218,7 @@ fn read_github(
     ),
 )]
 async fn from_registry(
-    State(served): State<Served>,
+    State(served): State<AppState>,
     Extension(counted): Extension<Arc<Counted>>,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -254,7 +254,7 @@ async fn from_registry(
 const SEND: &str = "the registry must send the secret of its `[[hooks.registry]]` as `Authorization: Bearer SECRET`";
 
 async fn read_registry(
-    served: &Served,
+    served: &AppState,
     hook: &RegistryHook,
     secret: &str,
     parts: &Parts,
@@ -289,7 +289,7 @@ async fn read_registry(
     Ok((scoped, notified.others))
 }
 
-fn ring(served: &Served, scoped: &Scoped) {
+fn ring(served: &AppState, scoped: &Scoped) {
     // To ring for none would be to ring for all.
     if !scoped.repositories.is_empty() {
         served.bell.announce(scoped.announced.clone());

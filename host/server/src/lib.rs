@@ -4,11 +4,9 @@
 
 pub mod admin_token;
 mod approvals;
-mod asked;
 mod auth;
 mod bounds;
 mod browsers;
-mod by;
 mod connection_table;
 mod connections;
 mod events;
@@ -21,13 +19,15 @@ mod openapi;
 mod plan;
 mod policy;
 mod problem;
+mod rate_limited_log;
+mod refresh_body;
 mod refreshes;
-mod repeated;
+mod requested_by;
 mod routes;
 mod shadow;
-mod stalling;
 mod watch;
 mod workspace_images;
+mod write_timeout;
 
 use std::sync::Arc;
 
@@ -49,20 +49,20 @@ use refit_service::approvals::Approvals;
 use refit_service::hooks::Hooks;
 use refit_service::metrics::Metrics;
 use refit_service::reconcile::Reconciler;
-use refit_service::runs::Runs;
+use refit_service::runs::RefreshManager;
 use refit_service::watch::Watcher;
-use refit_service::watch::bell::Bell;
+use refit_service::watch::check_queue::CheckQueue;
 
 use self::problem::Problem;
 
 /// What handlers share.
 #[derive(Clone)]
-pub struct Served {
+pub struct AppState {
     pub refresher: Arc<Refresher>,
     /// The way to a refresh, and to those that are under way.
-    pub runs: Arc<Runs>,
+    pub runs: Arc<RefreshManager>,
     /// How webhooks say that something may have been published.
-    pub bell: Arc<Bell>,
+    pub bell: Arc<CheckQueue>,
     pub hooks: Arc<Hooks>,
     /// Refreshes that wait for a person.
     pub approvals: Arc<Approvals>,
@@ -93,7 +93,7 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 /// Answers on `listener` until `until`, and then until the last answer is out.
 pub async fn serve(
     listener: TcpListener,
-    served: Served,
+    served: AppState,
     until: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     connections::serve(listener, router(served), until).await;
@@ -101,7 +101,7 @@ pub async fn serve(
 }
 
 /// Which routes there are, `routes` says.
-pub fn router(served: Served) -> Router {
+pub fn router(served: AppState) -> Router {
     let guarded = routes::for_admin()
         .router
         .layer(from_fn(browsers::require_json))

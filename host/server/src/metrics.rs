@@ -5,7 +5,7 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use refit_service::metrics::Format;
 
-use super::Served;
+use super::AppState;
 
 /// Numbers for a monitoring system
 ///
@@ -22,7 +22,7 @@ use super::Served;
         (String = "application/openmetrics-text; version=1.0.0; charset=utf-8"),
     ))),
 )]
-pub(super) async fn show(State(served): State<Served>, headers: HeaderMap) -> Response {
+pub(super) async fn show(State(served): State<AppState>, headers: HeaderMap) -> Response {
     // So that it is known although nobody has asked for anything yet.
     served.probe.is_up().await;
     let accepted = headers.get_all(header::ACCEPT).into_iter();

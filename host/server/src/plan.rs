@@ -10,9 +10,9 @@ use refit_model::report::Report;
 use refit_model::request::Mode;
 use refit_refresh::RefreshError;
 
-use super::Served;
-use super::asked::{Asked, AskedBody};
+use super::AppState;
 use super::problem::{Document, Problem};
+use super::refresh_body::{RefreshBody, RequestBody};
 
 /// What a refresh would do, and why
 ///
@@ -22,7 +22,7 @@ use super::problem::{Document, Problem};
     post,
     path = "/v1/plan",
     tag = "refreshes",
-    request_body = Asked,
+    request_body = RefreshBody,
     responses(
         (status = 200, description = "[The report](report.md); its `mode` is `plan`.", body = Report),
         (status = 400, description = "`unknown-targets`, `bad-body`.", body = Document, content_type = "application/problem+json"),
@@ -33,10 +33,10 @@ use super::problem::{Document, Problem};
     ),
 )]
 pub(super) async fn plan(
-    State(served): State<Served>,
-    asked: AskedBody,
+    State(served): State<AppState>,
+    asked: RequestBody,
 ) -> Result<Response, Problem> {
-    let request = Asked::request(asked)?;
+    let request = RefreshBody::request(asked)?;
     if served.stopping.is_cancelled() {
         return Err(Problem::stopping());
     }

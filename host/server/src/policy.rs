@@ -15,17 +15,17 @@ use refit_revisions::artifact::signature::{SIGNATURE_BYTES_MAX, Signer};
 use refit_revisions::artifact::{self, ArtifactError};
 use refit_revisions::load::{Refusal, Source, Stage};
 use refit_revisions::permissions::{Difference, Permissions};
-use refit_revisions::store::{CONFIG_BYTES_MAX, How, Record};
+use refit_revisions::store::{ActivationReason, CONFIG_BYTES_MAX, Record};
 use refit_revisions::swap::{Candidate, SwapError, Swapped};
 use refit_revisions::{Generation, Generations, Refused};
 use refit_sandbox::{PolicyError, limits};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-use super::Served;
-use super::by::By;
+use super::AppState;
 use super::object::JsonObject;
 use super::problem::{Document, Problem};
+use super::requested_by::RequestedBy;
 
 /// A component in JSON is four bytes for three, and there is its configuration.
 const JSON_BYTES_MAX: usize = limits::COMPONENT_BYTES_MAX / 3 * 4 + CONFIG_BYTES_MAX + 64 * 1024;
@@ -54,7 +54,7 @@ pub(super) struct View {
     #[serde(skip_serializing_if = "Option::is_none")]
     signer: Option<Signer>,
     activated: jiff::Timestamp,
-    how: How,
+    how: ActivationReason,
     /// Who asked, as they say of themselves.
     by: String,
     /// The configuration that it accepted.
@@ -119,7 +119,7 @@ pub(super) struct Change {
     tag = "policy",
     responses((status = 200, description = "The active generation.", body = View, headers(("ETag" = String, description = "The number of the active generation, in quotes.")))),
 )]
-pub(super) async fn show(State(served): State<Served>) -> Response {
+pub(super) async fn show(State(served): State<AppState>) -> Response {
     let generations = served.refresher.generations();
     let active = generations.active();
     tagged(&active, Json(View::of(&active, generations)))
@@ -142,7 +142,7 @@ pub(super) struct History {
     tag = "policy",
     responses((status = 200, description = "The generations.", body = History, headers(("ETag" = String, description = "The number of the active generation, in quotes.")))),
 )]
-pub(super) async fn history(State(served): State<Served>) -> Response {
+pub(super) async fn history(State(served): State<AppState>) -> Response {
     let active = served.refresher.active();
     let generations = active.ledger.history().cloned().collect();
     tagged(&active, Json(History { generations }))
@@ -153,7 +153,7 @@ pub(super) async fn history(State(served): State<Served>) -> Response {
 pub(super) struct Parameters {
     /// What the sender calls the component: the name of its file. Default: `an upload`.
     origin: Option<String>,
-    /// Who asks, as they say of themselves. Default: `X-Refit-By`, otherwise `the HTTP interface`.
+    /// Who asks, as they say of themselves. Default: `X-Refit-RequestedBy`, otherwise `the HTTP interface`.
     by: Option<String>,
     /// Not a swap, but a trial: how often the candidate must agree in a row to take over. `0`: it never does by itself.
     shadow: Option<u32>,
@@ -214,8 +214,8 @@ pub(super) struct Wanted {
     ),
 )]
 pub(super) async fn swap(
-    State(served): State<Served>,
-    By(named): By,
+    State(served): State<AppState>,
+    RequestedBy(named): RequestedBy,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
     body: Body,
@@ -298,8 +298,8 @@ pub(super) async fn swap(
     ),
 )]
 pub(super) async fn roll_back(
-    State(served): State<Served>,
-    By(named): By,
+    State(served): State<AppState>,
+    RequestedBy(named): RequestedBy,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -318,7 +318,7 @@ pub(super) async fn roll_back(
 }
 
 async fn change(
-    served: Served,
+    served: AppState,
     swap: impl Future<Output = Result<Swapped, SwapError>> + Send + 'static,
 ) -> Result<Response, Problem> {
     let Swapped {
@@ -337,7 +337,7 @@ async fn change(
 
 /// In a task of its own: a client that hangs up has asked all the same.
 async fn spawned<T: Send + 'static>(
-    served: &Served,
+    served: &AppState,
     work: impl Future<Output = Result<T, SwapError>> + Send + 'static,
 ) -> Result<T, Problem> {
     if served.stopping.is_cancelled() {

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use refit_model::diagnostic::Diagnostic;
 use refit_revisions::load::Stage;
 use refit_service::approvals;
-use refit_service::runs::NotBegun;
+use refit_service::runs::StartError;
 use serde::Serialize;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
@@ -84,15 +84,15 @@ impl Problem {
         )
     }
 
-    pub(super) fn not_begun(why: &NotBegun) -> Self {
+    pub(super) fn not_begun(why: &StartError) -> Self {
         match why {
-            NotBegun::Stopping => Self::stopping(),
-            NotBegun::TooMany => Self::of(
+            StartError::Stopping => Self::stopping(),
+            StartError::TooMany => Self::of(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "too-many-refreshes",
                 Diagnostic::of(why),
             ),
-            NotBegun::NotHeld(told) => Self::of(
+            StartError::NotHeld(told) => Self::of(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "approvals-unavailable",
                 told.clone(),

@@ -7,14 +7,14 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use refit_history::{Id, Outcome};
 use refit_model::diagnostic::Diagnostic;
-use refit_service::runs::once::{Key, KeyError, Once};
+use refit_service::runs::idempotency::{IdempotencyKeys, Key, KeyError};
 use serde::Serialize;
 
-use super::asked::{Asked, AskedBody};
-use super::by::By;
 use super::history::{self, View};
 use super::problem::{Document, Problem};
-use super::{Served, events};
+use super::refresh_body::{RefreshBody, RequestBody};
+use super::requested_by::RequestedBy;
+use super::{AppState, events};
 
 /// As in <https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/>.
 const KEY: &str = "idempotency-key";
@@ -38,7 +38,7 @@ struct Accepted {
     path = "/v1/refreshes",
     operation_id = "begin_refresh",
     tag = "refreshes",
-    request_body = Asked,
+    request_body = RefreshBody,
     params(
         ("Idempotency-Key" = Option<String>, Header, pattern = r#"^"*[!#-~]([!-~]{0,126}[!#-~])?"*$"#, description = "1 to 128 visible ASCII characters, in quotes or not."),
         ("X-Refit-By" = Option<String>, Header, description = "Who asks, as they say of themselves."),
@@ -51,22 +51,26 @@ struct Accepted {
     ),
 )]
 pub(super) async fn begin(
-    State(served): State<Served>,
-    By(by): By,
+    State(served): State<AppState>,
+    RequestedBy(by): RequestedBy,
     headers: HeaderMap,
-    asked: AskedBody,
+    asked: RequestBody,
 ) -> Result<Response, Problem> {
     let key = key(&headers)?;
-    let request = Asked::request(asked)?;
+    let request = RefreshBody::request(asked)?;
     // It runs in a task of its own: nobody waits for its end here.
     let begun = match key {
-        None => served.runs.begin(request, by).await.map(Once::Begun),
+        None => served
+            .runs
+            .begin(request, by)
+            .await
+            .map(IdempotencyKeys::Begun),
         Some(key) => served.runs.begin_once(key, request, by).await,
     };
     let id = match begun.map_err(|why| Problem::not_begun(&why))? {
-        Once::Begun(begun) => begun.run.id,
-        Once::Before(id) => id,
-        Once::Different => {
+        IdempotencyKeys::Begun(begun) => begun.run.id,
+        IdempotencyKeys::Before(id) => id,
+        IdempotencyKeys::Different => {
             let problem = Problem::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "key-reused",
@@ -122,8 +126,8 @@ fn key(headers: &HeaderMap) -> Result<Option<Key>, Problem> {
     ),
 )]
 pub(super) async fn cancel(
-    State(served): State<Served>,
-    By(by): By,
+    State(served): State<AppState>,
+    RequestedBy(by): RequestedBy,
     id: Result<Path<Id>, PathRejection>,
 ) -> Result<Response, Problem> {
     let Path(id) = id.map_err(|_| history::none())?;

@@ -16,9 +16,9 @@ use utoipa::openapi::schema::{Schema, SchemaType, Type};
 use utoipa::openapi::security::SecurityRequirement;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 
-use super::bounds::{self, Gate};
+use super::bounds::{self, ConcurrencyLimit};
 use super::{
-    Served, approvals, events, health, history, hooks, metrics, openapi, plan, policy, refreshes,
+    AppState, approvals, events, health, history, hooks, metrics, openapi, plan, policy, refreshes,
     shadow, watch, workspace_images,
 };
 
@@ -26,7 +26,7 @@ use super::{
 pub(super) struct Routes {
     /// The name of a security scheme of the document.
     security: Option<&'static str>,
-    pub(super) router: Router<Served>,
+    pub(super) router: Router<AppState>,
     pub(super) paths: Paths,
     pub(super) schemas: Vec<(String, RefOr<Schema>)>,
 }
@@ -50,7 +50,7 @@ const PROBE_TIME: Duration = Duration::from_secs(10);
 
 /// Whoever looks after processes has no token.
 pub(super) fn open() -> Routes {
-    let gate = Gate::new(PROBES, PROBE_TIME, "questions for `/readyz` were sent away");
+    let gate = ConcurrencyLimit::new(PROBES, PROBE_TIME, "questions for `/readyz` were sent away");
     let ready = Routes::open()
         .with(health::__path_ready, health::ready)
         .layered(|router| {
@@ -104,7 +104,7 @@ pub(super) fn for_admin() -> Routes {
 
 /// What is answered from the history, soon. What takes long, or streams, is not for here.
 fn reads(routes: Routes) -> Routes {
-    let gate = Gate::new(READS, READ_PATIENCE, "looks at the history were sent away");
+    let gate = ConcurrencyLimit::new(READS, READ_PATIENCE, "looks at the history were sent away");
     routes
         .with(history::__path_list, history::list)
         .with(history::__path_show, history::show)
@@ -116,7 +116,7 @@ fn reads(routes: Routes) -> Routes {
 }
 
 fn plans(routes: Routes) -> Routes {
-    let gate = Gate::new(PLANS, PLAN_PATIENCE, "plans were sent away");
+    let gate = ConcurrencyLimit::new(PLANS, PLAN_PATIENCE, "plans were sent away");
     routes
         .with(plan::__path_plan, plan::plan)
         .layered(|router| router.layer(from_fn_with_state(gate, bounds::through)))
@@ -145,7 +145,10 @@ impl Routes {
     }
 
     /// What stands before those that are there.
-    pub(super) fn layered(mut self, layer: impl FnOnce(Router<Served>) -> Router<Served>) -> Self {
+    pub(super) fn layered(
+        mut self,
+        layer: impl FnOnce(Router<AppState>) -> Router<AppState>,
+    ) -> Self {
         self.router = layer(self.router);
         self
     }
@@ -154,7 +157,7 @@ impl Routes {
     pub(super) fn with<P, H, T>(mut self, path: P, handler: H) -> Self
     where
         P: Path + SchemaReferences + Tags<'static>,
-        H: Handler<T, Served>,
+        H: Handler<T, AppState>,
         T: 'static,
     {
         drop(path);
@@ -180,7 +183,7 @@ impl Routes {
         let methods = P::methods();
         let filter = methods.iter().map(filter).reduce(MethodFilter::or);
         let filter = filter.unwrap_or(MethodFilter::GET);
-        let route: MethodRouter<Served> = on(filter, handler);
+        let route: MethodRouter<AppState> = on(filter, handler);
         self.router = self.router.route(&P::path(), route);
         self.paths.add_path_operation(P::path(), methods, operation);
         self

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use refit_revisions::shadow::{Shadow, Tally};
 use serde::Serialize;
 
-use super::Served;
+use super::AppState;
 use super::problem::{Document, Problem};
 
 /// What is said of a candidate on trial.
@@ -59,7 +59,7 @@ fn none() -> Problem {
 
 /// The candidate on trial
 ///
-/// Which it is, and what came of its trial so far. [policies.md](policies.md#a-candidate-on-trial) says what a trial is.
+/// Which it is, and what came of its trial so far. [policies.md](policies.md#shadow-evaluation) says what a trial is.
 #[utoipa::path(
     get,
     path = "/v1/policy/shadow",
@@ -70,7 +70,7 @@ fn none() -> Problem {
         (status = 404, description = "`no-shadow`.", body = Document, content_type = "application/problem+json"),
     ),
 )]
-pub(super) async fn show(State(served): State<Served>) -> Result<Response, Problem> {
+pub(super) async fn show(State(served): State<AppState>) -> Result<Response, Problem> {
     let shadow = served.refresher.generations().shadow().ok_or_else(none)?;
     Ok(view(&shadow, StatusCode::OK))
 }
@@ -88,7 +88,7 @@ pub(super) async fn show(State(served): State<Served>) -> Result<Response, Probl
         (status = 404, description = "`no-shadow`.", body = Document, content_type = "application/problem+json"),
     ),
 )]
-pub(super) async fn end(State(served): State<Served>) -> Result<Response, Problem> {
+pub(super) async fn end(State(served): State<AppState>) -> Result<Response, Problem> {
     let shadow = served.refresher.generations().end_shadow();
     let shadow = shadow.ok_or_else(none)?;
     tracing::info!(

@@ -15,10 +15,10 @@ use refit_service::watch::status::Snapshot;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::Served;
-use super::by::By;
+use super::AppState;
 use super::object::parse_optional;
 use super::problem::{Document, Problem};
+use super::requested_by::RequestedBy;
 
 /// More than a platform has; with none, all are looked at.
 const IMAGES_MAX: usize = 256;
@@ -41,7 +41,7 @@ pub(super) struct Who {
 
 #[derive(Serialize, utoipa::ToSchema)]
 #[schema(as = WatchAsked)]
-pub(super) struct Asked {
+pub(super) struct CheckBody {
     /// A look that started later than this has seen it.
     asked: jiff::Timestamp,
 }
@@ -57,7 +57,7 @@ pub(super) struct Asked {
     tag = "watch",
     responses((status = 200, description = "As of its last look.", body = Snapshot)),
 )]
-pub(super) async fn show(State(served): State<Served>) -> Json<Snapshot> {
+pub(super) async fn show(State(served): State<AppState>) -> Json<Snapshot> {
     let snapshot = match &served.watcher {
         Some(watcher) => Snapshot::clone(&watcher.snapshot()),
         None => Snapshot::off(),
@@ -83,8 +83,8 @@ pub(super) async fn show(State(served): State<Served>) -> Json<Snapshot> {
     ),
 )]
 pub(super) async fn pause(
-    State(served): State<Served>,
-    By(by): By,
+    State(served): State<AppState>,
+    RequestedBy(by): RequestedBy,
     who: Bytes,
 ) -> Result<Json<Snapshot>, Problem> {
     let who: Who = body(&who)?;
@@ -105,7 +105,7 @@ pub(super) async fn pause(
         (status = 500, description = "`watch-not-kept`.", body = Document, content_type = "application/problem+json"),
     ),
 )]
-pub(super) async fn resume(State(served): State<Served>) -> Result<Json<Snapshot>, Problem> {
+pub(super) async fn resume(State(served): State<AppState>) -> Result<Json<Snapshot>, Problem> {
     let watcher = watcher(&served)?;
     lasting(watcher.resume().await)?;
     Ok(Json(Snapshot::clone(&watcher.snapshot())))
@@ -121,12 +121,15 @@ pub(super) async fn resume(State(served): State<Served>) -> Result<Json<Snapshot
     tag = "watch",
     request_body = Option<Check>,
     responses(
-        (status = 202, description = "It will look.", body = Asked),
+        (status = 202, description = "It will look.", body = CheckBody),
         (status = 400, description = "`bad-body`.", body = Document, content_type = "application/problem+json"),
         (status = 409, description = "`watch-off`.", body = Document, content_type = "application/problem+json"),
     ),
 )]
-pub(super) async fn check(State(served): State<Served>, check: Bytes) -> Result<Response, Problem> {
+pub(super) async fn check(
+    State(served): State<AppState>,
+    check: Bytes,
+) -> Result<Response, Problem> {
     let check: Check = body(&check)?;
     let watcher = watcher(&served)?;
     if check.images.len() > IMAGES_MAX {
@@ -134,7 +137,7 @@ pub(super) async fn check(State(served): State<Served>, check: Bytes) -> Result<
             format!("`images` may have {IMAGES_MAX} entries; with none, all are looked at");
         return Err(bad_body(problem));
     }
-    let asked = Asked {
+    let asked = CheckBody {
         asked: jiff::Timestamp::now(),
     };
     let repositories = check.images.iter().map(ImageRef::repository);
@@ -142,7 +145,7 @@ pub(super) async fn check(State(served): State<Served>, check: Bytes) -> Result<
     Ok((StatusCode::ACCEPTED, Json(asked)).into_response())
 }
 
-fn watcher(served: &Served) -> Result<Arc<Watcher>, Problem> {
+fn watcher(served: &AppState) -> Result<Arc<Watcher>, Problem> {
     let off = || {
         Problem::new(StatusCode::CONFLICT, "watch-off", "nothing is watched")
             .hint("`[watch] enabled` is false, or `IMAGE_AUTO_REFRESH` is not `true`")

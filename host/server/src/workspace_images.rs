@@ -15,9 +15,9 @@ use refit_refresh::RefreshError;
 use refit_service::runs::Panicked;
 use serde::{Deserialize, Serialize};
 
-use super::Served;
-use super::by::By;
+use super::AppState;
 use super::problem::{Document, Problem};
+use super::requested_by::RequestedBy;
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -121,8 +121,8 @@ impl Outcome {
     ),
 )]
 pub(super) async fn refresh(
-    State(served): State<Served>,
-    By(by): By,
+    State(served): State<AppState>,
+    RequestedBy(by): RequestedBy,
     parameters: Result<Query<Parameters>, QueryRejection>,
 ) -> Result<Response, Response> {
     let Query(parameters) = parameters.map_err(|rejection| {

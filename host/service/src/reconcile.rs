@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
-use refit_capabilities::live::Workshop;
+use refit_capabilities::live::EngineContext;
 use refit_engine::Engine;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::report::Report;
@@ -18,7 +18,7 @@ use refit_refresh::RefreshError;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::runs::{Happening, Observer, Run};
+use crate::runs::{Observer, RefreshHandle, RunEvent};
 
 /// Pauses between attempts while something is half done, or the engine does not answer. They double.
 const RETRY_FIRST: Duration = Duration::from_secs(2);
@@ -38,14 +38,14 @@ pub type OnChange = Arc<dyn Fn(&[Unfinished], &[Unfinished]) + Send + Sync>;
 
 /// See the module.
 pub struct Reconciler {
-    workshop: Arc<Workshop>,
+    workshop: Arc<EngineContext>,
     wake: Notify,
     unfinished: Mutex<Vec<Unfinished>>,
     on_change: OnChange,
 }
 
 impl Reconciler {
-    pub fn new(workshop: Arc<Workshop>, on_change: OnChange) -> Self {
+    pub fn new(workshop: Arc<EngineContext>, on_change: OnChange) -> Self {
         Self {
             workshop,
             wake: Notify::new(),
@@ -147,8 +147,8 @@ impl Reconciler {
 
 /// A refresh that left something behind is looked after at once.
 impl Observer for Reconciler {
-    fn observe(&self, _: &Run, happening: &Happening<'_>) {
-        let Happening::Ended(answer) = happening else {
+    fn observe(&self, _: &RefreshHandle, happening: &RunEvent<'_>) {
+        let RunEvent::Ended(answer) = happening else {
             return;
         };
         if may_have_left_something(answer) {

@@ -26,7 +26,7 @@ pub struct Found {
 
 /// Where the environment has a secret.
 #[derive(Clone, Debug)]
-pub enum Place {
+pub enum SecretLocation {
     Variable(SecretString),
     File(PathBuf),
 }
@@ -71,7 +71,7 @@ impl Hints for SecretFileError {
 
 /// Where a secret is that may be in a variable, or in a file that the variable with `_FILE` behind it names. Blank ones do not
 /// count.
-pub fn place(name: &'static str) -> Result<Option<Place>, SecretFileError> {
+pub fn place(name: &'static str) -> Result<Option<SecretLocation>, SecretFileError> {
     let read = |name: &str| std::env::var(name).ok().filter(|it| !it.trim().is_empty());
     chosen(name, read(name), read(&format!("{name}_FILE")))
 }
@@ -80,11 +80,11 @@ fn chosen(
     name: &'static str,
     variable: Option<String>,
     file: Option<String>,
-) -> Result<Option<Place>, SecretFileError> {
+) -> Result<Option<SecretLocation>, SecretFileError> {
     match (variable, file) {
         (Some(_), Some(_)) => Err(SecretFileError::Both { name }),
-        (Some(text), None) => Ok(Some(Place::Variable(text.into()))),
-        (None, Some(path)) => Ok(Some(Place::File(path.trim().into()))),
+        (Some(text), None) => Ok(Some(SecretLocation::Variable(text.into()))),
+        (None, Some(path)) => Ok(Some(SecretLocation::File(path.trim().into()))),
         (None, None) => Ok(None),
     }
 }
@@ -97,11 +97,11 @@ pub fn find(
     configured: Option<&Path>,
 ) -> Result<Option<Found>, SecretFileError> {
     let file = match place(name)? {
-        Some(Place::Variable(text)) => {
+        Some(SecretLocation::Variable(text)) => {
             let origin = format!("`{name}`");
             return Ok(Some(Found { text, origin }));
         }
-        Some(Place::File(path)) => Some(path),
+        Some(SecretLocation::File(path)) => Some(path),
         None => configured.map(Path::to_owned),
     };
     file.map(|path| at(what, &path)).transpose()
@@ -189,9 +189,10 @@ mod tests {
         assert!(matches!(chosen("X", None, None), Ok(None)));
         assert!(matches!(
             chosen("X", some("secret"), None),
-            Ok(Some(Place::Variable(_)))
+            Ok(Some(SecretLocation::Variable(_)))
         ));
-        let Ok(Some(Place::File(path))) = chosen("X", None, some(" /run/secrets/x\n")) else {
+        let Ok(Some(SecretLocation::File(path))) = chosen("X", None, some(" /run/secrets/x\n"))
+        else {
             panic!("it is a file")
         };
         assert_eq!(path, Path::new("/run/secrets/x"));

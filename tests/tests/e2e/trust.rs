@@ -23,7 +23,7 @@ use refit::revisions::artifact::Carrier;
 use refit::revisions::artifact::registry::Registries;
 use refit::revisions::artifact::signature::{KeyConfig, Trust};
 use refit::revisions::load::Source;
-use refit::revisions::start::{Keep, Terms};
+use refit::revisions::start::{Persistence, Terms};
 use refit::revisions::swap::Asked;
 use refit::sandbox::{Clock, PolicyEngine, Session};
 use refit_tests::refit::{Daemon, Output};
@@ -715,7 +715,7 @@ async fn recreation(path: &std::path::Path, keys: &[KeyConfig]) -> anyhow::Resul
     };
     let state = path.with_extension("state");
     let engine = PolicyEngine::new()?;
-    let started = Generations::start(engine, terms, &state, Keep::Nothing, asked);
+    let started = Generations::start(engine, terms, &state, Persistence::Nothing, asked);
     let generations = started
         .await
         .map_err(|error| anyhow::anyhow!(error.sentence()))?;

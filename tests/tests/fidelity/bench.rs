@@ -8,29 +8,29 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bollard::query_parameters::InspectContainerOptions;
-use refit::capabilities::foreseen::Foreseen;
-use refit::capabilities::live::{Live, Workshop};
-use refit::capabilities::permitted::Permitted;
+use refit::capabilities::dependency_cache::DependencyCache;
+use refit::capabilities::live::{LiveCapabilities, EngineContext};
+use refit::capabilities::operation_permissions::OperationPermissions;
+use refit::capabilities::prefetch::DigestPrefetch;
 use refit::capabilities::scope::Scope;
-use refit::capabilities::ties::KnownTies;
 use refit::capabilities::{
     CallError, Capabilities as _, PulledImage, Recreated, Recreation, Transfer,
 };
 use refit::engine::address::{self, EngineEnvironment};
 use refit::engine::docker::{CallLimits, DockerEngine};
 use refit::engine::{CreateRequest, Engine, PullError};
-use refit::model::container::{Container, ContainerId, ContainerName, Listed, Object};
+use refit::model::container::{Container, ContainerId, ContainerName, ContainerSummary, Object};
 use refit::model::event::{Event, Events, no_events};
 use refit::model::grants::{GrantPatterns, Grants};
 use refit::model::image::{ImageId, ImageRef, Platform};
 use refit::model::recreation::Step;
 use refit::model::recreation::Strategy;
 use refit::recreate::RecreateError;
+use refit::recreate::concurrency::ConcurrencyLimits;
+use refit::recreate::health_gate::ReadinessCheck;
 use refit::recreate::image_records::ImageRecords;
-use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
-use refit::recreate::proof::Proof;
-use refit::recreate::recover::{FirstSeen, Patience};
+use refit::recreate::recover::{FirstSeen, RecoveryTimeouts};
 use refit::recreate::self_protection::SelfProtection;
 use refit::registry::budget::Rate;
 use refit::registry::credentials::{Credentials, EnvironmentVariables};
@@ -48,7 +48,7 @@ const CALL: Duration = Duration::from_secs(60);
 pub(crate) struct Bench {
     pub(crate) world: World,
     pub(crate) engine: Arc<dyn Engine>,
-    proof: Proof,
+    proof: ReadinessCheck,
     platform: Option<Platform>,
     leases: Leases,
     own_id: Option<String>,
@@ -64,7 +64,7 @@ impl Bench {
         Self {
             world: world.clone(),
             engine: Arc::new(docker(world)),
-            proof: Proof {
+            proof: ReadinessCheck {
                 grace: Duration::ZERO,
                 health: Duration::from_secs(30),
             },
@@ -141,27 +141,27 @@ impl Bench {
         self
     }
 
-    pub(crate) fn workshop(&self) -> Arc<Workshop> {
+    pub(crate) fn workshop(&self) -> Arc<EngineContext> {
         let credentials = Credentials::new(&EnvironmentVariables::default(), "ghcr.io", &[], None)
             .expect("no variable is wrong where none is set");
         let rate = Rate {
             requests: self.registry_requests,
             window: Duration::from_secs(60),
         };
-        Arc::new(Workshop {
+        Arc::new(EngineContext {
             engine: self.engine.clone(),
             digests: Arc::new(Digests::new(credentials.clone(), vec![], rate)),
             credentials,
             platform: self.platform.clone(),
-            patience: Patience {
+            patience: RecoveryTimeouts {
                 proof: self.proof,
                 call: CALL,
             },
             leases: self.leases.clone(),
-            lanes: Lanes::default(),
+            lanes: ConcurrencyLimits::default(),
             first_seen: FirstSeen::default(),
-            permitted: Permitted::default(),
-            ties: KnownTies::default(),
+            permitted: OperationPermissions::default(),
+            ties: DependencyCache::default(),
             images: self.images.clone(),
             protection: self
                 .own_id
@@ -195,13 +195,13 @@ impl Bench {
     }
 
     /// What one refresh has.
-    pub(crate) fn live(&self) -> Live {
-        Live::new(
+    pub(crate) fn live(&self) -> LiveCapabilities {
+        LiveCapabilities::new(
             self.workshop(),
             self.force,
             self.events.clone(),
             CancellationToken::new(),
-            Foreseen::default(),
+            DigestPrefetch::default(),
             Arc::new(Scope::new(all_granted(), u32::MAX)),
         )
     }
@@ -263,7 +263,7 @@ impl Bench {
         let container = self.inspect(name).await?;
         let id = self.world.image_id(image).await?;
         Ok(Recreation {
-            container: Listed {
+            container: ContainerSummary {
                 id: container.id.clone(),
                 name: container.name.clone(),
                 labels: container.labels(),

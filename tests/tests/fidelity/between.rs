@@ -13,7 +13,8 @@ use refit::engine::{
     CreateRequest, Engine, EngineError, EngineVersion, PullError, Removal, StopMode, UnnamedImage,
 };
 use refit::model::container::{
-    Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest,
+    Container, ContainerId, ContainerName, ContainerSummary, Image, Network, Object,
+    PlatformManifest,
 };
 use refit::model::image::{ImageId, ImageRef, Platform};
 use refit::model::pull::LayerProgress;
@@ -134,12 +135,15 @@ impl Engine for Between {
         }
     }
 
-    async fn containers(&self) -> Result<Vec<Listed>, EngineError> {
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, EngineError> {
         self.ask("list".into())?;
         self.engine.containers().await
     }
 
-    async fn find_by_name(&self, name: &ContainerName) -> Result<Option<Listed>, EngineError> {
+    async fn find_by_name(
+        &self,
+        name: &ContainerName,
+    ) -> Result<Option<ContainerSummary>, EngineError> {
         self.ask(format!("find {name}"))?;
         self.engine.find_by_name(name).await
     }

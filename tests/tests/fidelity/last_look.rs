@@ -7,11 +7,11 @@ use refit::model::container::State;
 use refit::model::image::{ImageId, ImageRef};
 use refit::model::recreation::Step;
 use refit::recreate::RecreateError;
+use refit::recreate::concurrency::ConcurrencyLimits;
+use refit::recreate::health_gate::ReadinessCheck;
 use refit::recreate::image_records::ImageRecords;
-use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
-use refit::recreate::proof::Proof;
-use refit::recreate::replace::{Manner, NewImage, Target, replace};
+use refit::recreate::replace::{NewImage, ReplaceOptions, Target, replace};
 use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use tokio_util::sync::CancellationToken;
 
@@ -42,12 +42,12 @@ async fn one_that_looked_early_and_acts_late_loses_nothing() -> anyhow::Result<(
                 .before(Step::Prove, move || {
                     let (late, image, seen) = (late.clone(), image.clone(), seen.clone());
                     async move {
-                        let manner = Manner {
+                        let manner = ReplaceOptions {
                             platform: None,
-                            lanes: &Lanes::default(),
+                            lanes: &ConcurrencyLimits::default(),
                             images: &ImageRecords::default(),
                             ending: &CancellationToken::new(),
-                            proof: Proof {
+                            proof: ReadinessCheck {
                                 grace: Duration::ZERO,
                                 health: Duration::ZERO,
                             },

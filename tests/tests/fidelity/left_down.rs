@@ -10,12 +10,12 @@ use refit::engine::Engine as _;
 use refit::model::container::{ContainerName, State};
 use refit::model::image::{ImageId, ImageRef};
 use refit::model::recreation::Step;
+use refit::recreate::concurrency::ConcurrencyLimits;
+use refit::recreate::health_gate::ReadinessCheck;
 use refit::recreate::image_records::ImageRecords;
-use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
-use refit::recreate::proof::Proof;
-use refit::recreate::recover::{FirstSeen, Outcome, Patience, recover};
-use refit::recreate::replace::{Manner, NewImage, Target, replace};
+use refit::recreate::recover::{FirstSeen, Outcome, RecoveryTimeouts, recover};
+use refit::recreate::replace::{NewImage, ReplaceOptions, Target, replace};
 use refit::recreate::{RecreateError, names};
 use refit_tests::world::{LABEL, Running};
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bench::{Bench, docker};
 
-const PROOF: Proof = Proof {
+const PROOF: ReadinessCheck = ReadinessCheck {
     grace: Duration::ZERO,
     health: Duration::from_secs(10),
 };
@@ -170,13 +170,13 @@ async fn pruned_replacement_is_made_again_before_the_stop() -> anyhow::Result<()
         let container = bench.inspect(&a.name).await?;
         let temporary = names::temporary_name(&container.id);
         // Two containers may be down at once, and both places are taken: the replacement waits for its turn.
-        let lanes = Arc::new(Lanes::new(2));
+        let lanes = Arc::new(ConcurrencyLimits::new(2));
         let (first, second) = (lanes.gap().await, lanes.gap().await);
         let replacing = {
             let (w, lanes) = (w.clone(), lanes.clone());
             tokio::spawn(async move {
                 let engine = docker(&w);
-                let manner = Manner {
+                let manner = ReplaceOptions {
                     platform: None,
                     lanes: &lanes,
                     images: &ImageRecords::default(),
@@ -215,7 +215,7 @@ async fn pruned_replacement_is_made_again_before_the_stop() -> anyhow::Result<()
 }
 
 /// Whether what is made ready has been made ready: it holds the other lane meanwhile.
-async fn lanes_are_quiet(lanes: &Lanes) -> bool {
+async fn lanes_are_quiet(lanes: &ConcurrencyLimits) -> bool {
     lanes.aside().await.is_some()
 }
 
@@ -292,9 +292,9 @@ async fn container_that_is_still_stopping_is_started_when_it_has_ended() -> anyh
         let leases = Leases::in_folder(state.path().to_owned());
         let lease = leases.take(&container.id);
         let engine = docker(&w);
-        let manner = Manner {
+        let manner = ReplaceOptions {
             platform: None,
-            lanes: &Lanes::default(),
+            lanes: &ConcurrencyLimits::default(),
             images: &ImageRecords::default(),
             ending: &CancellationToken::new(),
             proof: PROOF,
@@ -309,7 +309,7 @@ async fn container_that_is_still_stopping_is_started_when_it_has_ended() -> anyh
             stamped = w.until_stamped(&a.id, "stop") => stamped?,
         }
         drop(lease);
-        let patience = Patience {
+        let patience = RecoveryTimeouts {
             proof: PROOF,
             call: Duration::from_secs(20),
         };

@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use refit::engine::{CreateRequest, Engine as _, StopMode};
 use refit::model::container::{ContainerId, State};
+use refit::recreate::health_gate::ReadinessCheck;
 use refit::recreate::lease::Leases;
 use refit::recreate::names;
-use refit::recreate::proof::Proof;
-use refit::recreate::recover::{FirstSeen, Outcome, Patience, recover, survey};
+use refit::recreate::recover::{FirstSeen, Outcome, RecoveryTimeouts, recover, survey};
 use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use serde_json::json;
 
 use crate::bench::{Bench, docker, object};
 
-const PATIENCE: Patience = Patience {
-    proof: Proof {
+const PATIENCE: RecoveryTimeouts = RecoveryTimeouts {
+    proof: ReadinessCheck {
         grace: Duration::ZERO,
         health: Duration::ZERO,
     },

@@ -14,12 +14,12 @@ use refit::model::container::{Container, ContainerName, State};
 use refit::model::image::ImageId;
 use refit::model::recreation::Step;
 use refit::recreate::RecreateError;
+use refit::recreate::concurrency::ConcurrencyLimits;
+use refit::recreate::health_gate::ReadinessCheck;
 use refit::recreate::image_records::ImageRecords;
-use refit::recreate::lanes::Lanes;
 use refit::recreate::lease::Leases;
-use refit::recreate::proof::Proof;
-use refit::recreate::recover::{FirstSeen, Outcome, Patience, recover};
-use refit::recreate::replace::{Manner, NewImage, Target, replace};
+use refit::recreate::recover::{FirstSeen, Outcome, RecoveryTimeouts, recover};
+use refit::recreate::replace::{NewImage, ReplaceOptions, Target, replace};
 use refit_tests::ImageSpec;
 use refit_tests::engine::Engine;
 use serde_json::json;
@@ -29,8 +29,8 @@ use tokio_util::sync::CancellationToken;
 use crate::bench::{inspect, object};
 
 const NAME: &str = "ws-a";
-const PATIENCE: Patience = Patience {
-    proof: Proof {
+const PATIENCE: RecoveryTimeouts = RecoveryTimeouts {
+    proof: ReadinessCheck {
         grace: Duration::from_millis(500),
         health: Duration::from_secs(10),
     },
@@ -169,9 +169,9 @@ async fn power_cut_at(step: Step) -> anyhow::Result<Vec<Outcome>> {
             }
         }
     };
-    let manner = Manner {
+    let manner = ReplaceOptions {
         platform: None,
-        lanes: &Lanes::default(),
+        lanes: &ConcurrencyLimits::default(),
         images: &ImageRecords::default(),
         ending: &CancellationToken::new(),
         proof: PATIENCE.proof,
@@ -252,9 +252,9 @@ async fn an_engine_that_is_restarted_under_a_living_refit_loses_nothing() -> any
             }
         }
     };
-    let manner = Manner {
+    let manner = ReplaceOptions {
         platform: None,
-        lanes: &Lanes::default(),
+        lanes: &ConcurrencyLimits::default(),
         images: &ImageRecords::default(),
         ending: &CancellationToken::new(),
         proof: PATIENCE.proof,

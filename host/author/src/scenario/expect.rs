@@ -6,7 +6,7 @@ use refit_capabilities::journal::Record;
 use refit_capabilities::snapshot::Snapshot;
 use refit_model::decision::{Decision, Verdict};
 use refit_model::recreation::RecreationOutcome;
-use refit_refresh::Answer;
+use refit_refresh::DryRunResult;
 use refit_sandbox::{Decisions, Failure, PolicyError, PolicyState};
 use serde::{Deserialize, Serialize};
 
@@ -88,7 +88,7 @@ impl Expect {
 
     pub(super) fn compare(
         &self,
-        answer: &Answer,
+        answer: &DryRunResult,
         state: &PolicyState,
         engine: &Snapshot,
     ) -> Vec<Mismatch> {
@@ -275,7 +275,7 @@ fn inline(value: impl Serialize) -> String {
 }
 
 /// What came of a step, as it would be expected: to be pasted into the scenario.
-pub(super) fn as_expectation(answer: &Answer) -> String {
+pub(super) fn as_expectation(answer: &DryRunResult) -> String {
     let mut text = String::new();
     let decisions = match &answer.said {
         Ok(Ok(decisions)) => decisions,

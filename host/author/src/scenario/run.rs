@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use refit_capabilities::guard::Counts;
-use refit_capabilities::snapshot::replay::Replay;
-use refit_refresh::{Answer, Asked, Bounds, Question, ask};
+use refit_capabilities::snapshot::replay::SnapshotCapabilities;
+use refit_refresh::{Bounds, DryRunInput, DryRunRequest, DryRunResult, ask};
 use refit_sandbox::{Clock, Concurrency, Cost, LogLine, Policy, PolicyError, PolicyState};
 
 use super::document::{Scenario, When};
@@ -63,14 +63,17 @@ pub async fn run(policy: &Policy, scenario: &Scenario) -> Result<Ran, PolicyErro
         };
         // Looked at when the scenario was read.
         let _ = step.changes.apply(&mut engine);
-        let replay = Arc::new(Replay::new(engine.clone(), step.request.force));
-        let asked = Asked {
+        let replay = Arc::new(SnapshotCapabilities::new(
+            engine.clone(),
+            step.request.force,
+        ));
+        let asked = DryRunRequest {
             policy,
             config: &scenario.config,
             grants: grants.clone(),
             state: state.clone(),
         };
-        let question = Question {
+        let question = DryRunInput {
             request: step.request.clone(),
             hands: replay.clone(),
             bounds: bounds(),
@@ -93,7 +96,7 @@ pub async fn run(policy: &Policy, scenario: &Scenario) -> Result<Ran, PolicyErro
             decisions,
             cost,
         });
-        if matches!(answer, Answer { said: Err(_), .. }) {
+        if matches!(answer, DryRunResult { said: Err(_), .. }) {
             break;
         }
     }

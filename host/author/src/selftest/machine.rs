@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use refit_capabilities::{CallError, Capabilities, PulledImage, Recreated, Recreation, Transfer};
 use refit_engine::{EngineError, PullError};
-use refit_model::container::{Container, ContainerId, Health, Listed, Object, State};
+use refit_model::container::{Container, ContainerId, ContainerSummary, Health, Object, State};
 use refit_model::image::{ImageId, ImageRef};
 use refit_model::recreation::Strategy;
 use refit_recreate::RecreateError;
@@ -77,9 +77,9 @@ fn object(value: serde_json::Value) -> Object {
 
 #[async_trait]
 impl Capabilities for Machine {
-    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, CallError<EngineError>> {
         let names: Vec<String> = self.runs().keys().cloned().collect();
-        let listed = names.into_iter().map(|name| Listed {
+        let listed = names.into_iter().map(|name| ContainerSummary {
             id: ContainerId::new(name.as_str()),
             name,
             labels: BTreeMap::new(),
@@ -89,7 +89,10 @@ impl Capabilities for Machine {
         Ok(listed.collect())
     }
 
-    async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
+    async fn inspect(
+        &self,
+        container: &ContainerSummary,
+    ) -> Result<Container, CallError<EngineError>> {
         let image_id = self.runs().get(&container.name).cloned();
         Ok(Container {
             id: container.id.clone(),

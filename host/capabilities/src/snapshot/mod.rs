@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use refit_engine::PullError;
 use refit_model::container::{
-    Container, ContainerId, Health, Listed, Object, PublishedPort, State,
+    Container, ContainerId, ContainerSummary, Health, Object, PublishedPort, State,
 };
 use refit_model::diagnostic::Diagnostic;
 use refit_model::grants::Grants;
@@ -265,8 +265,8 @@ impl ContainerFacts {
         }
     }
 
-    fn listed(&self) -> Listed {
-        Listed {
+    fn listed(&self) -> ContainerSummary {
+        ContainerSummary {
             id: self.id.clone(),
             name: self.name.clone(),
             labels: self.labels.clone(),
@@ -400,7 +400,7 @@ impl RecreationFault {
         })
     }
 
-    fn error(self, container: &Listed) -> RecreateError {
+    fn error(self, container: &ContainerSummary) -> RecreateError {
         let name = container.name.clone();
         let source = || StepError::Unfit("as the snapshot has it".into());
         match self {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use refit_engine::{EngineError, PullError};
-use refit_model::container::{Container, Listed};
+use refit_model::container::{Container, ContainerSummary};
 use refit_model::grants::Grants;
 use refit_model::image::ImageRef;
 use refit_model::unfinished::Unfinished;
@@ -18,7 +18,7 @@ pub struct Recorder {
     inner: Arc<dyn Capabilities>,
     grants: Arc<Grants>,
     seen: Mutex<Snapshot>,
-    listed: Mutex<Vec<Listed>>,
+    listed: Mutex<Vec<ContainerSummary>>,
 }
 
 impl Recorder {
@@ -39,7 +39,7 @@ impl Recorder {
     }
 
     /// The containers that the policy was shown when it listed them last.
-    pub fn listed(&self) -> Vec<Listed> {
+    pub fn listed(&self) -> Vec<ContainerSummary> {
         self.listed
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -64,13 +64,16 @@ impl Recorder {
 
 #[async_trait]
 impl Capabilities for Recorder {
-    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, CallError<EngineError>> {
         let listed = self.inner.containers().await?;
         *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = listed.clone();
         Ok(listed)
     }
 
-    async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
+    async fn inspect(
+        &self,
+        container: &ContainerSummary,
+    ) -> Result<Container, CallError<EngineError>> {
         let answer = self.inner.inspect(container).await;
         if let Ok(container) = &answer {
             let facts = ContainerFacts::of(container, &self.grants);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use refit_engine::{EngineError, PullError};
-use refit_model::container::{Container, ContainerId, Listed, State};
+use refit_model::container::{Container, ContainerId, ContainerSummary, State};
 use refit_model::image::{ImageId, ImageRef};
 use refit_model::recreation::Strategy;
 use refit_recreate::{RecreateError, guard};
@@ -14,7 +14,7 @@ use super::{ContainerFacts, ImageFacts, PullFault, Snapshot};
 use crate::{CallError, Capabilities, PulledImage, Recreated, Recreation, Transfer};
 
 /// A snapshot that answers. Containers that are recreated run the new image afterwards, as on a real engine.
-pub struct Replay {
+pub struct SnapshotCapabilities {
     now: Mutex<Snapshot>,
     force: bool,
     beyond: Option<Beyond>,
@@ -22,12 +22,12 @@ pub struct Replay {
 
 /// Where to look for what the snapshot does not have: nobody looked at it when the snapshot was taken.
 struct Beyond {
-    listed: Vec<Listed>,
+    listed: Vec<ContainerSummary>,
     /// Which must not do anything.
     plan: Arc<dyn Capabilities>,
 }
 
-impl Replay {
+impl SnapshotCapabilities {
     pub fn new(snapshot: Snapshot, force: bool) -> Self {
         Self {
             now: Mutex::new(snapshot),
@@ -40,7 +40,7 @@ impl Replay {
     pub fn with_plan(
         snapshot: Snapshot,
         force: bool,
-        listed: Vec<Listed>,
+        listed: Vec<ContainerSummary>,
         plan: Arc<dyn Capabilities>,
     ) -> Self {
         Self {
@@ -67,7 +67,7 @@ fn fails(action: String, why: &str) -> EngineError {
     }
 }
 
-fn absent(container: &Listed) -> EngineError {
+fn absent(container: &ContainerSummary) -> EngineError {
     EngineError::NotFound {
         action: format!("inspect container `{}`", container.name),
         source: "the snapshot has no such container".into(),
@@ -75,8 +75,8 @@ fn absent(container: &Listed) -> EngineError {
 }
 
 #[async_trait]
-impl Capabilities for Replay {
-    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
+impl Capabilities for SnapshotCapabilities {
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, CallError<EngineError>> {
         if let Some(beyond) = &self.beyond {
             return Ok(beyond.listed.clone());
         }
@@ -84,12 +84,16 @@ impl Capabilities for Replay {
         if let Some(why) = &now.listing_fails {
             return Err(fails("list the containers".to_owned(), why).into());
         }
-        let mut listed: Vec<Listed> = now.containers.iter().map(ContainerFacts::listed).collect();
+        let mut listed: Vec<ContainerSummary> =
+            now.containers.iter().map(ContainerFacts::listed).collect();
         listed.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(listed)
     }
 
-    async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
+    async fn inspect(
+        &self,
+        container: &ContainerSummary,
+    ) -> Result<Container, CallError<EngineError>> {
         let known = {
             let now = self.lock();
             if let Some(why) = now.inspections_fail.get(&container.name) {
@@ -139,7 +143,7 @@ impl Capabilities for Replay {
     }
 }
 
-impl Replay {
+impl SnapshotCapabilities {
     /// `None` where the snapshot does not have the container.
     fn recreate_known(&self, wanted: &Recreation) -> Option<Result<Recreated, RecreateError>> {
         let name = wanted.container.name.clone();

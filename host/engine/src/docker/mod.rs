@@ -27,7 +27,8 @@ use bollard::query_parameters::{
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use refit_model::container::{
-    Container, ContainerId, ContainerName, Image, Listed, Network, Object, PlatformManifest, State,
+    Container, ContainerId, ContainerName, ContainerSummary, Image, Network, Object,
+    PlatformManifest, State,
 };
 use refit_model::image::{ImageId, ImageRef, Platform};
 use refit_model::pull::LayerProgress;
@@ -102,7 +103,7 @@ impl DockerEngine {
         &self,
         action: impl FnOnce() -> String,
         filters: Option<HashMap<String, Vec<String>>>,
-    ) -> Result<Vec<Listed>, EngineError> {
+    ) -> Result<Vec<ContainerSummary>, EngineError> {
         let client = self.client().await?;
         let options = ListContainersOptions {
             all: true,
@@ -168,11 +169,14 @@ impl Engine for DockerEngine {
         Ok(client.version.clone())
     }
 
-    async fn containers(&self) -> Result<Vec<Listed>, EngineError> {
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, EngineError> {
         self.list(|| "list containers".into(), None).await
     }
 
-    async fn find_by_name(&self, name: &ContainerName) -> Result<Option<Listed>, EngineError> {
+    async fn find_by_name(
+        &self,
+        name: &ContainerName,
+    ) -> Result<Option<ContainerSummary>, EngineError> {
         // The engine takes a regular expression here, and matches it with and without the slash before the name. What decides is
         // the comparison below.
         let pattern = format!("^/?{}$", name.as_str().replace('.', "\\."));
@@ -590,13 +594,13 @@ impl Engine for DockerEngine {
     }
 }
 
-fn listed(summary: bollard::models::ContainerSummary) -> Option<Listed> {
+fn listed(summary: bollard::models::ContainerSummary) -> Option<ContainerSummary> {
     // A container that is being removed can be listed without a name. A link to it from another one has two slashes.
     let name = summary
         .names?
         .into_iter()
         .find(|name| name.matches('/').count() == 1)?;
-    Some(Listed {
+    Some(ContainerSummary {
         id: ContainerId::new(summary.id?),
         name: name.trim_start_matches('/').to_owned(),
         labels: summary.labels.unwrap_or_default().into_iter().collect(),

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use refit_engine::address::EngineAddress;
 use refit_engine::{Engine, EngineError};
-use refit_model::container::{Container, ContainerId, Listed, Mount, State};
+use refit_model::container::{Container, ContainerId, ContainerSummary, Mount, State};
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
@@ -292,7 +292,7 @@ const ID_DIGITS_MIN: usize = 12;
 /// The container that somebody means who writes an id, its first twelve digits or more, or a name.
 async fn find(engine: &dyn Engine, written: &str) -> Result<Option<Container>, EngineError> {
     let listed = engine.containers().await?;
-    let is_meant = |listed: &&Listed| {
+    let is_meant = |listed: &&ContainerSummary| {
         listed.name == written
             || (written.len() >= ID_DIGITS_MIN && listed.id.as_str().starts_with(written))
     };

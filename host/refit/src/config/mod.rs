@@ -30,7 +30,7 @@ use refit_engine::docker::CallLimits;
 use refit_model::diagnostic::{Diagnostic, Hints};
 use refit_model::grants::GrantPatterns;
 use refit_model::image::{Platform, image_platform};
-use refit_recreate::proof::Proof;
+use refit_recreate::health_gate::ReadinessCheck;
 use refit_refresh::Bounds;
 use refit_revisions::artifact;
 use refit_sandbox::{Concurrency, WorkerLimits};
@@ -389,8 +389,8 @@ impl Config {
         }
     }
 
-    pub fn proof(&self) -> Proof {
-        Proof {
+    pub fn proof(&self) -> ReadinessCheck {
+        ReadinessCheck {
             grace: Duration::from_secs(self.proof.grace_seconds),
             health: Duration::from_secs(self.proof.health_seconds),
         }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use refit_model::secret::SecretString;
-use refit_service::notify::finding::Kind;
-use refit_service::notify::sink::Dialect;
+use refit_service::notify::notification::Kind;
+use refit_service::notify::sink::PayloadFormat;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
@@ -27,7 +27,7 @@ pub struct NotifyConfig {
     /// What logs and errors call it; they never say the address.
     pub name: String,
     /// How it is told: `webhook`, `slack` or `ntfy`.
-    pub kind: Dialect,
+    pub kind: PayloadFormat,
     /// Where to post. It may hold a secret, as Slack's do, and is better in a file then. Hidden wherever it would be printed.
     #[schemars(with = "Option<String>")]
     #[serde(default, serialize_with = "hidden", deserialize_with = "secret")]

@@ -2,7 +2,7 @@
 
 use refit_service::watch::schedule::Schedule;
 use refit_service::watch::windows::Windows;
-use refit_service::watch::{Settings, schedule, windows};
+use refit_service::watch::{WatchSettings, schedule, windows};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -83,7 +83,7 @@ const WINDOWS_MAX: usize = 168;
 
 impl WatchConfig {
     /// As it is worked with. `ticks` is whether it looks by itself.
-    pub fn settings(&self) -> Result<Settings, ConfigError> {
+    pub fn settings(&self) -> Result<WatchSettings, ConfigError> {
         let value = |key: &'static str, problem: String| ConfigError::Value { key, problem };
         let seconds: [(&'static str, u64, u64, u64); 4] = [
             (
@@ -126,7 +126,7 @@ impl WatchConfig {
             windows::Window::new(&window.days, &window.start, &window.end, zone)
         });
         let windows: Result<Vec<_>, schedule::ScheduleError> = windows.collect();
-        Ok(Settings {
+        Ok(WatchSettings {
             ticks: self
                 .enabled
                 .then(|| schedule.with_jitter(self.jitter_seconds)),

@@ -8,7 +8,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use refit_storage::secret_file::Place;
+use refit_storage::secret_file::SecretLocation;
 use tokio::net::TcpListener;
 
 use super::*;
@@ -107,7 +107,7 @@ impl Fake {
     fn digests(&self, requests: u32) -> Digests {
         let variables = EnvironmentVariables {
             user: Some("me".into()),
-            token: Some(Place::Variable("word".into())),
+            token: Some(SecretLocation::Variable("word".into())),
         };
         let credentials = Credentials::new(&variables, &self.host, &[], None).unwrap();
         digests(credentials, requests)

@@ -14,10 +14,10 @@
 //! [`store`] knows the files, `book` what is known, [`plan`] what is looked at, `desk` how one state becomes the next, and [`gate`]
 //! stands before the watcher. Knows nothing of HTTP.
 
-mod book;
-mod desk;
-pub mod gate;
+pub mod dispatcher;
 pub mod plan;
+mod repository;
+mod service;
 pub mod store;
 
 #[cfg(test)]
@@ -40,10 +40,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::plan::Plan;
 use self::store::StoreError;
-use crate::runs::{NotBegun, Runs};
-use crate::watch::adopt::Finding;
+use crate::runs::{RefreshManager, StartError};
+use crate::watch::update_sink::AvailableUpdate;
 
-pub use self::desk::{Approvals, Hold, Observer, Requested, Terms};
+pub use self::service::{Approvals, Hold, Observer, Requested, Terms};
 
 /// Rises with each approval, and is not used twice.
 pub type Id = u64;
@@ -51,19 +51,19 @@ pub type Id = u64;
 /// A refresh that waits for a person, or has waited. The JSON is documented in `docs/approvals.md` and stable.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Approval)]
-pub struct Held {
+pub struct PendingApproval {
     pub id: Id,
     pub created: Timestamp,
     /// Until then it may be approved.
     pub expires: Timestamp,
     #[serde(flatten)]
-    pub fate: Fate,
+    pub fate: ApprovalState,
     pub request: Request,
     /// Who asked, as they say of themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
     /// The images that it is about.
-    pub findings: Vec<Finding>,
+    pub findings: Vec<AvailableUpdate>,
     pub plan: Plan,
 }
 
@@ -75,16 +75,16 @@ pub struct Entry {
     pub created: Timestamp,
     pub expires: Timestamp,
     #[serde(flatten)]
-    pub fate: Fate,
+    pub fate: ApprovalState,
     pub request: Request,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    pub findings: Vec<Finding>,
+    pub findings: Vec<AvailableUpdate>,
     pub summary: Summary,
 }
 
 impl Entry {
-    pub fn of(held: &Held) -> Self {
+    pub fn of(held: &PendingApproval) -> Self {
         Self {
             id: held.id,
             created: held.created,
@@ -103,7 +103,7 @@ impl Entry {
 #[serde(tag = "state", rename_all = "kebab-case")]
 #[derive(utoipa::ToSchema)]
 #[schema(as = ApprovalState)]
-pub enum Fate {
+pub enum ApprovalState {
     Waiting,
     Approved {
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -132,7 +132,7 @@ pub enum Fate {
     },
 }
 
-impl Fate {
+impl ApprovalState {
     pub fn state(&self) -> State {
         match self {
             Self::Waiting => State::Waiting,
@@ -190,11 +190,11 @@ impl FromStr for State {
     }
 }
 
-impl Held {
+impl PendingApproval {
     /// As it is at this time: one that has waited too long has expired, whether anybody has written that down or not.
-    fn at(&self, now: Timestamp) -> Fate {
+    fn at(&self, now: Timestamp) -> ApprovalState {
         match &self.fate {
-            Fate::Waiting if now >= self.expires => Fate::Expired,
+            ApprovalState::Waiting if now >= self.expires => ApprovalState::Expired,
             fate => fate.clone(),
         }
     }
@@ -209,7 +209,7 @@ impl Held {
         }
     }
 
-    fn with(&self, fate: Fate) -> Self {
+    fn with(&self, fate: ApprovalState) -> Self {
         Self {
             fate,
             ..self.clone()
@@ -299,7 +299,7 @@ impl Hints for ApprovalError {
     }
 }
 
-/// The refreshes that approvals are for. [`Runs`], but for tests of the desk alone.
+/// The refreshes that approvals are for. [`RefreshManager`], but for tests of the desk alone.
 #[async_trait]
 pub trait Refreshes: Send + Sync {
     async fn plan(&self, request: &Request) -> Result<Report, RefreshError>;
@@ -310,7 +310,7 @@ pub trait Refreshes: Send + Sync {
         request: Request,
         by: Option<String>,
         approved: ApprovedScope,
-    ) -> Result<refit_history::Id, NotBegun>;
+    ) -> Result<refit_history::Id, StartError>;
 
     fn is_under_way(&self, refresh: refit_history::Id) -> bool;
 
@@ -319,7 +319,7 @@ pub trait Refreshes: Send + Sync {
 }
 
 #[async_trait]
-impl Refreshes for Arc<Runs> {
+impl Refreshes for Arc<RefreshManager> {
     async fn plan(&self, request: &Request) -> Result<Report, RefreshError> {
         let stopping: CancellationToken = self.stopping().clone();
         let refresher = self.refresher();
@@ -333,7 +333,7 @@ impl Refreshes for Arc<Runs> {
         request: Request,
         by: Option<String>,
         approved: ApprovedScope,
-    ) -> Result<refit_history::Id, NotBegun> {
+    ) -> Result<refit_history::Id, StartError> {
         let begun = self.begin_within(request, by, Arc::new(approved)).await?;
         Ok(begun.run.id)
     }

@@ -12,7 +12,7 @@ use refit_model::report::{PolicyReport, Report, Summary};
 use serde::{Deserialize, Serialize};
 
 use super::Id;
-use crate::watch::adopt::Finding;
+use crate::watch::update_sink::AvailableUpdate;
 
 /// Containers that are described. Of more there is what the refresh is held to: with this bound the plan of 5,000 containers, as
 /// many as a refresh recreates unless told otherwise, is about a megabyte.
@@ -132,11 +132,11 @@ impl Plan {
     }
 
     /// The images that it is about.
-    pub fn findings(&self) -> Vec<Finding> {
+    pub fn findings(&self) -> Vec<AvailableUpdate> {
         let found = self.images.iter().filter(|image| self.is_about(image));
         found
             .filter_map(|image| {
-                Some(Finding {
+                Some(AvailableUpdate {
                     image: image.image.clone(),
                     digest: image.digest.clone()?,
                 })

@@ -12,7 +12,7 @@ use refit_model::diagnostic::Hints;
 use refit_storage::atomic_file;
 use serde::{Deserialize, Serialize};
 
-use super::{Held, Id};
+use super::{Id, PendingApproval};
 
 /// Raised when a field changes its meaning or goes.
 const FORMAT: u32 = 1;
@@ -72,7 +72,7 @@ pub(super) struct Store {
 /// What was there.
 #[derive(Default)]
 pub(super) struct Found {
-    pub(super) held: Vec<Held>,
+    pub(super) held: Vec<PendingApproval>,
     /// Moved aside now.
     pub(super) damaged: Vec<PathBuf>,
 }
@@ -127,7 +127,7 @@ impl Store {
     }
 
     /// On the disk when this returns: after a loss of power it is the old file or the new one.
-    pub(super) fn put(&self, held: &Held) -> Result<(), StoreError> {
+    pub(super) fn put(&self, held: &PendingApproval) -> Result<(), StoreError> {
         let document = Document {
             format: FORMAT,
             held,
@@ -185,7 +185,7 @@ fn named(path: &Path) -> Named {
 }
 
 enum Content {
-    Held(Box<Held>),
+    Held(Box<PendingApproval>),
     Newer,
     Damaged(String),
 }
@@ -207,11 +207,13 @@ fn read(path: &Path, id: Id) -> Result<Content, StoreError> {
         Ok(_) => {}
         Err(error) => return Ok(Content::Damaged(error.to_string())),
     }
-    Ok(match serde_json::from_slice::<Document<Held>>(&bytes) {
-        Ok(document) if document.held.id == id => Content::Held(Box::new(document.held)),
-        Ok(document) => Content::Damaged(format!("it says that it is {}", document.held.id)),
-        Err(error) => Content::Damaged(error.to_string()),
-    })
+    Ok(
+        match serde_json::from_slice::<Document<PendingApproval>>(&bytes) {
+            Ok(document) if document.held.id == id => Content::Held(Box::new(document.held)),
+            Ok(document) => Content::Damaged(format!("it says that it is {}", document.held.id)),
+            Err(error) => Content::Damaged(error.to_string()),
+        },
+    )
 }
 
 fn move_aside(path: &Path, problem: &str) -> Result<PathBuf, StoreError> {

@@ -16,10 +16,10 @@ use tempfile::TempDir;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::book::{Book, CLOCK_BELIEVED_AFTER, forgettable};
 use super::plan::Plan;
+use super::repository::{Book, CLOCK_BELIEVED_AFTER, forgettable};
 use super::*;
-use crate::watch::adopt::{Adopt, Adopted, Proposal};
+use crate::watch::update_sink::{Disposition, Proposal, UpdateSink};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -77,9 +77,9 @@ impl Refreshes for Arc<Pretended> {
         _: Request,
         by: Option<String>,
         approved: ApprovedScope,
-    ) -> Result<refit_history::Id, NotBegun> {
+    ) -> Result<refit_history::Id, StartError> {
         if *self.full.lock().unwrap() {
-            return Err(NotBegun::TooMany);
+            return Err(StartError::TooMany);
         }
         let mut begun = self.begun.lock().unwrap();
         begun.push((by, approved));
@@ -142,7 +142,7 @@ const APP: &str = "ghcr.io/acme/app:latest";
 const DB: &str = "ghcr.io/acme/db:latest";
 
 fn proposal(images: &[(&str, &str)]) -> Proposal {
-    let found = images.iter().map(|(image, digest)| Finding {
+    let found = images.iter().map(|(image, digest)| AvailableUpdate {
         image: image.parse().unwrap(),
         digest: (*digest).to_owned(),
     });
@@ -179,7 +179,7 @@ fn waits(hold: Result<Hold, ApprovalError>) -> Id {
 }
 
 #[track_caller]
-fn held(requested: Result<Requested, ApprovalError>) -> Arc<Held> {
+fn held(requested: Result<Requested, ApprovalError>) -> Arc<PendingApproval> {
     match requested {
         Ok(Requested::Held(held)) => held,
         other => panic!("it should be held: {other:?}"),
@@ -212,7 +212,7 @@ async fn what_is_approved_begins_once_for_who_approved_and_within_what_was_plann
     assert!(
         matches!(
             approved.fate,
-            Fate::Approved {
+            ApprovalState::Approved {
                 refresh: Some(1),
                 ..
             }
@@ -442,7 +442,7 @@ async fn a_finding_is_held_once_until_it_moves() {
         [(1, State::Superseded), (2, State::Waiting)]
     );
     assert!(
-        matches!(&approvals.get(1).unwrap().fate, Fate::Superseded { superseded_by: Some(2), moved, .. } if moved.len() == 1)
+        matches!(&approvals.get(1).unwrap().fate, ApprovalState::Superseded { superseded_by: Some(2), moved, .. } if moved.len() == 1)
     );
     // A person's is another matter.
     held(approvals.request(request(Trigger::Api), None).await);
@@ -461,7 +461,7 @@ async fn rejected_findings_are_rejected_until_one_of_them_moves() {
         .await
         .unwrap();
     assert!(
-        matches!(&rejected.fate, Fate::Rejected { reason: Some(reason), .. } if reason == "not on a [31mFriday")
+        matches!(&rejected.fate, ApprovalState::Rejected { reason: Some(reason), .. } if reason == "not on a [31mFriday")
     );
     // Also for another daemon.
     drop(approvals);
@@ -530,11 +530,11 @@ async fn clock_that_is_wrong_for_a_while_makes_nothing_expire_for_good() {
     let turn = book.turn().await.unwrap();
     let now = Timestamp::now();
     let hours = |hours| jiff::SignedDuration::from_hours(hours);
-    let held = |id: Id, created: Timestamp| Held {
+    let held = |id: Id, created: Timestamp| PendingApproval {
         id,
         created,
         expires: created + hours(24),
-        fate: Fate::Waiting,
+        fate: ApprovalState::Waiting,
         request: request(Trigger::Api),
         by: None,
         findings: vec![],
@@ -551,7 +551,7 @@ async fn clock_that_is_wrong_for_a_while_makes_nothing_expire_for_good() {
     turn.tidy_at(now + year + hours(1), start).await;
     assert_eq!(
         book.get(1).unwrap().fate,
-        Fate::Waiting,
+        ApprovalState::Waiting,
         "for whoever looks"
     );
     turn.tidy_at(now, start + CLOCK_BELIEVED_AFTER / 2).await;
@@ -579,7 +579,7 @@ async fn what_was_approved_and_not_begun_is_begun_by_the_next_daemon() {
     let approved = approvals.approve(1, Some("ana".into())).await.unwrap();
     assert!(matches!(
         approved.fate,
-        Fate::Approved { refresh: None, .. }
+        ApprovalState::Approved { refresh: None, .. }
     ));
     drop(approvals);
 
@@ -606,7 +606,7 @@ async fn what_was_approved_and_not_begun_is_begun_by_the_next_daemon() {
     let approvals = open(&folder, &refreshes).await;
     assert!(matches!(
         approvals.get(1).unwrap().fate,
-        Fate::Approved {
+        ApprovalState::Approved {
             refresh: Some(1),
             ..
         }
@@ -729,7 +729,7 @@ async fn no_more_are_held_than_anybody_looks_at() {
         targets: vec![n.to_string()],
         ..request(Trigger::Api)
     };
-    for n in 0..super::book::WAITING_MAX {
+    for n in 0..super::repository::WAITING_MAX {
         held(approvals.request(ask(n), None).await);
     }
     let refused = approvals.request(ask(1000), None).await;
@@ -744,8 +744,8 @@ async fn no_more_are_held_than_anybody_looks_at() {
 #[test]
 fn what_was_decided_is_forgotten_in_time_but_for_rejections_and_the_newest() {
     let long_ago = Timestamp::now() - jiff::SignedDuration::from_hours(24 * 31);
-    let one = |id: Id, expires: Timestamp, fate: Fate| {
-        let held = Held {
+    let one = |id: Id, expires: Timestamp, fate: ApprovalState| {
+        let held = PendingApproval {
             id,
             created: expires,
             expires,
@@ -757,22 +757,22 @@ fn what_was_decided_is_forgotten_in_time_but_for_rejections_and_the_newest() {
         };
         (id, Arc::new(held))
     };
-    let rejected = Fate::Rejected {
+    let rejected = ApprovalState::Rejected {
         decided_by: None,
         decided_at: long_ago,
         reason: None,
     };
-    let unbegun = Fate::Approved {
+    let unbegun = ApprovalState::Approved {
         decided_by: None,
         decided_at: long_ago,
         refresh: None,
     };
-    let mut all: std::collections::BTreeMap<Id, Arc<Held>> = [
-        one(1, long_ago, Fate::Expired),
+    let mut all: std::collections::BTreeMap<Id, Arc<PendingApproval>> = [
+        one(1, long_ago, ApprovalState::Expired),
         one(2, long_ago, rejected),
         one(3, long_ago, unbegun),
-        one(4, Timestamp::now(), Fate::Expired),
-        one(5, long_ago, Fate::Expired),
+        one(4, Timestamp::now(), ApprovalState::Expired),
+        one(5, long_ago, ApprovalState::Expired),
     ]
     .into();
     let now = Timestamp::now();
@@ -784,7 +784,7 @@ fn what_was_decided_is_forgotten_in_time_but_for_rejections_and_the_newest() {
         forgettable(&all, None).is_empty(),
         "the clock is not believed"
     );
-    all.extend((6..300).map(|id| one(id, now, Fate::Expired)));
+    all.extend((6..300).map(|id| one(id, now, ApprovalState::Expired)));
     let forgotten = forgettable(&all, Some(now));
     assert_eq!(forgotten.len(), 3 + 294 - 200, "{forgotten:?}");
     assert!(!forgotten.contains(&2) && !forgotten.contains(&3));
@@ -817,9 +817,9 @@ async fn a_plan_that_was_cut_short_decides_nothing() {
 struct Open;
 
 #[async_trait]
-impl Adopt for Open {
-    async fn adopt(&self, _: Proposal) -> Adopted {
-        Adopted::NotBegun(NotBegun::TooMany)
+impl UpdateSink for Open {
+    async fn adopt(&self, _: Proposal) -> Disposition {
+        Disposition::NotBegun(StartError::TooMany)
     }
 }
 
@@ -830,7 +830,10 @@ async fn the_gate_holds_what_it_is_for_and_lets_pass_the_rest() {
     let approvals = open(&folder, &refreshes).await;
     let gate = approvals.gate(Arc::new(Open));
     for _ in 0..2 {
-        assert!(matches!(gate.adopt(proposal(&now)).await, Adopted::Held(1)));
+        assert!(matches!(
+            gate.adopt(proposal(&now)).await,
+            Disposition::Held(1)
+        ));
     }
     let by = |trigger| Proposal {
         request: request(trigger),
@@ -838,18 +841,18 @@ async fn the_gate_holds_what_it_is_for_and_lets_pass_the_rest() {
     };
     let passed = gate.adopt(by(Trigger::Webhook)).await;
     assert!(
-        matches!(passed, Adopted::NotBegun(NotBegun::TooMany)),
+        matches!(passed, Disposition::NotBegun(StartError::TooMany)),
         "{passed:?}"
     );
     // A check by hand finds what the schedule would have found.
     for trigger in [Trigger::Operator, Trigger::Api] {
         let held = gate.adopt(by(trigger)).await;
-        assert!(matches!(held, Adopted::Held(_)), "{held:?}");
+        assert!(matches!(held, Disposition::Held(_)), "{held:?}");
     }
     approvals.reject(1, None, None).await.unwrap();
     assert!(matches!(
         gate.adopt(proposal(&now)).await,
-        Adopted::Rejected
+        Disposition::Rejected
     ));
     // Where nothing can be kept, nothing begins either.
     let beside = path(&folder, 2).with_extension("new");
@@ -857,7 +860,7 @@ async fn the_gate_holds_what_it_is_for_and_lets_pass_the_rest() {
     let moved = [(APP, "sha256:2")];
     let refused = gate.adopt(proposal(&moved)).await;
     assert!(
-        matches!(refused, Adopted::NotBegun(NotBegun::NotHeld(_))),
+        matches!(refused, Disposition::NotBegun(StartError::NotHeld(_))),
         "{refused:?}"
     );
     assert!(refreshes.begun().is_empty());

@@ -5,8 +5,8 @@
 //!
 //! Names and labels are promised in `docs/observing.md`. Every label is one of a known few, or bounded by whoever counts.
 
-mod asked;
 mod process;
+mod source_collector;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +18,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use self::asked::Asked;
-pub use self::asked::{ImageCounts, Sources, Watched};
+use self::source_collector::SourceCollector;
+pub use self::source_collector::{ImageCounts, Sources, Watched};
 use refit_history::Outcome;
 use refit_model::event::Event;
 use refit_model::pull::ImageOutcome;
@@ -29,7 +29,7 @@ use refit_model::request::Trigger;
 use refit_refresh::RefreshError;
 use refit_sandbox::PolicyErrorKind;
 
-use crate::runs::{Happening, Observer, Run};
+use crate::runs::{Observer, RefreshHandle, RunEvent};
 
 /// A replacement on a quiet machine takes half a second; one that waits for a stop timeout takes ten more, and a minute is
 /// somebody's program that does not start.
@@ -50,7 +50,7 @@ type Labels<const N: usize> = [(&'static str, &'static str); N];
 /// See the module.
 pub struct Metrics {
     registry: Registry,
-    asked: Arc<Asked>,
+    asked: Arc<SourceCollector>,
     refreshes: Family<Labels<2>, Counter>,
     refresh_duration: Histogram,
     containers: Family<Labels<1>, Counter>,
@@ -79,7 +79,7 @@ impl Format {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let asked = Arc::new(Asked::default());
+        let asked = Arc::new(SourceCollector::default());
         let mut metrics = Self {
             registry: Registry::default(),
             asked: asked.clone(),
@@ -199,7 +199,7 @@ impl Metrics {
         }
     }
 
-    fn ended(&self, run: &Run, answer: &Result<Report, RefreshError>) {
+    fn ended(&self, run: &RefreshHandle, answer: &Result<Report, RefreshError>) {
         let labels = refresh(run.request.trigger, run.outcome());
         self.refreshes.get_or_create(&labels).inc();
         self.refresh_duration.observe(run.took().as_secs_f64());
@@ -232,12 +232,12 @@ impl Metrics {
 }
 
 impl Observer for Metrics {
-    fn observe(&self, run: &Run, happening: &Happening<'_>) {
+    fn observe(&self, run: &RefreshHandle, happening: &RunEvent<'_>) {
         match happening {
             // Those under way are counted by whoever has them.
-            Happening::Began => {}
-            Happening::Event(event) => self.event(event),
-            Happening::Ended(answer) => self.ended(run, answer),
+            RunEvent::Began => {}
+            RunEvent::Event(event) => self.event(event),
+            RunEvent::Ended(answer) => self.ended(run, answer),
         }
     }
 }

@@ -3,7 +3,7 @@
 use refit_model::request::Trigger;
 use serde::Serialize;
 
-use super::finding::{Context, Finding, Kind, Sameness, Urgency};
+use super::notification::{Context, DedupKey, Kind, Notification, Urgency};
 
 /// Raised when a field changes its meaning or goes.
 const FORMAT: u32 = 1;
@@ -24,13 +24,13 @@ pub struct Message {
     /// For people, lines of plain text.
     pub text: String,
     pub urgency: Urgency,
-    findings: Vec<Finding>,
+    findings: Vec<Notification>,
     /// Findings that were not told, since more came than can be kept.
     dropped: u64,
 }
 
 impl Message {
-    pub fn new(host: &str, findings: Vec<Finding>, dropped: u64) -> Self {
+    pub fn new(host: &str, findings: Vec<Notification>, dropped: u64) -> Self {
         let urgencies = findings.iter().map(|finding| finding.urgency);
         Self {
             format: FORMAT,
@@ -54,7 +54,7 @@ impl Message {
     }
 
     /// What is remembered when it was told.
-    pub fn sameness(&self) -> impl Iterator<Item = &Sameness> {
+    pub fn sameness(&self) -> impl Iterator<Item = &DedupKey> {
         self.findings
             .iter()
             .filter_map(|finding| finding.same.as_ref())
@@ -66,7 +66,7 @@ impl Message {
     }
 }
 
-fn counts(findings: &[Finding]) -> Vec<(Kind, usize)> {
+fn counts(findings: &[Notification]) -> Vec<(Kind, usize)> {
     let all = [
         Kind::Failed,
         Kind::Held,
@@ -94,7 +94,7 @@ fn word(kind: Kind) -> &'static str {
     }
 }
 
-fn title(host: &str, findings: &[Finding]) -> String {
+fn title(host: &str, findings: &[Notification]) -> String {
     let counted = counts(findings);
     let counted: Vec<String> = counted
         .iter()
@@ -103,8 +103,8 @@ fn title(host: &str, findings: &[Finding]) -> String {
     format!("Refit on {host}: {}", counted.join(", "))
 }
 
-fn text(findings: &[Finding], dropped: u64) -> String {
-    let mut sorted: Vec<&Finding> = findings.iter().collect();
+fn text(findings: &[Notification], dropped: u64) -> String {
+    let mut sorted: Vec<&Notification> = findings.iter().collect();
     let rank = |kind: Kind| {
         let order = [
             Kind::Failed,
@@ -143,7 +143,7 @@ fn text(findings: &[Finding], dropped: u64) -> String {
     text
 }
 
-fn told(finding: &Finding) -> String {
+fn told(finding: &Notification) -> String {
     let word = word(finding.kind).to_uppercase();
     let mut told = format!("{word}: {}\n", sentence(&finding.what));
     told.push_str(&format!("  Now: {}\n", sentence(&finding.now)));
@@ -219,16 +219,16 @@ pub fn cut(text: &str, bytes_max: usize) -> &str {
 mod tests {
     use super::*;
 
-    fn finding(kind: Kind, subject: &str, refresh: i64) -> Finding {
+    fn finding(kind: Kind, subject: &str, refresh: i64) -> Notification {
         let context = Context {
             refresh: Some(refresh),
             trigger: Some(Trigger::Webhook),
             by: None,
             policy: None,
         };
-        Finding {
+        Notification {
             next: vec!["look at it".into()],
-            ..Finding::new(
+            ..Notification::new(
                 kind,
                 subject,
                 format!("`{subject}` changed.\nreally"),

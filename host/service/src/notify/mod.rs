@@ -4,9 +4,9 @@
 //! Nobody is told the same twice: [`memory`]. What is worth telling, [`finding`] says; in which words, [`message`]; on which
 //! way, [`sink`].
 
-pub mod finding;
-pub mod memory;
+pub mod delivered;
 pub mod message;
+pub mod notification;
 pub mod sink;
 
 use std::collections::BTreeMap;
@@ -21,11 +21,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::finding::{Finding, Outcome};
-use self::memory::Memory;
+use self::delivered::Memory;
 use self::message::Message;
+use self::notification::{Notification, Outcome};
 use self::sink::Sink;
-use crate::runs::{Happening, Observer, Run};
+use crate::runs::{Observer, RefreshHandle, RunEvent};
 
 /// What waits for one sink. The largest refresh is some hundred findings; while a sink hangs, some come on top.
 const WAITING_MAX: usize = 1000;
@@ -34,28 +34,28 @@ const BATCH_MAX: usize = 200;
 
 /// Tells. Clones of the `Arc` tell the same sinks.
 pub struct Notifier {
-    outlets: Vec<Outlet>,
+    outlets: Vec<SinkQueue>,
     work: TaskTracker,
     closing: CancellationToken,
 }
 
 /// The way to one sink.
-struct Outlet {
+struct SinkQueue {
     sink: Arc<Sink>,
-    queue: mpsc::Sender<Told>,
+    queue: mpsc::Sender<Delivery>,
     dropped: Arc<AtomicU64>,
 }
 
-enum Told {
-    Found(Box<Finding>),
+enum Delivery {
+    Found(Box<Notification>),
     /// No longer so.
     Settled(Arc<[String]>),
 }
 
 /// The task of one sink.
-struct Carrier {
+struct NotificationWorker {
     sink: Arc<Sink>,
-    queue: mpsc::Receiver<Told>,
+    queue: mpsc::Receiver<Delivery>,
     dropped: Arc<AtomicU64>,
     memory: Arc<Memory>,
     client: Client,
@@ -85,7 +85,7 @@ impl Notifier {
             let sink = Arc::new(sink);
             let (queue, waiting) = mpsc::channel(WAITING_MAX);
             let dropped = Arc::<AtomicU64>::default();
-            let carrier = Carrier {
+            let carrier = NotificationWorker {
                 sink: sink.clone(),
                 queue: waiting,
                 dropped: dropped.clone(),
@@ -95,7 +95,7 @@ impl Notifier {
                 closing: closing.clone(),
             };
             work.spawn(carrier.carry());
-            Outlet {
+            SinkQueue {
                 sink,
                 queue,
                 dropped,
@@ -110,14 +110,14 @@ impl Notifier {
     }
 
     /// Never waits. Where too much waits already, it is counted, and the count is told.
-    pub fn tell(&self, finding: Finding) {
+    pub fn tell(&self, finding: Notification) {
         for outlet in &self.outlets {
             if !outlet.sink.on.contains(&finding.kind) {
                 continue;
             }
             if outlet
                 .queue
-                .try_send(Told::Found(Box::new(finding.clone())))
+                .try_send(Delivery::Found(Box::new(finding.clone())))
                 .is_err()
                 && outlet.dropped.fetch_add(1, Ordering::Relaxed) == 0
             {
@@ -137,7 +137,7 @@ impl Notifier {
         let settled: Arc<[String]> = settled.into();
         for outlet in &self.outlets {
             // A full queue costs somebody that something is not told a second time.
-            let _ = outlet.queue.try_send(Told::Settled(settled.clone()));
+            let _ = outlet.queue.try_send(Delivery::Settled(settled.clone()));
         }
     }
 
@@ -164,8 +164,8 @@ impl Notifier {
 }
 
 impl Observer for Notifier {
-    fn observe(&self, run: &Run, happening: &Happening<'_>) {
-        let Happening::Ended(answer) = happening else {
+    fn observe(&self, run: &RefreshHandle, happening: &RunEvent<'_>) {
+        let RunEvent::Ended(answer) = happening else {
             return;
         };
         if !self.is_silent() {
@@ -175,7 +175,7 @@ impl Observer for Notifier {
     }
 }
 
-impl Carrier {
+impl NotificationWorker {
     async fn carry(mut self) {
         while let Some(first) = self.next().await {
             let mut batch = Batch::default();
@@ -199,7 +199,7 @@ impl Carrier {
     }
 
     /// The next one; once it is closing, only what waits already.
-    async fn next(&mut self) -> Option<Told> {
+    async fn next(&mut self) -> Option<Delivery> {
         tokio::select! {
             biased;
             told = self.queue.recv() => told,
@@ -207,15 +207,15 @@ impl Carrier {
         }
     }
 
-    async fn take(&self, told: Told, batch: &mut Batch) {
+    async fn take(&self, told: Delivery, batch: &mut Batch) {
         match told {
-            Told::Found(finding) => {
+            Delivery::Found(finding) => {
                 let known = |same| self.memory.knows(&self.sink.name, same);
                 if !finding.same.as_ref().is_some_and(known) {
                     batch.add(*finding);
                 }
             }
-            Told::Settled(settled) => {
+            Delivery::Settled(settled) => {
                 if self.memory.forget(&self.sink.name, &settled) {
                     self.write().await;
                 }
@@ -252,11 +252,11 @@ impl Carrier {
 /// What is told together, each thing once, in the words of its last time.
 #[derive(Default)]
 struct Batch {
-    found: BTreeMap<String, Finding>,
+    found: BTreeMap<String, Notification>,
 }
 
 impl Batch {
-    fn add(&mut self, finding: Finding) {
+    fn add(&mut self, finding: Notification) {
         let key = match &finding.same {
             Some(same) => same.about.clone(),
             None => format!("{:06}", self.found.len()),

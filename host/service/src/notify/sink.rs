@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::finding::{Kind, Urgency};
 use super::message::{Message, cut};
+use super::notification::{Kind, Urgency};
 
 /// For one attempt. Those who take messages answer within a second.
 const ATTEMPT: Duration = Duration::from_secs(10);
@@ -34,7 +34,7 @@ const SLACK_BYTES_MAX: usize = 3800;
 /// How a sink wants to be spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Dialect {
+pub enum PayloadFormat {
     /// JSON of our own.
     Webhook,
     /// `{"text": …}`, which Mattermost, Rocket.Chat and others take too.
@@ -46,7 +46,7 @@ pub enum Dialect {
 #[derive(Debug)]
 pub struct Sink {
     pub name: String,
-    pub dialect: Dialect,
+    pub dialect: PayloadFormat,
     url: SecretString,
     token: Option<SecretString>,
     pub on: Vec<Kind>,
@@ -138,7 +138,7 @@ pub fn client() -> Result<Client, Diagnostic> {
 impl Sink {
     pub fn new(
         name: &str,
-        dialect: Dialect,
+        dialect: PayloadFormat,
         url: SecretString,
         token: Option<SecretString>,
     ) -> Result<Self, SinkError> {
@@ -262,17 +262,17 @@ impl Sink {
         }
         let json = HeaderValue::from_static("application/json");
         match self.dialect {
-            Dialect::Webhook => {
+            PayloadFormat::Webhook => {
                 headers.insert(CONTENT_TYPE, json);
                 (headers, json!(message).to_string())
             }
-            Dialect::Slack => {
+            PayloadFormat::Slack => {
                 headers.insert(CONTENT_TYPE, json);
                 let text = format!("*{}*\n{}", message.title, message.text);
                 let text = for_slack(cut(&text, SLACK_BYTES_MAX));
                 (headers, json!({ "text": text }).to_string())
             }
-            Dialect::Ntfy => {
+            PayloadFormat::Ntfy => {
                 // Headers are ASCII.
                 let title = message
                     .title
@@ -343,23 +343,24 @@ fn retry_after(value: &HeaderValue) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::{Context, Finding};
+    use super::super::notification::{Context, Notification};
     use super::*;
 
     fn message() -> Message {
         let what = "<!channel> & `ws-ana` failed";
-        let finding = Finding::new(Kind::Failed, "ws-ana", what, "it runs", &Context::default());
+        let finding =
+            Notification::new(Kind::Failed, "ws-ana", what, "it runs", &Context::default());
         Message::new("böx", vec![finding], 0)
     }
 
-    fn sink(dialect: Dialect) -> Sink {
+    fn sink(dialect: PayloadFormat) -> Sink {
         let url = SecretString::from("https://hooks.example/T/secret\n");
         Sink::new("ops", dialect, url, Some(SecretString::from("tk_secret\n"))).unwrap()
     }
 
     #[test]
     fn each_dialect_is_spoken_and_nothing_is_said_by_somebody_else() {
-        let (headers, body) = sink(Dialect::Slack).put(&message());
+        let (headers, body) = sink(PayloadFormat::Slack).put(&message());
         let body: serde_json::Value = serde_json::from_str(&body).unwrap();
         let text = body["text"].as_str().unwrap();
         assert!(
@@ -369,7 +370,7 @@ mod tests {
         assert_eq!(headers[AUTHORIZATION], "Bearer tk_secret");
         assert!(!format!("{headers:?}").contains("tk_secret"));
 
-        let (headers, body) = sink(Dialect::Ntfy).put(&message());
+        let (headers, body) = sink(PayloadFormat::Ntfy).put(&message());
         assert_eq!(headers["title"], "Refit on b?x: 1 failed");
         assert_eq!(
             (&headers["priority"], &headers["tags"]),
@@ -380,7 +381,7 @@ mod tests {
         );
         assert!(body.contains("<!channel>"), "plain text: {body}");
 
-        let (_, body) = sink(Dialect::Webhook).put(&message());
+        let (_, body) = sink(PayloadFormat::Webhook).put(&message());
         let body: serde_json::Value = serde_json::from_str(&body).unwrap();
         assert_eq!((&body["format"], &body["host"]), (&json!(1), &json!("böx")));
         assert_eq!(body["findings"][0]["subject"], "ws-ana");
@@ -395,7 +396,7 @@ mod tests {
             "https://",
         ] {
             let error =
-                Sink::new("ops", Dialect::Slack, SecretString::from(url), None).unwrap_err();
+                Sink::new("ops", PayloadFormat::Slack, SecretString::from(url), None).unwrap_err();
             assert!(
                 error.to_string().contains("`ops`") && !format!("{error:?}").contains("secret"),
                 "{error:?}"
@@ -404,13 +405,13 @@ mod tests {
         let token = Some(SecretString::from("se\ncret"));
         let error = Sink::new(
             "ops",
-            Dialect::Ntfy,
+            PayloadFormat::Ntfy,
             SecretString::from("http://a.example"),
             token,
         )
         .unwrap_err();
         assert!(!format!("{error:?}").contains("cret\""), "{error:?}");
-        assert!(!format!("{:?}", sink(Dialect::Ntfy)).contains("secret"));
+        assert!(!format!("{:?}", sink(PayloadFormat::Ntfy)).contains("secret"));
     }
 
     #[test]

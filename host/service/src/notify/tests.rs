@@ -6,8 +6,8 @@ use refit_model::secret::SecretString;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use super::finding::{Context, Kind, Sameness};
-use super::sink::Dialect;
+use super::notification::{Context, DedupKey, Kind};
+use super::sink::PayloadFormat;
 use super::*;
 
 /// Answers each request with the next of these, and the last one for ever. What was posted, in order.
@@ -80,18 +80,18 @@ impl Server {
 
 fn notifier(server: &Server, batch: Duration, memory: Memory) -> Arc<Notifier> {
     let url = SecretString::from(server.url.clone());
-    let sink = Sink::new("ops", Dialect::Webhook, url, None).unwrap();
+    let sink = Sink::new("ops", PayloadFormat::Webhook, url, None).unwrap();
     let sink = sink.told_of(vec![Kind::Failed, Kind::Behind], batch);
     Notifier::start(vec![sink], memory).unwrap()
 }
 
-fn failed(name: &str, cause: &str) -> Finding {
-    Finding {
-        same: Some(Sameness {
+fn failed(name: &str, cause: &str) -> Notification {
+    Notification {
+        same: Some(DedupKey {
             about: format!("failed container {name}"),
             cause: cause.into(),
         }),
-        ..Finding::new(Kind::Failed, name, cause, "it runs", &Context::default())
+        ..Notification::new(Kind::Failed, name, cause, "it runs", &Context::default())
     }
 }
 
@@ -113,7 +113,7 @@ async fn what_comes_together_is_one_message_and_is_not_told_again_until_it_was_s
     for name in ["a", "b", "a"] {
         told.tell(failed(name, "port is taken"));
     }
-    told.tell(Finding::new(
+    told.tell(Notification::new(
         Kind::Recreated,
         "c",
         "it was",

@@ -8,9 +8,9 @@ use refit_model::pull::ImageOutcome;
 use refit_model::report::Report;
 use refit_refresh::RefreshError;
 
-use super::Run;
+use super::RefreshHandle;
 
-pub(super) fn began(run: &Run) {
+pub(super) fn began(run: &RefreshHandle) {
     let (request, policy) = (&run.request, &run.policy);
     tracing::info!(
         targets = ?request.targets,
@@ -61,7 +61,7 @@ pub(super) fn event(event: &Event) {
     }
 }
 
-pub(super) fn ended(run: &Run, answer: &Result<Report, RefreshError>) {
+pub(super) fn ended(run: &RefreshHandle, answer: &Result<Report, RefreshError>) {
     let entry = run.shown().entry;
     let (outcome, duration_ms) = (entry.outcome.as_str(), entry.duration_ms);
     if let Err(error) = answer {

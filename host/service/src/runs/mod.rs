@@ -3,9 +3,9 @@
 //! Whoever asks for one (the HTTP interface, the watcher, an approval) begins it here, and it goes on when they are gone. Knows
 //! nothing of HTTP, of notifications or of metrics: those who want to know are [`Observer`]s.
 
-pub mod feed;
+pub mod event_log;
+pub mod idempotency;
 mod log;
-pub mod once;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
-use self::feed::{Feed, Told};
-use self::once::Keys;
+use self::event_log::{EventLog, RefreshEvent};
+use self::idempotency::Keys;
 
 /// Refreshes under way at once. Two of one container cannot be, and more than a few only wait for the engine; this is what
 /// somebody who asks again and again may hold of memory.
@@ -39,12 +39,12 @@ pub type Id = refit_history::Id;
 
 /// Somebody who is told of every refresh. Called on the task of the refresh, so it must not wait for anything.
 pub trait Observer: Send + Sync {
-    fn observe(&self, run: &Run, happening: &Happening<'_>);
+    fn observe(&self, run: &RefreshHandle, happening: &RunEvent<'_>);
 }
 
 /// What an observer is told.
 #[derive(Clone, Copy, Debug)]
-pub enum Happening<'a> {
+pub enum RunEvent<'a> {
     Began,
     Event(&'a Event),
     Ended(&'a Result<Report, RefreshError>),
@@ -52,7 +52,7 @@ pub enum Happening<'a> {
 
 /// One refresh, under way or ended.
 #[derive(Debug)]
-pub struct Run {
+pub struct RefreshHandle {
     pub id: Id,
     pub request: Request,
     /// Who asked, as they say of themselves.
@@ -60,7 +60,7 @@ pub struct Run {
     /// The one that it uses to its end.
     pub policy: PolicyReport,
     pub started: jiff::Timestamp,
-    pub feed: Feed,
+    pub feed: EventLog,
     clock: Instant,
     cancel: CancellationToken,
     end: OnceLock<End>,
@@ -79,7 +79,7 @@ struct End {
     report: Option<serde_json::Value>,
 }
 
-impl Run {
+impl RefreshHandle {
     /// Ends it early: what was begun is finished, nothing new is begun. `false` where it has ended.
     pub fn cancel(&self) -> bool {
         let under_way = self.end.get().is_none();
@@ -173,7 +173,7 @@ impl Run {
 
 /// Why none was begun.
 #[derive(Debug, thiserror::Error)]
-pub enum NotBegun {
+pub enum StartError {
     #[error("the daemon is stopping")]
     Stopping,
     #[error("{UNDER_WAY_MAX} refreshes are under way, and no more are begun")]
@@ -182,7 +182,7 @@ pub enum NotBegun {
     NotHeld(Diagnostic),
 }
 
-impl Hints for NotBegun {
+impl Hints for StartError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Stopping => vec![],
@@ -205,12 +205,12 @@ impl Hints for Panicked {
 
 /// A refresh that runs. It goes on when this is dropped.
 #[derive(Debug)]
-pub struct Begun {
-    pub run: Arc<Run>,
+pub struct StartedRefresh {
+    pub run: Arc<RefreshHandle>,
     ended: oneshot::Receiver<Result<Report, RefreshError>>,
 }
 
-impl Begun {
+impl StartedRefresh {
     /// Waits for its end. Bounded by `limits.refresh_seconds`.
     pub async fn ended(self) -> Result<Result<Report, RefreshError>, Panicked> {
         self.ended.await.map_err(|_| Panicked)
@@ -218,7 +218,7 @@ impl Begun {
 }
 
 /// Begins refreshes, and knows those that are under way.
-pub struct Runs {
+pub struct RefreshManager {
     refresher: Arc<Refresher>,
     observers: Vec<Arc<dyn Observer>>,
     work: TaskTracker,
@@ -229,15 +229,15 @@ pub struct Runs {
 
 #[derive(Default)]
 struct Known {
-    under_way: Vec<Arc<Run>>,
+    under_way: Vec<Arc<RefreshHandle>>,
     /// The newest last.
-    ended: VecDeque<Arc<Run>>,
+    ended: VecDeque<Arc<RefreshHandle>>,
     /// Begun, and not yet with a number.
     beginning: usize,
     unwritten: Id,
 }
 
-impl Runs {
+impl RefreshManager {
     /// `work` has each refresh, for whoever waits for all of them to end; `stopping` ends them early and lets none begin.
     pub fn new(
         refresher: Arc<Refresher>,
@@ -269,7 +269,7 @@ impl Runs {
         self: &Arc<Self>,
         request: Request,
         by: Option<String>,
-    ) -> Result<Begun, NotBegun> {
+    ) -> Result<StartedRefresh, StartError> {
         self.begin_as(request, by, None).await
     }
 
@@ -279,7 +279,7 @@ impl Runs {
         request: Request,
         by: Option<String>,
         approved: Arc<ApprovedScope>,
-    ) -> Result<Begun, NotBegun> {
+    ) -> Result<StartedRefresh, StartError> {
         self.begin_as(request, by, Some(approved)).await
     }
 
@@ -288,14 +288,14 @@ impl Runs {
         request: Request,
         by: Option<String>,
         approved: Option<Arc<ApprovedScope>>,
-    ) -> Result<Begun, NotBegun> {
+    ) -> Result<StartedRefresh, StartError> {
         if self.stopping.is_cancelled() {
-            return Err(NotBegun::Stopping);
+            return Err(StartError::Stopping);
         }
         {
             let mut known = self.known();
             if known.under_way.len() + known.beginning >= UNDER_WAY_MAX {
-                return Err(NotBegun::TooMany);
+                return Err(StartError::TooMany);
             }
             known.beginning += 1;
         }
@@ -308,24 +308,24 @@ impl Runs {
         let asked = (request, by, approved);
         self.work.spawn(run(place, asked, numbered, end));
         // The sender is dropped by a panic alone.
-        let run = number.await.map_err(|_| NotBegun::Stopping)?;
-        Ok(Begun { run, ended })
+        let run = number.await.map_err(|_| StartError::Stopping)?;
+        Ok(StartedRefresh { run, ended })
     }
 
     /// One that is under way, or has ended a while ago.
-    pub fn find(&self, id: Id) -> Option<Arc<Run>> {
+    pub fn find(&self, id: Id) -> Option<Arc<RefreshHandle>> {
         let known = self.known();
         let mut all = known.under_way.iter().chain(&known.ended);
         all.find(|run| run.id == id).cloned()
     }
 
     /// Those that are under way, the oldest first.
-    pub fn under_way(&self) -> Vec<Arc<Run>> {
+    pub fn under_way(&self) -> Vec<Arc<RefreshHandle>> {
         self.known().under_way.clone()
     }
 
     /// Those that are known to this process alone, the newest first.
-    pub fn unwritten(&self) -> Vec<Arc<Run>> {
+    pub fn unwritten(&self) -> Vec<Arc<RefreshHandle>> {
         let known = self.known();
         let all = known.ended.iter().chain(&known.under_way);
         let mut unwritten: Vec<_> = all.filter(|run| !run.is_written_down()).cloned().collect();
@@ -340,8 +340,8 @@ impl Runs {
 
 /// One of the places that are bounded by [`UNDER_WAY_MAX`]. Given back also by a panic.
 struct Place {
-    runs: Arc<Runs>,
-    run: Option<Arc<Run>>,
+    runs: Arc<RefreshManager>,
+    run: Option<Arc<RefreshHandle>>,
 }
 
 impl Place {
@@ -350,19 +350,19 @@ impl Place {
         started: &refit_refresh::Started,
         request: Request,
         by: Option<String>,
-    ) -> Arc<Run> {
+    ) -> Arc<RefreshHandle> {
         let mut known = self.runs.known();
         let id = started.id().unwrap_or_else(|| {
             known.unwritten -= 1;
             known.unwritten
         });
-        let run = Arc::new(Run {
+        let run = Arc::new(RefreshHandle {
             id,
             request,
             by,
             policy: started.policy(),
             started: jiff::Timestamp::now(),
-            feed: Feed::default(),
+            feed: EventLog::default(),
             clock: Instant::now(),
             cancel: self.runs.stopping.child_token(),
             end: OnceLock::new(),
@@ -395,7 +395,7 @@ impl Drop for Place {
 async fn run(
     place: Place,
     (request, by, approved): (Request, Option<String>, Option<Arc<ApprovedScope>>),
-    numbered: oneshot::Sender<Arc<Run>>,
+    numbered: oneshot::Sender<Arc<RefreshHandle>>,
     end: oneshot::Sender<Result<Report, RefreshError>>,
 ) {
     // All that is logged on the way is found by its number.
@@ -413,7 +413,7 @@ async fn run(
 async fn work(
     mut place: Place,
     (request, by, approved): (Request, Option<String>, Option<Arc<ApprovedScope>>),
-    numbered: oneshot::Sender<Arc<Run>>,
+    numbered: oneshot::Sender<Arc<RefreshHandle>>,
 ) -> Result<Report, RefreshError> {
     let runs = place.runs.clone();
     let started = runs.refresher.start(request.clone(), by.clone()).await;
@@ -421,13 +421,13 @@ async fn work(
     let started = started.within(approved);
     tracing::Span::current().record("id", run.id);
     log::began(&run);
-    let observe = |happening: &Happening<'_>| {
+    let observe = |happening: &RunEvent<'_>| {
         for observer in &runs.observers {
             observer.observe(&run, happening);
         }
     };
-    run.feed.tell(Told::began(&run));
-    observe(&Happening::Began);
+    run.feed.tell(RefreshEvent::began(&run));
+    observe(&RunEvent::Began);
     // Nobody may wait for it any more.
     let _ = numbered.send(run.clone());
     let answer = runs
@@ -436,17 +436,17 @@ async fn work(
         .await;
     let outcome = run.ended(&answer);
     log::ended(&run, &answer);
-    run.feed.tell(Told::ended(outcome, &answer));
-    observe(&Happening::Ended(&answer));
+    run.feed.tell(RefreshEvent::ended(outcome, &answer));
+    observe(&RunEvent::Ended(&answer));
     answer
 }
 
-fn events(runs: &Arc<Runs>, run: &Arc<Run>) -> Events {
+fn events(runs: &Arc<RefreshManager>, run: &Arc<RefreshHandle>) -> Events {
     let (runs, run) = (runs.clone(), run.clone());
     Arc::new(move |event| {
         log::event(&event);
         for observer in &runs.observers {
-            observer.observe(&run, &Happening::Event(&event));
+            observer.observe(&run, &RunEvent::Event(&event));
         }
         run.feed.on(event);
     })

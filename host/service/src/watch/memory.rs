@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::adopt::Finding;
+use super::update_sink::AvailableUpdate;
 
 /// Raised when a field changes its meaning or goes.
 const FORMAT: u32 = 1;
@@ -119,19 +119,19 @@ impl Memory {
         }
     }
 
-    pub fn first_seen(&self, finding: &Finding) -> Option<Timestamp> {
+    pub fn first_seen(&self, finding: &AvailableUpdate) -> Option<Timestamp> {
         Some(self.of(finding)?.first_seen)
     }
 
     /// Refreshes for it that failed in a row, and when the next may be.
-    pub fn failures(&self, finding: &Finding) -> (u32, Option<Timestamp>) {
+    pub fn failures(&self, finding: &AvailableUpdate) -> (u32, Option<Timestamp>) {
         match self.of(finding) {
             Some(seen) => (seen.failures, seen.retry_at),
             None => (0, None),
         }
     }
 
-    pub fn failed(&mut self, finding: &Finding, retry_at: Timestamp) {
+    pub fn failed(&mut self, finding: &AvailableUpdate, retry_at: Timestamp) {
         if let Some(seen) = self.seen.get_mut(&key(finding)) {
             seen.failures = seen.failures.saturating_add(1);
             seen.retry_at = Some(retry_at);
@@ -140,7 +140,7 @@ impl Memory {
     }
 
     /// It came to something, or a person wants it to be tried again.
-    pub fn forgives(&mut self, finding: &Finding) {
+    pub fn forgives(&mut self, finding: &AvailableUpdate) {
         if let Some(seen) = self.seen.get_mut(&key(finding))
             && (seen.failures, seen.retry_at) != (0, None)
         {
@@ -149,7 +149,7 @@ impl Memory {
         }
     }
 
-    fn of(&self, finding: &Finding) -> Option<&Seen> {
+    fn of(&self, finding: &AvailableUpdate) -> Option<&Seen> {
         self.seen.get(&key(finding))
     }
 
@@ -178,7 +178,7 @@ impl Memory {
     }
 }
 
-fn key(finding: &Finding) -> (String, String) {
+fn key(finding: &AvailableUpdate) -> (String, String) {
     (finding.image.to_string(), finding.digest.clone())
 }
 
@@ -190,8 +190,8 @@ mod tests {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
     }
 
-    fn finding(digest: &str) -> Finding {
-        Finding {
+    fn finding(digest: &str) -> AvailableUpdate {
+        AvailableUpdate {
             image: "ghcr.io/acme/app:1".parse().unwrap(),
             digest: digest.to_owned(),
         }

@@ -6,15 +6,15 @@
 //! [`bell`] is how others (webhooks, an operator) say that an image may have changed; [`adopt`] is what becomes of a finding: a
 //! refresh at once, or one that waits for approval. Knows nothing of HTTP.
 
-pub mod adopt;
-pub mod bell;
+pub mod check_queue;
 mod clock;
-pub mod look;
 pub mod memory;
+pub mod registry_poller;
 pub mod schedule;
 pub mod status;
 pub mod store;
 mod task;
+pub mod update_sink;
 pub mod watcher;
 pub mod windows;
 
@@ -22,7 +22,7 @@ pub use self::watcher::Watcher;
 
 /// When to look, and when to adopt.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct WatchSettings {
     /// `None`: only when it rings, and once at the start.
     pub ticks: Option<schedule::Schedule>,
     pub windows: windows::Windows,

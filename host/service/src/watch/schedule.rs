@@ -57,7 +57,7 @@ fn system_zone(
 }
 
 #[derive(Clone, Debug)]
-enum Ticks {
+enum Occurrences {
     Every(SignedDuration),
     Cron(Box<Cron>, TimeZone),
 }
@@ -65,14 +65,14 @@ enum Ticks {
 /// When to look at everything.
 #[derive(Clone, Debug)]
 pub struct Schedule {
-    ticks: Ticks,
+    ticks: Occurrences,
     jitter: Duration,
 }
 
 impl Schedule {
     pub fn every(seconds: u64) -> Self {
         Self {
-            ticks: Ticks::Every(SignedDuration::from_secs(
+            ticks: Occurrences::Every(SignedDuration::from_secs(
                 i64::try_from(seconds).unwrap_or(i64::MAX),
             )),
             jitter: Duration::ZERO,
@@ -90,7 +90,7 @@ impl Schedule {
             problem: error.to_string(),
         })?;
         let schedule = Self {
-            ticks: Ticks::Cron(Box::new(cron), zone),
+            ticks: Occurrences::Cron(Box::new(cron), zone),
             jitter: Duration::ZERO,
         };
         // The thirtieth of February.
@@ -115,8 +115,8 @@ impl Schedule {
 
     fn tick(&self, now: Timestamp) -> Option<Timestamp> {
         match &self.ticks {
-            Ticks::Every(interval) => now.checked_add(*interval).ok(),
-            Ticks::Cron(cron, zone) => {
+            Occurrences::Every(interval) => now.checked_add(*interval).ok(),
+            Occurrences::Cron(cron, zone) => {
                 let here = now.to_zoned(zone.clone());
                 let next = cron.find_next_occurrence(&here, false).ok()?;
                 Some(next.timestamp())

@@ -13,8 +13,8 @@ use refit_model::request::Trigger;
 use refit_refresh::RefreshError;
 use serde::Serialize;
 
-use super::adopt::Finding;
 use super::memory::{Memory, Pause};
+use super::update_sink::AvailableUpdate;
 use super::windows::Windows;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -34,7 +34,7 @@ pub enum Verdict {
 #[serde(rename_all = "lowercase")]
 #[derive(utoipa::ToSchema)]
 #[schema(as = WatchHeldBy)]
-pub enum By {
+pub enum DeferReason {
     Pause,
     /// A refresh for it is under way.
     Refresh,
@@ -48,8 +48,8 @@ pub enum By {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[schema(as = WatchHeld)]
-pub struct Held {
-    pub by: By,
+pub struct Deferral {
+    pub by: DeferReason,
     /// `None`: until somebody does something.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
@@ -58,8 +58,8 @@ pub struct Held {
     pub approval: Option<u64>,
 }
 
-impl Held {
-    pub fn by(by: By, until: Option<Timestamp>) -> Self {
+impl Deferral {
+    pub fn by(by: DeferReason, until: Option<Timestamp>) -> Self {
         Self {
             by,
             until,
@@ -95,16 +95,16 @@ pub struct Watched {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub held: Option<Held>,
+    pub held: Option<Deferral>,
 }
 
 impl Watched {
-    pub fn finding(&self) -> Option<Finding> {
+    pub fn finding(&self) -> Option<AvailableUpdate> {
         let digest = match self.verdict {
             Verdict::Behind => self.remote.clone()?,
             Verdict::Current | Verdict::Unknown => return None,
         };
-        Some(Finding {
+        Some(AvailableUpdate {
             image: self.image.clone(),
             digest,
         })
@@ -173,7 +173,7 @@ pub enum Came {
     Nothing,
 }
 
-pub fn came(finding: &Finding, answer: Result<&Report, &RefreshError>) -> Came {
+pub fn came(finding: &AvailableUpdate, answer: Result<&Report, &RefreshError>) -> Came {
     let Ok(report) = answer else {
         return Came::Nothing;
     };
@@ -202,7 +202,7 @@ pub fn came(finding: &Finding, answer: Result<&Report, &RefreshError>) -> Came {
 }
 
 /// What decides when a finding may be adopted.
-pub struct Gate<'a> {
+pub struct RolloutRules<'a> {
     pub windows: &'a Windows,
     pub minimum_age: SignedDuration,
     pub paused: Option<&'a Pause>,
@@ -210,14 +210,19 @@ pub struct Gate<'a> {
     pub under_way: &'a BTreeSet<String>,
 }
 
-impl Gate<'_> {
+impl RolloutRules<'_> {
     /// Of several reasons the one that holds longest.
-    pub fn holds(&self, finding: &Finding, memory: &Memory, now: Timestamp) -> Option<Held> {
+    pub fn holds(
+        &self,
+        finding: &AvailableUpdate,
+        memory: &Memory,
+        now: Timestamp,
+    ) -> Option<Deferral> {
         if self.paused.is_some() {
-            return Some(Held::by(By::Pause, None));
+            return Some(Deferral::by(DeferReason::Pause, None));
         }
         if self.under_way.contains(&finding.image.repository()) {
-            return Some(Held::by(By::Refresh, None));
+            return Some(Deferral::by(DeferReason::Refresh, None));
         }
         let later = |at: Option<Timestamp>| at.filter(|at| *at > now);
         let first_seen = memory.first_seen(finding).unwrap_or(now);
@@ -226,21 +231,21 @@ impl Gate<'_> {
             .unwrap_or(Timestamp::MAX);
         let (_, retry_at) = memory.failures(finding);
         let reasons = [
-            (By::Window, self.windows.opens(now)),
-            (By::Age, later(Some(old_enough))),
-            (By::Backoff, later(retry_at)),
+            (DeferReason::Window, self.windows.opens(now)),
+            (DeferReason::Age, later(Some(old_enough))),
+            (DeferReason::Backoff, later(retry_at)),
         ];
         let holding = reasons
             .into_iter()
             .filter_map(|(by, until)| Some((by, until?)));
         let (by, until) = holding.max_by_key(|(_, until)| *until)?;
-        Some(Held::by(by, Some(until)))
+        Some(Deferral::by(by, Some(until)))
     }
 }
 
 /// A refresh takes whole repositories, so what holds one image holds the others of its repository.
 pub fn hold_together(images: &mut BTreeMap<String, Watched>) {
-    let mut held: HashMap<String, Held> = HashMap::new();
+    let mut held: HashMap<String, Deferral> = HashMap::new();
     for watched in images.values() {
         if let Some(one) = &watched.held {
             let other = held.entry(watched.image.repository());
@@ -270,7 +275,7 @@ pub struct Summary {
 /// The last look.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[schema(as = WatchLook)]
-pub struct Looked {
+pub struct CheckSummary {
     pub started: Timestamp,
     pub duration_ms: u64,
     pub trigger: Trigger,
@@ -290,7 +295,7 @@ pub struct Snapshot {
     pub scheduled: bool,
     pub paused: Option<Pause>,
     pub next_look: Option<Timestamp>,
-    pub last_look: Option<Looked>,
+    pub last_look: Option<CheckSummary>,
     /// Rises with each look.
     pub looks: u64,
     pub summary: Summary,

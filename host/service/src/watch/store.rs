@@ -176,16 +176,16 @@ fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use jiff::Timestamp;
 
-    use super::super::adopt::Finding;
     use super::super::memory::Pause;
+    use super::super::update_sink::AvailableUpdate;
     use super::*;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
     }
 
-    fn finding() -> Finding {
-        Finding {
+    fn finding() -> AvailableUpdate {
+        AvailableUpdate {
             image: "ghcr.io/acme/app:1".parse().unwrap(),
             digest: "a".to_owned(),
         }

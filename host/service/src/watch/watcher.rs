@@ -12,29 +12,29 @@ use refit_registry::digests::Digests;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::Settings;
-use super::adopt::Adopt;
-use super::bell::Bell;
+use super::WatchSettings;
+use super::check_queue::CheckQueue;
 use super::memory::Pause;
 use super::status::Snapshot;
 use super::store::{Kept, Store};
 use super::task::Task;
+use super::update_sink::UpdateSink;
 
 /// Longest name of whoever pauses.
 const BY_CHARACTERS_MAX: usize = 100;
 
 /// What a watcher is made with, besides those that it works for.
 pub struct Watching {
-    pub settings: Settings,
+    pub settings: WatchSettings,
     pub digests: Arc<Digests>,
-    pub bell: Arc<Bell>,
+    pub bell: Arc<CheckQueue>,
     /// Where it remembers.
     pub state_folder: std::path::PathBuf,
 }
 
 /// See the module.
 pub struct Watcher {
-    pub(super) bell: Arc<Bell>,
+    pub(super) bell: Arc<CheckQueue>,
     pub(super) digests: Arc<Digests>,
     pub(super) kept: Kept,
     snapshot: Mutex<Arc<Snapshot>>,
@@ -50,7 +50,7 @@ impl Watcher {
     pub fn new(
         parts: Watching,
         refresher: Arc<Refresher>,
-        adopt: Arc<dyn Adopt>,
+        adopt: Arc<dyn UpdateSink>,
         ready: CancellationToken,
         stopping: CancellationToken,
     ) -> (Arc<Self>, impl Future<Output = ()> + Send + 'static) {
@@ -90,7 +90,7 @@ impl Watcher {
         let _ = self.teller.set(teller);
     }
 
-    pub fn bell(&self) -> &Arc<Bell> {
+    pub fn bell(&self) -> &Arc<CheckQueue> {
         &self.bell
     }
 

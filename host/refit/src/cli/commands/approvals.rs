@@ -6,7 +6,7 @@ use refit_model::diagnostic::Diagnostic;
 use refit_model::pull::ImageOutcome;
 use refit_model::report::Summary;
 use refit_service::approvals::plan::Plan;
-use refit_service::approvals::{Entry, Fate, Held};
+use refit_service::approvals::{ApprovalState, Entry, PendingApproval};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -151,9 +151,9 @@ fn line(entry: &Entry) -> String {
 }
 
 /// Those that somebody should look at stand out.
-fn word(fate: &Fate) -> &'static str {
+fn word(fate: &ApprovalState) -> &'static str {
     match fate {
-        Fate::Waiting => "WAITING",
+        ApprovalState::Waiting => "WAITING",
         other => other.state().as_str(),
     }
 }
@@ -172,7 +172,7 @@ fn requested(body: &Value) -> String {
     if body["state"] == "nothing-to-do" {
         return "nothing to do, and nothing is held\n".to_owned();
     }
-    told(body, |held: &Held| {
+    told(body, |held: &PendingApproval| {
         format!(
             "held              approval {}, until {}: {}\n",
             held.id,
@@ -182,20 +182,20 @@ fn requested(body: &Value) -> String {
     })
 }
 
-fn decided(held: &Held) -> String {
+fn decided(held: &PendingApproval) -> String {
     let what = match &held.fate {
-        Fate::Approved {
+        ApprovalState::Approved {
             refresh: Some(refresh),
             ..
         } => format!("refresh {refresh} has begun; `refit history show {refresh}` tells of it"),
-        Fate::Approved { refresh: None, .. } => "it begins as soon as it can".to_owned(),
+        ApprovalState::Approved { refresh: None, .. } => "it begins as soon as it can".to_owned(),
         _ => counted(&held.plan.summary),
     };
     let word = held.fate.state().as_str();
     format!("{word:<17} approval {}: {what}\n", held.id)
 }
 
-fn shown(held: &Held) -> String {
+fn shown(held: &PendingApproval) -> String {
     let mut text = format!(
         "approval  {}, {}\nheld      {}, until {}\nasked by  {}, for {}\n",
         held.id,
@@ -214,15 +214,15 @@ fn shown(held: &Held) -> String {
     text
 }
 
-fn became(fate: &Fate) -> String {
+fn became(fate: &ApprovalState) -> String {
     let by = |who: &Option<String>| {
         let who = who.as_ref().map(|who| format!(" by {who}"));
         who.unwrap_or_default()
     };
     let word = word(fate);
     match fate {
-        Fate::Waiting | Fate::Expired => word.to_owned(),
-        Fate::Approved {
+        ApprovalState::Waiting | ApprovalState::Expired => word.to_owned(),
+        ApprovalState::Approved {
             decided_by,
             decided_at,
             refresh,
@@ -234,7 +234,7 @@ fn became(fate: &Fate) -> String {
             let when = table::when(*decided_at);
             format!("{word}{} at {when}, {refresh}", by(decided_by))
         }
-        Fate::Rejected {
+        ApprovalState::Rejected {
             decided_by,
             decided_at,
             reason,
@@ -247,7 +247,7 @@ fn became(fate: &Fate) -> String {
                 reason.unwrap_or_default()
             )
         }
-        Fate::Superseded {
+        ApprovalState::Superseded {
             decided_at,
             superseded_by,
             moved,

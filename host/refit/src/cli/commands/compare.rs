@@ -2,7 +2,7 @@
 
 use refit_model::diagnostic::Diagnostic;
 use refit_model::request::{Request, Trigger};
-use refit_revisions::start::Keep;
+use refit_revisions::start::Persistence;
 use serde_json::Value;
 
 use super::super::arguments::RecordArguments;
@@ -97,7 +97,7 @@ pub(super) async fn record(
         ..Flags::default()
     };
     let config = common.load(flags)?.config;
-    let refresher = setup::refresher(&config, isolation(&config), Keep::Nothing).await?;
+    let refresher = setup::refresher(&config, isolation(&config), Persistence::Nothing).await?;
     let request = Request {
         trigger: Trigger::Operator,
         targets: vec![],

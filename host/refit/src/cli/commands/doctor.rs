@@ -14,7 +14,7 @@ use refit_recreate::lease::Leases;
 use refit_recreate::recover::survey;
 use refit_registry::credentials::Credentials;
 use refit_revisions::artifact::Source;
-use refit_revisions::start::Keep;
+use refit_revisions::start::Persistence;
 use refit_revisions::store::Store;
 use refit_service::approvals;
 use serde::Serialize;
@@ -220,7 +220,8 @@ fn refusal(call: EngineCall, permissions: &CallPermissions) -> String {
 
 async fn policy(config: &Config, credentials: Credentials) -> Vec<Check> {
     let isolation = super::isolation(config);
-    let loaded = setup::generations(config, credentials.clone(), isolation, Keep::Nothing).await;
+    let loaded =
+        setup::generations(config, credentials.clone(), isolation, Persistence::Nothing).await;
     let mut checks = vec![match loaded {
         Ok(generations) => {
             let active = generations.active();
@@ -255,7 +256,7 @@ async fn swapped_in(config: &Config, credentials: Credentials) -> Option<Check> 
         Err(error) => return Some(Check::failed("policy", error)),
     }
     let isolation = super::isolation(config);
-    let kept = setup::generations(config, credentials, isolation, Keep::Generations).await;
+    let kept = setup::generations(config, credentials, isolation, Persistence::Generations).await;
     Some(match kept {
         Ok(generations) => {
             let active = generations.active();

@@ -24,7 +24,7 @@ use refit_model::diagnostic::Diagnostic;
 use refit_model::report::Report;
 use refit_model::request::{Mode, Request, Trigger};
 use refit_recreate::recover::Recovered;
-use refit_revisions::start::Keep;
+use refit_revisions::start::Persistence;
 use refit_sandbox::{Isolation, Job, Metering, WorkerLimits};
 use tokio_util::sync::CancellationToken;
 
@@ -117,8 +117,12 @@ async fn run(
         ..Flags::default()
     };
     let loaded = common.load(flags)?;
-    let mut refresher =
-        setup::refresher(&loaded.config, isolation(&loaded.config), Keep::Nothing).await?;
+    let mut refresher = setup::refresher(
+        &loaded.config,
+        isolation(&loaded.config),
+        Persistence::Nothing,
+    )
+    .await?;
     if let Some(snapshot) = snapshot {
         refresher = refresher.over(snapshot);
     }

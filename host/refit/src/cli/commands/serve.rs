@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use refit_model::diagnostic::Diagnostic;
-use refit_revisions::start::Keep;
-use refit_revisions::swap::Asked;
+use refit_revisions::start::Persistence;
+use refit_revisions::swap::ConfiguredPolicy;
 use refit_revisions::{Generations, watch};
 use refit_server::{AdminToken, KnownHosts};
 
@@ -43,7 +43,7 @@ pub(in super::super) async fn serve(
     daemon::may_listen(config.serve.listen, token.as_ref())?;
     let hooks = setup::hooks(&config)?;
     let notifier = setup::notifier(&config)?;
-    let refresher = setup::refresher(&config, isolation(&config), Keep::Generations).await?;
+    let refresher = setup::refresher(&config, isolation(&config), Persistence::Generations).await?;
     let refresher = refresher.written_down_in(setup::history(&config, None));
     let watching = setup::watching(&config, refresher.workshop(), !hooks.is_empty())?;
     refresher.generations().write_down().await;
@@ -93,9 +93,9 @@ pub(in super::super) async fn serve(
 }
 
 /// What the watcher follows now.
-type Followed = tokio::sync::watch::Sender<Option<Asked>>;
+type Followed = tokio::sync::watch::Sender<Option<ConfiguredPolicy>>;
 
-fn followed_file(config: &Config) -> Option<Asked> {
+fn followed_file(config: &Config) -> Option<ConfiguredPolicy> {
     config.policy.watch.then(|| setup::asked(config))
 }
 

@@ -55,8 +55,8 @@ fn sees(report: &Report, verdict: Verdict, containers: &[&str]) {
     );
 }
 
-fn finding() -> Finding {
-    Finding {
+fn finding() -> AvailableUpdate {
+    AvailableUpdate {
         image: IMAGE.parse().unwrap(),
         digest: "sha256:new".into(),
     }
@@ -153,7 +153,7 @@ fn of_several_reasons_the_longest_is_told() {
     memory.sees(IMAGE, "sha256:new", at(0));
     let none = BTreeSet::new();
     let open = Windows::default();
-    let mut gate = Gate {
+    let mut gate = RolloutRules {
         windows: &open,
         minimum_age: SignedDuration::ZERO,
         paused: None,
@@ -164,14 +164,14 @@ fn of_several_reasons_the_longest_is_told() {
     gate.minimum_age = SignedDuration::from_secs(100);
     assert_eq!(
         gate.holds(&finding(), &memory, at(99)),
-        Some(Held::by(By::Age, Some(at(100))))
+        Some(Deferral::by(DeferReason::Age, Some(at(100))))
     );
     assert_eq!(gate.holds(&finding(), &memory, at(100)), None);
 
     memory.failed(&finding(), at(200));
     assert_eq!(
         gate.holds(&finding(), &memory, at(99)),
-        Some(Held::by(By::Backoff, Some(at(200))))
+        Some(Deferral::by(DeferReason::Backoff, Some(at(200))))
     );
     assert_eq!(gate.holds(&finding(), &memory, at(200)), None);
 
@@ -182,7 +182,7 @@ fn of_several_reasons_the_longest_is_told() {
     gate.windows = &nights;
     assert_eq!(
         gate.holds(&finding(), &memory, at(99)),
-        Some(Held::by(By::Window, Some(at(14 * 3600))))
+        Some(Deferral::by(DeferReason::Window, Some(at(14 * 3600))))
     );
     assert_eq!(gate.holds(&finding(), &memory, at(14 * 3600)), None);
 
@@ -190,7 +190,7 @@ fn of_several_reasons_the_longest_is_told() {
     gate.under_way = &repositories;
     assert_eq!(
         gate.holds(&finding(), &memory, at(99)),
-        Some(Held::by(By::Refresh, None))
+        Some(Deferral::by(DeferReason::Refresh, None))
     );
     let pause = Pause {
         since: at(0),
@@ -199,7 +199,7 @@ fn of_several_reasons_the_longest_is_told() {
     gate.paused = Some(&pause);
     assert_eq!(
         gate.holds(&finding(), &memory, at(99)),
-        Some(Held::by(By::Pause, None))
+        Some(Deferral::by(DeferReason::Pause, None))
     );
 }
 
@@ -221,7 +221,7 @@ fn what_holds_one_image_holds_its_repository() {
         };
         (image.to_string(), watched)
     };
-    let age = |second| Some(Held::by(By::Age, Some(at(second))));
+    let age = |second| Some(Deferral::by(DeferReason::Age, Some(at(second))));
     let mut images = BTreeMap::from([
         watched("app:1", Verdict::Behind, age(5)),
         watched("app:2", Verdict::Behind, None),

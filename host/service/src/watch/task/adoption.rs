@@ -9,12 +9,14 @@ use refit_model::report::Report;
 use refit_model::request::Trigger;
 use refit_refresh::RefreshError;
 
-use super::super::adopt::{Adopted, Finding, Proposal};
-use super::super::look::{Checks, Scope};
+use super::super::registry_poller::{CheckMode, Scope};
 use super::super::schedule::{Backoff, chance};
-use super::super::status::{By, Came, Gate, Held, Watched, came, hold_together};
+use super::super::status::{
+    Came, DeferReason, Deferral, RolloutRules, Watched, came, hold_together,
+};
+use super::super::update_sink::{AvailableUpdate, Disposition, Proposal};
 use super::Task;
-use crate::runs::{Begun, Panicked};
+use crate::runs::{Panicked, StartedRefresh};
 
 /// After a refresh could not be begun: too many are under way.
 const BEGIN_AGAIN: SignedDuration = SignedDuration::from_secs(30);
@@ -25,7 +27,7 @@ const ADOPT: Duration = Duration::from_secs(60);
 /// A refresh of ours that has ended.
 pub(super) struct Ended {
     repositories: BTreeSet<String>,
-    findings: Vec<Finding>,
+    findings: Vec<AvailableUpdate>,
     answer: Result<Result<Report, RefreshError>, Panicked>,
 }
 
@@ -46,7 +48,7 @@ impl Task {
     pub(super) fn hold(&mut self) {
         let now = Timestamp::now();
         let memory = self.watcher.kept.memory();
-        let gate = Gate {
+        let gate = RolloutRules {
             windows: &self.settings.windows,
             minimum_age: self.settings.minimum_age,
             paused: memory.paused.as_ref(),
@@ -54,7 +56,7 @@ impl Task {
         };
         for (name, watched) in &mut self.images {
             let finding = watched.finding();
-            let put_off = |finding: &Finding| {
+            let put_off = |finding: &AvailableUpdate| {
                 let (digest, held) = self.put_off.get(name)?;
                 let holds =
                     *digest == finding.digest && held.until.is_some_and(|until| until > now);
@@ -84,7 +86,7 @@ impl Task {
         let scope = Scope::Only(repositories.clone());
         let planned = self
             .looks
-            .look(&scope, trigger, Checks::Stale, &self.stopping)
+            .look(&scope, trigger, CheckMode::Stale, &self.stopping)
             .await;
         let plan = match planned {
             Ok(plan) => plan,
@@ -92,7 +94,7 @@ impl Task {
         };
         self.learn(&scope, &plan).await;
         self.hold();
-        let findings: Vec<Finding> = self
+        let findings: Vec<AvailableUpdate> = self
             .due()
             .into_iter()
             .filter(|it| repositories.contains(&it.image.repository()))
@@ -112,16 +114,18 @@ impl Task {
         };
         let adopted = tokio::time::timeout(ADOPT, self.adopt.adopt(proposal)).await;
         match adopted {
-            Ok(Adopted::Begun(begun)) => self.begun(begun, repositories, findings),
-            Ok(Adopted::Held(number)) => self.answered(
+            Ok(Disposition::Begun(begun)) => self.begun(begun, repositories, findings),
+            Ok(Disposition::Held(number)) => self.answered(
                 &findings,
-                Held {
+                Deferral {
                     approval: Some(number),
-                    ..Held::by(By::Approval, None)
+                    ..Deferral::by(DeferReason::Approval, None)
                 },
             ),
-            Ok(Adopted::Rejected) => self.answered(&findings, Held::by(By::Rejected, None)),
-            Ok(Adopted::NotBegun(error)) => self.not_begun(&findings, &Diagnostic::of(&error)),
+            Ok(Disposition::Rejected) => {
+                self.answered(&findings, Deferral::by(DeferReason::Rejected, None))
+            }
+            Ok(Disposition::NotBegun(error)) => self.not_begun(&findings, &Diagnostic::of(&error)),
             Err(_) => {
                 let problem = format!("no answer within {} s", ADOPT.as_secs());
                 self.not_begun(&findings, &Diagnostic::new(problem));
@@ -130,12 +134,12 @@ impl Task {
     }
 
     /// What nothing holds, sorted by image.
-    fn due(&self) -> Vec<Finding> {
+    fn due(&self) -> Vec<AvailableUpdate> {
         let free = self.images.values().filter(|it| it.held.is_none());
         free.filter_map(Watched::finding).collect()
     }
 
-    fn answered(&mut self, findings: &[Finding], held: Held) {
+    fn answered(&mut self, findings: &[AvailableUpdate], held: Deferral) {
         for finding in findings {
             let answer = (finding.digest.clone(), held.clone());
             self.answered.insert(finding.image.to_string(), answer);
@@ -143,7 +147,7 @@ impl Task {
         self.held(findings, held);
     }
 
-    fn held(&mut self, findings: &[Finding], held: Held) {
+    fn held(&mut self, findings: &[AvailableUpdate], held: Deferral) {
         for finding in findings {
             if let Some(watched) = self.images.get_mut(&finding.image.to_string()) {
                 watched.held = Some(held.clone());
@@ -151,13 +155,13 @@ impl Task {
         }
     }
 
-    fn not_begun(&mut self, findings: &[Finding], told: &Diagnostic) {
+    fn not_begun(&mut self, findings: &[AvailableUpdate], told: &Diagnostic) {
         tracing::warn!(
             "cannot begin a refresh for what was found, and tries again: {}",
             told.sentence()
         );
         let until = Timestamp::now().checked_add(BEGIN_AGAIN).ok();
-        let held = Held::by(By::Backoff, until);
+        let held = Deferral::by(DeferReason::Backoff, until);
         for finding in findings {
             let put_off = (finding.digest.clone(), held.clone());
             self.put_off.insert(finding.image.to_string(), put_off);
@@ -165,12 +169,17 @@ impl Task {
         self.held(findings, held);
     }
 
-    fn begun(&mut self, begun: Begun, repositories: BTreeSet<String>, findings: Vec<Finding>) {
+    fn begun(
+        &mut self,
+        begun: StartedRefresh,
+        repositories: BTreeSet<String>,
+        findings: Vec<AvailableUpdate>,
+    ) {
         let id = begun.run.id;
         let images: Vec<String> = findings.iter().map(|it| it.image.to_string()).collect();
         tracing::info!(id, ?images, "a refresh has begun for what was found");
         self.repositories_under_way.extend(repositories.clone());
-        self.held(&findings, Held::by(By::Refresh, None));
+        self.held(&findings, Deferral::by(DeferReason::Refresh, None));
         // Bounded: each repository is under way once.
         self.under_way.spawn(async move {
             Ended {
@@ -212,7 +221,7 @@ impl Task {
         }
         let _ = self.watcher.kept.write().await;
         let scope = Scope::Only(ended.repositories);
-        self.look(&scope, Trigger::Schedule, Checks::Stale).await;
+        self.look(&scope, Trigger::Schedule, CheckMode::Stale).await;
     }
 }
 

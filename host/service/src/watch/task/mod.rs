@@ -18,13 +18,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::adoption::{Ended, RETRY_MOST, weight};
 use self::announced::{Announced, Shown};
-use super::adopt::{Adopt, Finding};
-use super::bell::Rung;
+use super::check_queue::CheckRequest;
 use super::clock::{Clock, SetBack};
-use super::look::{Checks, Looks, Scope};
+use super::registry_poller::{CheckMode, RegistryPoller, Scope};
 use super::schedule::{Backoff, chance};
-use super::status::{Held, Looked, Seen, Snapshot, Verdict, Watched, seen, summary};
-use super::{Settings, Watcher};
+use super::status::{CheckSummary, Deferral, Seen, Snapshot, Verdict, Watched, seen, summary};
+use super::update_sink::{AvailableUpdate, UpdateSink};
+use super::{WatchSettings, Watcher};
 
 /// After the last ring it is quiet for so long before anybody looks: several tags of one image are pushed one after the other.
 const QUIET: Duration = Duration::from_secs(1);
@@ -39,9 +39,9 @@ const LOOK_AGAIN: Backoff = Backoff {
 };
 pub(super) struct Task {
     watcher: Arc<Watcher>,
-    looks: Looks,
-    adopt: Arc<dyn Adopt>,
-    settings: Settings,
+    looks: RegistryPoller,
+    adopt: Arc<dyn UpdateSink>,
+    settings: WatchSettings,
     stopping: CancellationToken,
     /// By reference. As many as the policy names.
     images: BTreeMap<String, Watched>,
@@ -55,14 +55,14 @@ pub(super) struct Task {
     /// A look at all images, after one that failed.
     look_again: Option<Timestamp>,
     /// Findings that nobody could begin a refresh for, until when.
-    put_off: BTreeMap<String, (String, Held)>,
+    put_off: BTreeMap<String, (String, Deferral)>,
     /// What was said of findings when they were last proposed, by image with the digest: shown until they are proposed anew.
-    answered: BTreeMap<String, (String, Held)>,
+    answered: BTreeMap<String, (String, Deferral)>,
     /// Something may hold no more: these are looked at again, without asking registries anew.
     reconsider: Option<Scope>,
     under_way: JoinSet<Ended>,
     repositories_under_way: BTreeSet<String>,
-    last_look: Option<Looked>,
+    last_look: Option<CheckSummary>,
     number: u64,
     clock: Clock,
 }
@@ -70,12 +70,12 @@ pub(super) struct Task {
 impl Task {
     pub(super) fn new(
         watcher: Arc<Watcher>,
-        settings: Settings,
-        (refresher, adopt): (Arc<Refresher>, Arc<dyn Adopt>),
+        settings: WatchSettings,
+        (refresher, adopt): (Arc<Refresher>, Arc<dyn UpdateSink>),
         stopping: CancellationToken,
     ) -> Self {
         Self {
-            looks: Looks::new(refresher, watcher.digests.clone()),
+            looks: RegistryPoller::new(refresher, watcher.digests.clone()),
             watcher,
             adopt,
             settings,
@@ -174,7 +174,8 @@ impl Task {
                 .ticks
                 .as_ref()
                 .map(|ticks| ticks.next(now, chance()));
-            self.look(&Scope::All, Trigger::Schedule, Checks::Due).await;
+            self.look(&Scope::All, Trigger::Schedule, CheckMode::Due)
+                .await;
         } else if can_look {
             let (retries, _) = self.looks.retries(now);
             let awaited = self.announced.due(Instant::now());
@@ -182,15 +183,16 @@ impl Task {
                 let triggers = awaited.iter().map(|it| (it.clone(), Trigger::Webhook));
                 self.triggers.extend(triggers);
                 let scope = Scope::Only(awaited);
-                self.look(&scope, Trigger::Webhook, Checks::Forced).await;
+                self.look(&scope, Trigger::Webhook, CheckMode::Forced).await;
             } else if !retries.is_empty() {
                 let scope = Scope::Only(retries);
-                self.look(&scope, Trigger::Schedule, Checks::Retries).await;
+                self.look(&scope, Trigger::Schedule, CheckMode::Retries)
+                    .await;
             } else if let Some(scope) = self.reconsider.take() {
-                self.look(&scope, Trigger::Schedule, Checks::Stale).await;
+                self.look(&scope, Trigger::Schedule, CheckMode::Stale).await;
             } else if due(self.release()) {
                 let scope = self.released(now);
-                self.look(&scope, Trigger::Schedule, Checks::Stale).await;
+                self.look(&scope, Trigger::Schedule, CheckMode::Stale).await;
             }
         }
     }
@@ -234,7 +236,7 @@ impl Task {
     }
 
     fn released(&self, now: Timestamp) -> Scope {
-        let is_over = |held: &Held| held.until.is_some_and(|until| until <= now);
+        let is_over = |held: &Deferral| held.until.is_some_and(|until| until <= now);
         let over = self.images.values();
         let over = over.filter(|it| it.held.as_ref().is_some_and(is_over));
         Scope::Only(over.map(|it| it.image.repository()).collect())
@@ -247,12 +249,12 @@ impl Task {
         let announced = self.watcher.bell.take_announced();
         self.announced.add(announced, Instant::now());
         let (scope, trigger) = match rung {
-            Rung::ForAll(trigger) => {
+            CheckRequest::ForAll(trigger) => {
                 let all = self.images.values().map(|it| it.image.repository());
                 self.triggers.extend(all.map(|it| (it, trigger)));
                 (Scope::All, trigger)
             }
-            Rung::For(repositories) => {
+            CheckRequest::For(repositories) => {
                 let trigger = repositories.values().copied().max_by_key(|it| weight(*it));
                 self.triggers.extend(repositories.clone());
                 let only = repositories.into_keys().collect();
@@ -263,11 +265,11 @@ impl Task {
             // A person who asks has changed something, as a rule.
             self.forgive(&scope);
         }
-        self.look(&scope, trigger, Checks::Forced).await;
+        self.look(&scope, trigger, CheckMode::Forced).await;
     }
 
     /// Looks, and has adopted what nothing holds.
-    async fn look(&mut self, scope: &Scope, trigger: Trigger, checks: Checks) {
+    async fn look(&mut self, scope: &Scope, trigger: Trigger, checks: CheckMode) {
         let (started, clock) = (Timestamp::now(), Instant::now());
         let looked = self
             .looks
@@ -283,7 +285,7 @@ impl Task {
             Err(error) => Some(self.look_failed(&error)),
         };
         self.number += 1;
-        self.last_look = Some(Looked {
+        self.last_look = Some(CheckSummary {
             started,
             duration_ms: u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
             trigger,
@@ -400,7 +402,7 @@ impl Task {
             memory.sees(&name, found, now);
         }
         let first_seen = remote.as_ref().and_then(|digest| {
-            memory.first_seen(&Finding {
+            memory.first_seen(&AvailableUpdate {
                 image: seen.image.clone(),
                 digest: digest.clone(),
             })

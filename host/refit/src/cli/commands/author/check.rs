@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use refit_model::diagnostic::Diagnostic;
 use refit_revisions::load::{self, Passed, Refusal, Source, Stage};
 use refit_revisions::permissions::Permissions;
-use refit_revisions::start::Terms;
-use refit_revisions::{Content, artifact};
+use refit_revisions::start::TrustConfig;
+use refit_revisions::{PolicyRevision, artifact};
 use refit_sandbox::{CONTRACT, CONTRACT_VERSION, Examined, limits};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -102,12 +102,12 @@ async fn look(
     config: &Config,
     source: &artifact::Source,
     policy_config: Option<&str>,
-) -> Result<(Seen, Result<Content, (Stage, Refusal)>), Diagnostic> {
+) -> Result<(Seen, Result<PolicyRevision, (Stage, Refusal)>), Diagnostic> {
     let policy_config = match policy_config.map(object).transpose()? {
         Some(object) => object.to_string(),
         None => Value::Object(config.policy.config.clone()).to_string(),
     };
-    let terms = Terms {
+    let terms = TrustConfig {
         grants: Arc::new(setup::grants(config)?),
         trust: setup::trust(config)?,
         carrier: setup::carrier(config, setup::credentials(config)?),
@@ -197,7 +197,7 @@ impl Seen {
     }
 
     /// What only a policy that runs can tell, and what would not keep it from being swapped in.
-    fn describe(&mut self, content: &Content, config: &str) {
+    fn describe(&mut self, content: &PolicyRevision, config: &str) {
         let policy = &content.policy;
         for line in &mut self.lines {
             if line.check == Stage::Config.to_string() {
@@ -265,7 +265,7 @@ impl Seen {
         text
     }
 
-    fn json(&self, content: Option<&Content>) -> Value {
+    fn json(&self, content: Option<&PolicyRevision>) -> Value {
         let passes = content.is_some();
         let mut json = json!({
             "passes": passes,

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use refit_capabilities::snapshot::Snapshot;
-use refit_capabilities::snapshot::replay::Replay;
+use refit_capabilities::snapshot::replay::SnapshotCapabilities;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::request::{Request, Trigger};
-use refit_refresh::{Question, sayings_of};
+use refit_refresh::{DryRunInput, sayings_of};
 use refit_revisions::Generations;
 use refit_revisions::artifact::Source;
-use refit_revisions::shadow::{Difference, Said, differences};
-use refit_revisions::start::Keep;
+use refit_revisions::shadow::{Difference, ShadowDecision, differences};
+use refit_revisions::start::Persistence;
 use refit_sandbox::Clock;
 use serde_json::{Value, json};
 
@@ -34,7 +34,13 @@ async fn loaded(
     config.policy.component = (!is_built_in(source)).then(|| source.clone());
     config.policy.config = text;
     let credentials = setup::credentials(&config)?;
-    setup::generations(&config, credentials, isolation(&config), Keep::Nothing).await
+    setup::generations(
+        &config,
+        credentials,
+        isolation(&config),
+        Persistence::Nothing,
+    )
+    .await
 }
 
 pub(super) async fn diff(config: &Config, arguments: DiffArguments) -> Result<Status, Diagnostic> {
@@ -85,9 +91,9 @@ async fn compared<'a>(
     let mut answers = Vec::new();
     for generations in [old, new] {
         let content = &generations.active().content;
-        let question = Question {
+        let question = DryRunInput {
             request: request.clone(),
-            hands: Arc::new(Replay::new(snapshot.clone(), force)),
+            hands: Arc::new(SnapshotCapabilities::new(snapshot.clone(), force)),
             bounds: config.bounds(),
             clock: Clock(snapshot.taken),
         };
@@ -104,7 +110,7 @@ fn told(path: &Path, of: usize, found: &[Difference]) -> String {
     };
     for difference in found {
         lines += &format!("  {}\n", difference.container);
-        let line = |said: &Option<Said>| said_line(&json!(said));
+        let line = |said: &Option<ShadowDecision>| said_line(&json!(said));
         lines += &format!("    old  {}\n", line(&difference.old));
         lines += &format!("    new  {}\n", line(&difference.new));
     }

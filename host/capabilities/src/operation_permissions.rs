@@ -18,9 +18,9 @@ const FRESH: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Default)]
-pub struct Permitted(Mutex<HashMap<Operation, (Instant, CallPermissions)>>);
+pub struct OperationPermissions(Mutex<HashMap<Operation, (Instant, CallPermissions)>>);
 
-impl Permitted {
+impl OperationPermissions {
     /// Why a container must not be recreated, as a sentence fragment; `None` where no call is known to be refused.
     pub(super) async fn objection(
         &self,

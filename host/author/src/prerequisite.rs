@@ -18,7 +18,7 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// One line of `needs`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub(super) enum Need {
+pub(super) enum Prerequisite {
     /// `node`, or `node >= 20`.
     Program {
         name: String,
@@ -33,7 +33,7 @@ pub(super) enum Need {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Version(Vec<u32>);
 
-impl TryFrom<String> for Need {
+impl TryFrom<String> for Prerequisite {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
@@ -65,7 +65,7 @@ impl TryFrom<String> for Need {
     }
 }
 
-impl Need {
+impl Prerequisite {
     pub(super) async fn check(&self, root: &Path) -> Result<(), Diagnostic> {
         match self {
             Self::Program { name, at_least } => {
@@ -195,8 +195,8 @@ impl fmt::Display for Version {
 mod tests {
     use super::*;
 
-    fn need(text: &str) -> Need {
-        Need::try_from(text.to_owned()).unwrap()
+    fn need(text: &str) -> Prerequisite {
+        Prerequisite::try_from(text.to_owned()).unwrap()
     }
 
     async fn check(text: &str) -> Result<(), Diagnostic> {
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn what_nobody_can_look_for_is_an_error() {
         for wrong in ["", "rustc > 1", "rustc >= new", "a b", "sh;ls", "target"] {
-            let made = Need::try_from(wrong.to_owned());
+            let made = Prerequisite::try_from(wrong.to_owned());
             // A program may have any name, `target` too.
             assert_eq!(made.is_ok(), wrong == "target", "{wrong}: {made:?}");
         }

@@ -18,7 +18,7 @@ const REPOSITORIES_MAX: usize = 256;
 
 /// What somebody rang for, since it was last heard.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rung {
+pub enum CheckRequest {
     /// These repositories, `registry/path` without tag, and who rang for each last.
     For(BTreeMap<String, Trigger>),
     /// More than can be told apart, or all of them.
@@ -27,7 +27,7 @@ pub enum Rung {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Bell {
+pub struct CheckQueue {
     pending: Mutex<Pending>,
     rung: Notify,
 }
@@ -36,12 +36,12 @@ pub struct Bell {
 struct Pending {
     /// By image, with its tag.
     announced: BTreeMap<String, String>,
-    what: Option<Rung>,
+    what: Option<CheckRequest>,
     first: Option<Instant>,
     last: Option<Instant>,
 }
 
-impl Bell {
+impl CheckQueue {
     /// No repository means all.
     pub fn ring(&self, trigger: Trigger, repositories: impl IntoIterator<Item = String>) {
         let now = Instant::now();
@@ -49,17 +49,17 @@ impl Bell {
             let mut pending = self.pending();
             let mut repositories = repositories.into_iter().peekable();
             let what = match (pending.what.take(), repositories.peek().is_some()) {
-                (Some(Rung::ForAll(_)), _) | (_, false) => Rung::ForAll(trigger),
+                (Some(CheckRequest::ForAll(_)), _) | (_, false) => CheckRequest::ForAll(trigger),
                 (before, true) => {
                     let mut all = match before {
-                        Some(Rung::For(all)) => all,
-                        Some(Rung::ForAll(_)) | None => BTreeMap::new(),
+                        Some(CheckRequest::For(all)) => all,
+                        Some(CheckRequest::ForAll(_)) | None => BTreeMap::new(),
                     };
                     all.extend(repositories.map(|repository| (repository, trigger)));
                     if all.len() > REPOSITORIES_MAX {
-                        Rung::ForAll(trigger)
+                        CheckRequest::ForAll(trigger)
                     } else {
-                        Rung::For(all)
+                        CheckRequest::For(all)
                     }
                 }
             };
@@ -93,7 +93,7 @@ impl Bell {
     }
 
     /// Hears it: all that was rung for, which is forgotten.
-    pub fn take(&self) -> Option<Rung> {
+    pub fn take(&self) -> Option<CheckRequest> {
         let mut pending = self.pending();
         (pending.first, pending.last) = (None, None);
         pending.what.take()
@@ -115,7 +115,7 @@ mod tests {
 
     #[tokio::test]
     async fn many_rings_are_one_and_name_each_repository_once() {
-        let bell = Bell::default();
+        let bell = CheckQueue::default();
         for _ in 0..3 {
             bell.ring(
                 Trigger::Webhook,
@@ -123,7 +123,7 @@ mod tests {
             );
         }
         bell.rings().await;
-        let Some(Rung::For(all)) = bell.take() else {
+        let Some(CheckRequest::For(all)) = bell.take() else {
             panic!("it was rung for two")
         };
         assert_eq!(
@@ -136,21 +136,21 @@ mod tests {
 
     #[test]
     fn a_flood_of_names_is_a_look_at_all_and_so_is_no_name() {
-        let bell = Bell::default();
+        let bell = CheckQueue::default();
         bell.ring(
             Trigger::Webhook,
             (0..=REPOSITORIES_MAX).map(|n| format!("ghcr.io/acme/{n}")),
         );
-        assert_eq!(bell.take(), Some(Rung::ForAll(Trigger::Webhook)));
+        assert_eq!(bell.take(), Some(CheckRequest::ForAll(Trigger::Webhook)));
         bell.ring(Trigger::Webhook, ["ghcr.io/acme/a".into()]);
         bell.ring(Trigger::Operator, []);
         bell.ring(Trigger::Webhook, ["ghcr.io/acme/a".into()]);
-        assert_eq!(bell.take(), Some(Rung::ForAll(Trigger::Webhook)));
+        assert_eq!(bell.take(), Some(CheckRequest::ForAll(Trigger::Webhook)));
     }
 
     #[test]
     fn last_announcement_of_an_image_counts_and_their_number_is_bounded() {
-        let bell = Bell::default();
+        let bell = CheckQueue::default();
         let announce = |image: &str, digest: &str| {
             bell.announce([(image.to_owned(), digest.to_owned())]);
         };

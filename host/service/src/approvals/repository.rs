@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use refit_model::diagnostic::Diagnostic;
 
 use super::store::{self, Store};
-use super::{ApprovalError, Fate, Held, Id, State};
-use crate::watch::adopt::Finding;
+use super::{ApprovalError, ApprovalState, Id, PendingApproval, State};
+use crate::watch::update_sink::AvailableUpdate;
 
 /// Those that wait at once. Whoever has so many does not look at them.
 pub(super) const WAITING_MAX: usize = 200;
@@ -34,7 +34,7 @@ pub(super) struct Book {
 
 #[derive(Default)]
 struct Known {
-    held: BTreeMap<Id, Arc<Held>>,
+    held: BTreeMap<Id, Arc<PendingApproval>>,
     deciding: BTreeSet<Id>,
     /// Since when the clock says of each that it is over. One reading of a clock decides nothing that lasts.
     doubted: BTreeMap<Id, Instant>,
@@ -82,7 +82,7 @@ impl Book {
     }
 
     /// The newest first.
-    pub(super) fn list(&self, state: Option<State>) -> Vec<Arc<Held>> {
+    pub(super) fn list(&self, state: Option<State>) -> Vec<Arc<PendingApproval>> {
         let now = Timestamp::now();
         let known = self.known();
         let all = known.held.values().rev().map(|held| seen(held, now));
@@ -90,7 +90,7 @@ impl Book {
             .collect()
     }
 
-    pub(super) fn get(&self, id: Id) -> Result<Arc<Held>, ApprovalError> {
+    pub(super) fn get(&self, id: Id) -> Result<Arc<PendingApproval>, ApprovalError> {
         let now = Timestamp::now();
         let known = self.known();
         let held = known.held.get(&id).ok_or(ApprovalError::NoSuch(id))?;
@@ -121,18 +121,24 @@ impl Book {
     }
 
     /// Those that wait, and have not expired.
-    pub(super) fn waiting(&self, which: impl Fn(&Held) -> bool) -> Vec<Arc<Held>> {
+    pub(super) fn waiting(
+        &self,
+        which: impl Fn(&PendingApproval) -> bool,
+    ) -> Vec<Arc<PendingApproval>> {
         let now = Timestamp::now();
         let known = self.known();
         let waiting = known
             .held
             .values()
-            .filter(|held| held.at(now) == Fate::Waiting);
+            .filter(|held| held.at(now) == ApprovalState::Waiting);
         waiting.filter(|held| which(held)).cloned().collect()
     }
 
     /// What was approved, the oldest first.
-    pub(super) fn approved(&self, which: impl Fn(&Held) -> bool) -> Vec<Arc<Held>> {
+    pub(super) fn approved(
+        &self,
+        which: impl Fn(&PendingApproval) -> bool,
+    ) -> Vec<Arc<PendingApproval>> {
         let known = self.known();
         let approved = known
             .held
@@ -145,19 +151,19 @@ impl Book {
     pub(super) fn unbegun(&self) -> Vec<Id> {
         let known = self.known();
         let open = known.held.values().filter(|held| {
-            matches!(held.fate, Fate::Approved { refresh: None, .. })
+            matches!(held.fate, ApprovalState::Approved { refresh: None, .. })
                 && !known.deciding.contains(&held.id)
         });
         open.map(|held| held.id).collect()
     }
 
-    pub(super) fn has_rejected(&self, findings: &[Finding]) -> bool {
+    pub(super) fn has_rejected(&self, findings: &[AvailableUpdate]) -> bool {
         let known = self.known();
         let rejected = known
             .held
             .values()
             .filter(|held| held.fate.state() == State::Rejected);
-        let rejected: Vec<&Finding> = rejected.flat_map(|held| &held.findings).collect();
+        let rejected: Vec<&AvailableUpdate> = rejected.flat_map(|held| &held.findings).collect();
         findings.iter().all(|found| rejected.contains(&found))
     }
 
@@ -218,7 +224,10 @@ impl Turn<'_> {
     }
 
     /// On the disk, and then known.
-    pub(super) async fn keep(&self, held: Held) -> Result<Arc<Held>, ApprovalError> {
+    pub(super) async fn keep(
+        &self,
+        held: PendingApproval,
+    ) -> Result<Arc<PendingApproval>, ApprovalError> {
         let held = Arc::new(held);
         let (store, written) = (self.store.clone(), held.clone());
         let put = tokio::task::spawn_blocking(move || store.put(&written)).await;
@@ -233,13 +242,13 @@ impl Turn<'_> {
     }
 
     /// Known, though it is not on the disk.
-    pub(super) fn know(&self, held: Arc<Held>) -> Arc<Held> {
+    pub(super) fn know(&self, held: Arc<PendingApproval>) -> Arc<PendingApproval> {
         self.book.known().held.insert(held.id, held.clone());
         held
     }
 
     /// It is as it was when somebody looked; otherwise why it cannot be decided.
-    pub(super) fn unchanged(&self, held: &Held) -> Result<(), ApprovalError> {
+    pub(super) fn unchanged(&self, held: &PendingApproval) -> Result<(), ApprovalError> {
         let known = self.book.known();
         let now = known.held.get(&held.id);
         let now = now.ok_or(ApprovalError::NoSuch(held.id))?;
@@ -257,12 +266,14 @@ impl Turn<'_> {
     }
 
     pub(super) async fn tidy_at(&self, now: Timestamp, clock: Instant) {
-        let expired: Vec<Held> = {
+        let expired: Vec<PendingApproval> = {
             let mut known = self.book.known();
             let over: BTreeSet<Id> = known
                 .held
                 .values()
-                .filter(|held| held.at(now) == Fate::Expired || is_from_the_future(held, now))
+                .filter(|held| {
+                    held.at(now) == ApprovalState::Expired || is_from_the_future(held, now)
+                })
                 .map(|held| held.id)
                 .collect();
             known.doubted.retain(|id, _| over.contains(id));
@@ -278,13 +289,13 @@ impl Turn<'_> {
                 .map(|(id, _)| *id)
                 .collect();
             let expired = known.held.values().filter(|held| {
-                held.fate == Fate::Waiting
+                held.fate == ApprovalState::Waiting
                     && is_over.contains(&held.id)
                     && !known.deciding.contains(&held.id)
             });
-            let ended = |held: &Arc<Held>| match is_from_the_future(held, now) {
+            let ended = |held: &Arc<PendingApproval>| match is_from_the_future(held, now) {
                 true => held.begun_again(now),
-                false => held.with(Fate::Expired),
+                false => held.with(ApprovalState::Expired),
             };
             expired.map(ended).collect()
         };
@@ -313,20 +324,20 @@ impl Turn<'_> {
 }
 
 /// It was held by a clock that was ahead, and would wait until that time comes.
-fn is_from_the_future(held: &Held, now: Timestamp) -> bool {
-    held.fate == Fate::Waiting && held.created > now
+fn is_from_the_future(held: &PendingApproval, now: Timestamp) -> bool {
+    held.fate == ApprovalState::Waiting && held.created > now
 }
 
 /// Why one that does not wait cannot be decided.
-pub(super) fn refusal(held: &Held) -> ApprovalError {
+pub(super) fn refusal(held: &PendingApproval) -> ApprovalError {
     let id = held.id;
     match held.fate.clone() {
-        Fate::Waiting => ApprovalError::BeingDecided(id),
-        Fate::Expired => ApprovalError::Expired {
+        ApprovalState::Waiting => ApprovalError::BeingDecided(id),
+        ApprovalState::Expired => ApprovalError::Expired {
             id,
             when: held.expires,
         },
-        Fate::Superseded {
+        ApprovalState::Superseded {
             superseded_by,
             moved,
             ..
@@ -335,7 +346,7 @@ pub(super) fn refusal(held: &Held) -> ApprovalError {
             superseded_by,
             moved,
         },
-        Fate::Approved {
+        ApprovalState::Approved {
             decided_by,
             decided_at,
             refresh,
@@ -346,7 +357,7 @@ pub(super) fn refusal(held: &Held) -> ApprovalError {
             when: decided_at,
             refresh,
         },
-        Fate::Rejected {
+        ApprovalState::Rejected {
             decided_by,
             decided_at,
             ..
@@ -360,7 +371,7 @@ pub(super) fn refusal(held: &Held) -> ApprovalError {
     }
 }
 
-fn seen(held: &Arc<Held>, now: Timestamp) -> Arc<Held> {
+fn seen(held: &Arc<PendingApproval>, now: Timestamp) -> Arc<PendingApproval> {
     let fate = held.at(now);
     if fate == held.fate {
         return held.clone();
@@ -369,18 +380,23 @@ fn seen(held: &Arc<Held>, now: Timestamp) -> Arc<Held> {
 }
 
 /// What is too old or too much; without `now` only what is too much. The newest of all stays: its number is not to be used again.
-pub(super) fn forgettable(held: &BTreeMap<Id, Arc<Held>>, now: Option<Timestamp>) -> BTreeSet<Id> {
+pub(super) fn forgettable(
+    held: &BTreeMap<Id, Arc<PendingApproval>>,
+    now: Option<Timestamp>,
+) -> BTreeSet<Id> {
     let newest = held.keys().next_back().copied();
     let (mut rejected, mut decided) = (0, 0);
     let mut forgettable = BTreeSet::new();
     for (id, one) in held.iter().rev() {
         let goes = match &one.fate {
-            Fate::Waiting | Fate::Approved { refresh: None, .. } => false,
-            Fate::Rejected { .. } => {
+            ApprovalState::Waiting | ApprovalState::Approved { refresh: None, .. } => false,
+            ApprovalState::Rejected { .. } => {
                 rejected += 1;
                 rejected > REJECTED_MAX
             }
-            Fate::Approved { .. } | Fate::Expired | Fate::Superseded { .. } => {
+            ApprovalState::Approved { .. }
+            | ApprovalState::Expired
+            | ApprovalState::Superseded { .. } => {
                 decided += 1;
                 let days = now.map(|now| now.duration_since(one.expires).as_hours() / 24);
                 decided > DECIDED_MAX || days.is_some_and(|days| days >= DECIDED_DAYS)

@@ -15,7 +15,7 @@ use refit_refresh::RefreshError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::approvals::Held;
+use crate::approvals::PendingApproval;
 use crate::watch::status::{self as watch, Snapshot, Watched};
 
 /// What somebody can want to be told of.
@@ -48,7 +48,7 @@ pub enum Urgency {
 
 /// What tells one finding from another.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sameness {
+pub struct DedupKey {
     /// About what: `failed container ws-ana`. What is no longer so is taken back by it.
     pub about: String,
     /// What it is about that: the image, and why. Told again when this changes.
@@ -57,7 +57,7 @@ pub struct Sameness {
 
 /// See the module. The JSON is documented in `docs/notifications.md` and stable.
 #[derive(Clone, Debug, Serialize)]
-pub struct Finding {
+pub struct Notification {
     pub kind: Kind,
     pub urgency: Urgency,
     /// A container's name, an image, or `refresh`.
@@ -80,7 +80,7 @@ pub struct Finding {
     pub context: Context,
     /// `None`: each is told.
     #[serde(skip)]
-    pub same: Option<Sameness>,
+    pub same: Option<DedupKey>,
 }
 
 /// Who asked, and who decided.
@@ -109,8 +109,8 @@ pub struct Policy {
 /// What a refresh came to, for those who are told.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    pub findings: Vec<Finding>,
-    /// What is no longer so, as [`Sameness::about`].
+    pub findings: Vec<Notification>,
+    /// What is no longer so, as [`DedupKey::about`].
     pub settled: Vec<String>,
 }
 
@@ -188,14 +188,14 @@ impl Outcome {
                     "it may be that nothing runs under its name; nothing was deleted",
                 ),
             };
-            outcome.findings.push(Finding {
+            outcome.findings.push(Notification {
                 urgency,
                 next: vec!["the daemon tries again; `refit recover` does at once".into()],
-                same: Some(Sameness {
+                same: Some(DedupKey {
                     about: about(Kind::Failed, "container", name),
                     cause: format!("{:?}", one.state),
                 }),
-                ..Finding::new(
+                ..Notification::new(
                     Kind::Failed,
                     name,
                     format!("the replacement of `{name}` {what}: {}", one.detail),
@@ -227,15 +227,15 @@ impl Outcome {
             ImageOutcome::Failed => {
                 let failure = record.failure.clone();
                 let failure = failure.unwrap_or_else(|| Diagnostic::new("cannot pull it"));
-                self.findings.push(Finding {
+                self.findings.push(Notification {
                     urgency: Urgency::High,
                     next: next(&failure, "the next refresh tries again"),
-                    same: Some(Sameness {
+                    same: Some(DedupKey {
                         about: about(Kind::Failed, "image", &name),
                         // Causes have times, addresses and numbers in them.
                         cause: failure.error.clone(),
                     }),
-                    ..Finding::new(
+                    ..Notification::new(
                         Kind::Failed,
                         &name,
                         failure.sentence(),
@@ -254,12 +254,12 @@ impl Outcome {
         match (&container.recreation, container.verdict) {
             (Some(recreation), _) => self.recreation(name, recreation, context),
             (None, Some(Verdict::Current)) => self.settle(name),
-            (None, Some(Verdict::Stale)) => self.findings.push(Finding {
-                same: Some(Sameness {
+            (None, Some(Verdict::Stale)) => self.findings.push(Notification {
+                same: Some(DedupKey {
                     about: about(Kind::Behind, "container", name),
                     cause: container.rule.clone().unwrap_or_default(),
                 }),
-                ..Finding::new(
+                ..Notification::new(
                     Kind::Behind,
                     name,
                     format!("`{name}` is behind, and was left as it is: {reason}"),
@@ -267,12 +267,12 @@ impl Outcome {
                     context,
                 )
             }),
-            (None, Some(Verdict::Unknown)) => self.findings.push(Finding {
-                same: Some(Sameness {
+            (None, Some(Verdict::Unknown)) => self.findings.push(Notification {
+                same: Some(DedupKey {
                     about: about(Kind::Unknown, "container", name),
                     cause: container.rule.clone().unwrap_or_default(),
                 }),
-                ..Finding::new(
+                ..Notification::new(
                     Kind::Unknown,
                     name,
                     format!("it is not known whether `{name}` is up to date: {reason}"),
@@ -281,13 +281,13 @@ impl Outcome {
                 )
             }),
             // It says so and never asked for it.
-            (None, Some(Verdict::Recreate)) => self.findings.push(Finding {
+            (None, Some(Verdict::Recreate)) => self.findings.push(Notification {
                 urgency: Urgency::High,
-                same: Some(Sameness {
+                same: Some(DedupKey {
                     about: about(Kind::Failed, "container", name),
                     cause: "never asked for".into(),
                 }),
-                ..Finding::new(
+                ..Notification::new(
                     Kind::Failed,
                     name,
                     format!("the policy says that it recreates `{name}`, and never asked for it"),
@@ -338,19 +338,19 @@ impl Outcome {
         let failure = record.failure.clone();
         let failure =
             failure.unwrap_or_else(|| Diagnostic::new(format!("cannot recreate `{name}`")));
-        self.findings.push(Finding {
+        self.findings.push(Notification {
             urgency,
             next: next(&failure, usual),
             from_image_id: record.from_image_id.as_ref().map(ToString::to_string),
             to_image_id: Some(record.to_image_id.to_string()),
-            same: Some(Sameness {
+            same: Some(DedupKey {
                 about: about(Kind::Failed, "container", name),
                 cause: format!(
                     "{:?} {} {}",
                     record.outcome, record.to_image_id, failure.error
                 ),
             }),
-            ..Finding::new(Kind::Failed, name, failure.sentence(), now, context)
+            ..Notification::new(Kind::Failed, name, failure.sentence(), now, context)
         });
     }
 
@@ -361,7 +361,7 @@ impl Outcome {
     }
 }
 
-fn recreated(name: &str, record: &RecreationRecord, context: &Context) -> Finding {
+fn recreated(name: &str, record: &RecreationRecord, context: &Context) -> Notification {
     let from = record
         .from_image_id
         .as_ref()
@@ -394,8 +394,8 @@ fn recreated(name: &str, record: &RecreationRecord, context: &Context) -> Findin
         .left_over
         .as_ref()
         .map(|left| format!("a container was left over: {left}"));
-    let finding = Finding::new(Kind::Recreated, name, what, now, context);
-    Finding {
+    let finding = Notification::new(Kind::Recreated, name, what, now, context);
+    Notification {
         next: left.into_iter().collect(),
         from_image_id: record.from_image_id.as_ref().map(ToString::to_string),
         to_image_id: Some(record.to_image_id.to_string()),
@@ -407,16 +407,16 @@ fn recreated(name: &str, record: &RecreationRecord, context: &Context) -> Findin
     }
 }
 
-fn whole(error: &RefreshError, context: &Context) -> Finding {
+fn whole(error: &RefreshError, context: &Context) -> Notification {
     let told = Diagnostic::of(error);
-    Finding {
+    Notification {
         urgency: Urgency::High,
         next: next(&told, "`refit plan` says more"),
-        same: Some(Sameness {
+        same: Some(DedupKey {
             about: about(Kind::Failed, "", REFRESH),
             cause: told.error.clone(),
         }),
-        ..Finding::new(
+        ..Notification::new(
             Kind::Failed,
             REFRESH,
             told.sentence(),
@@ -435,7 +435,7 @@ fn next(told: &Diagnostic, usual: &str) -> Vec<String> {
     }
 }
 
-impl Finding {
+impl Notification {
     pub fn new(
         kind: Kind,
         subject: &str,
@@ -463,7 +463,7 @@ impl Finding {
         let name = image.to_string();
         Self {
             digest: Some(digest.to_owned()),
-            same: Some(Sameness {
+            same: Some(DedupKey {
                 about: about(Kind::Behind, "image", &name),
                 cause: digest.to_owned(),
             }),
@@ -482,7 +482,7 @@ impl Finding {
         let name = image.to_string();
         Self {
             next: next(told, "the next look tries again"),
-            same: Some(Sameness {
+            same: Some(DedupKey {
                 about: about(Kind::Unknown, "image", &name),
                 cause: told.error.clone(),
             }),
@@ -500,7 +500,7 @@ impl Finding {
     }
 
     /// A refresh waits for a person.
-    pub fn held(held: &Held) -> Self {
+    pub fn held(held: &PendingApproval) -> Self {
         let number = held.id;
         let names = held
             .findings
@@ -518,7 +518,7 @@ impl Finding {
             next: vec![format!(
                 "`refit approvals show {number}` says what it would do, `refit approvals approve {number}` begins it"
             )],
-            same: Some(Sameness {
+            same: Some(DedupKey {
                 about: about(Kind::Held, "approval", &number.to_string()),
                 cause: String::new(),
             }),
@@ -562,7 +562,9 @@ fn watched(image: &Watched, outcome: &mut Outcome) {
         watch::Verdict::Unknown => {
             let told = image.reason.clone();
             let told = told.unwrap_or_else(|| Diagnostic::new("its registry did not say"));
-            outcome.findings.push(Finding::unknown(&image.image, &told));
+            outcome
+                .findings
+                .push(Notification::unknown(&image.image, &told));
         }
         watch::Verdict::Behind => {
             outcome.settled.push(about(Kind::Unknown, "image", &name));
@@ -571,20 +573,20 @@ fn watched(image: &Watched, outcome: &mut Outcome) {
                 .map(|until| format!(" until {until:.0}"))
                 .unwrap_or_default();
             let why = match image.held.as_ref().map(|held| held.by) {
-                Some(watch::By::Pause) => "the watcher is paused".to_owned(),
-                Some(watch::By::Window) => format!("no window for updates is open{until}"),
-                Some(watch::By::Age) => format!("it is too young{until}"),
-                Some(watch::By::Backoff) => {
+                Some(watch::DeferReason::Pause) => "the watcher is paused".to_owned(),
+                Some(watch::DeferReason::Window) => format!("no window for updates is open{until}"),
+                Some(watch::DeferReason::Age) => format!("it is too young{until}"),
+                Some(watch::DeferReason::Backoff) => {
                     format!("the last refresh for it failed, and none is tried{until}")
                 }
-                Some(watch::By::Rejected) => "somebody has rejected it".to_owned(),
+                Some(watch::DeferReason::Rejected) => "somebody has rejected it".to_owned(),
                 // These are told of by themselves, or done in a moment.
-                Some(watch::By::Approval | watch::By::Refresh) | None => return,
+                Some(watch::DeferReason::Approval | watch::DeferReason::Refresh) | None => return,
             };
             if let Some(digest) = &image.remote {
                 outcome
                     .findings
-                    .push(Finding::behind(&image.image, digest, &why));
+                    .push(Notification::behind(&image.image, digest, &why));
             }
         }
     }

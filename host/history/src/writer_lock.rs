@@ -12,13 +12,13 @@ use refit_storage::atomic_file;
 const FILES_MAX: usize = 1000;
 
 /// Held by a writer for as long as it lives.
-pub(super) struct Presence {
+pub(super) struct WriterLock {
     _file: File,
     path: PathBuf,
     pub(super) name: String,
 }
 
-impl Presence {
+impl WriterLock {
     /// The caller holds the turn, so nobody takes the file for a dead one's before it is locked.
     pub(super) fn announce(folder: &Path) -> io::Result<Self> {
         atomic_file::folder(folder)?;
@@ -51,7 +51,7 @@ impl Presence {
     }
 }
 
-impl Drop for Presence {
+impl Drop for WriterLock {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }

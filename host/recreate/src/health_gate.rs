@@ -12,20 +12,20 @@ use futures_util::stream::BoxStream;
 use refit_engine::{Engine, EngineError};
 use refit_model::container::{Container, ContainerId, Health, HealthCheckRun, State};
 
-use super::{StepError, steady};
+use super::{StepError, retry};
 
 /// How a replacement proves itself.
 #[derive(Clone, Copy, Debug)]
-pub struct Proof {
+pub struct ReadinessCheck {
     /// How long it must keep running. A program that cannot work usually exits within seconds.
     pub grace: Duration,
     /// How long one with a health check may take to become healthy, beyond its own start period.
     pub health: Duration,
 }
 
-/// Over [`Proof::grace`] for one container, in seconds. Set by whoever runs it, for a program that is known to take its time.
+/// Over [`ReadinessCheck::grace`] for one container, in seconds. Set by whoever runs it, for a program that is known to take its time.
 pub const LABEL_GRACE: &str = "io.refit.grace-seconds";
-/// Over [`Proof::health`] for one container, in seconds; `0` means that its health is not waited for.
+/// Over [`ReadinessCheck::health`] for one container, in seconds; `0` means that its health is not waited for.
 pub const LABEL_HEALTH: &str = "io.refit.health-seconds";
 
 /// The most that a label may ask for. A replacement that is waited for longer holds up a release.
@@ -42,7 +42,7 @@ const LOOK_UNTOLD: Duration = Duration::from_secs(10);
 /// What the engine tells of a container, as long as it does.
 type Events<'a> = Option<BoxStream<'a, Result<(), EngineError>>>;
 
-impl Proof {
+impl ReadinessCheck {
     /// With what the container's own labels say.
     pub fn for_container(self, container: &Container) -> Self {
         let seconds = |label: &str| {
@@ -69,7 +69,7 @@ impl Proof {
 pub async fn prove(
     engine: &dyn Engine,
     id: &ContainerId,
-    proof: Proof,
+    proof: ReadinessCheck,
 ) -> Result<Option<jiff::Timestamp>, StepError> {
     watch(engine, id, proof, None).await
 }
@@ -87,7 +87,7 @@ pub(super) struct Before {
 pub(super) async fn prove_since(
     engine: &dyn Engine,
     id: &ContainerId,
-    proof: Proof,
+    proof: ReadinessCheck,
     before: Before,
 ) -> Result<Option<jiff::Timestamp>, StepError> {
     watch(engine, id, proof, Some(before)).await
@@ -96,14 +96,14 @@ pub(super) async fn prove_since(
 async fn watch(
     engine: &dyn Engine,
     id: &ContainerId,
-    proof: Proof,
+    proof: ReadinessCheck,
     before: Option<Before>,
 ) -> Result<Option<jiff::Timestamp>, StepError> {
     let began = Instant::now();
     let mut first_start = before.map(|before| before.started);
     let mut events: Option<Events<'_>> = None;
     loop {
-        let Some(now) = steady::look(engine, id).await? else {
+        let Some(now) = retry::look(engine, id).await? else {
             return Err(StepError::Unfit("somebody removed it".into()));
         };
         if now.state != State::Running {
@@ -115,7 +115,7 @@ async fn watch(
             ));
         }
         let proof = match before {
-            Some(_) => Proof {
+            Some(_) => ReadinessCheck {
                 health: proof.for_container(&now).health,
                 ..proof
             },
@@ -149,7 +149,7 @@ pub(super) async fn check_again(
     id: &ContainerId,
     started: Option<jiff::Timestamp>,
 ) -> Result<(), StepError> {
-    let Some(now) = steady::look(engine, id).await? else {
+    let Some(now) = retry::look(engine, id).await? else {
         return Err(StepError::Unfit("somebody removed it".into()));
     };
     if now.state != State::Running {
@@ -168,7 +168,7 @@ pub(super) async fn check_again(
 
 /// `healthy` counts once a health check that began later has passed. Where checks are so far apart that the next one may not come in
 /// time, what the engine says is taken as it is.
-fn with_health_since(now: Container, before: Before, proof: Proof) -> Container {
+fn with_health_since(now: Container, before: Before, proof: ReadinessCheck) -> Container {
     let is_stale = match (now.last_health_check, before.health_check) {
         (Some(run), Some(before)) => run.started <= before.started || run.exit_code != 0,
         (Some(run), None) => run.exit_code != 0,
@@ -226,7 +226,11 @@ fn next_look(running_for: Duration, due: [Duration; 2], is_told: bool) -> Durati
 }
 
 /// What can be said of a container that has been running for so long; `None`: not yet.
-fn verdict(now: &Container, running_for: Duration, proof: Proof) -> Option<Result<(), String>> {
+fn verdict(
+    now: &Container,
+    running_for: Duration,
+    proof: ReadinessCheck,
+) -> Option<Result<(), String>> {
     let graced = running_for >= proof.grace;
     if !now.has_healthcheck() || proof.health.is_zero() {
         return graced.then_some(Ok(()));
@@ -272,7 +276,7 @@ mod tests {
     use crate::intent::tests::container;
     use serde_json::json;
 
-    const PROOF: Proof = Proof {
+    const PROOF: ReadinessCheck = ReadinessCheck {
         grace: Duration::from_secs(5),
         health: Duration::from_secs(60),
     };

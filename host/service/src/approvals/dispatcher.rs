@@ -6,20 +6,20 @@ use async_trait::async_trait;
 use refit_model::request::Trigger;
 
 use super::{ApprovalError, Approvals, Hold};
-use crate::runs::NotBegun;
-use crate::watch::adopt::{Adopt, Adopted, Proposal};
+use crate::runs::StartError;
+use crate::watch::update_sink::{Disposition, Proposal, UpdateSink};
 
 /// See the module.
-pub struct Gate {
+pub struct ApprovalDispatcher {
     /// For what needs nobody's approval.
-    open: Arc<dyn Adopt>,
+    open: Arc<dyn UpdateSink>,
     approvals: Arc<Approvals>,
     required_for: Vec<Trigger>,
 }
 
-impl Gate {
+impl ApprovalDispatcher {
     pub(super) fn new(
-        open: Arc<dyn Adopt>,
+        open: Arc<dyn UpdateSink>,
         approvals: Arc<Approvals>,
         required_for: Vec<Trigger>,
     ) -> Self {
@@ -46,8 +46,8 @@ impl Gate {
 }
 
 #[async_trait]
-impl Adopt for Gate {
-    async fn adopt(&self, proposal: Proposal) -> Adopted {
+impl UpdateSink for ApprovalDispatcher {
+    async fn adopt(&self, proposal: Proposal) -> Disposition {
         if !self.needs_approval(proposal.request.trigger) {
             return self.open.adopt(proposal).await;
         }
@@ -55,9 +55,9 @@ impl Adopt for Gate {
         let approvals = self.approvals.clone();
         let proposing = tokio::spawn(async move { approvals.propose(proposal).await });
         match proposing.await.unwrap_or(Err(ApprovalError::Panicked)) {
-            Ok(Hold::Waits(held)) => Adopted::Held(held.id),
-            Ok(Hold::Rejected) => Adopted::Rejected,
-            Err(error) => Adopted::NotBegun(NotBegun::NotHeld(error.told())),
+            Ok(Hold::Waits(held)) => Disposition::Held(held.id),
+            Ok(Hold::Rejected) => Disposition::Rejected,
+            Err(error) => Disposition::NotBegun(StartError::NotHeld(error.told())),
         }
     }
 }

@@ -16,12 +16,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Of one refresh. By default nobody is asked, and nothing is foreseen.
 #[derive(Default)]
-pub struct Foreseen {
+pub struct DigestPrefetch {
     digests: Option<Arc<Digests>>,
     found: Mutex<Found>,
 }
 
-impl Foreseen {
+impl DigestPrefetch {
     pub fn asking(digests: Arc<Digests>) -> Self {
         Self {
             digests: Some(digests),
@@ -95,19 +95,19 @@ mod tests {
         }
     }
 
-    fn foreseen(found: Result<&str, Reason>) -> Foreseen {
+    fn foreseen(found: Result<&str, Reason>) -> DigestPrefetch {
         let found = found.map(str::to_owned).map_err(|reason| DigestError {
             registry: "ghcr.io".into(),
             image: image(),
             reason,
         });
-        Foreseen {
+        DigestPrefetch {
             digests: None,
             found: Mutex::new([(image(), found)].into()),
         }
     }
 
-    fn is_here(foreseen: &Foreseen, platform: Option<&str>) -> Option<String> {
+    fn is_here(foreseen: &DigestPrefetch, platform: Option<&str>) -> Option<String> {
         let platform = platform.map(|it| it.parse().unwrap());
         foreseen
             .is_here(&image(), &here(), platform.as_ref())
@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(is_here(&same, Some("linux/arm64")), None);
         assert_eq!(is_here(&foreseen(Ok(OLDER)), None).as_deref(), Some(OLDER));
         assert_eq!(is_here(&foreseen(Ok(OTHER)), None), None);
-        assert_eq!(is_here(&Foreseen::default(), None), None);
+        assert_eq!(is_here(&DigestPrefetch::default(), None), None);
     }
 
     #[test]

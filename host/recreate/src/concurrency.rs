@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// See the module. Shared by all refreshes on one engine.
 #[derive(Debug)]
-pub struct Lanes {
+pub struct ConcurrencyLimits {
     gap: Arc<Semaphore>,
     aside: Arc<Semaphore>,
 }
@@ -19,7 +19,7 @@ pub struct Lanes {
 /// a stop and a start of 600, so that one lane keeps ahead of the gaps.
 const ASIDE: usize = 1;
 
-impl Lanes {
+impl ConcurrencyLimits {
     /// `gaps` is how many containers may be down at once. Who asks for one wants the shortest gap that there is, so then nothing else
     /// is done beside it.
     pub fn new(gaps: usize) -> Self {
@@ -44,7 +44,7 @@ impl Lanes {
     }
 }
 
-impl Default for Lanes {
+impl Default for ConcurrencyLimits {
     /// One at a time.
     fn default() -> Self {
         Self::new(1)
@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn with_one_gap_nothing_is_done_beside_it() {
         for (gaps, beside) in [(0, false), (1, false), (2, true)] {
-            let lanes = Lanes::new(gaps);
+            let lanes = ConcurrencyLimits::new(gaps);
             let gap = lanes.gap().now_or_never().flatten();
             assert!(gap.is_some(), "{gaps}");
             let aside = lanes.aside().now_or_never().flatten();

@@ -10,7 +10,7 @@ use refit_storage::atomic_file;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::finding::Sameness;
+use super::notification::DedupKey;
 
 /// Of one sink. Those that were told longest ago go first.
 const KEPT_MAX: usize = 2000;
@@ -24,14 +24,14 @@ const FILE_BYTES_MAX: u64 = 16 << 20;
 pub struct Memory {
     /// `None`: it ends with the process.
     file: Option<PathBuf>,
-    told: Mutex<Told>,
+    told: Mutex<Delivery>,
 }
 
 /// By sink, and by what it is about.
-type Told = BTreeMap<String, BTreeMap<String, Once>>;
+type Delivery = BTreeMap<String, BTreeMap<String, DeliveredKeys>>;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Once {
+struct DeliveredKeys {
     /// A hash: what went wrong may name things that are nobody else's business.
     cause: String,
     at: jiff::Timestamp,
@@ -45,7 +45,7 @@ impl Memory {
                 "cannot read what was told already from `{}`, and may tell it again: {why}",
                 file.display()
             );
-            Told::default()
+            Delivery::default()
         });
         Self {
             file: Some(file),
@@ -60,7 +60,7 @@ impl Memory {
         }
     }
 
-    pub(super) fn knows(&self, sink: &str, same: &Sameness) -> bool {
+    pub(super) fn knows(&self, sink: &str, same: &DedupKey) -> bool {
         let told = self.told();
         let once = told.get(sink).and_then(|told| told.get(&same.about));
         once.is_some_and(|once| {
@@ -69,13 +69,13 @@ impl Memory {
         })
     }
 
-    pub(super) fn remember<'a>(&self, sink: &str, all: impl Iterator<Item = &'a Sameness>) {
+    pub(super) fn remember<'a>(&self, sink: &str, all: impl Iterator<Item = &'a DedupKey>) {
         let at = jiff::Timestamp::now();
         let mut told = self.told();
         let told = told.entry(sink.to_owned()).or_default();
         for same in all {
             let cause = hash(&same.cause);
-            told.insert(same.about.clone(), Once { cause, at });
+            told.insert(same.about.clone(), DeliveredKeys { cause, at });
         }
         while told.len() > KEPT_MAX {
             let oldest = told.iter().min_by_key(|(_, once)| once.at);
@@ -109,24 +109,26 @@ impl Memory {
         }
     }
 
-    fn told(&self) -> std::sync::MutexGuard<'_, Told> {
+    fn told(&self) -> std::sync::MutexGuard<'_, Delivery> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn read(file: &Path) -> std::io::Result<Told> {
+fn read(file: &Path) -> std::io::Result<Delivery> {
     match std::fs::metadata(file) {
         Ok(there) if there.len() > FILE_BYTES_MAX => {
             return Err(std::io::ErrorKind::FileTooLarge.into());
         }
         Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Told::default()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Delivery::default());
+        }
         Err(error) => return Err(error),
     }
     Ok(serde_json::from_slice(&std::fs::read(file)?)?)
 }
 
-fn write(file: &Path, told: &Told) -> std::io::Result<()> {
+fn write(file: &Path, told: &Delivery) -> std::io::Result<()> {
     if let Some(folder) = file.parent() {
         atomic_file::folder(folder)?;
     }
@@ -142,8 +144,8 @@ fn hash(cause: &str) -> String {
 mod tests {
     use super::*;
 
-    fn same(about: &str, cause: &str) -> Sameness {
-        Sameness {
+    fn same(about: &str, cause: &str) -> DedupKey {
+        DedupKey {
             about: about.into(),
             cause: cause.into(),
         }

@@ -18,7 +18,7 @@ use refit_refresh::RefreshError;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::{Id, Run};
+use super::{Id, RefreshHandle};
 
 /// A container is a dozen lines, so this is a refresh of three hundred in whole.
 const KEPT_MAX: usize = 4096;
@@ -28,7 +28,7 @@ const KEPT_MAX: usize = 4096;
 #[serde(tag = "event", rename_all = "kebab-case")]
 #[derive(utoipa::ToSchema)]
 #[schema(as = RefreshEvent)]
-pub enum Told {
+pub enum RefreshEvent {
     Began {
         id: Id,
         started: jiff::Timestamp,
@@ -87,8 +87,8 @@ pub struct LayerTold {
     pub total_bytes: Option<u64>,
 }
 
-impl Told {
-    pub(super) fn began(run: &Run) -> Self {
+impl RefreshEvent {
+    pub(super) fn began(run: &RefreshHandle) -> Self {
         Self::Began {
             id: run.id,
             started: run.started,
@@ -132,15 +132,15 @@ pub type Position = u64;
 
 /// See the module.
 #[derive(Debug)]
-pub struct Feed {
-    kept: Mutex<Kept>,
+pub struct EventLog {
+    kept: Mutex<Buffer>,
     /// The number of the newest.
     newest: watch::Sender<Position>,
 }
 
 #[derive(Debug, Default)]
-struct Kept {
-    told: VecDeque<(Position, Told)>,
+struct Buffer {
+    told: VecDeque<(Position, RefreshEvent)>,
     last: Position,
     ended: bool,
     pulls: HashMap<ImageRef, Transferred>,
@@ -149,12 +149,12 @@ struct Kept {
 /// What came since a position.
 #[derive(Debug)]
 pub struct Since {
-    pub told: Vec<(Position, Told)>,
+    pub told: Vec<(Position, RefreshEvent)>,
     /// Nothing comes after these.
     pub ended: bool,
 }
 
-impl Default for Feed {
+impl Default for EventLog {
     fn default() -> Self {
         Self {
             kept: Mutex::default(),
@@ -163,10 +163,10 @@ impl Default for Feed {
     }
 }
 
-impl Feed {
+impl EventLog {
     pub(super) fn on(&self, event: Event) {
         let told = match event {
-            Event::PullStarted { image } => Told::PullStarted { image },
+            Event::PullStarted { image } => RefreshEvent::PullStarted { image },
             Event::Layer { image, layer } => {
                 let mut kept = self.kept();
                 let pull = kept.pulls.entry(image.clone()).or_default();
@@ -177,7 +177,7 @@ impl Feed {
                 let ((current_bytes, total_bytes), (layers_done, layers)) =
                     (pull.bytes(), pull.layers());
                 drop(kept);
-                Told::PullProgress(Box::new(PullProgress {
+                RefreshEvent::PullProgress(Box::new(PullProgress {
                     image,
                     layer: LayerTold {
                         id: layer.layer,
@@ -193,16 +193,16 @@ impl Feed {
             }
             Event::PullEnded(record) => {
                 self.kept().pulls.remove(&record.image);
-                Told::PullEnded(Box::new(record))
+                RefreshEvent::PullEnded(Box::new(record))
             }
-            Event::RecreateStarted { container } => Told::RecreateStarted { container },
-            Event::Step { container, step } => Told::Step { container, step },
-            Event::RecreateEnded(record) => Told::RecreateEnded(Box::new(record)),
+            Event::RecreateStarted { container } => RefreshEvent::RecreateStarted { container },
+            Event::Step { container, step } => RefreshEvent::Step { container, step },
+            Event::RecreateEnded(record) => RefreshEvent::RecreateEnded(Box::new(record)),
         };
         self.tell(told);
     }
 
-    pub(super) fn tell(&self, told: Told) {
+    pub(super) fn tell(&self, told: RefreshEvent) {
         let newest = {
             let mut kept = self.kept();
             if kept.ended {
@@ -212,15 +212,15 @@ impl Feed {
             let position = kept.last;
             // Only the latest word about a layer is worth keeping, and none once its pull has ended.
             match &told {
-                Told::PullProgress(new) => kept.told.retain(|(_, told)| {
-                    !matches!(told, Told::PullProgress(old) if old.image == new.image && old.layer.id == new.layer.id)
+                RefreshEvent::PullProgress(new) => kept.told.retain(|(_, told)| {
+                    !matches!(told, RefreshEvent::PullProgress(old) if old.image == new.image && old.layer.id == new.layer.id)
                 }),
-                Told::PullEnded(record) => kept.told.retain(
-                    |(_, told)| !matches!(told, Told::PullProgress(old) if old.image == record.image),
+                RefreshEvent::PullEnded(record) => kept.told.retain(
+                    |(_, told)| !matches!(told, RefreshEvent::PullProgress(old) if old.image == record.image),
                 ),
                 _ => {}
             }
-            kept.ended = matches!(told, Told::Ended { .. });
+            kept.ended = matches!(told, RefreshEvent::Ended { .. });
             kept.told.push_back((position, told));
             if kept.told.len() > KEPT_MAX {
                 kept.told.pop_front();
@@ -254,7 +254,7 @@ impl Feed {
         self.newest.subscribe()
     }
 
-    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
+    fn kept(&self) -> std::sync::MutexGuard<'_, Buffer> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -288,8 +288,8 @@ mod tests {
         }
     }
 
-    fn end() -> Told {
-        Told::Ended {
+    fn end() -> RefreshEvent {
+        RefreshEvent::Ended {
             outcome: Outcome::Done,
             summary: None,
             failure: None,
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn progress_is_told_by_its_latest_word_and_a_word_that_moves_nothing_is_none() {
-        let feed = Feed::default();
+        let feed = EventLog::default();
         feed.on(Event::PullStarted { image: image() });
         feed.on(layer(1));
         feed.on(layer(50));
@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(numbers(&since), [1, 3]);
         let (_, latest) = &since.told[1];
         assert!(
-            matches!(latest, Told::PullProgress(told) if (told.current_bytes, told.total_bytes) == (50, 100)),
+            matches!(latest, RefreshEvent::PullProgress(told) if (told.current_bytes, told.total_bytes) == (50, 100)),
             "{latest:?}"
         );
         assert!(!since.ended);
@@ -328,14 +328,14 @@ mod tests {
                 total_bytes: None,
             },
         };
-        let feed = Feed::default();
+        let feed = EventLog::default();
         feed.on(word("a", "Waiting"));
         feed.on(word("b", "Waiting"));
         feed.on(word("a", "Pull complete"));
         feed.on(word("b", "Waiting"));
         let since = feed.since(0, usize::MAX);
         assert_eq!(numbers(&since), [2, 3]);
-        let Told::PullProgress(told) = &since.told[1].1 else {
+        let RefreshEvent::PullProgress(told) = &since.told[1].1 else {
             panic!("{since:?}")
         };
         assert_eq!((told.layers, told.layers_done), (2, 1));
@@ -353,7 +353,7 @@ mod tests {
 
     #[test]
     fn it_is_told_in_pieces_and_ends_with_the_last_of_them() {
-        let feed = Feed::default();
+        let feed = EventLog::default();
         feed.on(step("a"));
         feed.on(step("b"));
         feed.tell(end());
@@ -367,7 +367,7 @@ mod tests {
 
     #[test]
     fn who_comes_back_is_told_the_rest_and_nothing_comes_after_the_end() {
-        let feed = Feed::default();
+        let feed = EventLog::default();
         let mut changes = feed.changes();
         feed.on(step("a"));
         feed.on(step("b"));
@@ -383,7 +383,7 @@ mod tests {
 
     #[test]
     fn a_refresh_without_end_does_not_fill_the_memory() {
-        let feed = Feed::default();
+        let feed = EventLog::default();
         for _ in 0..KEPT_MAX + 10 {
             feed.on(step("a"));
         }
@@ -394,7 +394,7 @@ mod tests {
 
     #[test]
     fn the_json_is_flat_and_names_what_it_is() {
-        let feed = Feed::default();
+        let feed = EventLog::default();
         feed.on(step("ws-ana"));
         let (_, told) = &feed.since(0, usize::MAX).told[0];
         let json = serde_json::to_value(told).unwrap();

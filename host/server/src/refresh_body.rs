@@ -11,7 +11,7 @@ use super::problem::Problem;
 /// What is asked for; `{}` is everything that the policy knows.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Asked {
+pub(super) struct RefreshBody {
     /// In the policy's vocabulary; the default policy's are runtimes. Empty means all.
     targets: Vec<String>,
     /// By registry and repository. Empty means all.
@@ -22,7 +22,7 @@ pub(super) struct Asked {
     force: bool,
 }
 
-impl Default for Asked {
+impl Default for RefreshBody {
     fn default() -> Self {
         Self {
             targets: vec![],
@@ -34,10 +34,10 @@ impl Default for Asked {
 }
 
 /// What axum makes of the body.
-pub(super) type AskedBody = Result<Json<JsonObject<Asked>>, JsonRejection>;
+pub(super) type RequestBody = Result<Json<JsonObject<RefreshBody>>, JsonRejection>;
 
-impl Asked {
-    pub(super) fn request(body: AskedBody) -> Result<Request, Problem> {
+impl RefreshBody {
+    pub(super) fn request(body: RequestBody) -> Result<Request, Problem> {
         let Json(JsonObject(asked)) = body.map_err(|rejection| {
             let problem =
                 Problem::new(rejection.status(), "bad-body", "the request cannot be read");

@@ -17,7 +17,7 @@ use super::limits::OUTPUT_BYTES_MAX;
 
 /// Standard output or error of one call. Clones share what was printed.
 #[derive(Clone, Default)]
-pub(super) struct Printed(Arc<Mutex<Kept>>);
+pub(super) struct CapturedOutput(Arc<Mutex<Kept>>);
 
 #[derive(Default)]
 struct Kept {
@@ -25,7 +25,7 @@ struct Kept {
     dropped: u64,
 }
 
-impl Printed {
+impl CapturedOutput {
     /// What was kept, and how many bytes were not.
     pub(super) fn take(&self) -> (Vec<u8>, u64) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -44,13 +44,13 @@ impl Printed {
     }
 }
 
-impl IsTerminal for Printed {
+impl IsTerminal for CapturedOutput {
     fn is_terminal(&self) -> bool {
         false
     }
 }
 
-impl StdoutStream for Printed {
+impl StdoutStream for CapturedOutput {
     fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
         Box::new(self.clone())
     }
@@ -61,11 +61,11 @@ impl StdoutStream for Printed {
 }
 
 #[async_trait]
-impl Pollable for Printed {
+impl Pollable for CapturedOutput {
     async fn ready(&mut self) {}
 }
 
-impl OutputStream for Printed {
+impl OutputStream for CapturedOutput {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
         self.keep(&bytes);
         Ok(())
@@ -80,7 +80,7 @@ impl OutputStream for Printed {
     }
 }
 
-impl AsyncWrite for Printed {
+impl AsyncWrite for CapturedOutput {
     fn poll_write(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,

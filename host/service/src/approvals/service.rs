@@ -10,11 +10,11 @@ use refit_model::request::{Request, Trigger};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::book::{Book, Turn, WAITING_MAX, refusal};
-use super::gate::Gate;
+use super::dispatcher::ApprovalDispatcher;
 use super::plan::Plan;
-use super::{ApprovalError, Fate, Held, Id, Refreshes, State};
-use crate::watch::adopt::{Adopt, Finding, Proposal};
+use super::repository::{Book, Turn, WAITING_MAX, refusal};
+use super::{ApprovalError, ApprovalState, Id, PendingApproval, Refreshes, State};
+use crate::watch::update_sink::{AvailableUpdate, Proposal, UpdateSink};
 
 /// The longest reason of a rejection.
 const REASON_CHARACTERS_MAX: usize = 500;
@@ -24,7 +24,7 @@ const AGAIN_FIRST: Duration = Duration::from_secs(2);
 const AGAIN_MOST: Duration = Duration::from_secs(5 * 60);
 
 /// Told of each that is held, for notifications. Called on the task that holds it, so it must not wait for anything.
-pub type Observer = Arc<dyn Fn(&Held) + Send + Sync>;
+pub type Observer = Arc<dyn Fn(&PendingApproval) + Send + Sync>;
 
 /// How refreshes are held.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub struct Terms {
 /// What became of a proposal.
 #[derive(Debug)]
 pub enum Hold {
-    Waits(Arc<Held>),
+    Waits(Arc<PendingApproval>),
     /// A person has rejected all of its findings.
     Rejected,
 }
@@ -48,9 +48,9 @@ pub enum Hold {
 /// What became of a request that asks for approval.
 #[derive(Debug)]
 pub enum Requested {
-    Held(Arc<Held>),
+    Held(Arc<PendingApproval>),
     /// The same was held already.
-    Same(Arc<Held>),
+    Same(Arc<PendingApproval>),
     /// A refresh would do nothing.
     NothingToDo(Box<Plan>),
 }
@@ -70,7 +70,7 @@ pub struct Approvals {
 struct Wanted {
     request: Request,
     by: Option<String>,
-    findings: Vec<Finding>,
+    findings: Vec<AvailableUpdate>,
     plan: Plan,
 }
 
@@ -97,16 +97,16 @@ impl Approvals {
     }
 
     /// For the watcher: holds what needs approval, and passes on the rest.
-    pub fn gate(self: &Arc<Self>, open: Arc<dyn Adopt>) -> Gate {
-        Gate::new(open, self.clone(), self.required_for.clone())
+    pub fn gate(self: &Arc<Self>, open: Arc<dyn UpdateSink>) -> ApprovalDispatcher {
+        ApprovalDispatcher::new(open, self.clone(), self.required_for.clone())
     }
 
     /// The newest first.
-    pub fn list(&self, state: Option<State>) -> Vec<Arc<Held>> {
+    pub fn list(&self, state: Option<State>) -> Vec<Arc<PendingApproval>> {
         self.book.list(state)
     }
 
-    pub fn get(&self, id: Id) -> Result<Arc<Held>, ApprovalError> {
+    pub fn get(&self, id: Id) -> Result<Arc<PendingApproval>, ApprovalError> {
         self.book.get(id)
     }
 
@@ -160,7 +160,7 @@ impl Approvals {
         if self.book.has_rejected(&findings) {
             return Ok(Hold::Rejected);
         }
-        let is_of_images = |held: &Held| {
+        let is_of_images = |held: &PendingApproval| {
             let mut images = held.findings.iter().map(|found| &found.image);
             images.any(|image| findings.iter().any(|found| found.image == *image))
         };
@@ -184,11 +184,15 @@ impl Approvals {
 
     /// Returns when it has begun, or is to begin as soon as there is room. To be called in a task of its own: whoever hangs up
     /// has approved all the same.
-    pub async fn approve(&self, id: Id, by: Option<String>) -> Result<Arc<Held>, ApprovalError> {
+    pub async fn approve(
+        &self,
+        id: Id,
+        by: Option<String>,
+    ) -> Result<Arc<PendingApproval>, ApprovalError> {
         let _claim = self.book.claim(id)?;
         let held = self.undecided(id)?;
         self.look_again(&held).await?;
-        let approved = Fate::Approved {
+        let approved = ApprovalState::Approved {
             decided_by: by,
             decided_at: Timestamp::now(),
             refresh: None,
@@ -206,7 +210,7 @@ impl Approvals {
         id: Id,
         by: Option<String>,
         reason: Option<String>,
-    ) -> Result<Arc<Held>, ApprovalError> {
+    ) -> Result<Arc<PendingApproval>, ApprovalError> {
         let _claim = self.book.claim(id)?;
         let held = self.undecided(id)?;
         let said = reason.map(|reason| {
@@ -214,7 +218,7 @@ impl Approvals {
             let printable = words.chars().filter(|c| !c.is_control());
             printable.take(REASON_CHARACTERS_MAX).collect::<String>()
         });
-        let rejected = Fate::Rejected {
+        let rejected = ApprovalState::Rejected {
             decided_by: by,
             decided_at: Timestamp::now(),
             reason: said.filter(|said| !said.is_empty()),
@@ -254,7 +258,7 @@ impl Approvals {
             return;
         };
         let Ok(held) = self.book.get(id) else { return };
-        let Fate::Approved {
+        let ApprovalState::Approved {
             decided_at,
             refresh: None,
             ..
@@ -268,7 +272,7 @@ impl Approvals {
                 "what was approved could not be begun in time, and has expired"
             );
             // What cannot be written down is told by whoever cannot.
-            let _ = self.decide(&held, Fate::Expired).await;
+            let _ = self.decide(&held, ApprovalState::Expired).await;
             return;
         }
         if let Err(error) = self.look_again(&held).await {
@@ -282,7 +286,7 @@ impl Approvals {
     }
 
     /// Whether what is held still says what is so. Where it does not, it is superseded.
-    async fn look_again(&self, held: &Held) -> Result<(), ApprovalError> {
+    async fn look_again(&self, held: &PendingApproval) -> Result<(), ApprovalError> {
         let now = self.plan(&held.request).await?;
         let since = held.plan.beside(&now);
         let id = held.id;
@@ -309,7 +313,7 @@ impl Approvals {
             }
         };
         let superseded_by = new.as_ref().map(|new| new.id);
-        let superseded = held.with(Fate::Superseded {
+        let superseded = held.with(ApprovalState::Superseded {
             decided_at: Timestamp::now(),
             superseded_by,
             moved: since.moved,
@@ -322,8 +326,8 @@ impl Approvals {
     }
 
     /// `None` where it could not be begun now.
-    async fn begin(&self, held: &Held) -> Option<Arc<Held>> {
-        let Fate::Approved {
+    async fn begin(&self, held: &PendingApproval) -> Option<Arc<PendingApproval>> {
+        let ApprovalState::Approved {
             decided_by,
             decided_at,
             ..
@@ -344,7 +348,7 @@ impl Approvals {
                 return None;
             }
         };
-        let begun = held.with(Fate::Approved {
+        let begun = held.with(ApprovalState::Approved {
             decided_by: decided_by.clone(),
             decided_at: *decided_at,
             refresh: Some(refresh),
@@ -361,7 +365,11 @@ impl Approvals {
     }
 
     /// From what it was when somebody looked, to this.
-    async fn decide(&self, held: &Held, fate: Fate) -> Result<Arc<Held>, ApprovalError> {
+    async fn decide(
+        &self,
+        held: &PendingApproval,
+        fate: ApprovalState,
+    ) -> Result<Arc<PendingApproval>, ApprovalError> {
         let turn = self.book.turn().await?;
         turn.unchanged(held)?;
         turn.keep(held.with(fate)).await
@@ -372,8 +380,8 @@ impl Approvals {
         &self,
         turn: &Turn<'_>,
         wanted: Wanted,
-        earlier: &[Arc<Held>],
-    ) -> Result<Arc<Held>, ApprovalError> {
+        earlier: &[Arc<PendingApproval>],
+    ) -> Result<Arc<PendingApproval>, ApprovalError> {
         turn.tidy().await;
         if self.book.waiting(|_| true).len() >= WAITING_MAX + earlier.len() {
             return Err(ApprovalError::TooMany { most: WAITING_MAX });
@@ -381,7 +389,7 @@ impl Approvals {
         let new = turn.keep(self.held(turn, wanted)).await?;
         self.tell(&new);
         for held in earlier {
-            let superseded = Fate::Superseded {
+            let superseded = ApprovalState::Superseded {
                 decided_at: new.created,
                 superseded_by: Some(new.id),
                 moved: held.plan.beside(&new.plan).moved,
@@ -391,7 +399,7 @@ impl Approvals {
         Ok(new)
     }
 
-    fn held(&self, turn: &Turn<'_>, wanted: Wanted) -> Held {
+    fn held(&self, turn: &Turn<'_>, wanted: Wanted) -> PendingApproval {
         let created = Timestamp::now();
         let Wanted {
             request,
@@ -399,11 +407,11 @@ impl Approvals {
             findings,
             plan,
         } = wanted;
-        Held {
+        PendingApproval {
             id: turn.number(),
             created,
             expires: later(created, self.life),
-            fate: Fate::Waiting,
+            fate: ApprovalState::Waiting,
             request,
             by,
             findings,
@@ -411,7 +419,7 @@ impl Approvals {
         }
     }
 
-    fn tell(&self, new: &Held) {
+    fn tell(&self, new: &PendingApproval) {
         tracing::info!(
             id = new.id,
             images = new.findings.len(),
@@ -435,17 +443,17 @@ impl Approvals {
         }
     }
 
-    fn undecided(&self, id: Id) -> Result<Arc<Held>, ApprovalError> {
+    fn undecided(&self, id: Id) -> Result<Arc<PendingApproval>, ApprovalError> {
         let held = self.book.get(id)?;
         match held.fate {
-            Fate::Waiting => Ok(held),
+            ApprovalState::Waiting => Ok(held),
             _ => Err(refusal(&held)),
         }
     }
 
-    fn is_still_to_be_done(&self, fate: &Fate) -> bool {
+    fn is_still_to_be_done(&self, fate: &ApprovalState) -> bool {
         match fate {
-            Fate::Approved { refresh, .. } => {
+            ApprovalState::Approved { refresh, .. } => {
                 refresh.is_none_or(|refresh| self.refreshes.is_under_way(refresh))
             }
             _ => false,
@@ -461,14 +469,14 @@ fn same_request(one: &Request, other: &Request) -> bool {
         && one.force == other.force
 }
 
-fn was_proposed(held: &Held) -> bool {
+fn was_proposed(held: &PendingApproval) -> bool {
     match held.request.trigger {
         Trigger::Schedule | Trigger::Webhook => true,
         Trigger::Operator | Trigger::Api => false,
     }
 }
 
-fn all_within(findings: &[Finding], others: &[Finding]) -> bool {
+fn all_within(findings: &[AvailableUpdate], others: &[AvailableUpdate]) -> bool {
     findings.iter().all(|found| others.contains(found))
 }
 

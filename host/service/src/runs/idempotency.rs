@@ -10,7 +10,7 @@ use refit_model::diagnostic::Hints;
 use refit_model::request::Request;
 use tokio::sync::Mutex;
 
-use super::{Begun, Id, NotBegun, Runs};
+use super::{Id, RefreshManager, StartError, StartedRefresh};
 
 /// Keys that are remembered. A client asks again within minutes, and this is days of refreshes.
 const KEYS_MAX: usize = 256;
@@ -42,8 +42,8 @@ impl std::str::FromStr for Key {
 
 /// What becomes of somebody who asks with a key.
 #[derive(Debug)]
-pub enum Once {
-    Begun(Begun),
+pub enum IdempotencyKeys {
+    Begun(StartedRefresh),
     /// It was begun before, under this number.
     Before(Id),
     /// The key was sent before, with another request.
@@ -54,14 +54,14 @@ pub enum Once {
 #[derive(Debug, Default)]
 pub(super) struct Keys(Mutex<VecDeque<(Key, Request, Id)>>);
 
-impl Runs {
+impl RefreshManager {
     /// As [`Self::begin`], and once for each key.
     pub async fn begin_once(
         self: &Arc<Self>,
         key: Key,
         request: Request,
         by: Option<String>,
-    ) -> Result<Once, NotBegun> {
+    ) -> Result<IdempotencyKeys, StartError> {
         let runs = self.clone();
         // A task of its own: a client that hangs up just now is one that will ask again.
         let beginning = self.work.spawn(async move {
@@ -69,9 +69,9 @@ impl Runs {
             if let Some((_, before, id)) = keys.iter().find(|(known, ..)| *known == key) {
                 let same = *before == request;
                 return Ok(if same {
-                    Once::Before(*id)
+                    IdempotencyKeys::Before(*id)
                 } else {
-                    Once::Different
+                    IdempotencyKeys::Different
                 });
             }
             let begun = runs.begin(request.clone(), by).await?;
@@ -79,9 +79,9 @@ impl Runs {
             if keys.len() > KEYS_MAX {
                 keys.pop_front();
             }
-            Ok(Once::Begun(begun))
+            Ok(IdempotencyKeys::Begun(begun))
         });
-        beginning.await.unwrap_or(Err(NotBegun::Stopping))
+        beginning.await.unwrap_or(Err(StartError::Stopping))
     }
 }
 

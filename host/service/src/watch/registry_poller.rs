@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use jiff::{SignedDuration, Timestamp};
 use refit_capabilities::digest_error::pull_error;
-use refit_capabilities::live::Workshop;
-use refit_capabilities::plan::RemoteDigests;
+use refit_capabilities::dry_run::RemoteDigests;
+use refit_capabilities::live::EngineContext;
 use refit_engine::PullError;
 use refit_model::image::ImageRef;
 use refit_model::report::Report;
@@ -77,7 +77,7 @@ impl Scope {
 
 /// Of which images of its scope a look asks the registries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Checks {
+pub enum CheckMode {
     /// All but those whose last check failed not long ago.
     Due,
     /// Those whose last check failed and is to be tried again.
@@ -140,7 +140,7 @@ impl Check {
 }
 
 /// Makes looks, and remembers what they have shown.
-pub struct Looks {
+pub struct RegistryPoller {
     refresher: Arc<Refresher>,
     digests: Arc<Digests>,
     /// Which policy was asked which images there are: another one may know others.
@@ -149,7 +149,7 @@ pub struct Looks {
     checks: BTreeMap<String, (ImageRef, Option<Check>)>,
 }
 
-impl Looks {
+impl RegistryPoller {
     pub fn new(refresher: Arc<Refresher>, digests: Arc<Digests>) -> Self {
         Self {
             refresher,
@@ -163,7 +163,7 @@ impl Looks {
         &mut self,
         scope: &Scope,
         trigger: Trigger,
-        checks: Checks,
+        checks: CheckMode,
         cancel: &CancellationToken,
     ) -> Result<Report, RefreshError> {
         if self.checks.len() > IMAGES_MAX {
@@ -263,7 +263,7 @@ impl Looks {
         Ok(())
     }
 
-    async fn check(&mut self, scope: &Scope, which: Checks) {
+    async fn check(&mut self, scope: &Scope, which: CheckMode) {
         let now = Timestamp::now();
         let in_scope = self
             .checks
@@ -275,10 +275,10 @@ impl Looks {
             let retries = check.retry_at.is_some_and(|at| at <= now);
             let is_stale = now.duration_since(check.at).abs() > FRESH;
             match which {
-                Checks::Due => !waits,
-                Checks::Retries => retries,
-                Checks::Forced => true,
-                Checks::Stale => is_stale && !waits,
+                CheckMode::Due => !waits,
+                CheckMode::Retries => retries,
+                CheckMode::Forced => true,
+                CheckMode::Stale => is_stale && !waits,
             }
         };
         let due: Vec<ImageRef> = in_scope
@@ -288,7 +288,7 @@ impl Looks {
         if due.is_empty() {
             return;
         }
-        if which == Checks::Forced {
+        if which == CheckMode::Forced {
             let registries: BTreeSet<&str> = due.iter().map(ImageRef::registry).collect();
             for registry in registries {
                 self.digests.reconsider(Some(registry));
@@ -361,7 +361,7 @@ impl RemoteDigests for Table {
 
 /// What is on this machine, as if registries had the same.
 struct Here {
-    workshop: Arc<Workshop>,
+    workshop: Arc<EngineContext>,
     asked: Mutex<std::collections::HashSet<ImageRef>>,
 }
 

@@ -8,7 +8,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Repeated {
+pub(super) struct RateLimitedLog {
     /// As a sentence: "a wrong admin token was sent".
     what: &'static str,
     /// How many in a window are logged in full.
@@ -24,7 +24,7 @@ struct State {
     more: u64,
 }
 
-impl Repeated {
+impl RateLimitedLog {
     pub(super) fn new(what: &'static str, full: u32) -> Arc<Self> {
         Self::within(what, full, WINDOW)
     }
@@ -88,7 +88,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_few_are_told_in_full_and_the_rest_is_counted() {
-        let repeated = Repeated::within("it happened", 2, Duration::from_secs(3600));
+        let repeated = RateLimitedLog::within("it happened", 2, Duration::from_secs(3600));
         let told: Vec<bool> = (0..5).map(|_| repeated.happened()).collect();
         assert_eq!(told, [true, true, false, false, false]);
         assert_eq!(repeated.tell(), 3);
@@ -97,7 +97,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_counted_is_told_although_nothing_more_happens() {
-        let repeated = Repeated::within("it happened", 1, Duration::from_millis(5));
+        let repeated = RateLimitedLog::within("it happened", 1, Duration::from_millis(5));
         while repeated.happened() {}
         let counted = async {
             while repeated.state().more > 0 {

@@ -8,19 +8,19 @@ use refit_model::container::{Container, ContainerId, ContainerName};
 use refit_model::recreation::Step;
 
 use super::intent::{Intent, Replacement, network_to_connect};
-use super::replace::{Manner, NewImage};
-use super::steady::{ensure_removed, find, may_pass};
+use super::replace::{NewImage, ReplaceOptions};
+use super::retry::{ensure_removed, find, may_pass};
 use super::stop::StopTimeout;
 use super::verify::differences;
 use super::{RecreateError, StepError, names};
 
 /// Why there is no replacement, and whether nothing of one is left.
-pub(super) struct Unready {
+pub(super) struct PrepareError {
     pub(super) error: RecreateError,
     pub(super) settled: bool,
 }
 
-impl Unready {
+impl PrepareError {
     pub(super) fn aborted(old: &Container, step: Step, source: StepError, settled: bool) -> Self {
         let name = old.name.clone();
         Self {
@@ -41,8 +41,8 @@ pub(super) struct Made {
 pub(super) async fn intent(
     engine: &dyn Engine,
     old: &Container,
-    manner: &Manner<'_>,
-) -> Result<Intent, Unready> {
+    manner: &ReplaceOptions<'_>,
+) -> Result<Intent, PrepareError> {
     (manner.step)(Step::Inspect);
     let error = match engine.image(old.image_id.as_str()).await {
         Ok(image) => return Ok(Intent::of(old, &image.config)),
@@ -54,7 +54,7 @@ pub(super) async fn intent(
         return Ok(Intent::of(old, &record.config));
     }
     let source = no_old_image(error, old);
-    Err(Unready::aborted(old, Step::Inspect, source, true))
+    Err(PrepareError::aborted(old, Step::Inspect, source, true))
 }
 
 /// Made, attached and verified; or nothing is there, as far as that can be known.
@@ -63,10 +63,10 @@ pub(super) async fn create(
     old: &Container,
     wanted: &Replacement,
     image: &NewImage,
-    manner: &Manner<'_>,
-) -> Result<Made, Unready> {
+    manner: &ReplaceOptions<'_>,
+) -> Result<Made, PrepareError> {
     (manner.step)(Step::Create);
-    let busy = || Unready {
+    let busy = || PrepareError {
         error: RecreateError::Busy {
             name: old.name.clone(),
         },
@@ -84,7 +84,7 @@ pub(super) async fn create(
         // The name can be taken only once: another Refit is at work on this container, or one died at it.
         Err(error @ EngineError::Conflict { .. }) => match is_taken_soon(engine, &name).await {
             true => return Err(busy()),
-            false => return Err(Unready::aborted(old, Step::Create, error.into(), true)),
+            false => return Err(PrepareError::aborted(old, Step::Create, error.into(), true)),
         },
         Err(error) => {
             let lost = may_pass(&error);
@@ -92,14 +92,19 @@ pub(super) async fn create(
             if lost && let Ok(Some(made)) = find(engine, &name).await {
                 let _ = ensure_removed(engine, &made.id, Removal::Discard).await;
             }
-            return Err(Unready::aborted(old, Step::Create, error.into(), !lost));
+            return Err(PrepareError::aborted(
+                old,
+                Step::Create,
+                error.into(),
+                !lost,
+            ));
         }
     };
     match check(engine, &new, wanted, image, manner).await {
         Ok(created) => Ok(Made { id: new, created }),
         Err((step, source)) => {
             let settled = discard(engine, &new).await;
-            Err(Unready::aborted(old, step, source, settled))
+            Err(PrepareError::aborted(old, step, source, settled))
         }
     }
 }
@@ -133,7 +138,7 @@ async fn check(
     new: &ContainerId,
     wanted: &Replacement,
     image: &NewImage,
-    manner: &Manner<'_>,
+    manner: &ReplaceOptions<'_>,
 ) -> Result<jiff::Timestamp, (Step, StepError)> {
     if !wanted.networks.is_empty() {
         (manner.step)(Step::Connect);

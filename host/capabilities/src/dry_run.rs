@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use refit_engine::{EngineError, PullError};
-use refit_model::container::{Container, Image, Listed};
+use refit_model::container::{Container, ContainerSummary, Image};
 use refit_model::image::{ImageId, ImageRef};
 use refit_model::recreation::Strategy;
 use refit_model::unfinished::Unfinished;
 use refit_recreate::RecreateError;
 use refit_recreate::replace::NewImage;
 
-use super::live::Workshop;
+use super::live::EngineContext;
 use super::scope::{Scope, ScopeError};
 use super::simulated::random_digits;
 use super::{CallError, Capabilities, Follower, PulledImage, Recreated, Recreation, Transfer};
@@ -29,15 +29,15 @@ pub trait RemoteDigests: Send + Sync {
 
 /// Asks the engine to ask, so that its mirrors, proxies and insecure registries count.
 #[async_trait]
-impl RemoteDigests for Workshop {
+impl RemoteDigests for EngineContext {
     async fn digest(&self, image: &ImageRef) -> Result<String, PullError> {
         let login = self.login(image).await?;
         self.engine.remote_digest(image, login.as_ref()).await
     }
 }
 
-pub struct Plan {
-    workshop: Arc<Workshop>,
+pub struct DryRunCapabilities {
+    workshop: Arc<EngineContext>,
     digests: Arc<dyn RemoteDigests>,
     scope: Arc<Scope>,
     force: bool,
@@ -47,9 +47,9 @@ pub struct Plan {
     stand_ins: Mutex<HashMap<String, ImageId>>,
 }
 
-impl Plan {
+impl DryRunCapabilities {
     pub fn new(
-        workshop: Arc<Workshop>,
+        workshop: Arc<EngineContext>,
         digests: Arc<dyn RemoteDigests>,
         scope: Arc<Scope>,
         force: bool,
@@ -64,7 +64,7 @@ impl Plan {
         }
     }
 
-    pub fn asking_the_engine(workshop: Arc<Workshop>, scope: Arc<Scope>, force: bool) -> Self {
+    pub fn asking_the_engine(workshop: Arc<EngineContext>, scope: Arc<Scope>, force: bool) -> Self {
         Self::new(workshop.clone(), workshop, scope, force)
     }
 
@@ -118,12 +118,15 @@ impl Plan {
 }
 
 #[async_trait]
-impl Capabilities for Plan {
-    async fn containers(&self) -> Result<Vec<Listed>, CallError<EngineError>> {
+impl Capabilities for DryRunCapabilities {
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, CallError<EngineError>> {
         Ok(self.workshop.containers().await?)
     }
 
-    async fn inspect(&self, container: &Listed) -> Result<Container, CallError<EngineError>> {
+    async fn inspect(
+        &self,
+        container: &ContainerSummary,
+    ) -> Result<Container, CallError<EngineError>> {
         Ok(self.workshop.engine.inspect(&container.id).await?)
     }
 

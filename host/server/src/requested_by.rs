@@ -1,4 +1,4 @@
-//! Who asks, as they say of themselves in `X-Refit-By`. For people who look back; nothing is decided by it.
+//! Who asks, as they say of themselves in `X-Refit-RequestedBy`. For people who look back; nothing is decided by it.
 
 use std::convert::Infallible;
 
@@ -11,9 +11,9 @@ pub(super) const HEADER: &str = "x-refit-by";
 const CHARACTERS_MAX: usize = 100;
 
 /// Without what would move a cursor or turn a line around. `None` where nothing is left.
-pub(super) struct By(pub(super) Option<String>);
+pub(super) struct RequestedBy(pub(super) Option<String>);
 
-impl<S: Sync> FromRequestParts<S> for By {
+impl<S: Sync> FromRequestParts<S> for RequestedBy {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {

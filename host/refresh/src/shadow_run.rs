@@ -10,15 +10,15 @@ use refit_model::diagnostic::Diagnostic;
 use refit_model::event::no_events;
 use refit_model::grants::Grants;
 use refit_model::request::Request;
-use refit_revisions::shadow::{Recreation, Said, Sayings, Shadow, differences};
-use refit_revisions::{Content, Generations};
+use refit_revisions::shadow::{DecisionSet, Recreation, Shadow, ShadowDecision, differences};
+use refit_revisions::{Generations, PolicyRevision};
 use refit_sandbox::{Clock, Decisions, Failure, Policy, PolicyError, PolicyState, Session};
 use tokio_util::sync::CancellationToken;
 
 use super::Bounds;
 
 /// What a policy is asked, and what it finds when it looks.
-pub struct Question {
+pub struct DryRunInput {
     pub request: Request,
     /// Which do nothing.
     pub hands: Arc<dyn Capabilities>,
@@ -27,7 +27,7 @@ pub struct Question {
 }
 
 /// Who is asked, and what it is given besides.
-pub struct Asked<'a> {
+pub struct DryRunRequest<'a> {
     pub policy: &'a Policy,
     /// JSON.
     pub config: &'a str,
@@ -36,12 +36,12 @@ pub struct Asked<'a> {
 }
 
 /// All that came of a question: what the policy said, and what it had its hands do.
-pub struct Answer {
+pub struct DryRunResult {
     pub said: Result<Result<Decisions, Failure>, PolicyError>,
     pub record: Record,
 }
 
-pub async fn ask(asked: Asked<'_>, question: Question) -> Answer {
+pub async fn ask(asked: DryRunRequest<'_>, question: DryRunInput) -> DryRunResult {
     let guard = Guard::new(
         question.hands,
         Arc::new(Scope::new(
@@ -63,7 +63,7 @@ pub async fn ask(asked: Asked<'_>, question: Question) -> Answer {
     let said = asked
         .policy
         .refresh(&question.request, asked.config, session, whole);
-    Answer {
+    DryRunResult {
         said: said.await,
         record: journal.finish().await,
     }
@@ -71,17 +71,17 @@ pub async fn ask(asked: Asked<'_>, question: Question) -> Answer {
 
 /// What this content would do. What it keeps is forgotten afterwards.
 pub async fn sayings_of(
-    content: &Content,
+    content: &PolicyRevision,
     state: PolicyState,
-    question: Question,
-) -> Result<Sayings, Diagnostic> {
-    let asked = Asked {
+    question: DryRunInput,
+) -> Result<DecisionSet, Diagnostic> {
+    let asked = DryRunRequest {
         policy: &content.policy,
         config: &content.config,
         grants: content.grants.clone(),
         state,
     };
-    let Answer { said, record } = ask(asked, question).await;
+    let DryRunResult { said, record } = ask(asked, question).await;
     match said {
         Ok(Ok(decisions)) => Ok(sayings(&decisions, &record)),
         Ok(Err(failure)) => Err(Diagnostic::new(format!(
@@ -94,12 +94,12 @@ pub async fn sayings_of(
 }
 
 /// What a policy said laid beside what it had done.
-pub(super) fn sayings(decisions: &Decisions, record: &Record) -> Sayings {
-    let mut sayings: Sayings = decisions
+pub(super) fn sayings(decisions: &Decisions, record: &Record) -> DecisionSet {
+    let mut sayings: DecisionSet = decisions
         .by_container
         .iter()
         .map(|(container, decision)| {
-            let said = Said {
+            let said = ShadowDecision {
                 verdict: Some(decision.verdict),
                 rule: decision.rule.clone(),
                 reason: decision.reason.clone(),
@@ -109,12 +109,14 @@ pub(super) fn sayings(decisions: &Decisions, record: &Record) -> Sayings {
         })
         .collect();
     for recreation in &record.recreations {
-        let said = sayings.entry(recreation.container.clone()).or_insert(Said {
-            verdict: None,
-            rule: String::new(),
-            reason: String::new(),
-            recreation: None,
-        });
+        let said = sayings
+            .entry(recreation.container.clone())
+            .or_insert(ShadowDecision {
+                verdict: None,
+                rule: String::new(),
+                reason: String::new(),
+                recreation: None,
+            });
         said.recreation = Some(Recreation {
             strategy: recreation.strategy,
             to_image_id: recreation.to_image_id.clone(),
@@ -124,13 +126,13 @@ pub(super) fn sayings(decisions: &Decisions, record: &Record) -> Sayings {
 }
 
 /// A candidate in one refresh of the generation that it stands beside.
-pub(super) struct Trial {
+pub(super) struct ShadowRun {
     shadow: Arc<Shadow>,
     /// As it was before the active policy kept anything: they may be two versions of one policy.
     state: PolicyState,
 }
 
-impl Trial {
+impl ShadowRun {
     pub(super) fn new(shadow: Arc<Shadow>) -> Self {
         let state = shadow.content().state.scratch();
         Self { shadow, state }
@@ -144,8 +146,8 @@ impl Trial {
     pub(super) async fn compare(
         self,
         generations: &Generations,
-        question: Question,
-        said: Sayings,
+        question: DryRunInput,
+        said: DecisionSet,
     ) {
         let Some(_deciding) = self.shadow.begin() else {
             return;

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use refit_engine::{Engine, EngineError, Removal};
-use refit_model::container::{Container, ContainerId, ContainerName, Listed, State};
+use refit_model::container::{Container, ContainerId, ContainerName, ContainerSummary, State};
 
 /// What is waited before each further try.
 const WAITS: [Duration; 4] = [
@@ -83,7 +83,7 @@ pub(super) async fn look(
 pub(super) async fn find(
     engine: &dyn Engine,
     name: &ContainerName,
-) -> Result<Option<Listed>, EngineError> {
+) -> Result<Option<ContainerSummary>, EngineError> {
     again(|| engine.find_by_name(name)).await
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use refit_engine::{Engine, EngineError};
-use refit_model::container::{Container, ContainerId, Listed};
-use refit_recreate::dependents::{Node, Ties};
+use refit_model::container::{Container, ContainerId, ContainerSummary};
+use refit_recreate::dependents::{Dependencies, Node};
 
 /// Inspections that are under way at once when the dependents of a container are looked for.
 const LOOKS_AT_ONCE: usize = 8;
@@ -18,17 +18,17 @@ const ANOTHER_LOOK: Duration = Duration::from_secs(10);
 /// What every container of an engine has of others, as far as it was looked at. It never changes but for links, so each
 /// container is inspected once; those that are gone are forgotten.
 #[derive(Default)]
-pub struct KnownTies {
-    known: Mutex<HashMap<ContainerId, Ties>>,
+pub struct DependencyCache {
+    known: Mutex<HashMap<ContainerId, Dependencies>>,
     /// Replacements begin together: each would inspect all that no one knows yet.
     looking: tokio::sync::Mutex<()>,
 }
 
-impl KnownTies {
+impl DependencyCache {
     pub(super) async fn of(
         &self,
         engine: &dyn Engine,
-        listed: &[Listed],
+        listed: &[ContainerSummary],
     ) -> Result<Vec<Node>, EngineError> {
         let _looking = tokio::time::timeout(ANOTHER_LOOK, self.looking.lock()).await;
         let mut known = self.lock().clone();
@@ -47,7 +47,7 @@ impl KnownTies {
             .try_collect()
             .await?;
         let found = found.into_iter().flatten();
-        known.extend(found.map(|container| (container.id.clone(), Ties::of(&container))));
+        known.extend(found.map(|container| (container.id.clone(), Dependencies::of(&container))));
         let nodes = listed.iter().filter_map(|listed| {
             Some(Node {
                 id: listed.id.clone(),
@@ -63,7 +63,7 @@ impl KnownTies {
         Ok(nodes)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ContainerId, Ties>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ContainerId, Dependencies>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -47,18 +47,18 @@ pub struct ImageCounts {
 }
 
 #[derive(Default)]
-pub(super) struct Asked {
+pub(super) struct SourceCollector {
     sources: OnceLock<Sources>,
     watched: OnceLock<Watched>,
 }
 
-impl fmt::Debug for Asked {
+impl fmt::Debug for SourceCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Asked").finish_non_exhaustive()
     }
 }
 
-impl Asked {
+impl SourceCollector {
     pub(super) fn ask(&self, sources: Sources) {
         let _ = self.sources.set(sources);
     }
@@ -68,7 +68,7 @@ impl Asked {
     }
 }
 
-impl Collector for Asked {
+impl Collector for SourceCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         if let Some(sources) = self.sources.get() {
             of_parts(sources, &mut encoder)?;
