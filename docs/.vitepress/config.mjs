@@ -14,7 +14,7 @@ const sidebar = [
       { text: 'Configuration', link: '/configuration' },
       { text: 'Logins, secrets, engines', link: '/credentials' },
       { text: 'Socket proxies', link: '/socket-proxies' },
-      { text: 'Swapping policies', link: '/policies' },
+      { text: 'Swap policies', link: '/policies' },
       { text: 'Security model', link: '/security' },
       { text: 'Command line', link: '/commands' },
       { text: 'HTTP interface', link: '/http' },
@@ -25,7 +25,7 @@ const sidebar = [
       { text: 'Monitoring', link: '/observing' },
       { text: 'Automatic updates', link: '/watching' },
       { text: 'Approvals', link: '/approvals' },
-      { text: 'On a laptop', link: '/local-development' },
+      { text: 'Local development', link: '/local-development' },
     ],
   },
   {

@@ -3,8 +3,8 @@
 //! Standard library only: this is the first thing that a newcomer builds, and it should be there in seconds. [`setup`] gets what
 //! is missing, [`tools`] installs cargo tools, [`engine`] gets other versions of the engine. [`guests`] builds the example policies,
 //! [`docs`] the site and [`dist`] what is handed out, of which [`sbom`] lists the parts and which
-//! [`reproducible`] builds twice; [`dependencies`] checks the crates, [`fuzz`] the parsers. [`run`] runs programs and says what takes
-//! time. The other chores are here.
+//! [`reproducible`] builds twice; [`dependencies`] checks the crates, [`fuzz`] the parsers, [`prose`] the pages. [`run`] runs
+//! programs and says what takes time. The other chores are here.
 
 mod dependencies;
 mod dist;
@@ -12,6 +12,7 @@ mod docs;
 mod engine;
 mod fuzz;
 mod guests;
+mod prose;
 mod reproducible;
 mod run;
 mod sbom;
@@ -29,8 +30,10 @@ usage: cargo xtask <chore>
 
   demo         start a registry, publish two versions of eight images, and let `refit` refresh running containers
   test [ARGS]  run all tests; ARGS go to `cargo test --workspace`
-  lint         check formatting, clippy, documentation, and the dependencies (cargo-deny)
+  lint         check formatting, the prose of the pages, clippy, documentation, and the dependencies (cargo-deny)
   dependencies check licenses, bans, sources and advisories of the crates; `lint` does so too
+  prose [PAGE...]
+               count the idioms of xtask/prose.txt in the pages, as `lint` does, or show those of PAGEs
   guests       build the example policies in Python, JavaScript and Rust, and print where they are
   bench [ARGS] measure what policies cost; ARGS go to `cargo bench --package refit`
   dist [ARGS]  build what is handed out: static programs, completions, man pages, the context of the image;
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         (Some("fuzz"), arguments) => fuzz::run(arguments),
         (Some("reproducible"), arguments) => reproducible::check(arguments),
         (Some("dependencies"), []) => dependencies::check(),
+        (Some("prose"), pages) => prose::report(pages),
         (Some("guests"), []) => guests::build().map(|components| guests::tell(&components)),
         (Some("bench"), [engine, arguments @ ..]) if engine == "engine" => bench_engine(arguments),
         (Some("bench"), arguments) => bench(arguments),
@@ -210,6 +214,7 @@ fn lint() -> Result<(), Failed> {
         "checking formatting",
         cargo().args(["fmt", "--all", "--check"]),
     )?;
+    prose::check()?;
     step(
         "clippy, on everything that runs here",
         cargo().args([
