@@ -11,10 +11,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
-use refit::capabilities::dependency_cache::KnownTies;
+use refit::capabilities::dependency_cache::DependencyCache;
 use refit::capabilities::guard::Counts;
-use refit::capabilities::live::Workshop;
-use refit::capabilities::operation_permissions::Permitted;
+use refit::capabilities::live::EngineContext;
+use refit::capabilities::operation_permissions::OperationPermissions;
 use refit::engine::permissions::{RawAnswer, RawCall};
 use refit::engine::{
     CreateRequest, Engine, EngineError, EngineVersion, PullError, Removal, StopMode, UnnamedImage,
@@ -45,8 +45,8 @@ use refit::revisions::artifact::Carrier;
 use refit::revisions::artifact::registry::Registries;
 use refit::revisions::artifact::signature::Trust;
 use refit::revisions::load::Source;
-use refit::revisions::start::{Persistence, Terms};
-use refit::revisions::swap::{Asked, Candidate};
+use refit::revisions::start::{Persistence, TrustConfig};
+use refit::revisions::swap::{Candidate, ConfiguredPolicy};
 use refit::sandbox::{Concurrency, DEFAULT_POLICY, PolicyEngine};
 use serde_json::json;
 
@@ -226,7 +226,7 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
         followers: false,
     };
     let credentials = Credentials::new(&EnvironmentVariables::default(), "ghcr.io", &[], None)?;
-    let terms = Terms {
+    let terms = TrustConfig {
         grants: Arc::new(Grants::new(&patterns)?),
         trust: Trust::default(),
         carrier: Carrier {
@@ -234,7 +234,7 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
             credentials: credentials.clone(),
         },
     };
-    let asked = Asked {
+    let asked = ConfiguredPolicy {
         source: Source::BuiltIn,
         config: config(0),
         allow_older: false,
@@ -250,7 +250,7 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
         requests: 0,
         window: Duration::from_secs(60),
     };
-    let workshop = Workshop {
+    let workshop = EngineContext {
         engine: Arc::new(Nothing),
         digests: Arc::new(Digests::new(credentials.clone(), vec![], rate)),
         credentials,
@@ -265,8 +265,8 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
         leases: Leases::in_folder(state.to_owned()),
         lanes: ConcurrencyLimits::default(),
         first_seen: FirstSeen::default(),
-        permitted: Permitted::default(),
-        ties: KnownTies::default(),
+        permitted: OperationPermissions::default(),
+        ties: DependencyCache::default(),
         protection: SelfProtection::default(),
         images: ImageRecords::default(),
     };

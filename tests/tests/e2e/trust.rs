@@ -11,7 +11,7 @@ use refit::capabilities::guard::Guard;
 use refit::capabilities::journal::{Journal, Record};
 use refit::capabilities::scope::Scope;
 use refit::capabilities::snapshot::Snapshot;
-use refit::capabilities::snapshot::replay::Replay;
+use refit::capabilities::snapshot::replay::SnapshotCapabilities;
 use refit::config::Config;
 use refit::model::event::no_events;
 use refit::model::grants::Grants;
@@ -23,8 +23,8 @@ use refit::revisions::artifact::Carrier;
 use refit::revisions::artifact::registry::Registries;
 use refit::revisions::artifact::signature::{KeyConfig, Trust};
 use refit::revisions::load::Source;
-use refit::revisions::start::{Persistence, Terms};
-use refit::revisions::swap::Asked;
+use refit::revisions::start::{Persistence, TrustConfig};
+use refit::revisions::swap::ConfiguredPolicy;
 use refit::sandbox::{Clock, PolicyEngine, Session};
 use refit_tests::refit::{Daemon, Output};
 use refit_tests::registry::{self, PASSWORD, Registry, USER};
@@ -700,7 +700,7 @@ async fn what_a_limited_key_signed_recreates_nothing() -> anyhow::Result<()> {
 /// What becomes of a container that is behind, by a policy from this file: over a replay, behind the grants of its generation.
 async fn recreation(path: &std::path::Path, keys: &[KeyConfig]) -> anyhow::Result<Record> {
     let patterns = Config::default().grants();
-    let terms = Terms {
+    let terms = TrustConfig {
         grants: Arc::new(Grants::new(&patterns)?),
         trust: Trust::new(keys)?,
         carrier: Carrier {
@@ -708,7 +708,7 @@ async fn recreation(path: &std::path::Path, keys: &[KeyConfig]) -> anyhow::Resul
             credentials: Credentials::default(),
         },
     };
-    let asked = Asked {
+    let asked = ConfiguredPolicy {
         source: Source::File(path.to_owned()),
         config: "{}".into(),
         allow_older: false,
@@ -737,7 +737,7 @@ async fn recreation(path: &std::path::Path, keys: &[KeyConfig]) -> anyhow::Resul
     let snapshot = Snapshot::parse(snapshot.to_string().as_bytes(), "a test")?;
     let bounds = Config::default().bounds();
     let grants = active.content.grants.clone();
-    let replay = Arc::new(Replay::new(snapshot, false));
+    let replay = Arc::new(SnapshotCapabilities::new(snapshot, false));
     let scope = Arc::new(Scope::new(grants.clone(), bounds.counts.recreates));
     let guard = Guard::new(replay, scope, bounds.counts, Default::default());
     let journal = Arc::new(Journal::new(Arc::new(guard), true, no_events()));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use bollard::query_parameters::InspectContainerOptions;
 use refit::capabilities::dependency_cache::DependencyCache;
-use refit::capabilities::live::{LiveCapabilities, EngineContext};
+use refit::capabilities::live::{EngineContext, LiveCapabilities};
 use refit::capabilities::operation_permissions::OperationPermissions;
 use refit::capabilities::prefetch::DigestPrefetch;
 use refit::capabilities::scope::Scope;
