@@ -30,6 +30,8 @@ usage: cargo xtask <chore>
 
   demo         start a registry, publish two versions of eight images, and let `refit` refresh running containers
   test [ARGS]  run all tests; ARGS go to `cargo test --workspace`
+  test unit [ARGS]
+               run the unit tests, which need no engine
   lint         check formatting, the prose of the pages, clippy, documentation, and the dependencies (cargo-deny)
   dependencies check licenses, bans, sources and advisories of the crates; `lint` does so too
   prose [PAGE...]
@@ -157,8 +159,19 @@ fn references() -> Result<(), Failed> {
     )
 }
 
+/// `unit [ARGS]` for those tests alone that take no engine and no registry.
 fn test(arguments: &[OsString]) -> Result<(), Failed> {
     setup::all()?;
+    if let [unit, arguments @ ..] = arguments
+        && unit == "unit"
+    {
+        return step(
+            "building and running the unit tests",
+            cargo()
+                .args(["test", "--workspace", "--lib", "--bins"])
+                .args(arguments),
+        );
+    }
     step(
         "building and running all tests (from nothing this takes minutes)",
         cargo()

@@ -95,6 +95,10 @@ pub(crate) fn step_within(
                 return Ok(());
             }
             Some(status) => return Err(failed(format!("failed after {took:.1} s ({status})"))),
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the standard library waits for a child without a limit or not at all"
+            )]
             None => std::thread::sleep(PAUSE),
         }
     }

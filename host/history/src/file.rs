@@ -121,7 +121,8 @@ impl Turn {
             match file.try_lock() {
                 Ok(()) => return Ok(Self { _file: file }),
                 Err(TryLockError::WouldBlock) if Instant::now() < until => {
-                    std::thread::sleep(LOOK_AGAIN)
+                    #[expect(clippy::disallowed_methods, reason = "the history's own thread")]
+                    std::thread::sleep(LOOK_AGAIN);
                 }
                 Err(TryLockError::WouldBlock) => return Err(HistoryError::Held { path }),
                 Err(TryLockError::Error(error)) => return Err(failed("lock", error)),

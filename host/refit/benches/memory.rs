@@ -1,4 +1,4 @@
-//! What a process holds that has a policy loaded, and how long it took to load, once for each guest and allocation. Each is a
+//! What a process holds that has a policy loaded, and how long it took to load, once for each guest. Each is a
 //! process of its own, because what one has touched the next would have for nothing.
 
 #![allow(clippy::print_stdout, reason = "a table is what this is for")]
@@ -9,8 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use refit::sandbox::limits::Times;
-use refit::sandbox::{Allocation, PolicyEngine};
+use refit::sandbox::PolicyEngine;
 
 /// Enough to touch all that a call touches.
 const CALLS: usize = 20;
@@ -18,8 +17,8 @@ const CALLS: usize = 20;
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match &arguments[..] {
-        [only, language, allocation, cache] if only == "only" => {
-            one(language, allocation, Path::new(cache));
+        [only, language, cache] if only == "only" => {
+            one(language, Path::new(cache));
         }
         // `cargo bench` passes `--bench`, and what it was given.
         _ => all(),
@@ -28,50 +27,44 @@ fn main() {
 
 fn all() {
     println!(
-        "{:<12} {:<10} {:>9} {:>9} {:>9} {:>12}",
-        "guest", "memory", "cold", "cached", "resident", "addresses"
+        "{:<12} {:>9} {:>9} {:>9} {:>12}",
+        "guest", "cold", "cached", "resident", "addresses"
     );
     let program = std::env::current_exe().expect("this program");
     for (language, _) in guests::all() {
-        for allocation in ["on-demand", "pooled"] {
-            let cache = tempfile::tempdir().expect("a folder");
-            let run = || {
-                let mut command = Command::new(&program);
-                command.args(["only", language, allocation]);
-                let output = command.arg(cache.path()).output().expect("it runs");
-                assert!(output.status.success(), "{output:?}");
-                let text = String::from_utf8(output.stdout).expect("text");
-                let words: Vec<u64> = text
-                    .split_whitespace()
-                    .map(|word| word.parse().expect("a number"))
-                    .collect();
-                words
-            };
-            let cold = run()[0];
-            let cached = run();
-            println!(
-                "{language:<12} {allocation:<10} {cold:>6} ms {:>6} ms {:>5.1} MiB {:>8.1} GiB",
-                cached[0],
-                cached[1] as f64 / 1024.0,
-                cached[2] as f64 / 1024.0 / 1024.0
-            );
-        }
+        let cache = tempfile::tempdir().expect("a folder");
+        let run = || {
+            let mut command = Command::new(&program);
+            command.args(["only", language]);
+            let output = command.arg(cache.path()).output().expect("it runs");
+            assert!(output.status.success(), "{output:?}");
+            let text = String::from_utf8(output.stdout).expect("text");
+            let words: Vec<u64> = text
+                .split_whitespace()
+                .map(|word| word.parse().expect("a number"))
+                .collect();
+            words
+        };
+        let cold = run()[0];
+        let cached = run();
+        println!(
+            "{language:<12} {cold:>6} ms {:>6} ms {:>5.1} MiB {:>8.1} GiB",
+            cached[0],
+            cached[1] as f64 / 1024.0,
+            cached[2] as f64 / 1024.0 / 1024.0
+        );
     }
 }
 
 /// Milliseconds, and kilobytes resident and of addresses.
-fn one(language: &str, allocation: &str, cache: &Path) {
-    let allocation = match allocation {
-        "pooled" => Allocation::Pooled,
-        _ => Allocation::OnDemand,
-    };
+fn one(language: &str, cache: &Path) {
     let runtime = tokio::runtime::Runtime::new().expect("threads are to be had");
     let guests = guests::all();
     let (_, bytes) = guests
         .into_iter()
         .find(|(name, _)| *name == language)
         .expect("a guest of this name");
-    let engine = PolicyEngine::allocating(allocation, Times::default()).expect("an engine");
+    let engine = PolicyEngine::new().expect("an engine");
     let engine = engine.cached_in(cache.to_owned());
     let began = Instant::now();
     let policy = runtime.block_on(engine.load(bytes, language));

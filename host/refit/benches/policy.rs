@@ -23,10 +23,9 @@ use refit::revisions::artifact::signature::Trust;
 use refit::revisions::load::Source;
 use refit::revisions::start::{Persistence, TrustConfig};
 use refit::revisions::swap::{Candidate, ConfiguredPolicy};
-use refit::sandbox::limits::Times;
 use refit::sandbox::{
-    Allocation, Clock, Concurrency, DEFAULT_POLICY, Isolation, Policy, PolicyEngine, PolicyState,
-    Session, WorkerLimits,
+    Clock, Concurrency, DEFAULT_POLICY, Isolation, Policy, PolicyEngine, PolicyState, Session,
+    WorkerLimits,
 };
 use refit_policy::fake::{self, FakeDocker, FakeHost};
 use refit_policy_workspace::Workspace;
@@ -38,10 +37,6 @@ const CONTAINERS: usize = 1_000;
 /// Whether what a refresh takes grows as the number of containers does.
 const SIZES: [usize; 4] = [100, 1_000, 2_500, 5_000];
 const RUNTIMES: [&str; 4] = ["claude-code", "hermes", "crewai", "openclaw"];
-const ALLOCATIONS: [(&str, Allocation); 2] = [
-    ("on-demand", Allocation::OnDemand),
-    ("pooled", Allocation::Pooled),
-];
 
 criterion_group! {
     name = benches;
@@ -59,10 +54,10 @@ fn runtime() -> Runtime {
 }
 
 /// Compiles each guest once for all that is measured: Python takes seconds.
-fn load(runtime: &Runtime, allocation: Allocation, name: &str, bytes: &Bytes) -> Policy {
+fn load(runtime: &Runtime, name: &str, bytes: &Bytes) -> Policy {
     static CACHE: OnceLock<TempDir> = OnceLock::new();
     let cache = CACHE.get_or_init(|| tempfile::tempdir().expect("a folder"));
-    let engine = PolicyEngine::allocating(allocation, Times::default()).expect("an engine");
+    let engine = PolicyEngine::new().expect("an engine");
     let engine = engine.cached_in(cache.path().to_owned());
     let loaded = runtime.block_on(engine.load(bytes.clone(), name));
     loaded.expect("the guest loads")
@@ -73,12 +68,10 @@ fn instantiate(criterion: &mut Criterion) {
     let runtime = runtime();
     let mut group = criterion.benchmark_group("instantiate");
     for (language, bytes) in guests::all() {
-        for (from, allocation) in ALLOCATIONS {
-            let policy = load(&runtime, allocation, language, &bytes);
-            group.bench_function(format!("{language}/{from}"), |bencher| {
-                bencher.iter(|| runtime.block_on(policy.instantiate()).unwrap());
-            });
-        }
+        let policy = load(&runtime, language, &bytes);
+        group.bench_function(language, |bencher| {
+            bencher.iter(|| runtime.block_on(policy.instantiate()).unwrap());
+        });
     }
 }
 
@@ -87,12 +80,10 @@ fn call(criterion: &mut Criterion) {
     let runtime = runtime();
     let mut group = criterion.benchmark_group("call");
     for (language, bytes) in guests::all() {
-        for (from, allocation) in ALLOCATIONS {
-            let policy = load(&runtime, allocation, language, &bytes);
-            group.bench_function(format!("{language}/{from}"), |bencher| {
-                bencher.iter(|| runtime.block_on(policy.validate_config("{}")).unwrap());
-            });
-        }
+        let policy = load(&runtime, language, &bytes);
+        group.bench_function(language, |bencher| {
+            bencher.iter(|| runtime.block_on(policy.validate_config("{}")).unwrap());
+        });
     }
 }
 
@@ -127,7 +118,7 @@ fn decide(criterion: &mut Criterion) {
         bencher.iter(|| runtime.block_on(look(&replay)));
     });
     for (language, bytes) in guests::all() {
-        let policy = load(&runtime, Allocation::OnDemand, language, &bytes);
+        let policy = load(&runtime, language, &bytes);
         let decided = runtime.block_on(refresh(&policy, &replay));
         assert_eq!(decided, CONTAINERS, "{language} decides about all of them");
         group.bench_function(language, |bencher| {
@@ -141,7 +132,7 @@ fn scale(criterion: &mut Criterion) {
     let runtime = runtime();
     let mut group = criterion.benchmark_group("scale");
     let bytes = Bytes::from_static(DEFAULT_POLICY);
-    let policy = load(&runtime, Allocation::OnDemand, "rust", &bytes);
+    let policy = load(&runtime, "rust", &bytes);
     for containers in SIZES {
         let replay = Arc::new(SnapshotCapabilities::new(snapshot(containers), false));
         let decided = runtime.block_on(refresh(&policy, &replay));

@@ -8,21 +8,21 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
-use wasmtime::component::Component;
+use wasmtime::component::{Component, Linker};
 
-use super::allocation::{Allocation, Machine, Pool};
-use super::bindings::RefreshPolicyPre;
+use super::bindings::{self, RefreshPolicyPre};
 use super::cache::{self, Cache};
 use super::compile::Compiled;
+use super::instance::HostState;
 use super::isolation::Isolation;
 use super::limits::Times;
-use super::{Examined, Metering, Policy, PolicyError, Task, configuration};
+use super::{Examined, Metering, Policy, PolicyError, Task, configuration, tick, wasi};
 
 /// Compiles and links. One per process: its clock is a thread.
 pub struct PolicyEngine {
-    machine: Machine,
-    /// Tried first, where it was asked for and is to be had.
-    pool: Option<Pool>,
+    engine: Engine,
+    /// What the host offers to guests.
+    linker: Linker<HostState>,
     isolation: Isolation,
     cache: Option<Arc<Cache>>,
     times: Times,
@@ -38,6 +38,16 @@ pub struct CompiledPolicy {
 /// A component that fits what this host offers, and has not been called yet.
 pub struct LinkedPolicy(Policy);
 
+fn linker(engine: &Engine) -> wasmtime::Result<Linker<HostState>> {
+    let mut linker = Linker::new(engine);
+    wasi::link(&mut linker)?;
+    bindings::RefreshPolicy::add_to_linker::<_, wasmtime::component::HasSelf<_>>(
+        &mut linker,
+        |state: &mut HostState| state,
+    )?;
+    Ok(linker)
+}
+
 impl PolicyEngine {
     /// Compiles in this process, where there is a compiler, and keeps nothing.
     pub fn new() -> Result<Self, PolicyError> {
@@ -46,31 +56,21 @@ impl PolicyEngine {
 
     /// The same with other times, for tests that cross them.
     pub fn with_times(times: Times) -> Result<Self, PolicyError> {
-        Self::allocating(Allocation::default(), times)
-    }
-
-    pub fn allocating(allocation: Allocation, times: Times) -> Result<Self, PolicyError> {
-        Self::make(allocation, times, Metering::Off)
+        Self::make(times, Metering::Off)
     }
 
     /// One whose policies tell [`Cost::instructions`](super::Cost::instructions).
     pub fn metering() -> Result<Self, PolicyError> {
-        Self::make(
-            Allocation::default(),
-            Times::default(),
-            Metering::Instructions,
-        )
+        Self::make(Times::default(), Metering::Instructions)
     }
 
-    fn make(allocation: Allocation, times: Times, metering: Metering) -> Result<Self, PolicyError> {
-        let machine = Machine::new(&configuration(metering)).map_err(PolicyError::host)?;
-        let pool = match allocation {
-            Allocation::OnDemand => None,
-            Allocation::Pooled => Pool::probe(),
-        };
+    fn make(times: Times, metering: Metering) -> Result<Self, PolicyError> {
+        let engine = Engine::new(&configuration(metering)).map_err(PolicyError::host)?;
+        let linker = linker(&engine).map_err(PolicyError::host)?;
+        tick(&engine);
         Ok(Self {
-            machine,
-            pool,
+            engine,
+            linker,
             isolation: Isolation::default(),
             cache: None,
             times,
@@ -127,7 +127,7 @@ impl PolicyEngine {
 
     #[cfg(feature = "compiler")]
     async fn make_code(&self, examined: &Examined) -> Result<Compiled, PolicyError> {
-        let (engine, origin) = (&self.machine.engine, &examined.origin);
+        let (engine, origin) = (&self.engine, &examined.origin);
         self.isolation
             .compile(engine, self.metering, &examined.bytes, origin)
             .await
@@ -142,14 +142,8 @@ impl PolicyEngine {
     }
 
     async fn adopt(&self, code: Compiled) -> Result<Component, PolicyError> {
-        let engine = self.machine.engine.clone();
-        let pooled = self.pool.as_ref().map(|pool| pool.machine.engine.clone());
-        let adopting = move || match pooled.map(|engine| code.adopt(&engine)) {
-            Some(Ok(component)) => Ok(component),
-            // It asks for more than a place in the pool has. Whether it may, the limits say when it is called.
-            Some(Err(_)) | None => code.adopt(&engine),
-        };
-        match tokio::task::spawn_blocking(adopting).await {
+        let engine = self.engine.clone();
+        match tokio::task::spawn_blocking(move || code.adopt(&engine)).await {
             Ok(component) => component.map_err(PolicyError::host),
             Err(panicked) => Err(PolicyError::Host(panicked.to_string())),
         }
@@ -161,10 +155,7 @@ impl PolicyEngine {
             examined,
             component,
         } = compiled;
-        let pool = self.pool.as_ref();
-        let pool = pool.filter(|pool| Engine::same(component.engine(), &pool.machine.engine));
-        let machine = pool.map_or(&self.machine, |pool| &pool.machine);
-        let linked = machine
+        let linked = self
             .linker
             .instantiate_pre(&component)
             .and_then(RefreshPolicyPre::new);
@@ -175,8 +166,7 @@ impl PolicyEngine {
             config_schema: String::new(),
             digest: examined.digest,
             imports: examined.imports,
-            engine: machine.engine.clone(),
-            turns: pool.map(|pool| pool.turns.clone()),
+            engine: self.engine.clone(),
             times: self.times,
             metering: self.metering,
             pre: linked.map_err(|cause| PolicyError::misfit(&examined.origin, &cause))?,
@@ -249,8 +239,7 @@ impl PolicyEngine {
             }
         }
         let mut compatibility = Collected(Sha256::new());
-        self.machine
-            .engine
+        self.engine
             .precompile_compatibility_hash()
             .hash(&mut compatibility);
         Some(cache::Name {

@@ -8,7 +8,6 @@
 // Allowed in one function, `compile::Compiled::adopt`, which says why; tests/tests/tidy.rs counts.
 #![deny(unsafe_code)]
 
-mod allocation;
 mod bindings;
 mod cache;
 mod capabilities;
@@ -39,7 +38,6 @@ use refit_model::grants::{GrantPatterns, Grants};
 use refit_model::printable::printable;
 use refit_model::request::Request;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Semaphore;
 use wasmtime::{Config, Engine, Store};
 
 use self::bindings::exports::refit::policy::policy as wit;
@@ -48,7 +46,6 @@ use self::error::InstantiationError;
 use self::instance::{HostState, NoCapabilities};
 use self::limits::Times;
 
-pub use self::allocation::Allocation;
 pub use self::contract::{CONTRACT, CONTRACT_TEXT, CONTRACT_VERSION};
 pub use self::cost::{Cost, Metering};
 pub use self::engine::{CompiledPolicy, LinkedPolicy, PolicyEngine};
@@ -74,8 +71,6 @@ pub struct Policy {
     /// What it can ask of the host at all.
     pub imports: Imports,
     engine: Engine,
-    /// Of the pool that it lives in.
-    turns: Option<Arc<Semaphore>>,
     times: Times,
     metering: Metering,
     pre: RefreshPolicyPre<HostState>,
@@ -160,6 +155,7 @@ fn tick(engine: &Engine) {
     let engine = engine.weak();
     std::thread::spawn(move || {
         loop {
+            #[expect(clippy::disallowed_methods, reason = "a thread of its own")]
             std::thread::sleep(limits::TICK);
             match engine.upgrade() {
                 Some(engine) => engine.increment_epoch(),
@@ -268,14 +264,9 @@ impl Policy {
         + Send,
     ) -> Result<(T, Ended), PolicyError> {
         let state = HostState::new(session, &self.name);
-        // Before the store, so that it ends after it: what a store holds goes back to the pool only then.
-        let mut turn = None;
         let mut store = instance::store(&self.engine, state, self.times.compute);
         self.metering.fill(&mut store);
         let work = async {
-            if let Some(turns) = &self.turns {
-                turn = turns.acquire().await.ok();
-            }
             let guest = self.pre.instantiate_async(&mut store).await;
             let guest = guest.map_err(|error| error.context(InstantiationError))?;
             call(&guest, &mut store).await
@@ -283,7 +274,6 @@ impl Policy {
         let answer = tokio::time::timeout(limit, work).await;
         let instructions = self.metering.spent(&store);
         let mut state = store.into_data();
-        drop(turn);
         state.take_output();
         match answer {
             Ok(Ok(answer)) => Ok((

@@ -23,8 +23,8 @@ use refit_sandbox::limits::{
     BACKTRACE_FRAMES_MAX, PROBLEMS_MAX, SHOWN_FRAMES_MAX, TEXT_BYTES_MAX, Times,
 };
 use refit_sandbox::{
-    Allocation, Concurrency, DEFAULT_POLICY, Decisions, Failure, LeftOut, Policy, PolicyEngine,
-    PolicyError, PolicyErrorKind, PolicyState, Session, Task,
+    Concurrency, DEFAULT_POLICY, Decisions, Failure, LeftOut, Policy, PolicyEngine, PolicyError,
+    PolicyErrorKind, PolicyState, Session, Task,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -115,12 +115,8 @@ struct Host {
 }
 
 impl Host {
-    async fn new(
-        allocation: Allocation,
-        times: Times,
-        refresh: Duration,
-    ) -> Result<Self, PolicyError> {
-        let engine = PolicyEngine::allocating(allocation, times)?;
+    async fn new(times: Times, refresh: Duration) -> Result<Self, PolicyError> {
+        let engine = PolicyEngine::with_times(times)?;
         let good = engine.load(DEFAULT_POLICY, "the built-in policy").await?;
         Ok(Self {
             engine,
@@ -138,14 +134,9 @@ pub struct Selftest {
 
 impl Selftest {
     pub async fn new() -> Result<Self, PolicyError> {
-        Self::allocating(Allocation::default()).await
-    }
-
-    /// The same with memory from elsewhere. What becomes of a guest must not depend on it.
-    pub async fn allocating(allocation: Allocation) -> Result<Self, PolicyError> {
         Ok(Self {
-            full: Host::new(allocation, Times::default(), REFRESH).await?,
-            short: Host::new(allocation, SHORT, SHORT_REFRESH).await?,
+            full: Host::new(Times::default(), REFRESH).await?,
+            short: Host::new(SHORT, SHORT_REFRESH).await?,
         })
     }
 

@@ -147,6 +147,7 @@ async fn run(
         );
         told.cancel();
         shutdown_signal().await;
+        #[expect(clippy::disallowed_methods, reason = "the user does not want to wait")]
         std::process::exit(130);
     });
     let answer = refresher
