@@ -21,8 +21,8 @@ use tokio::sync::OnceCell;
 use crate::bounded::{self, within};
 use crate::certificates::Certificates;
 use crate::install;
-use crate::keeper::{self, Kept, Persistence};
 use crate::report::progress;
+use crate::supervisor::{self, ManagedProcess, ProcessSpec};
 
 const USUAL_SOCKET: &str = "/var/run/docker.sock";
 /// An engine that is up answers a ping in milliseconds; a loaded machine gets the benefit of the doubt.
@@ -49,7 +49,7 @@ static SHARED: OnceCell<Engine> = OnceCell::const_new();
 pub struct Engine {
     host: String,
     tls: Option<Tls>,
-    kept: Option<Kept>,
+    kept: Option<ManagedProcess>,
 }
 
 /// Where an engine speaks TLS, and takes certificates for clients only.
@@ -142,14 +142,14 @@ impl Engine {
 
     /// Starts a private engine, whatever else there is. Most tests want [`shared`].
     pub async fn start(networks: Networks) -> anyhow::Result<Self> {
-        let directory = keeper::directory("engine")?;
+        let directory = supervisor::directory("engine")?;
         let place = directory.clone();
         Self::start_in(networks, directory, &place).await
     }
 
     /// Starts an isolated engine whose socket and containers are in `place` and outlive it, so that it can be started again.
     pub async fn start_again_in(place: &Path) -> anyhow::Result<Self> {
-        Self::start_in(Networks::Isolated, keeper::directory("engine")?, place).await
+        Self::start_in(Networks::Isolated, supervisor::directory("engine")?, place).await
     }
 
     async fn start_in(
@@ -172,7 +172,7 @@ impl Engine {
             // Nobody would reach it.
             Networks::Isolated => None,
         };
-        let kept = Kept::start(Persistence {
+        let kept = ManagedProcess::start(ProcessSpec {
             name: "engine",
             lock: (networks == Networks::Machine).then_some(Path::new(LOCK)),
             environment: vec![

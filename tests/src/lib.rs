@@ -1,9 +1,9 @@
 //! The test kit: a real engine, real registries, and images made from scratch around one tiny program.
 //!
 //! Read in this order: [`world`] is what a test talks to; [`image`] and [`container`] say what it may ask for; [`engine`] and
-//! [`registry`] are shared by all tests of a process; `keeper` sees to it that nothing outlives the process.
+//! [`registry`] are shared by all tests of a process; `supervisor` sees to it that nothing outlives the process.
 //! The kit knows Docker's API, and of Refit only how the program is run ([`refit`]): what it did is for the suites in
-//! `tests/tests` to judge. [`proxy`] stands between the two where an engine has to misbehave; [`faulty`] makes one numbered call
+//! `tests/tests` to judge. [`proxy`] stands between the two where an engine has to misbehave; [`fault_proxy`] makes one numbered call
 //! go wrong, and [`scenario`] says what Refit promises then. [`measure`] says what it costs. [`gateway`] stands before a registry in
 //! the same way, and hands out tokens as those of clouds do.
 //!
@@ -15,7 +15,7 @@ pub mod container;
 pub mod disk;
 pub mod engine;
 pub mod events;
-pub mod faulty;
+pub mod fault_proxy;
 pub mod gateway;
 pub mod http;
 pub mod image;
@@ -32,9 +32,9 @@ pub mod tokens;
 pub mod world;
 
 mod bounded;
-mod keeper;
 mod report;
 mod serve;
+mod supervisor;
 
 pub use container::ContainerSpec;
 pub use image::ImageSpec;

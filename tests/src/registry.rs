@@ -17,7 +17,7 @@ use tokio::sync::OnceCell;
 
 use crate::http::{self, Answer};
 use crate::install;
-use crate::keeper::{self, Kept, Persistence};
+use crate::supervisor::{self, ManagedProcess, ProcessSpec};
 use crate::tokens::TokenServer;
 
 /// A registry is up after 50 ms; the rest is for a loaded machine.
@@ -53,7 +53,7 @@ pub struct Registry {
     port: u16,
     /// None where anybody is let in.
     password: Option<String>,
-    kept: Kept,
+    kept: ManagedProcess,
 }
 
 /// One line of a registry's access log.
@@ -131,11 +131,11 @@ impl Registry {
     }
 
     async fn start_on(port: u16, password: Option<&str>, more: &str) -> anyhow::Result<Self> {
-        let directory = keeper::directory("registry")?;
+        let directory = supervisor::directory("registry")?;
         let config = directory.join("config.yml");
         fs::write(&config, configuration(&directory, port, password)? + more)
             .with_context(|| format!("cannot write {}", config.display()))?;
-        let kept = Kept::start(Persistence {
+        let kept = ManagedProcess::start(ProcessSpec {
             name: "registry",
             directory,
             lock: None,

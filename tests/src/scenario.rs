@@ -7,9 +7,9 @@
 //! tried is up to `tests/faults`.
 
 pub mod bench;
+pub mod fixtures;
+pub mod invariants;
 pub mod program;
-pub mod promise;
-pub mod set_up;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -19,10 +19,10 @@ use anyhow::Context;
 use futures_util::future::pending;
 
 use self::bench::{Bench, Slot};
+pub use self::fixtures::Scenario;
+use self::invariants::{End, Problem};
 use self::program::{Ending, Program, Run};
-use self::promise::{End, Problem};
-pub use self::set_up::Scenario;
-use crate::faulty::{Call, Plan, Proxy, Refused, Setting};
+use crate::fault_proxy::{Call, Plan, Proxy, Refused, Setting};
 use crate::world::{self, World, with_world};
 
 /// Longer than any replacement may take.
@@ -210,7 +210,7 @@ async fn run_in(
     let began = Instant::now();
     let image = slot.image_for(scenario);
     bench.put_back(image).await?;
-    let before = set_up::set_up(w, bench, slot, scenario).await?;
+    let before = fixtures::set_up(w, bench, slot, scenario).await?;
 
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let only_label = Some(format!("{}={}", world::LABEL, w.prefix()));
@@ -269,13 +269,13 @@ async fn run_in(
         }
         _ => (refreshing.await?, Vec::new()),
     };
-    let half_done = promise::is_half_done(w, &before).await?;
+    let half_done = invariants::is_half_done(w, &before).await?;
     if let Course::Refused(refused) = course {
-        problems.extend(promise::judge_service(w, &before, refused, "the refresh").await?);
+        problems.extend(invariants::judge_service(w, &before, refused, "the refresh").await?);
         program
             .run(&["recover", "--json"], &engine, pending())
             .await?;
-        problems.extend(promise::judge_service(w, &before, refused, "a recovery").await?);
+        problems.extend(invariants::judge_service(w, &before, refused, "a recovery").await?);
     }
     let mut clock_ahead = Duration::ZERO;
     if let Course::LostState(_) = course {
@@ -288,7 +288,7 @@ async fn run_in(
         let run = program
             .run(&["recover", "--json"], &early.docker_host(), pending())
             .await?;
-        problems.extend(promise::judge_early_recovery(
+        problems.extend(invariants::judge_early_recovery(
             half_done,
             &run,
             &early.calls(),
@@ -349,15 +349,19 @@ async fn run_in(
     // Who is killed leaves calls unanswered that it made at the same time as the one at which it was.
     let waited_for: &[Call] = if kill_was_due { &[] } else { &calls };
     disturbed |= waited_for.iter().chain(&recovery).any(Call::was_abandoned);
-    let (end, judged) = promise::judge(w, bench, image, scenario, &before, &faulty).await?;
+    let (end, judged) = invariants::judge(w, bench, image, scenario, &before, &faulty).await?;
     problems.extend(judged);
-    problems.extend(promise::judge_refresh(
+    problems.extend(invariants::judge_refresh(
         scenario,
         end,
         &refresh,
         kill_was_due,
     ));
-    problems.extend(promise::judge_recovery(&recover, &again, &recovery_again));
+    problems.extend(invariants::judge_recovery(
+        &recover,
+        &again,
+        &recovery_again,
+    ));
     Ok(Outcome {
         end,
         problems,

@@ -18,8 +18,8 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::bounded::within;
 use crate::install;
-use crate::keeper::{self, Kept, Persistence};
 use crate::registry::free_port;
+use crate::supervisor::{self, ManagedProcess, ProcessSpec};
 
 /// It is up after some 20 ms; the rest is for a loaded machine.
 const START: Duration = Duration::from_secs(20);
@@ -31,7 +31,7 @@ const KEYGEN: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Sshd {
     port: u16,
-    kept: Kept,
+    kept: ManagedProcess,
 }
 
 impl Sshd {
@@ -41,7 +41,7 @@ impl Sshd {
         tokio::task::spawn_blocking(move || install::ensure(&programs)).await??;
         // sshd wants it, and on a machine without the service nobody makes it.
         fs::create_dir_all("/run/sshd").context("cannot make sshd's folder /run/sshd")?;
-        let directory = keeper::directory("sshd")?;
+        let directory = supervisor::directory("sshd")?;
         for name in ["host_key", "key"] {
             let file = directory.join(name).display().to_string();
             let keygen = Command::new("ssh-keygen")
@@ -68,7 +68,7 @@ impl Sshd {
         let port = free_port()?;
         let config = directory.join("sshd_config");
         fs::write(&config, server_config(&directory, port, environment))?;
-        let kept = Kept::start(Persistence {
+        let kept = ManagedProcess::start(ProcessSpec {
             name: "sshd",
             directory,
             lock: None,

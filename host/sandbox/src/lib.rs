@@ -5,7 +5,7 @@
 //! (`isolation`). A policy is called in a fresh store each time (`instance`); what it may do is decided by the capabilities that
 //! it is handed, not here.
 
-// Allowed in one function, `compile::Compiled::adopt`, which says why; tests/tests/tidy.rs counts.
+// Allowed in one function, `compile::Compiled::adopt`, which says why; tests/tests/architecture.rs counts.
 #![deny(unsafe_code)]
 
 mod bindings;

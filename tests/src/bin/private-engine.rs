@@ -1,6 +1,6 @@
 //! Holds a private engine until stdin ends: prints its `DOCKER_HOST`, then its directory.
 //!
-//! For the keeper's own test, which kills it, and for a person who wants several test runs to share an engine.
+//! For the supervisor's own test, which kills it, and for a person who wants several test runs to share an engine.
 //! `private-engine isolated` starts one that does not touch the machine's network.
 
 use std::io::{Write, stdin, stdout};

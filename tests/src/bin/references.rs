@@ -1,5 +1,5 @@
 //! Writes those pages of docs/ that are made of the program itself, where they are not as they would be. `cargo xtask references`
-//! runs it; a test in `tests/tests/tidy.rs` fails where it would write something.
+//! runs it; a test in `tests/tests/architecture.rs` fails where it would write something.
 
 use std::fs;
 

@@ -10,7 +10,7 @@ use refit::engine::operations::{Operation, calls_of, patterns};
 use refit::engine::permissions::EngineCall;
 use refit::model::container::ContainerId;
 use refit::recreate::names::BackupName;
-use refit_tests::faulty::{Call, Fault, Plan, Proxy, Setting};
+use refit_tests::fault_proxy::{Call, Fault, Plan, Proxy, Setting};
 use refit_tests::registry::{self, Registry};
 use refit_tests::scenario::bench::Bench;
 use refit_tests::scenario::{self, Scenario};

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use futures_util::future::try_join_all;
-use refit_tests::faulty::{Call, Fault, Plan};
+use refit_tests::fault_proxy::{Call, Fault, Plan};
 use refit_tests::scenario::bench::{Bench, Slot};
 use refit_tests::scenario::{self, Outcome, Scenario};
 use refit_tests::{progress, with_world_for};

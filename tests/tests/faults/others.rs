@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::future::try_join_all;
-use refit_tests::faulty::{Fault, Plan, Refused};
+use refit_tests::fault_proxy::{Fault, Plan, Refused};
 use refit_tests::scenario::bench::{Bench, Slot};
 use refit_tests::scenario::{self, Outcome, Scenario};
 use refit_tests::{progress, with_world_for};

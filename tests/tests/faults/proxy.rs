@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bollard::{API_DEFAULT_VERSION, Docker};
-use refit_tests::faulty::{Fault, Plan, Proxy, Setting};
+use refit_tests::fault_proxy::{Fault, Plan, Proxy, Setting};
 use refit_tests::scenario::bench::Bench;
 use refit_tests::scenario::{self, Scenario};
 use refit_tests::{engine, with_world};
@@ -60,7 +60,7 @@ impl Client {
     }
 
     fn log(&self) -> Vec<(u32, String, Option<u16>, bool)> {
-        let line = |call: refit_tests::faulty::Call| {
+        let line = |call: refit_tests::fault_proxy::Call| {
             (
                 call.number.unwrap_or_default(),
                 call.label(),

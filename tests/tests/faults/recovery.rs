@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::try_join_all;
-use refit_tests::faulty::{Fault, Plan};
+use refit_tests::fault_proxy::{Fault, Plan};
 use refit_tests::scenario::bench::{Bench, Slot};
 use refit_tests::scenario::{self, Scenario};
 use refit_tests::{progress, with_world_for};

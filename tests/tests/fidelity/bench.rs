@@ -39,7 +39,7 @@ use refit_tests::World;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::between::Between;
+use crate::engine_faults::Between;
 
 /// Longer than any call here takes on a busy machine.
 const CALL: Duration = Duration::from_secs(60);

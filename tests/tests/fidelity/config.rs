@@ -8,8 +8,8 @@ use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, object, told};
-use crate::between::Between;
 use crate::changes::changes;
+use crate::engine_faults::Between;
 use crate::fields;
 
 /// Fields of the model that no container can be given, and why.

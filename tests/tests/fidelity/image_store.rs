@@ -13,7 +13,7 @@ use refit_tests::world::Running;
 use refit_tests::{ContainerSpec, ImageSpec, World, registry, with_world};
 
 use crate::bench::{Bench, docker, follower_names, told};
-use crate::between::Between;
+use crate::engine_faults::Between;
 
 async fn publish(w: &World, registry: &Registry, version: &str) -> anyhow::Result<String> {
     let spec = ImageSpec::new(version).env("OF_IMAGE", version);

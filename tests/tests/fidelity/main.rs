@@ -9,28 +9,28 @@
 #![recursion_limit = "256"]
 
 mod bench;
-mod between;
 mod changes;
+mod engine_faults;
 mod fields;
 
+mod concurrency;
 mod config;
 mod dependents;
 mod host_config;
 mod image_store;
 mod interference;
-mod last_look;
 mod left_down;
-mod left_over;
+mod leftovers;
 mod networks;
-mod newer;
+mod newer_engines;
 mod overlap;
 mod permissions;
 mod ports;
+mod precondition;
 mod proof;
-mod recovering;
+mod recovery;
 mod restart;
-mod spelled;
+mod spelling;
 mod state;
 mod storage;
-mod together;
 mod verified;

@@ -242,9 +242,9 @@ async fn a_second_network_that_refuses_stops_nothing() -> anyhow::Result<()> {
             )
             .await?;
         let started = Bench::new(&w).started(&a.id).await?;
-        let between = crate::between::Between::new(&w).refuses(|call| {
+        let between = crate::engine_faults::Between::new(&w).refuses(|call| {
             call.starts_with("connect ")
-                .then(|| crate::between::status(403))
+                .then(|| crate::engine_faults::status(403))
         });
         let bench = Bench::new(&w).through(between);
         let error = bench.refused(&a.name, &new).await?;

@@ -12,7 +12,7 @@ use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
 use serde_json::json;
 
 use crate::bench::{Bench, told};
-use crate::between::{Between, status};
+use crate::engine_faults::{Between, status};
 
 const SOON: Duration = Duration::from_millis(100);
 

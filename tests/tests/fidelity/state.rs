@@ -10,7 +10,7 @@ use refit::recreate::RecreateError;
 use refit_tests::{ContainerSpec, ImageSpec, World, with_world};
 
 use crate::bench::{Bench, told};
-use crate::between::Between;
+use crate::engine_faults::Between;
 
 /// Refused with a sentence that says `because`, and nothing happened to it.
 async fn refused(bench: &Bench, name: &str, image: &str, because: &str) -> anyhow::Result<()> {

@@ -10,7 +10,7 @@ use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, docker, told};
-use crate::between::{Between, status};
+use crate::engine_faults::{Between, status};
 
 /// `Aborted`, naming the field; the old container was never stopped and nothing is beside it.
 async fn found(

@@ -9,7 +9,7 @@ use bollard::models::HealthConfig;
 use bollard::query_parameters::UploadToContainerOptionsBuilder;
 
 use super::bench::{Bench, Slot};
-use super::promise::{End, Facts, facts};
+use super::invariants::{End, Facts, facts};
 use crate::container::ContainerSpec;
 use crate::image::PROGRAM;
 use crate::world::World;

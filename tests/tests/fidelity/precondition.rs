@@ -16,7 +16,7 @@ use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use tokio_util::sync::CancellationToken;
 
 use crate::bench::Bench;
-use crate::between::{Between, status};
+use crate::engine_faults::{Between, status};
 
 /// Two that share the engine alone: the second looked before the first parked, and makes its own after the first took over.
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 # Keeps one server alive exactly as long as somebody holds the other end of our stdin, then removes it without trace.
 #
-# usage: sh keeper.sh DIRECTORY LOCK PATIENCE_S GRACE_S COMMAND…
+# usage: sh supervisor.sh DIRECTORY LOCK PATIENCE_S GRACE_S COMMAND…
 #   DIRECTORY   everything the server writes is in here; removed at the end. Gets stdout.log, stderr.log.
 #   LOCK        a file to hold an exclusive lock on for as long as the server lives, or - for none. Holding one also means
 #               "this is an engine": the bridges it made are removed with it.

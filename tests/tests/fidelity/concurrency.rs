@@ -15,7 +15,7 @@ use refit_tests::{ContainerSpec, ImageSpec, World, registry, with_world};
 use serde_json::Value;
 
 use crate::bench::Bench;
-use crate::between::Between;
+use crate::engine_faults::Between;
 
 /// A folder of its own, gone at the end.
 struct Folder(PathBuf);

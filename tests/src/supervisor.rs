@@ -1,7 +1,7 @@
 //! Servers that live exactly as long as this process, however it ends.
 //!
 //! `Drop` is no help against SIGKILL and does not run for statics. So every server is the child of a small shell script,
-//! `keeper.sh`, whose stdin is a pipe held here: when this process is gone the kernel closes the pipe, and the script stops
+//! `supervisor.sh`, whose stdin is a pipe held here: when this process is gone the kernel closes the pipe, and the script stops
 //! the server and removes its directory. Knows nothing of engines or registries.
 
 use std::fs;
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::report::progress;
 
-const SCRIPT: &str = include_str!("keeper.sh");
+const SCRIPT: &str = include_str!("supervisor.sh");
 /// A Unix socket's path may have 107 bytes, and a `TMPDIR` can be longer than that.
 const PARENT: &str = "/tmp";
 /// How long to wait for a lock. Its holder may be a whole test suite in another checkout.
@@ -30,7 +30,7 @@ const AFTER_GRACE: Duration = Duration::from_secs(15);
 const LOG_LINES: usize = 15;
 
 /// What to keep alive.
-pub(crate) struct Persistence<'a> {
+pub(crate) struct ProcessSpec<'a> {
     /// Names the server in messages, and its directory.
     pub(crate) name: &'a str,
     pub(crate) directory: PathBuf,
@@ -42,7 +42,7 @@ pub(crate) struct Persistence<'a> {
 
 /// A server that is being kept alive.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct ManagedProcess {
     name: String,
     directory: PathBuf,
     // Closing it is what ends the server.
@@ -60,7 +60,7 @@ enum State {
     Ended(String),
 }
 
-/// A fresh directory for a server. From `Kept::start` on the script removes it.
+/// A fresh directory for a server. From `ManagedProcess::start` on the script removes it.
 pub(crate) fn directory(name: &str) -> anyhow::Result<PathBuf> {
     let directory = tempfile::Builder::new()
         .prefix(&format!("refit-{name}-"))
@@ -69,9 +69,9 @@ pub(crate) fn directory(name: &str) -> anyhow::Result<PathBuf> {
     Ok(directory.keep())
 }
 
-impl Kept {
-    pub(crate) fn start(keep: Persistence<'_>) -> anyhow::Result<Self> {
-        let script = keep.directory.join("keeper.sh");
+impl ManagedProcess {
+    pub(crate) fn start(keep: ProcessSpec<'_>) -> anyhow::Result<Self> {
+        let script = keep.directory.join("supervisor.sh");
         fs::write(&script, SCRIPT).with_context(|| format!("cannot write {}", script.display()))?;
         let mut command = Command::new("sh");
         command
@@ -139,9 +139,16 @@ impl Kept {
         let begun = state.wait_for(|state| *state != State::Preparing);
         // The script gives up first, and says why.
         let begun = tokio::time::timeout(PATIENCE + GRACE, begun).await;
-        let begun = begun
-            .with_context(|| format!("cannot start the {}: its keeper says nothing", self.name))?;
-        drop(begun.with_context(|| format!("cannot start the {}: its keeper died", self.name))?);
+        let begun = begun.with_context(|| {
+            format!(
+                "cannot start the {}: its supervisor says nothing",
+                self.name
+            )
+        })?;
+        drop(
+            begun
+                .with_context(|| format!("cannot start the {}: its supervisor died", self.name))?,
+        );
         tokio::select! {
             answer = tokio::time::timeout(limit, ready) => match answer {
                 Ok(answer) => answer.with_context(|| format!("cannot reach the {}; its log ends with\n{}", self.name, self.last_log_lines())),
@@ -160,11 +167,11 @@ impl Kept {
             .as_deref()
         {
             Ok(State::Ended(reason)) => reason.clone(),
-            Ok(State::Preparing | State::Started) | Err(_) => "its keeper is gone".to_owned(),
+            Ok(State::Preparing | State::Started) | Err(_) => "its supervisor is gone".to_owned(),
         }
     }
 
-    /// Kills the server, as it is. What it left stays until [`Kept::stop`].
+    /// Kills the server, as it is. What it left stays until [`ManagedProcess::stop`].
     pub(crate) fn kill(&self) -> anyhow::Result<()> {
         let directory = self.directory.display().to_string();
         for entry in fs::read_dir("/proc").context("cannot list processes")? {
@@ -198,8 +205,8 @@ impl Kept {
                     GRACE + AFTER_GRACE
                 )
             })?
-            .context("cannot wait for a keeper")?
-            .with_context(|| format!("cannot wait for the keeper of the {name}"))?;
+            .context("cannot wait for a supervisor")?
+            .with_context(|| format!("cannot wait for the supervisor of the {name}"))?;
         Ok(())
     }
 

@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 
 use super::Scenario;
 use super::bench::{Behind, Bench};
+use super::fixtures::{Before, FOLLOWER_PORT, Follower, MARKER, STAMPS, VOLUMES};
 use super::program::{Ending, Run};
-use super::set_up::{Before, FOLLOWER_PORT, Follower, MARKER, STAMPS, VOLUMES};
 use crate::bounded::{self, CALL, within};
-use crate::faulty::{Call, Proxy, Refused};
+use crate::fault_proxy::{Call, Proxy, Refused};
 use crate::world::World;
 
 /// One way in which the promise was broken.

@@ -15,7 +15,7 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::TryStreamExt;
 use refit_tests::ImageSpec;
 
-/// The keeper's own limit is 20 s for the engine, and some for the rest.
+/// The supervisor's own limit is 20 s for the engine, and some for the rest.
 const GONE: Duration = Duration::from_secs(40);
 
 #[tokio::test]
@@ -25,7 +25,7 @@ async fn nothing_outlives_a_process_that_is_killed() -> anyhow::Result<()> {
     run_stubborn_container(&host).await?;
     assert!(
         processes(&directory)?.len() >= 3,
-        "keeper, dockerd, containerd and a shim were expected"
+        "supervisor, dockerd, containerd and a shim were expected"
     );
     holder.kill().context("cannot kill the holder")?;
     holder.wait().context("cannot wait for the holder")?;
