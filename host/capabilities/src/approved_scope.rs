@@ -1,9 +1,9 @@
-//! What a person has approved, around the capabilities of one refresh: no other image, no other container, no other strategy.
+//! The limits that an approval puts on one refresh: the approved images, containers and strategies, and nothing else.
 //!
-//! Between a plan and the refresh that was approved for it a tag may move, and a container may be replaced by another one of its
-//! name. So an image is looked at before it is pulled and when it is here, and each recreation is compared with the plan: the
-//! container's id, its image, the strategy, and the containers that would be replaced with it. Containers that came since are not
-//! shown to the policy: nobody has approved anything about them.
+//! A tag can move, and another container can take a name, between the plan and the refresh that was approved. So
+//! [`ScopedCapabilities`] checks an image before the pull and again after it, and compares each recreation with the plan: the
+//! container's id, its image, the strategy, and the containers that are replaced with it. It hides newer containers from the
+//! policy, because no approval covers them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,18 +18,18 @@ use refit_recreate::RecreateError;
 
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation};
 
-/// What may be done, and no more.
+/// The actions that an approval allows.
 #[derive(Clone, Debug)]
 pub struct ApprovedScope {
-    /// How it is called in a refusal: `approval 7`.
+    /// The name of the approval in a refusal: `approval 7`.
     pub title: String,
     /// The digest that the registry must have for each image.
     pub images: HashMap<ImageRef, String>,
-    /// By name.
+    /// The containers that may be recreated, by name.
     pub containers: BTreeMap<String, ApprovedContainer>,
-    /// The names of the other containers that there were.
+    /// The names of the other containers that existed when the plan was made.
     pub others: BTreeSet<String>,
-    /// The containers that this refresh itself has made, by name.
+    /// The containers that this refresh has created itself, by name.
     renewed: Arc<Mutex<HashMap<String, ContainerId>>>,
 }
 
@@ -38,7 +38,7 @@ pub struct ApprovedScope {
 pub struct ApprovedContainer {
     pub id: ContainerId,
     pub strategy: Strategy,
-    /// What it is to run.
+    /// The image that the new container runs.
     pub image: ImageRef,
     /// The containers that depend on it and may be replaced with it, by name.
     pub followers: BTreeMap<String, ContainerId>,
@@ -66,7 +66,7 @@ impl ApprovedScope {
             return Err(format!("{title} says nothing about `{image}`"));
         };
         match &found.digest {
-            // One image may have several digests: what is here is what was approved if this is one of them.
+            // An image may have several digests: it is approved if the approved digest is among them.
             _ if found.has_digest(approved) => Ok(()),
             Some(found) => Err(format!(
                 "{title} is for `{approved}`, and `{image}` stands for `{found}` now"
@@ -96,7 +96,8 @@ impl ApprovedScope {
         self.is_approved_one(name, &approved.id, &wanted.container.id)
     }
 
-    /// Whether these may be replaced with `providers`: as their followers, or because that was approved of themselves.
+    /// Check whether the approval covers replacing `followers` with `providers`: as followers of these, or as containers that are
+    /// approved themselves.
     pub(super) fn covers_followers(
         &self,
         providers: &[&str],
@@ -150,10 +151,10 @@ impl ApprovedScope {
     }
 }
 
-/// Capabilities that do no more than was approved.
+/// Capabilities that refuse everything the approval does not cover.
 pub struct ScopedCapabilities {
     inner: Arc<dyn Capabilities>,
-    /// A plan's: its `pull` says what a registry has, and pulls nothing.
+    /// The capabilities of a plan: their `pull` returns the registry's digest and pulls nothing.
     plan: Arc<dyn Capabilities>,
     scope: Arc<ApprovedScope>,
 }
@@ -202,7 +203,7 @@ impl Capabilities for ScopedCapabilities {
             )));
         }
         let covered = |pulled: &PulledImage| self.scope.covers(pulled);
-        // Before it is here: a tag that has moved is best not moved on this machine.
+        // Check before the pull: if the tag has moved in the registry, it should not move on this machine.
         covered(&self.plan.pull(image).await?).map_err(CallError::Denied)?;
         let pulled = self.inner.pull(image).await?;
         covered(&pulled).map_err(CallError::Denied)?;
@@ -339,12 +340,12 @@ mod tests {
                 allows("ws-bo", "b1", app, "sha256:a", Strategy::Replace),
                 "does not say",
             ),
-            // Somebody made it again, under its name.
+            // Another program has recreated the container under the same name.
             (
                 allows("ws-ana", "a2", app, "sha256:a", Strategy::Replace),
                 "has the name now",
             ),
-            // An image that was approved for another container.
+            // This image was approved for another container.
             (
                 allows(
                     "ws-ana",
@@ -378,7 +379,7 @@ mod tests {
         assert_eq!(covers(&follower("ws-ana", "a1")), Ok(()), "approved itself");
         assert!(covers(&follower("ws-side", "s2")).is_err());
         assert!(covers(&follower("ws-new", "n1")).is_err());
-        // What this refresh itself has made in its place is the same container.
+        // The approval also covers the replacement that this refresh has created.
         let recreated = Recreated {
             id: Some(ContainerId::new("a9")),
             image_id: ImageId::new("sha256:n"),

@@ -182,7 +182,7 @@ impl Scenario {
             path: path.to_owned(),
             source,
         };
-        let engine = Snapshot::read(path).map_err(|error| wrong(error.into()))?;
+        let engine = Snapshot::load(path).map_err(|error| wrong(error.into()))?;
         let grants = GrantsText::default().grants(&engine);
         let step = Step {
             when: When::At(engine.taken),
@@ -213,7 +213,7 @@ impl Scenario {
             None => Snapshot::new(SOME_TIME.parse().unwrap_or(Timestamp::UNIX_EPOCH)),
             Some(snapshot) => {
                 let folder = path.parent().unwrap_or(Path::new("."));
-                Snapshot::read(&folder.join(snapshot))?
+                Snapshot::load(&folder.join(snapshot))?
             }
         };
         let (steps, config) = (document.steps(engine.taken)?, document.config);

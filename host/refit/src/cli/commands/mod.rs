@@ -89,7 +89,7 @@ pub(super) async fn plan(
     bars: MultiProgress,
 ) -> Result<Status, Diagnostic> {
     let json = arguments.selection.json;
-    let snapshot = arguments.snapshot.as_deref().map(Snapshot::read);
+    let snapshot = arguments.snapshot.as_deref().map(Snapshot::load);
     let snapshot = snapshot.transpose()?;
     let report = run(common, arguments.selection, Mode::Plan, snapshot, bars).await?;
     show(&report, json)?;

@@ -80,7 +80,7 @@ async fn compared<'a>(
     old: &Generations,
     new: &Generations,
 ) -> Result<(&'a Path, usize, Vec<Difference>), Diagnostic> {
-    let snapshot = Snapshot::read(path)?;
+    let snapshot = Snapshot::load(path)?;
     let request = Request {
         trigger: Trigger::Operator,
         targets: vec![],
