@@ -37,7 +37,7 @@ async fn every_hostile_policy_is_held_and_the_next_refresh_is_made() -> anyhow::
 /// What holds them must not depend on where their memory comes from.
 #[tokio::test]
 async fn a_pool_holds_them_as_well() -> anyhow::Result<()> {
-    let selftest = Arc::new(Selftest::allocating(Allocation::Pooled).await?);
+    let selftest = Arc::new(Selftest::with_allocation(Allocation::Pooled).await?);
     let outcomes = selftest.run_all(|_| ()).await;
     let failed: Vec<&Outcome> = outcomes.iter().filter(|outcome| !outcome.passed).collect();
     assert!(

@@ -1,5 +1,5 @@
-//! What a process holds that has a policy loaded, and how long it took to load, once for each guest and allocation. Each is a
-//! process of its own, because what one has touched the next would have for nothing.
+//! Measures the memory of a process with a loaded policy, and the time to load it, once for each guest and allocation. Each runs in
+//! a separate process, because touched memory would be free for the next one.
 
 #![allow(clippy::print_stdout, reason = "a table is what this is for")]
 
@@ -12,7 +12,7 @@ use std::time::Instant;
 use refit::sandbox::limits::Times;
 use refit::sandbox::{Allocation, PolicyEngine};
 
-/// Enough to touch all that a call touches.
+/// Enough calls to touch all memory that a call touches.
 const CALLS: usize = 20;
 
 fn main() {
@@ -21,7 +21,7 @@ fn main() {
         [only, language, allocation, cache] if only == "only" => {
             one(language, allocation, Path::new(cache));
         }
-        // `cargo bench` passes `--bench`, and what it was given.
+        // `cargo bench` passes `--bench` and its own arguments.
         _ => all(),
     }
 }
@@ -59,7 +59,7 @@ fn all() {
     }
 }
 
-/// Milliseconds, and kilobytes resident and of addresses.
+/// Print milliseconds, and kilobytes of resident memory and of addresses.
 fn one(language: &str, allocation: &str, cache: &Path) {
     let allocation = match allocation {
         "pooled" => Allocation::Pooled,
@@ -71,8 +71,8 @@ fn one(language: &str, allocation: &str, cache: &Path) {
         .into_iter()
         .find(|(name, _)| *name == language)
         .expect("a guest of this name");
-    let engine = PolicyEngine::allocating(allocation, Times::default()).expect("an engine");
-    let engine = engine.cached_in(cache.to_owned());
+    let engine = PolicyEngine::with_allocation(allocation, Times::default()).expect("an engine");
+    let engine = engine.with_cache(cache.to_owned());
     let began = Instant::now();
     let policy = runtime.block_on(engine.load(bytes, language));
     let policy = policy.expect("the guest loads");

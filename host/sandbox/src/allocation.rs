@@ -1,8 +1,8 @@
-//! Where the memory of instances comes from: from the system, call by call, or from a pool that is reserved beforehand.
+//! The allocation of the memory of instances: from the system for each call, or from a pool that is reserved in advance.
 //!
-//! A pool saves a call some system calls, and bounds how many run at once; docs/benchmarks.md says why it is not the default. What
-//! a policy may have is the same: `limits` holds it to it, not the pool. The code that is compiled is the same too, so the
-//! compiler process knows nothing of this.
+//! A pool saves some system calls per policy call and limits the concurrent calls; docs/benchmarks.md says why it is not the
+//! default. `limits` enforces a policy's limits, not the pool, so they are the same in both. The compiled code is the same too, so
+//! the compiler process is independent of the choice.
 
 use std::sync::Arc;
 
@@ -16,33 +16,33 @@ use super::limits::{
 };
 use super::{Metering, bindings, configuration, tick, wasi};
 
-/// Calls that a pool has room for at once. A further one waits for its turn, within its time.
+/// The concurrent calls that a pool has room for. A further call waits for its turn, within its time limit.
 ///
 /// Each reserves 4 GiB of addresses for each of [`MEMORIES_MAX`] memories, 256 GiB in all, of the 128 TiB that a process has on
-/// most machines. A container or a service manager may allow it less (`ulimit -v`).
-const CALLS_AT_ONCE: usize = 8;
+/// most machines. A container or a service manager may allow less (`ulimit -v`).
+const CONCURRENT_CALLS: usize = 8;
 
-/// What the host keeps of each instance for itself. Components that want more find no place in the pool.
+/// The host's own data for each instance. A component that needs more does not fit into the pool.
 const INSTANCE_BYTES: usize = 1 << 20;
 
-/// Where the memory of instances comes from.
+/// How the memory of instances is allocated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Allocation {
-    /// From the system, when a policy is called, and back to it.
+    /// Allocate from the system at each call of a policy, and free it afterwards.
     #[default]
     OnDemand,
-    /// From a pool. Where there are not enough addresses for one, and for components that do not fit, like
+    /// Allocate from a pool. If there are not enough addresses for a pool, and for components that do not fit, behave like
     /// [`OnDemand`](Allocation::OnDemand).
     Pooled,
 }
 
-/// An engine, and what it offers to guests.
+/// A wasmtime engine with the functions that it offers to guests.
 pub(super) struct Machine {
     pub(super) engine: Engine,
     pub(super) linker: Linker<HostState>,
 }
 
-/// A machine whose instances come from a pool.
+/// A machine that allocates instances from a pool.
 pub(super) struct Pool {
     pub(super) machine: Machine,
     pub(super) turns: Arc<Semaphore>,
@@ -63,18 +63,19 @@ impl Machine {
 }
 
 impl Pool {
-    /// `None` where it cannot be had: making the engine reserves all of its addresses, so that is the test.
-    pub(super) fn probe() -> Option<Self> {
+    /// Create a pool, or return `None` if it is unavailable. Creating the engine reserves all of its addresses, so that is the
+    /// test.
+    pub(super) fn try_new() -> Option<Self> {
         match Machine::new(
-            configuration(Metering::Off).allocation_strategy(strategy(CALLS_AT_ONCE)),
+            configuration(Metering::Off).allocation_strategy(pool_strategy(CONCURRENT_CALLS)),
         ) {
             Ok(machine) => Some(Self {
                 machine,
-                turns: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
+                turns: Arc::new(Semaphore::new(CONCURRENT_CALLS)),
             }),
             Err(cause) => {
                 tracing::warn!(
-                    "policies are called without a pool, which this machine has no room for: {cause:#}"
+                    "no room for a pool on this machine, policies are called without it: {cause:#}"
                 );
                 None
             }
@@ -82,9 +83,9 @@ impl Pool {
     }
 }
 
-/// A call has its turn before it takes anything, and `limits` ends it before it takes more than its share, so the pool is never
-/// found empty.
-fn strategy(calls: usize) -> InstanceAllocationStrategy {
+/// The settings of the pool. It never runs out: a call waits for its turn before it allocates, and `limits` ends it before it takes
+/// more than its share.
+fn pool_strategy(calls: usize) -> InstanceAllocationStrategy {
     let count = |of_each: usize| u32::try_from(calls * of_each).unwrap_or(u32::MAX);
     let each = |of_each: usize| u32::try_from(of_each).unwrap_or(u32::MAX);
     let mut pool = PoolingAllocationConfig::new();
@@ -102,7 +103,7 @@ fn strategy(calls: usize) -> InstanceAllocationStrategy {
         .table_elements(TABLE_ELEMENTS_MAX)
         .max_core_instance_size(INSTANCE_BYTES)
         .max_component_instance_size(INSTANCE_BYTES)
-        // A policy is called a few times a minute: what is left of the last call is nothing to keep.
+        // A policy is called a few times a minute, so warm slots are not worth keeping.
         .max_unused_warm_slots(0);
     InstanceAllocationStrategy::Pooling(pool)
 }
@@ -113,24 +114,24 @@ mod tests {
 
     use super::*;
 
-    /// A pool that the machine could not have is asked for: a petabyte.
+    /// The test requests a pool of a petabyte, which no machine has.
     #[test]
-    fn a_pool_that_is_not_to_be_had_is_an_error_and_no_abort() {
+    fn unavailable_pool_is_an_error() {
         let made =
-            Machine::new(configuration(Metering::Off).allocation_strategy(strategy(1 << 15)));
+            Machine::new(configuration(Metering::Off).allocation_strategy(pool_strategy(1 << 15)));
         assert!(made.is_err());
     }
 
-    /// Otherwise what the compiler process makes, or the cache keeps, would load with one of them only.
+    /// Otherwise the output of the compiler process, and the cache, would load with only one of them.
     #[test]
-    fn both_run_the_same_code() {
+    fn both_allocations_run_the_same_code() {
         let hash = |configuration: &Config| {
             let mut hasher = DefaultHasher::new();
             let engine = Engine::new(configuration).unwrap();
             engine.precompile_compatibility_hash().hash(&mut hasher);
             hasher.finish()
         };
-        let pooled = hash(configuration(Metering::Off).allocation_strategy(strategy(1)));
+        let pooled = hash(configuration(Metering::Off).allocation_strategy(pool_strategy(1)));
         assert_eq!(hash(&configuration(Metering::Off)), pooled);
     }
 }
