@@ -805,7 +805,7 @@ async fn recreate_group(live: &LiveCapabilities, wanted: Vec<Recreation>) -> Ans
                         .map(|it| (name.clone(), Err(to_call_error(it)))),
                 );
             }
-            // The container that gets the error: the requested one that it names; an error of a follower goes to the first
+            // The container that gets the error: the requested container that the error names; a follower's error goes to the first
             // container.
             let named = error.name().to_owned();
             let owner = match ready

@@ -1,4 +1,4 @@
-//! The limits on the containers that a recreation may touch in addition to the one that the policy named.
+//! The limits on the containers that a recreation may touch in addition to the named container.
 //!
 //! Dependent containers are replaced with the named one. They are known only after a query of the engine, behind the
 //! [guard](super::guard), so grants, counts and approvals are checked for them here.
