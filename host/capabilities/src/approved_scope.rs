@@ -60,16 +60,16 @@ impl ApprovedScope {
         }
     }
 
-    fn covers(&self, found: &PulledImage) -> Result<(), String> {
-        let (title, image) = (&self.title, &found.reference);
+    fn covers(&self, pulled: &PulledImage) -> Result<(), String> {
+        let (title, image) = (&self.title, &pulled.reference);
         let Some(approved) = self.images.get(image) else {
             return Err(format!("{title} says nothing about `{image}`"));
         };
-        match &found.digest {
+        match &pulled.digest {
             // An image may have several digests: it is approved if the approved digest is among them.
-            _ if found.has_digest(approved) => Ok(()),
-            Some(found) => Err(format!(
-                "{title} is for `{approved}`, and `{image}` stands for `{found}` now"
+            _ if pulled.has_digest(approved) => Ok(()),
+            Some(digest) => Err(format!(
+                "{title} is for `{approved}`, and `{image}` stands for `{digest}` now"
             )),
             None => Err(format!(
                 "{title} is for `{approved}`, and the engine does not say what `{image}` stands for"
@@ -77,23 +77,23 @@ impl ApprovedScope {
         }
     }
 
-    fn allows(&self, wanted: &Recreation) -> Result<(), String> {
-        let (title, name) = (&self.title, &wanted.container.name);
+    fn allows(&self, recreation: &Recreation) -> Result<(), String> {
+        let (title, name) = (&self.title, &recreation.container.name);
         let Some(approved) = self.containers.get(name) else {
             return Err(format!("{title} does not say that `{name}` is recreated"));
         };
-        if approved.strategy != wanted.strategy {
+        if approved.strategy != recreation.strategy {
             return Err(format!("{title} is for another way of recreating `{name}`"));
         }
-        let image = &wanted.image.reference;
+        let image = &recreation.image.reference;
         if approved.image != *image {
             return Err(format!(
                 "{title} gives `{name}` the image `{}`, not `{image}`",
                 approved.image
             ));
         }
-        self.covers(&wanted.image)?;
-        self.is_approved_one(name, &approved.id, &wanted.container.id)
+        self.covers(&recreation.image)?;
+        self.is_approved_one(name, &approved.id, &recreation.container.id)
     }
 
     /// Check whether the approval covers replacing `followers` with `providers`: as followers of these, or as containers that are
@@ -220,10 +220,13 @@ impl Capabilities for ScopedCapabilities {
         self.inner.unfinished().await
     }
 
-    async fn recreate(&self, wanted: Recreation) -> Result<Recreated, CallError<RecreateError>> {
-        self.scope.allows(&wanted).map_err(CallError::Denied)?;
-        let name = wanted.container.name.clone();
-        let recreated = self.inner.recreate(wanted).await?;
+    async fn recreate(
+        &self,
+        recreation: Recreation,
+    ) -> Result<Recreated, CallError<RecreateError>> {
+        self.scope.allows(&recreation).map_err(CallError::Denied)?;
+        let name = recreation.container.name.clone();
+        let recreated = self.inner.recreate(recreation).await?;
         self.scope.note(&name, &recreated);
         Ok(recreated)
     }
@@ -309,7 +312,13 @@ mod tests {
         }
     }
 
-    fn wanted(name: &str, id: &str, image: &str, digest: &str, strategy: Strategy) -> Recreation {
+    fn recreation(
+        name: &str,
+        id: &str,
+        image: &str,
+        digest: &str,
+        strategy: Strategy,
+    ) -> Recreation {
         Recreation {
             container: ContainerSummary {
                 id: ContainerId::new(id),
@@ -327,7 +336,7 @@ mod tests {
     fn recreation_that_differs_from_the_approval_is_refused() {
         let (scope, app) = (scope(), "ghcr.io/acme/app");
         let allows = |name, id, image, digest, strategy| {
-            scope.allows(&wanted(name, id, image, digest, strategy))
+            scope.allows(&recreation(name, id, image, digest, strategy))
         };
         let approved = allows("ws-ana", "a1", app, "sha256:a", Strategy::Replace);
         assert_eq!(approved, Ok(()));

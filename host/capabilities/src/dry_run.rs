@@ -170,9 +170,12 @@ impl Capabilities for DryRunCapabilities {
         })
     }
 
-    async fn recreate(&self, wanted: Recreation) -> Result<Recreated, CallError<RecreateError>> {
-        let container = self.context.examine(&wanted, self.force).await?;
-        let dependents = match wanted.strategy {
+    async fn recreate(
+        &self,
+        recreation: Recreation,
+    ) -> Result<Recreated, CallError<RecreateError>> {
+        let container = self.context.examine(&recreation, self.force).await?;
+        let dependents = match recreation.strategy {
             Strategy::Remove => vec![],
             Strategy::Replace => self.context.dependents(&container).await?,
             Strategy::Overlap => {
@@ -187,12 +190,12 @@ impl Capabilities for DryRunCapabilities {
         admitted.map_err(ScopeError::into_call_error)?;
         let mut followers = Vec::with_capacity(dependents.len());
         for dependent in dependents {
-            followers.push(self.follower(dependent, &wanted.image).await);
+            followers.push(self.follower(dependent, &recreation.image).await);
         }
-        let stays = wanted.strategy != Strategy::Remove;
+        let stays = recreation.strategy != Strategy::Remove;
         Ok(Recreated {
             id: stays.then_some(container.id),
-            image_id: wanted.image.id,
+            image_id: recreation.image.id,
             from_image_id: container.image_id,
             gap: stays.then_some(Duration::ZERO),
             followers,

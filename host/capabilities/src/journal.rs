@@ -93,14 +93,14 @@ impl Capabilities for Journal {
         container: &ContainerSummary,
     ) -> Result<Container, CallError<EngineError>> {
         let answer = self.inner.inspect(container).await;
-        if let Ok(found) = &answer {
+        if let Ok(container) = &answer {
             let mut ran = self.ran.lock().unwrap_or_else(PoisonError::into_inner);
-            ran.insert(found.id.clone(), found.image_id.clone());
+            ran.insert(container.id.clone(), container.image_id.clone());
             drop(ran);
             let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
-            match found.state {
-                State::Running => stopped.remove(&found.name),
-                state => stopped.insert(found.name.clone(), state),
+            match container.state {
+                State::Running => stopped.remove(&container.name),
+                state => stopped.insert(container.name.clone(), state),
             };
         }
         answer
@@ -210,12 +210,12 @@ fn image_record(
 }
 
 fn recreation_record(
-    wanted: &Recreation,
+    recreation: &Recreation,
     answer: &Result<Recreated, CallError<RecreateError>>,
     planning: bool,
     duration: Duration,
 ) -> RecreationRecord {
-    let name = &wanted.container.name;
+    let name = &recreation.container.name;
     let (outcome, recreated) = match answer {
         Ok(recreated) if planning => (RecreationOutcome::WouldRecreate, Some(recreated)),
         Ok(recreated) if recreated.id.is_none() => (RecreationOutcome::Removed, Some(recreated)),
@@ -234,15 +234,15 @@ fn recreation_record(
     let followers = recreated.map_or(&[][..], |recreated| &recreated.followers);
     RecreationRecord {
         container: name.clone(),
-        strategy: wanted.strategy,
+        strategy: recreation.strategy,
         outcome,
-        old_id: wanted.container.id.clone(),
+        old_id: recreation.container.id.clone(),
         new_id: recreated
             .filter(|_| !planning)
             .and_then(|recreated| recreated.id.clone()),
         from_image_id: recreated.map(|recreated| recreated.from_image_id.clone()),
-        to_image_id: wanted.image.id.clone(),
-        image: Some(wanted.image.reference.clone()),
+        to_image_id: recreation.image.id.clone(),
+        image: Some(recreation.image.reference.clone()),
         gap: recreated
             .filter(|_| !planning)
             .and_then(|recreated| recreated.gap),

@@ -145,14 +145,14 @@ impl EngineContext {
     /// Inspect a listed container again and check that it is the same container, is outdated, and may be recreated.
     pub(super) async fn examine(
         &self,
-        wanted: &Recreation,
+        recreation: &Recreation,
         force: bool,
     ) -> Result<Container, RecreateError> {
-        let name = wanted.container.name.clone();
-        let container = match self.engine.inspect(&wanted.container.id).await {
+        let name = recreation.container.name.clone();
+        let container = match self.engine.inspect(&recreation.container.id).await {
             Ok(container) => container,
             Err(error) if error.is_not_found() => {
-                return Err(successor(self.engine.as_ref(), &name, &wanted.image.id).await);
+                return Err(successor(self.engine.as_ref(), &name, &recreation.image.id).await);
             }
             Err(error) => {
                 return Err(RecreateError::Aborted {
@@ -164,7 +164,7 @@ impl EngineContext {
         };
         let is_ours = ParsedName::parse(&container.name).is_some();
         let may_be_current = container.state == State::Running && !is_ours && !force;
-        if may_be_current && self.runs_already(&container, &wanted.image).await {
+        if may_be_current && self.runs_already(&container, &recreation.image).await {
             return Err(RecreateError::Current { name });
         }
         if container.name != name {
@@ -227,8 +227,8 @@ impl EngineContext {
                 .strip_prefix(&shown)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        let wanted = self.platform.as_ref().map(ToString::to_string);
-        let platforms = [container.platform.as_ref(), wanted.as_ref()];
+        let configured = self.platform.as_ref().map(ToString::to_string);
+        let platforms = [container.platform.as_ref(), configured.as_ref()];
         if !platforms.into_iter().flatten().all(is_shown) {
             return false;
         }
@@ -252,11 +252,11 @@ impl EngineContext {
 
     /// The digest of the manifest that a container from this image would run, if it is known.
     fn manifest_to_run(&self, image: &Image, manifests: &[PlatformManifest]) -> Option<String> {
-        let wanted = |manifest: &&PlatformManifest| match &self.platform {
+        let is_wanted = |manifest: &&PlatformManifest| match &self.platform {
             Some(platform) => platform.is(&manifest.os, &manifest.architecture),
             None => manifest.os == image.os && manifest.architecture == image.architecture,
         };
-        let mut of_platform = manifests.iter().filter(wanted);
+        let mut of_platform = manifests.iter().filter(is_wanted);
         let first = of_platform.next()?;
         // If there are several variants, it is unknown which one the engine takes.
         of_platform.next().is_none().then(|| first.digest.clone())
@@ -501,21 +501,23 @@ impl Capabilities for LiveCapabilities {
         }
     }
 
-    async fn recreate(&self, mut wanted: Recreation) -> RecreateAnswer {
-        let group = self.waves.find_group(&wanted.container.id);
-        if let Some(new) = lock(&self.replaced_followers).get(&wanted.container.id) {
-            wanted.container.id = new.clone();
+    async fn recreate(&self, mut recreation: Recreation) -> RecreateAnswer {
+        let group = self.waves.find_group(&recreation.container.id);
+        if let Some(new) = lock(&self.replaced_followers).get(&recreation.container.id) {
+            recreation.container.id = new.clone();
         }
         let answer = match group {
             Some(group) => {
-                let all = group.run(|wanted| recreate_group(self, wanted)).await;
-                lock(all).remove(&wanted.container.name)
+                let all = group
+                    .run(|recreations| recreate_group(self, recreations))
+                    .await;
+                lock(all).remove(&recreation.container.name)
             }
-            None if wanted.strategy == Strategy::Replace => {
-                let name = wanted.container.name.clone();
-                recreate_group(self, vec![wanted]).await.remove(&name)
+            None if recreation.strategy == Strategy::Replace => {
+                let name = recreation.container.name.clone();
+                recreate_group(self, vec![recreation]).await.remove(&name)
             }
-            None => Some(recreate_alone(self, wanted).await),
+            None => Some(recreate_alone(self, recreation).await),
         };
         // If the policy requested it twice in one wave, the first call took the result.
         let answer = answer.unwrap_or(Err(CallError::Cancelled));
@@ -550,12 +552,12 @@ fn to_call_error(error: RecreateError) -> CallError<RecreateError> {
 }
 
 /// Recreate one container by `remove` or `overlap`.
-async fn recreate_alone(live: &LiveCapabilities, wanted: Recreation) -> RecreateAnswer {
-    let Some(lease) = live.context.leases.take(&wanted.container.id) else {
-        let name = wanted.container.name;
+async fn recreate_alone(live: &LiveCapabilities, recreation: Recreation) -> RecreateAnswer {
+    let Some(lease) = live.context.leases.take(&recreation.container.id) else {
+        let name = recreation.container.name;
         return Err(RecreateError::Busy { name }.into());
     };
-    let (outcome, settled) = recreate_one(live, wanted).await;
+    let (outcome, settled) = recreate_one(live, recreation).await;
     let is_busy = matches!(&outcome, Err(RecreateError::Busy { .. }));
     end_leases(vec![lease], is_busy, settled);
     outcome.map_err(to_call_error)
@@ -592,7 +594,7 @@ impl LiveCapabilities {
     /// image again.
     async fn restore_images(&self, group: &[Prepared]) {
         for prepared in group {
-            let pulled = &prepared.wanted.image;
+            let pulled = &prepared.recreation.image;
             self.restore_image(&prepared.container, pulled, false).await;
             let is_target = |id: &ContainerId| group.iter().any(|it| it.container.id == *id);
             for dependent in prepared.dependents.iter().filter(|it| !is_target(&it.id)) {
@@ -650,15 +652,15 @@ impl LiveCapabilities {
 /// Recreate one container. The flag says whether nothing is left to finish or undo.
 async fn recreate_one(
     live: &LiveCapabilities,
-    wanted: Recreation,
+    recreation: Recreation,
 ) -> (Result<Recreated, RecreateError>, bool) {
     let (context, events) = (&live.context, &live.events);
-    let container = match context.examine(&wanted, live.force).await {
+    let container = match context.examine(&recreation, live.force).await {
         Ok(container) => container,
         Err(error) => return (Err(error), true),
     };
     let name = container.name.clone();
-    if let Err(error) = context.check_permissions(&name, wanted.strategy).await {
+    if let Err(error) = context.check_permissions(&name, recreation.strategy).await {
         return (Err(error), true);
     }
     let step = |step| {
@@ -670,13 +672,13 @@ async fn recreate_one(
     let engine = context.engine.as_ref();
     let mut recreated = Recreated {
         id: None,
-        image_id: wanted.image.id.clone(),
+        image_id: recreation.image.id.clone(),
         from_image_id: container.image_id.clone(),
         gap: None,
         followers: vec![],
         left_over: None,
     };
-    if wanted.strategy == Strategy::Remove {
+    if recreation.strategy == Strategy::Remove {
         step(Step::Remove);
         let removed = remove::remove(engine, &container).await;
         return (removed.map(|()| recreated), true);
@@ -684,8 +686,9 @@ async fn recreate_one(
     if let Err(error) = context.check_overlap(&container).await {
         return (Err(error), true);
     }
-    live.restore_image(&container, &wanted.image, false).await;
-    let image = NewImage::pulled(&wanted.image.reference, wanted.image.id);
+    live.restore_image(&container, &recreation.image, false)
+        .await;
+    let image = NewImage::pulled(&recreation.image.reference, recreation.image.id);
     let replace_options = context.replace_options(&live.ending, &step);
     let (replaced, settled) = overlap::overlap(engine, container, &image, &replace_options).await;
     let replaced = replaced.map(|replaced| {
@@ -706,32 +709,35 @@ type Answers = HashMap<String, RecreateAnswer>;
 
 /// A container that gets a new image, and the containers that depend on it, each after all that it depends on.
 struct Prepared {
-    wanted: Recreation,
+    recreation: Recreation,
     container: Container,
     dependents: Vec<Container>,
 }
 
 /// Recreate one or several containers by `replace`, with all that depend on them, as one replacement.
-async fn recreate_group(live: &LiveCapabilities, wanted: Vec<Recreation>) -> Answers {
+async fn recreate_group(live: &LiveCapabilities, recreations: Vec<Recreation>) -> Answers {
     let context = &live.context;
-    let Some(mut leases) = context.take_leases(wanted.iter().map(|wanted| &wanted.container.id))
-    else {
+    let Some(mut leases) = context.take_leases(
+        recreations
+            .iter()
+            .map(|recreation| &recreation.container.id),
+    ) else {
         let busy = |name: String| (name.clone(), Err(RecreateError::Busy { name }.into()));
-        return wanted
+        return recreations
             .into_iter()
             .map(|it| busy(it.container.name))
             .collect();
     };
     let mut answers = Answers::new();
     let mut ready = Vec::new();
-    for wanted in wanted {
-        let name = wanted.container.name.clone();
+    for recreation in recreations {
+        let name = recreation.container.name.clone();
         let examined = async {
-            let container = context.examine(&wanted, live.force).await?;
+            let container = context.examine(&recreation, live.force).await?;
             let dependents = context.dependents(&container).await?;
             context.check_permissions(&name, Strategy::Replace).await?;
             Ok(Prepared {
-                wanted,
+                recreation,
                 container,
                 dependents,
             })
@@ -833,7 +839,7 @@ fn targets(ready: &[Prepared]) -> Vec<Target> {
         }
     }
     for prepared in ready {
-        let image = &prepared.wanted.image;
+        let image = &prepared.recreation.image;
         let target = Target {
             container: prepared.container.clone(),
             image: Some(NewImage::pulled(&image.reference, image.id.clone())),
@@ -888,7 +894,7 @@ fn recreated(ready: &[Prepared], replaced: Replaced) -> Answers {
         });
         let recreated = Recreated {
             id: new.get(name.as_str()).map(|it| it.id.clone()),
-            image_id: prepared.wanted.image.id.clone(),
+            image_id: prepared.recreation.image.id.clone(),
             from_image_id: prepared.container.image_id.clone(),
             gap: Some(replaced.gap),
             followers: followers.filter(|it| !is_ready(&it.name)).collect(),

@@ -172,9 +172,12 @@ impl Capabilities for SimulatedCapabilities {
         self.inner.pull(image).await
     }
 
-    async fn recreate(&self, wanted: Recreation) -> Result<Recreated, CallError<RecreateError>> {
-        let name = wanted.container.name.clone();
-        let old = self.lock().get(&wanted.container.id).cloned();
+    async fn recreate(
+        &self,
+        recreation: Recreation,
+    ) -> Result<Recreated, CallError<RecreateError>> {
+        let name = recreation.container.name.clone();
+        let old = self.lock().get(&recreation.container.id).cloned();
         match &old {
             Some(Simulation::Removed) => return Err(RecreateError::Gone { name }.into()),
             // A follower is still known by its old id.
@@ -187,30 +190,30 @@ impl Capabilities for SimulatedCapabilities {
                 return Err(RecreateError::ReplacedByOther {
                     name,
                     id: id.clone(),
-                    current: *image_id == wanted.image.id,
+                    current: *image_id == recreation.image.id,
                     image_id: image_id.clone(),
                 }
                 .into());
             }
         }
         // Use the id that the container has now.
-        let wanted = match old {
+        let recreation = match old {
             Some(Simulation::Replaced { id, .. }) => Recreation {
                 container: ContainerSummary {
                     id,
-                    ..wanted.container
+                    ..recreation.container
                 },
-                ..wanted
+                ..recreation
             },
-            Some(Simulation::Removed) | None => wanted,
+            Some(Simulation::Removed) | None => recreation,
         };
-        let (first, now) = self.find(&wanted.container.id);
+        let (first, now) = self.find(&recreation.container.id);
         let replaced_with = match &now {
             Some(Simulation::Replaced { image_id, .. }) => image_id.as_ref(),
             Some(Simulation::Removed) | None => None,
         };
         if now.is_some() {
-            let found = self.inspect(&wanted.container).await;
+            let found = self.inspect(&recreation.container).await;
             if let Ok(found) = found
                 && found.state != State::Running
             {
@@ -218,17 +221,17 @@ impl Capabilities for SimulatedCapabilities {
                 return Err(RecreateError::Unsupported { name, reason }.into());
             }
         }
-        if replaced_with == Some(&wanted.image.id) && !self.force {
+        if replaced_with == Some(&recreation.image.id) && !self.force {
             return Err(RecreateError::Current { name }.into());
         }
-        let image_id = wanted.image.id.clone();
-        let reference = wanted.image.reference.to_string();
+        let image_id = recreation.image.id.clone();
+        let reference = recreation.image.reference.to_string();
         let asked = Recreation {
             container: ContainerSummary {
                 id: known_id(&first, now.as_ref()),
-                ..wanted.container
+                ..recreation.container
             },
-            ..wanted
+            ..recreation
         };
         let mut recreated = self.inner.recreate(asked).await?;
         let at = jiff::Timestamp::now();
@@ -307,12 +310,12 @@ mod tests {
         strategy: Strategy,
     ) -> Result<Recreated, CallError<RecreateError>> {
         let image = simulated.pull(&APP.parse().unwrap()).await.unwrap();
-        let wanted = Recreation {
+        let recreation = Recreation {
             container: container.clone(),
             image,
             strategy,
         };
-        simulated.recreate(wanted).await
+        simulated.recreate(recreation).await
     }
 
     #[tokio::test]

@@ -26,7 +26,7 @@ pub(super) struct WaveGroups(Mutex<HashMap<ContainerId, Arc<WaveGroup>>>);
 
 /// Containers that are replaced together.
 pub(super) struct WaveGroup {
-    wanted: Vec<Recreation>,
+    recreations: Vec<Recreation>,
     answers: OnceCell<Mutex<Answers>>,
 }
 
@@ -36,7 +36,7 @@ impl WaveGroup {
         &self,
         recreate: impl FnOnce(Vec<Recreation>) -> F,
     ) -> &Mutex<Answers> {
-        let work = async || Mutex::new(recreate(self.wanted.clone()).await);
+        let work = async || Mutex::new(recreate(self.recreations.clone()).await);
         self.answers.get_or_init(work).await
     }
 }
@@ -50,7 +50,7 @@ impl WaveGroups {
     ) -> Result<(), EngineError> {
         let replaced: Vec<&Recreation> = wave
             .iter()
-            .filter(|wanted| wanted.strategy == Strategy::Replace)
+            .filter(|recreation| recreation.strategy == Strategy::Replace)
             .collect();
         if replaced.len() < 2 {
             return Ok(());
@@ -58,26 +58,32 @@ impl WaveGroups {
         let listed = context.engine.containers().await?;
         let nodes = context.ties.nodes(context.engine.as_ref(), &listed).await?;
         let mut groups: Vec<Vec<&Recreation>> = Vec::new();
-        for wanted in replaced {
-            let id = &wanted.container.id;
+        for recreation in replaced {
+            let id = &recreation.container.id;
             let is_connected = |other: &&Recreation| are_connected(&nodes, id, &other.container.id);
-            let (group_failed, others): (Vec<_>, Vec<_>) = groups
+            let (connected, others): (Vec<_>, Vec<_>) = groups
                 .into_iter()
                 .partition(|group| group.iter().any(is_connected));
             groups = others;
-            groups.push(group_failed.into_iter().flatten().chain([wanted]).collect());
+            groups.push(
+                connected
+                    .into_iter()
+                    .flatten()
+                    .chain([recreation])
+                    .collect(),
+            );
         }
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for wanted in wave {
-            known.remove(&wanted.container.id);
+        for recreation in wave {
+            known.remove(&recreation.container.id);
         }
         for group in groups.into_iter().filter(|group| group.len() > 1) {
             let group = Arc::new(WaveGroup {
-                wanted: group.into_iter().cloned().collect(),
+                recreations: group.into_iter().cloned().collect(),
                 answers: OnceCell::new(),
             });
-            for wanted in &group.wanted {
-                known.insert(wanted.container.id.clone(), group.clone());
+            for recreation in &group.recreations {
+                known.insert(recreation.container.id.clone(), group.clone());
             }
         }
         Ok(())

@@ -67,9 +67,12 @@ pub(super) async fn list(
     let wanted_state = wanted.state.map(|state| state.parse()).transpose();
     let wanted_state =
         wanted_state.map_err(|error: approvals::StateError| wrong(error.to_string()))?;
-    let held = state.approvals.list(wanted_state);
+    let approvals = state.approvals.list(wanted_state);
     let listed = Listed {
-        approvals: held.iter().map(|held| Entry::of(held)).collect(),
+        approvals: approvals
+            .iter()
+            .map(|approval| Entry::of(approval))
+            .collect(),
         problem: state.approvals.problem(),
     };
     Ok(Json(listed).into_response())
@@ -93,9 +96,9 @@ pub(super) async fn show(
     State(state): State<AppState>,
     id: Result<Path<Id>, PathRejection>,
 ) -> Result<Response, Problem> {
-    let held = state.approvals.get(parse_id(id)?);
-    let held = held.map_err(|error| to_problem(&error))?;
-    Ok(Json(held.as_ref()).into_response())
+    let approval = state.approvals.get(parse_id(id)?);
+    let approval = approval.map_err(|error| to_problem(&error))?;
+    Ok(Json(approval.as_ref()).into_response())
 }
 
 /// Hold a refresh for approval
@@ -128,8 +131,8 @@ pub(super) async fn request(
     let requested =
         spawn_detached(&state, async move { approvals.request(request, by).await }).await?;
     Ok(match requested {
-        Requested::Held(held) => with_location(StatusCode::CREATED, &held),
-        Requested::Same(held) => with_location(StatusCode::OK, &held),
+        Requested::Held(approval) => with_location(StatusCode::CREATED, &approval),
+        Requested::Same(approval) => with_location(StatusCode::OK, &approval),
         Requested::NothingToDo(plan) => {
             let state = NothingState::NothingToDo;
             Json(NothingToDo { state, plan: &plan }).into_response()
@@ -162,8 +165,8 @@ pub(super) async fn approve(
 ) -> Result<Response, Problem> {
     let id = parse_id(id)?;
     let approvals = state.approvals.clone();
-    let held = spawn_detached(&state, async move { approvals.approve(id, by).await }).await?;
-    Ok(with_location(StatusCode::ACCEPTED, &held))
+    let approval = spawn_detached(&state, async move { approvals.approve(id, by).await }).await?;
+    Ok(with_location(StatusCode::ACCEPTED, &approval))
 }
 
 /// What goes with a rejection.
@@ -207,8 +210,8 @@ pub(super) async fn reject(
         parse_optional(&body).map_err(|error| bad(StatusCode::BAD_REQUEST, error.to_string()))?;
     let approvals = state.approvals.clone();
     let rejecting = async move { approvals.reject(id, by, reason).await };
-    let held = spawn_detached(&state, rejecting).await?;
-    Ok(with_location(StatusCode::OK, &held))
+    let approval = spawn_detached(&state, rejecting).await?;
+    Ok(with_location(StatusCode::OK, &approval))
 }
 
 /// Nothing is held.
@@ -251,9 +254,9 @@ async fn spawn_detached<T: Send + 'static>(
     }
 }
 
-fn with_location(status: StatusCode, held: &PendingApproval) -> Response {
-    let mut response = (status, Json(held)).into_response();
-    if let Ok(place) = HeaderValue::from_str(&format!("/v1/approvals/{}", held.id)) {
+fn with_location(status: StatusCode, approval: &PendingApproval) -> Response {
+    let mut response = (status, Json(approval)).into_response();
+    if let Ok(place) = HeaderValue::from_str(&format!("/v1/approvals/{}", approval.id)) {
         response.headers_mut().insert(header::LOCATION, place);
     }
     response

@@ -131,12 +131,15 @@ impl Capabilities for SnapshotCapabilities {
         }
     }
 
-    async fn recreate(&self, wanted: Recreation) -> Result<Recreated, CallError<RecreateError>> {
-        match (self.recreate_known(&wanted), &self.fallback) {
+    async fn recreate(
+        &self,
+        recreation: Recreation,
+    ) -> Result<Recreated, CallError<RecreateError>> {
+        match (self.recreate_known(&recreation), &self.fallback) {
             (Some(outcome), _) => Ok(outcome?),
-            (None, Some(fallback)) => fallback.plan.recreate(wanted).await,
+            (None, Some(fallback)) => fallback.plan.recreate(recreation).await,
             (None, None) => Err(RecreateError::Gone {
-                name: wanted.container.name,
+                name: recreation.container.name,
             }
             .into()),
         }
@@ -145,29 +148,29 @@ impl Capabilities for SnapshotCapabilities {
 
 impl SnapshotCapabilities {
     /// The result, or `None` if the snapshot does not have the container.
-    fn recreate_known(&self, wanted: &Recreation) -> Option<Result<Recreated, RecreateError>> {
-        let name = wanted.container.name.clone();
+    fn recreate_known(&self, recreation: &Recreation) -> Option<Result<Recreated, RecreateError>> {
+        let name = recreation.container.name.clone();
         let mut now = self.lock();
         let at = now
             .containers
             .iter()
-            .position(|facts| facts.id == wanted.container.id)?;
+            .position(|facts| facts.id == recreation.container.id)?;
         if let Some(fault) = now.recreations.get(&name) {
-            return Some(Err(fault.error(&wanted.container)));
+            return Some(Err(fault.error(&recreation.container)));
         }
         let facts = &mut now.containers[at];
-        if facts.image_id == wanted.image.id && !self.force {
+        if facts.image_id == recreation.image.id && !self.force {
             return Some(Err(RecreateError::Current { name }));
         }
         if facts.state != State::Running {
             let reason = guard::not_running(facts.state);
             return Some(Err(RecreateError::Unsupported { name, reason }));
         }
-        let from_image_id = std::mem::replace(&mut facts.image_id, wanted.image.id.clone());
-        let stays = wanted.strategy != Strategy::Remove;
+        let from_image_id = std::mem::replace(&mut facts.image_id, recreation.image.id.clone());
+        let stays = recreation.strategy != Strategy::Remove;
         if stays {
-            facts.image = wanted.image.reference.to_string();
-            facts.id = successor(&facts.id, &wanted.image.id);
+            facts.image = recreation.image.reference.to_string();
+            facts.id = successor(&facts.id, &recreation.image.id);
         }
         let id = stays.then(|| facts.id.clone());
         if !stays {
@@ -175,7 +178,7 @@ impl SnapshotCapabilities {
         }
         Some(Ok(Recreated {
             id,
-            image_id: wanted.image.id.clone(),
+            image_id: recreation.image.id.clone(),
             from_image_id,
             gap: stays.then_some(Duration::ZERO),
             followers: vec![],
