@@ -1,4 +1,4 @@
-//! Makes the hostile guests of `refit selftest` (`selftest/build.rs`), and lists the projects of `refit policy new`
+//! Builds the hostile guests of `refit selftest` (`selftest/build.rs`), and lists the projects of `refit policy new`
 //! (`templates/build.rs`).
 
 use std::env;

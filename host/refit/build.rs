@@ -1,11 +1,11 @@
-//! Says how the program is linked.
+//! Sets linker options of the program.
 
 use std::env;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    // Each pointer in the data of a program that can be moved takes 24 bytes of it, and so packed next to nothing. Not where a
-    // libc of the machine's starts the program: it may be too old to know.
+    // Each pointer in the data of a position-independent program takes 24 bytes; packed, it takes next to nothing. The machine's
+    // libc may be too old to read the packed form, so programs that it starts do not use it.
     if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|libc| libc == "musl") {
         println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     }

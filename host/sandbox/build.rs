@@ -1,8 +1,8 @@
-//! Builds the default policy (`plugin/workspace`) for `wasm32-wasip2` with the cargo that runs us, and tells the crate where
-//! it is, so that `refit` works with no policy file.
+//! Builds the default policy (`plugin/workspace`) for `wasm32-wasip2` with the cargo that runs this script, and passes its path to
+//! the crate, so that `refit` works without a policy file.
 //!
-//! It has a target directory of its own, since the outer cargo holds the lock of the workspace's, and one for all flavours
-//! (debug, release, clippy), so that each does not build its own.
+//! The build has a separate target directory, because the outer cargo holds the lock of the workspace's. All flavours (debug,
+//! release, clippy) share it, so that each does not build a separate one.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -44,7 +44,7 @@ fn main() {
         .args(["--target", "wasm32-wasip2", "--profile", "policy"])
         .arg("--target-dir")
         .arg(&target);
-    // What the outer cargo set is for the host: flags, wrappers (clippy), the target.
+    // The outer cargo sets these for the host: flags, wrappers (clippy), the target.
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy().into_owned();
         let of_cargo = name.starts_with("CARGO_")
@@ -79,14 +79,14 @@ fn main() {
         .join("wasm32-wasip2/policy")
         .join(PACKAGE.replace('-', "_"))
         .with_extension("wasm");
-    // A copy of its own: another flavour may rebuild the shared one while this crate is being compiled.
+    // A separate copy: another flavour may rebuild the shared file while this crate is being compiled.
     let copy = out.join("policy.wasm");
     fs::copy(&component, &copy).expect("the component was just built");
     println!("cargo::rustc-env=DEFAULT_POLICY_WASM={}", copy.display());
 }
 
-/// The component names no path of this machine, so that another machine embeds the same one. Of several prefixes that fit rustc
-/// takes the last.
+/// Replace the paths of this machine in the component, so that another machine embeds the same bytes. If several prefixes fit,
+/// rustc takes the last one.
 fn without_paths(root: &Path) -> String {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));

@@ -44,7 +44,7 @@ pub fn pages() -> anyhow::Result<Vec<Page>> {
     Ok(vec![
         Page::new("docs/commands.md", |_| Ok(cli::reference::commands()))?,
         Page::new("docs/configuration.md", |page| {
-            Ok(config::reference::filled(page)?)
+            Ok(config::reference::fill_page(page)?)
         })?,
         Page::new("docs/socket-proxies.md", |page| {
             Ok(operations::filled(page)?)

@@ -154,7 +154,7 @@ fn run(case: Case, times: u64, cache: &Path) -> anyhow::Result<()> {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            let engine = PolicyEngine::new()?.cached_in(cache.to_owned());
+            let engine = PolicyEngine::new()?.with_cache(cache.to_owned());
             let load = engine.load(DEFAULT_POLICY, "the default policy");
             let policy: Policy = runtime.block_on(load)?;
             for _ in 0..times {

@@ -239,7 +239,7 @@ async fn refresher(state: &std::path::Path) -> anyhow::Result<Refresher> {
         config: config(0),
         allow_older: false,
     };
-    let engine = PolicyEngine::new()?.cached_in(state.join("compiled"));
+    let engine = PolicyEngine::new()?.with_cache(state.join("compiled"));
     let started = Generations::start(engine, terms, state, Persistence::Generations, asked);
     let generations = started
         .await

@@ -1,4 +1,4 @@
-//! What cargo-deny says of the dependencies. `deny.toml` has the rules.
+//! Checks the dependencies with cargo-deny. `deny.toml` has the rules.
 
 use std::env;
 use std::fs;
@@ -8,13 +8,13 @@ use std::time::Duration;
 use crate::run::{Failed, say, step_within};
 use crate::tools;
 
-/// Cargo may have to fetch the crates of other platforms first, to read their licenses.
+/// The time limit of a check. Cargo may have to download the crates of other platforms first, to read their licenses.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
-/// The database is some megabytes. A machine that cannot reach it should not wait for it.
+/// The time limit for downloading the database, which has some megabytes, so that a machine without network does not wait.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(2 * 60);
 
-/// Checks licenses, bans and sources, and advisories if their database can be fetched or is cached.
+/// Check licenses, bans and sources, and advisories if their database can be downloaded or is cached.
 pub(crate) fn check() -> Result<(), Failed> {
     step_within(
         "checking licenses, bans and sources of the dependencies",
@@ -58,7 +58,7 @@ fn check_advisories() -> Result<(), Failed> {
     })
 }
 
-/// Whether cargo-deny finds a database of an earlier run.
+/// Whether cargo-deny has a database from an earlier run.
 fn has_database() -> bool {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));

@@ -1,5 +1,5 @@
-//! What is handed out: a program that needs nothing of the machine it runs on, what goes along with it, and the context of its
-//! image. All of it in one folder, with SBOMs and checksums. Knows how the program is asked for its completions, and nothing else of it.
+//! Builds a distribution: a static program, its companion files, and the context of its image. All of it is in one folder, with
+//! SBOMs and checksums. Of the program, this module only knows how it prints its completions.
 
 use std::env;
 use std::ffi::OsString;
@@ -12,10 +12,10 @@ use crate::run::{Failed, cargo, say, step, target_directory};
 use crate::sbom;
 use crate::setup::{self, root};
 
-/// The roots of TLS, as Debian's `ca-certificates` puts them together. In the image they are at the same place.
+/// The root certificates for TLS, as Debian's `ca-certificates` collects them. The image has the same path.
 const ROOTS: &str = "etc/ssl/certs/ca-certificates.crt";
 
-/// Below `packaging/`, copied as they are.
+/// Files below `packaging/` that are copied unchanged.
 const FILES: [&str; 5] = [
     "Dockerfile",
     "compose.yaml",
@@ -27,9 +27,9 @@ const FILES: [&str; 5] = [
 pub(crate) struct Program {
     pub(crate) name: &'static str,
     what: &'static str,
-    /// What cargo has to be told.
+    /// The features for cargo.
     features: &'static [&'static str],
-    /// Where `dist` was asked for. Any other profile is that of both.
+    /// The profile for the request `dist`. Any other profile applies to both programs.
     profile: &'static str,
 }
 
@@ -45,7 +45,7 @@ pub(crate) const PROGRAMS: [Program; 2] = [
         what: "refit without a compiler",
         features: &[
             "--no-default-features",
-            // Leaves out what is logged at `trace`, which is the libraries' in all but one place.
+            // Disables logs at `trace`, which come from libraries, with one exception.
             "--features",
             "tracing/release_max_level_debug",
         ],
@@ -53,15 +53,15 @@ pub(crate) const PROGRAMS: [Program; 2] = [
     },
 ];
 
-/// What was built.
+/// The result of a build.
 pub(crate) struct Built {
     pub(crate) folder: PathBuf,
     pub(crate) profile: String,
 }
 
-/// Builds all of it.
+/// Build the whole distribution.
 pub(crate) fn build(arguments: &[OsString]) -> Result<Built, Failed> {
-    let usual = usual_target();
+    let usual = host_target();
     let (mut triple, mut profile) = (usual.clone(), "dist".to_owned());
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
@@ -82,7 +82,7 @@ pub(crate) fn build(arguments: &[OsString]) -> Result<Built, Failed> {
     }
     setup::all()?;
     setup::musl(&triple)?;
-    // Not `dist`: there cargo puts what is built with that profile for no target.
+    // Not `dist`: cargo uses that folder for builds with that profile and without a target.
     let folder = target_directory().join("distribution");
     let ours = folder.join(format!("linux-{}", architecture(&triple)));
     for program in PROGRAMS {
@@ -91,7 +91,7 @@ pub(crate) fn build(arguments: &[OsString]) -> Result<Built, Failed> {
             other => other,
         };
         let built = compile(&program, &triple, profile, root(), &target_directory())?;
-        // Both may be called so there, and the next one takes its place.
+        // Both may have this name in the folder, and the next one replaces it.
         copy(&built, &ours.join(program.name), 0o755)?;
         let sbom = format!("{}-linux-{}.cdx.json", program.name, architecture(&triple));
         sbom::write(&triple, program.features, &folder.join(sbom))?;
@@ -100,25 +100,25 @@ pub(crate) fn build(arguments: &[OsString]) -> Result<Built, Failed> {
         let from = root().join("packaging").join(name);
         copy(&from, &folder.join(name), 0o644)?;
     }
-    image(&folder)?;
+    write_image_files(&folder)?;
     if triple == usual {
-        companions(&ours.join("refit"), &folder)?;
+        write_companions(&ours.join("refit"), &folder)?;
     } else {
         say(
             "xtask: LEFT OUT: completions, man pages and schema, which are made by a program that runs here; `cargo xtask dist` without a target makes them",
         );
     }
-    checksums(&folder)?;
+    write_checksums(&folder)?;
     say(&format!("xtask: it is in {}", folder.display()));
     Ok(Built { folder, profile })
 }
 
-/// Of this machine.
-pub(crate) fn usual_target() -> String {
+/// The target of this machine.
+pub(crate) fn host_target() -> String {
     format!("{}-unknown-linux-musl", env::consts::ARCH)
 }
 
-/// Compiles a program in a checkout, and returns where it is.
+/// Compile a program in a checkout, and return its path.
 pub(crate) fn compile(
     program: &Program,
     triple: &str,
@@ -143,11 +143,11 @@ pub(crate) fn compile(
     Ok(target.join(triple).join(profile).join("refit"))
 }
 
-/// Flags by which a program names no path of the machine that it was built on, so that another machine builds the same one. Of
-/// several prefixes that fit rustc takes the last.
+/// The flags that replace the paths of this machine in a program, so that another machine builds the same bytes. If several
+/// prefixes fit, rustc takes the last one.
 fn without_paths(checkout: &Path, target: &Path) -> Result<String, Failed> {
     let whole = |path: &Path| fs::canonicalize(path).map_err(|error| cannot("find", path, &error));
-    folder_at(target)?;
+    create_folder(target)?;
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
     let mut prefixes = Vec::new();
@@ -162,7 +162,7 @@ fn without_paths(checkout: &Path, target: &Path) -> Result<String, Failed> {
     Ok(flags.collect::<Vec<_>>().join("\u{1f}"))
 }
 
-/// As the engine and BuildKit call it.
+/// The architecture's name for the engine and BuildKit.
 fn architecture(triple: &str) -> &str {
     match triple.split('-').next().unwrap_or(triple) {
         "x86_64" => "amd64",
@@ -171,43 +171,43 @@ fn architecture(triple: &str) -> &str {
     }
 }
 
-/// What the image has beside the program.
-fn image(folder: &Path) -> Result<(), Failed> {
+/// Copy the image's other files.
+fn write_image_files(folder: &Path) -> Result<(), Failed> {
     let roots = Path::new("/").join(ROOTS);
     if !roots.is_file() {
         setup::apt("ca-certificates", "the roots that TLS is checked by")?;
     }
     copy(&roots, &folder.join("image").join(ROOTS), 0o644)?;
-    // Empty: it is there for its owner.
-    folder_at(&folder.join("image/state"))
+    // An empty folder that has the image's user as owner.
+    create_folder(&folder.join("image/state"))
 }
 
-/// What the program says of itself.
-fn companions(program: &Path, folder: &Path) -> Result<(), Failed> {
+/// Write the files that the program generates about itself.
+fn write_companions(program: &Path, folder: &Path) -> Result<(), Failed> {
     for (shell, name) in [
         ("bash", "refit.bash"),
         ("fish", "refit.fish"),
         ("zsh", "_refit"),
     ] {
         let file = folder.join("completions").join(name);
-        said(program, &["completions", shell], &file)?;
+        write_output(program, &["completions", shell], &file)?;
     }
-    said(
+    write_output(
         program,
         &["config", "schema"],
         &folder.join("refit.schema.json"),
     )?;
-    // One of a command that is no more must not stay.
+    // Remove the pages of deleted commands.
     let pages = folder.join("man/man1");
     let _ = fs::remove_dir_all(&pages);
-    folder_at(&pages)?;
+    create_folder(&pages)?;
     step(
         "writing the man pages",
         Command::new(program).arg("man").arg(&pages),
     )
 }
 
-fn said(program: &Path, arguments: &[&str], file: &Path) -> Result<(), Failed> {
+fn write_output(program: &Path, arguments: &[&str], file: &Path) -> Result<(), Failed> {
     let asked = format!("{} {}", program.display(), arguments.join(" "));
     let output = Command::new(program)
         .args(arguments)
@@ -218,13 +218,13 @@ fn said(program: &Path, arguments: &[&str], file: &Path) -> Result<(), Failed> {
         return Err(Failed::new(format!("`{asked}` ended with {}", output.status)).hint(told));
     }
     if let Some(above) = file.parent() {
-        folder_at(above)?;
+        create_folder(above)?;
     }
     fs::write(file, output.stdout).map_err(|error| cannot("write", file, &error))
 }
 
-/// Of every file, in the form that `sha256sum --check` reads.
-fn checksums(folder: &Path) -> Result<(), Failed> {
+/// Write the checksum of every file, in the format of `sha256sum --check`.
+fn write_checksums(folder: &Path) -> Result<(), Failed> {
     let script =
         "find . -type f ! -name SHA256SUMS | LC_ALL=C sort | xargs -d '\\n' sha256sum > SHA256SUMS";
     step(
@@ -235,16 +235,16 @@ fn checksums(folder: &Path) -> Result<(), Failed> {
 
 fn copy(from: &Path, to: &Path, mode: u32) -> Result<(), Failed> {
     if let Some(above) = to.parent() {
-        folder_at(above)?;
+        create_folder(above)?;
     }
-    // Away with it first: a program that runs cannot be written over.
+    // Remove it first: a running program cannot be overwritten.
     let _ = fs::remove_file(to);
     fs::copy(from, to).map_err(|error| cannot("copy", from, &error))?;
     let mode = fs::Permissions::from_mode(mode);
     fs::set_permissions(to, mode).map_err(|error| cannot("set the mode of", to, &error))
 }
 
-fn folder_at(path: &Path) -> Result<(), Failed> {
+fn create_folder(path: &Path) -> Result<(), Failed> {
     fs::create_dir_all(path).map_err(|error| cannot("make", path, &error))
 }
 

@@ -1,5 +1,5 @@
-//! The site of docs/, built as CI should build it: from the lock file, with dead links and stale pages as errors. Knows nothing
-//! of VitePress but the names of its scripts in docs/package.json.
+//! Builds the site of docs/ like CI: from the lock file, with dead links and outdated pages as errors. Of VitePress, this module
+//! only knows the scripts in docs/package.json.
 
 use std::io::stderr;
 use std::process::Command;
@@ -29,7 +29,7 @@ pub(crate) fn build() -> Result<(), Failed> {
     Ok(())
 }
 
-/// In docs/, with what it fetches kept in our cache.
+/// Run npm in docs/, with its downloads in our cache.
 fn npm(arguments: &[&str]) -> Command {
     let mut npm = Command::new("npm");
     npm.args(arguments)

@@ -1,7 +1,7 @@
-//! Gets the engine of another Debian release: tests and benchmarks then run on what users of that release have.
+//! Installs the engine of another Debian release, so that tests and benchmarks can run on it.
 //!
-//! A whole system in a folder, made by debootstrap, of which the test kit mounts `/usr` where it starts an engine. Kept in the
-//! user's cache: a second call costs nothing, and to get a newer one the folder is removed.
+//! debootstrap installs a whole system into a folder, whose `/usr` the test kit mounts to start an engine. The user's cache keeps
+//! it: a second call costs nothing. Remove the folder to get a newer engine.
 
 use std::fs;
 use std::io::{self, Write as _, stderr, stdout};
@@ -11,11 +11,11 @@ use std::process::{Command, Stdio};
 use crate::run::{Failed, cache_directory, say, step};
 use crate::setup;
 
-/// The engine, and what it calls: for the rules of its networks, and to unpack.
+/// The engine, and the programs that it calls: for its network rules, and for unpacking.
 const PACKAGES: &str = "docker.io iptables xz-utils";
 
-/// The folder with that release's engine in it.
-pub(crate) fn system(release: &str) -> Result<PathBuf, Failed> {
+/// The folder with the engine of this release.
+pub(crate) fn install(release: &str) -> Result<PathBuf, Failed> {
     let plain = !release.is_empty() && release.bytes().all(|byte| byte.is_ascii_lowercase());
     if !plain {
         return Err(
@@ -31,10 +31,10 @@ pub(crate) fn system(release: &str) -> Result<PathBuf, Failed> {
     if !setup::is_there("debootstrap") {
         setup::apt("debootstrap", "what makes a Debian system in a folder")?;
     }
-    // What was begun and not finished is no system.
+    // An unfinished installation is removed.
     let unfinished = systems.join(format!("{release}.unfinished"));
     remove(&unfinished)?;
-    let made = make(release, &unfinished).and_then(|()| {
+    let made = run_debootstrap(release, &unfinished).and_then(|()| {
         fs::rename(&unfinished, &system).map_err(|error| {
             Failed::new(format!(
                 "cannot rename {} to {}: {error}",
@@ -71,8 +71,8 @@ fn remove(folder: &Path) -> Result<(), Failed> {
     }
 }
 
-fn make(release: &str, folder: &Path) -> Result<(), Failed> {
-    // debootstrap knows each release that is older than itself, and makes the others as it makes `sid`.
+fn run_debootstrap(release: &str, folder: &Path) -> Result<(), Failed> {
+    // debootstrap knows each release that is older than itself, and installs others like `sid`.
     let known = Path::new("/usr/share/debootstrap/scripts").join(release);
     let mut debootstrap = Command::new("timeout");
     debootstrap
@@ -88,12 +88,12 @@ fn make(release: &str, folder: &Path) -> Result<(), Failed> {
         .arg(folder)
         .args(["sh", "-c", &script])
         .env("DEBIAN_FRONTEND", "noninteractive");
-    quietly(
+    run_with_log(
         &format!("making a Debian {release} in {}", folder.display()),
         &mut debootstrap,
         folder,
     )?;
-    quietly("installing docker.io there", &mut install, folder)?;
+    run_with_log("installing docker.io there", &mut install, folder)?;
     if engine(folder).exists() {
         return Ok(());
     }
@@ -102,8 +102,8 @@ fn make(release: &str, folder: &Path) -> Result<(), Failed> {
     )))
 }
 
-/// Both write a line for each package. They are kept beside the folder for who has to find out what went wrong.
-fn quietly(what: &str, command: &mut Command, folder: &Path) -> Result<(), Failed> {
+/// Run a command whose output goes to a file next to the folder, because both write a line for each package.
+fn run_with_log(what: &str, command: &mut Command, folder: &Path) -> Result<(), Failed> {
     let log = folder.with_extension("log");
     let cannot = |error| Failed::new(format!("cannot write {}: {error}", log.display()));
     if let Some(systems) = folder.parent() {
@@ -123,7 +123,7 @@ fn quietly(what: &str, command: &mut Command, folder: &Path) -> Result<(), Faile
     })
 }
 
-/// Where this machine's own packages come from.
+/// The mirror of this machine's own packages.
 fn mirror() -> Result<String, Failed> {
     let asked = Command::new("apt-get")
         .args(["indextargets", "--format", "$(REPO_URI)"])
@@ -133,7 +133,7 @@ fn mirror() -> Result<String, Failed> {
         .ok()
         .and_then(|answer| String::from_utf8(answer.stdout).ok())
         .unwrap_or_default();
-    // The archive of security fixes is another one, and has no whole system.
+    // The archive of security fixes is separate, and lacks the base system.
     let mirror = text.lines().find(|line| !line.contains("security"));
     mirror.map(str::to_owned).ok_or_else(|| {
         Failed::new("cannot find out where this machine's packages come from")
@@ -141,8 +141,8 @@ fn mirror() -> Result<String, Failed> {
     })
 }
 
-/// For a person, and on stdout for a program.
-pub(crate) fn tell(system: &Path) {
+/// Print the folder for a person, and on stdout for a program.
+pub(crate) fn print_folder(system: &Path) {
     if let Err(error) = writeln!(stdout(), "{}", system.display()) {
         say(&format!("xtask: nobody hears where it is: {error}"));
     }

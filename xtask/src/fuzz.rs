@@ -1,5 +1,5 @@
-//! Runs the targets of `fuzz/`, one after another, each for some time. Every run begins with the corpus in `fuzz/corpus` and with
-//! what earlier runs found, which is kept beside cargo's output.
+//! Runs the targets of `fuzz/`, one after another, each for some time. Every run starts with the corpus in `fuzz/corpus` and with
+//! the inputs that earlier runs found, which are stored next to cargo's output.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,16 +12,16 @@ use crate::tools;
 
 const SECONDS: u64 = 60;
 
-/// Building all targets from nothing, and what a run takes beyond its time.
+/// The time for building all targets from scratch, and for the overhead of a run.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 const RUN_MARGIN: Duration = Duration::from_secs(120);
 
-/// Of one input. The largest of the corpus takes milliseconds.
+/// The time limit of one input. The largest of the corpus takes milliseconds.
 const INPUT_SECONDS: u32 = 10;
 const INPUT_BYTES_MAX: u32 = 64 << 10;
 const MEMORY_MEGABYTES: u32 = 2048;
 
-/// `[--seconds N] [TARGET…]`; without targets all of them.
+/// The arguments are `[--seconds N] [TARGET…]`; without targets all of them run.
 pub(crate) fn run(arguments: &[OsString]) -> Result<(), Failed> {
     let known = targets()?;
     let (mut seconds, mut wanted) = (SECONDS, Vec::new());
@@ -48,7 +48,7 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<(), Failed> {
     let output = target_directory().join("fuzz");
     step_within(
         "building the fuzz targets (from nothing this takes ten minutes and more)",
-        // Coverage alone: what is fuzzed is Rust without `unsafe`, and the address sanitizer takes a nightly toolchain.
+        // Coverage only: the fuzzed code is Rust without `unsafe`, and the address sanitizer needs a nightly toolchain.
         tools::FUZZ
             .command()?
             .args(["build", "--sanitizer", "none", "--target-dir"])
@@ -73,7 +73,7 @@ fn fuzz(target: &str, seconds: u64, output: &Path) -> Result<(), Failed> {
             .args(["run", "--sanitizer", "none", "--target-dir"])
             .arg(output)
             .arg(target)
-            // New inputs go to the first.
+            // libFuzzer writes new inputs to the first folder.
             .arg(&found)
             .arg(root().join("fuzz/corpus").join(target))
             .arg("--")
@@ -92,7 +92,7 @@ fn fuzz(target: &str, seconds: u64, output: &Path) -> Result<(), Failed> {
     })
 }
 
-/// By the names of their files.
+/// The targets, by the names of their files.
 fn targets() -> Result<Vec<String>, Failed> {
     let folder = root().join("fuzz/fuzz_targets");
     let entries = fs::read_dir(&folder)

@@ -1,5 +1,5 @@
-//! The example policies as components. The tools of those that are not in Rust go to the cache, once for each version, and a
-//! component that is up to date is not built again. For those in Rust cargo knows both.
+//! Builds the example policies as components. The tools for languages other than Rust go to the cache, once for each version, and
+//! an up-to-date component is not built again. For Rust, cargo does both.
 
 use std::fs::{self, File};
 use std::io::{Write as _, stderr, stdout};
@@ -11,13 +11,13 @@ use crate::setup::{WASM, is_there, root, wasm_target};
 
 const WORLD: &str = "refresh-policy";
 
-/// Those in Rust: `refit-policy-` and one of these is the package, which makes a component of that name. The default policy is
-/// not among them, since the host's build makes and embeds it.
+/// The examples in Rust: `refit-policy-` and this name is the package and its component. The default policy is not among them,
+/// since the host's build embeds it.
 const RUST: &[&str] = &["canary", "quiet-hours", "watchtower"];
 
 struct Language {
     name: &'static str,
-    /// Below the example. What is in it says which tools, and in which versions.
+    /// Files below the example that determine the tools and their versions.
     tools: &'static [&'static str],
     source: &'static str,
     install: fn(example: &Path, tools: &Path) -> Result<(), Failed>,
@@ -41,13 +41,13 @@ const LANGUAGES: &[Language] = &[
     },
 ];
 
-/// Builds what is out of date, and answers where all of them are.
+/// Build the outdated components, and return the paths of all.
 pub(crate) fn build() -> Result<Vec<PathBuf>, Failed> {
     let folder = target_directory().join("guests");
     fs::create_dir_all(&folder).map_err(|error| cannot("make", &folder, &error))?;
     let tools = cache_directory().join("guest-tools");
     fs::create_dir_all(&tools).map_err(|error| cannot("make", &tools, &error))?;
-    // Two tests may want them at once; the second one finds them built.
+    // Two tests may build at the same time; the second one finds the components.
     let lock = tools.join("lock");
     let held = File::create(&lock).map_err(|error| cannot("make", &lock, &error))?;
     held.lock().map_err(|error| cannot("lock", &lock, &error))?;
@@ -59,12 +59,12 @@ pub(crate) fn build() -> Result<Vec<PathBuf>, Failed> {
     Ok(components)
 }
 
-/// The packages in Rust that are components.
+/// The Rust packages that are components.
 pub(crate) fn rust_packages() -> impl Iterator<Item = String> {
     RUST.iter().map(|name| format!("refit-policy-{name}"))
 }
 
-/// All of them in one call, as host/sandbox/build.rs builds the default policy.
+/// Build all of them in one call, like host/sandbox/build.rs builds the default policy.
 fn build_rust(folder: &Path) -> Result<Vec<PathBuf>, Failed> {
     wasm_target()?;
     let mut build = cargo();
@@ -72,7 +72,7 @@ fn build_rust(folder: &Path) -> Result<Vec<PathBuf>, Failed> {
     for package in rust_packages() {
         build.args(["--package", &package]);
     }
-    // Stdout is for the paths.
+    // Stdout is reserved for the paths.
     step(
         "building the Rust policies (from nothing this takes minutes)",
         build.stdout(stderr()),
@@ -87,7 +87,7 @@ fn build_rust(folder: &Path) -> Result<Vec<PathBuf>, Failed> {
             if fs::read(&out).is_ok_and(|last| last == bytes) {
                 return Ok(out);
             }
-            // It has its name only when all of it is there: somebody may be reading the one before it.
+            // It gets its name when it is complete, because another program may be reading the old one.
             let unfinished = folder.join(format!("{name}.unfinished"));
             fs::write(&unfinished, bytes).map_err(|error| cannot("write", &unfinished, &error))?;
             fs::rename(&unfinished, &out).map_err(|error| cannot("write", &out, &error))?;
@@ -112,7 +112,7 @@ impl Language {
         let unfinished = folder.join(format!("{}.unfinished", self.name));
         step(
             &format!("building the {} policy (up to a minute)", self.name),
-            // Stdout is for the paths.
+            // Stdout is reserved for the paths.
             (self.build)(&example, &tools, &unfinished).stdout(stderr()),
         )?;
         fs::rename(&unfinished, &out).map_err(|error| cannot("write", &out, &error))?;
@@ -120,7 +120,7 @@ impl Language {
         Ok(out)
     }
 
-    /// The folder of the tools. It has its name only when all of them are in it.
+    /// The folder of the tools, which gets its name when all of them are installed.
     fn tools(&self, example: &Path, all: &Path) -> Result<PathBuf, Failed> {
         let wanted = self.read(example, self.tools)?;
         let folder = all.join(self.name);
@@ -179,7 +179,7 @@ fn build_python(example: &Path, tools: &Path, out: &Path) -> Command {
         .arg("--quiet")
         .args(["--world", WORLD, "--wit-path"])
         .arg(root().join("wit"))
-        // Without it CPython wants sockets, which no policy gets.
+        // Without it CPython imports sockets, which no policy gets.
         .args(["componentize", "--stub-wasi", "--python-path"])
         .arg(example)
         .arg("--output")
@@ -229,8 +229,8 @@ fn cannot(act: &str, path: &Path, error: &std::io::Error) -> Failed {
     Failed::new(format!("cannot {act} {}: {error}", path.display()))
 }
 
-/// For a person, and on stdout for a program: a line for each.
-pub(crate) fn tell(components: &[PathBuf]) {
+/// Print a line for each component for a person, and on stdout for a program.
+pub(crate) fn print_components(components: &[PathBuf]) {
     for component in components {
         let line = writeln!(stdout(), "{}", component.display());
         if let Err(error) = line {

@@ -1,10 +1,10 @@
-//! `cargo xtask`: the chores of this repository. Each sets up what it needs first, so that a machine with rustup is enough.
+//! `cargo xtask`: the tasks of this repository. Each installs its own requirements first, so that a machine with rustup is enough.
 //!
-//! Standard library only: this is the first thing that a newcomer builds, and it should be there in seconds. [`setup`] gets what
-//! is missing, [`tools`] installs cargo tools, [`engine`] gets other versions of the engine. [`guests`] builds the example policies,
-//! [`docs`] the site and [`dist`] what is handed out, of which [`sbom`] lists the parts and which
-//! [`reproducible`] builds twice; [`dependencies`] checks the crates, [`fuzz`] the parsers, [`prose`] the pages. [`run`] runs
-//! programs and says what takes time. The other chores are here.
+//! It uses the standard library only, because a newcomer builds it first, in seconds. [`setup`] installs missing requirements,
+//! [`tools`] installs cargo tools, [`engine`] installs other versions of the engine. [`guests`] builds the example policies,
+//! [`docs`] the site and [`dist`] the distribution; [`sbom`] lists the parts of that, and [`reproducible`] builds it twice.
+//! [`dependencies`] checks the crates, [`fuzz`] the parsers, [`prose`] the pages. [`run`] runs programs and prints the long steps.
+//! The other tasks are here.
 
 mod dependencies;
 mod dist;
@@ -71,13 +71,15 @@ fn main() -> ExitCode {
         (Some("reproducible"), arguments) => reproducible::check(arguments),
         (Some("dependencies"), []) => dependencies::check(),
         (Some("prose"), pages) => prose::report(pages),
-        (Some("guests"), []) => guests::build().map(|components| guests::tell(&components)),
+        (Some("guests"), []) => {
+            guests::build().map(|components| guests::print_components(&components))
+        }
         (Some("bench"), [engine, arguments @ ..]) if engine == "engine" => bench_engine(arguments),
         (Some("bench"), arguments) => bench(arguments),
         (Some("dist"), arguments) => dist::build(arguments).map(|_| ()),
         (Some("image"), arguments) => image(arguments),
         (Some("engine"), [release]) => {
-            engine::system(&release.to_string_lossy()).map(|system| engine::tell(&system))
+            engine::install(&release.to_string_lossy()).map(|system| engine::print_folder(&system))
         }
         (Some("engine"), _) => return unusable("`engine` takes the name of a Debian release"),
         (Some("docs"), []) => docs::build(),
@@ -115,7 +117,7 @@ fn unusable(problem: &str) -> ExitCode {
 
 fn demo() -> Result<(), Failed> {
     setup::all()?;
-    // The whole workspace, as the tests build it: another selection would mean other features, and all dependencies again.
+    // Build the whole workspace like the tests: another selection would have other features, and build all dependencies again.
     step(
         "building refit and the demo (from nothing this takes minutes)",
         cargo().args(["build", "--workspace", "--exclude", "xtask", "--bins"]),
@@ -133,7 +135,7 @@ fn image(arguments: &[OsString]) -> Result<(), Failed> {
         "testing the program and its image",
         cargo()
             .args(["test", "--workspace", "--test", "image", "--"])
-            // One of them is timed.
+            // One of these tests measures time.
             .arg("--test-threads=1")
             .env("REFIT_DIST", built.folder)
             .env("REFIT_DIST_PROFILE", built.profile),
@@ -181,8 +183,8 @@ fn test(arguments: &[OsString]) -> Result<(), Failed> {
     )
 }
 
-/// Most tests wait for an engine, a grace time or a proof, so there are more of them at once than cores. Twice as many halved
-/// the longest suite on two cores.
+/// Most tests wait for an engine, a grace time or a health check, so more of them than cores run at once. Twice as many halved the
+/// longest suite on two cores.
 fn test_threads() -> OsString {
     env::var_os("RUST_TEST_THREADS").unwrap_or_else(|| {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -253,7 +255,7 @@ fn lint() -> Result<(), Failed> {
             "warnings",
         ]),
     )?;
-    // Left out of the above, since it wants to have `cargo xtask dist` built.
+    // Separate from the above, since it requires `cargo xtask dist` to be built.
     step(
         "clippy, on the test of what is handed out",
         cargo().args([

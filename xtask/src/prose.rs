@@ -1,5 +1,5 @@
-//! Idioms in the documentation, per 1,000 words. `prose.txt` has the patterns and the pages that are exempt. This file reads Markdown,
-//! finds the patterns, and compares each page with the limit. It does not know grammar: a pattern is words in a row.
+//! Counts idioms in the documentation, per 1,000 words. `prose.txt` has the patterns and the exempt pages. This module reads
+//! Markdown, finds the patterns, and compares each page with the limit. It knows no grammar: a pattern is a sequence of words.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -12,14 +12,15 @@ use crate::setup::root;
 const LIST: &str = include_str!("../prose.txt");
 const LIST_PATH: &str = "xtask/prose.txt";
 
-/// Every pattern also finds some good sentences: the READMEs and design documents of tokio, regex, rustix, regalloc2 and others have
-/// 0.6 hits per 1,000 words (41,000 words, 2026-11-29).
+/// The limit. Every pattern also matches some good sentences: the READMEs and design documents of tokio, regex, rustix, regalloc2
+/// and others have 0.6 hits per 1,000 words (41,000 words, 2026-11-29).
 const HITS_MAX_PER_1000: f64 = 1.5;
 
-/// Two hits would be too many for a shorter page, so it counts in the sum only.
+/// The length from which a page has its own limit. Two hits would exceed it on a shorter page, which counts in the sum only.
 const PAGE_WORDS_MIN: usize = 300;
 
-/// Files, and `*` for each file or folder there. Records (docs/decisions, docs/archive, docs/edit-history) are not checked.
+/// The pages: files, and `*` for each file or folder there. Records (docs/decisions, docs/archive, docs/edit-history) are not
+/// checked.
 const PAGES: [&str; 7] = [
     "README.md",
     "ARCHITECTURE.md",
@@ -30,7 +31,7 @@ const PAGES: [&str; 7] = [
     "tests/README.md",
 ];
 
-/// Fails if a page that is not exempt, or all of them together, have more idioms than the limit, or if an exempt page has not.
+/// Fail if a page that is not exempt, or the sum of all pages, exceeds the limit, or if an exempt page does not.
 pub(crate) fn check() -> Result<(), Failed> {
     say("xtask: checking prose for idioms");
     let list = List::parse(LIST)?;
@@ -49,7 +50,7 @@ pub(crate) fn check() -> Result<(), Failed> {
         .hint(format!("{LIST_PATH} has the plain words")))
 }
 
-/// Prints the numbers of each page, and checks them; with paths, prints the hits in these files.
+/// Print the numbers of each page, and check them. With paths, print the hits in these files.
 pub(crate) fn report(paths: &[OsString]) -> Result<(), Failed> {
     let list = List::parse(LIST)?;
     if paths.is_empty() {
@@ -66,7 +67,7 @@ pub(crate) fn report(paths: &[OsString]) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Words in a row, and what to write in their place.
+/// A sequence of words, with the advice for a replacement.
 #[derive(Debug)]
 struct Pattern {
     text: String,
@@ -78,9 +79,9 @@ struct Pattern {
 #[derive(Debug, Default)]
 struct List {
     patterns: Vec<Pattern>,
-    /// Pages that are not rewritten yet.
+    /// The pages that are not rewritten yet.
     exempt: Vec<String>,
-    /// Pages that a program writes.
+    /// The pages that a program generates.
     generated: Vec<String>,
 }
 
@@ -127,7 +128,7 @@ impl List {
         Ok(list)
     }
 
-    /// Each page that a person writes, in the order of [`PAGES`].
+    /// The handwritten pages, in the order of [`PAGES`].
     fn pages(&self) -> Result<Vec<Page<'_>>, Failed> {
         let mut paths = Vec::new();
         for pattern in PAGES {
@@ -147,7 +148,7 @@ impl List {
             .collect()
     }
 
-    /// What fails the check, and the numbers of all pages together.
+    /// The errors of the check, and the numbers of all pages together.
     fn judge(&self, pages: &[Page<'_>]) -> (Vec<String>, String) {
         let (exempt, checked): (Vec<&Page<'_>>, Vec<&Page<'_>>) = pages
             .iter()
@@ -195,7 +196,7 @@ impl List {
                 pattern.words.len()
             });
         }
-        // Tables of numbers are no prose.
+        // Tables of numbers are not prose.
         let is_prose = |word: &&Word| word.text.contains(char::is_alphabetic);
         Page {
             path: path.to_owned(),
@@ -269,7 +270,7 @@ fn per_1000(hits: usize, words: usize) -> f64 {
     1000.0 * hits as f64 / words.max(1) as f64
 }
 
-/// The paths below the checkout that a pattern with at most one `*` means, sorted.
+/// The paths below the checkout that match a pattern with at most one `*`, sorted.
 fn expand(pattern: &str) -> Result<Vec<String>, Failed> {
     let Some((before, after)) = pattern.split_once('*') else {
         return Ok(vec![pattern.to_owned()]);
@@ -279,7 +280,7 @@ fn expand(pattern: &str) -> Result<Vec<String>, Failed> {
     for entry in fs::read_dir(root().join(before)).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
         let name = name.to_string_lossy();
-        // After the star comes the rest of a file's name, or a file in the folder.
+        // The star is followed by the rest of a file's name, or by a file in the folder.
         let path = if after.starts_with('/') {
             format!("{before}{name}{after}")
         } else if name.ends_with(after) {
@@ -297,17 +298,17 @@ fn expand(pattern: &str) -> Result<Vec<String>, Failed> {
 
 #[derive(Debug)]
 struct Word {
-    /// In lower case.
+    /// The word in lower case.
     text: String,
-    /// Counted from 1.
+    /// The line number, from 1.
     line: usize,
-    /// At the start of a paragraph, heading, list item or table cell, or after a full stop.
+    /// Whether the word starts a paragraph, heading, list item or table cell, or follows a full stop.
     starts_sentence: bool,
-    /// Nothing but white space and emphasis stands between this word and the one before it.
+    /// Whether only white space and emphasis separate this word from the previous one.
     follows_directly: bool,
 }
 
-/// The words of a Markdown document without code, comments, tags and the targets of links.
+/// The words of a Markdown document without code, comments, tags and link targets.
 fn words(markdown: &str) -> Vec<Word> {
     let mut reader = Reader::default();
     let mut fence: Option<&str> = None;
@@ -431,7 +432,7 @@ impl Reader {
     }
 }
 
-/// A heading, list item, quotation or table row: what begins no paragraph and is not the next line of one.
+/// Whether this is a heading, list item, quotation or table row, which neither starts nor continues a paragraph.
 fn begins_block(line: &str) -> bool {
     let item = line.trim_start_matches(|character: char| character.is_ascii_digit());
     line.starts_with(['#', '>', '|'])
@@ -439,7 +440,7 @@ fn begins_block(line: &str) -> bool {
         || (item.len() < line.len() && item.starts_with(". "))
 }
 
-/// What comes after the first `mark` in a text, or nothing.
+/// The text after the first `mark`, or nothing.
 fn after<'a>(text: &'a str, mark: &str) -> &'a str {
     text.split_once(mark).map_or("", |(_, rest)| rest)
 }

@@ -9,13 +9,13 @@ use crate::dist::{self, PROGRAMS, Program};
 use crate::run::{Failed, say, step, target_directory};
 use crate::setup::{self, root};
 
-/// Builds in a few minutes; `dist` takes a quarter of an hour for each of four.
+/// This profile builds in a few minutes; `dist` takes a quarter of an hour for each of four programs.
 const PROFILE: &str = "dist-quick";
 
-/// Two paths of different lengths, so that one that got into a program moves what is behind it.
+/// Two paths of different lengths, so that a path in a program shifts the bytes after it.
 const COPIES: [&str; 2] = ["one", "another/checkout"];
 
-/// `[--profile P] [PROGRAM…]`; without programs all of them.
+/// The arguments are `[--profile P] [PROGRAM…]`; without programs all of them.
 pub(crate) fn check(arguments: &[OsString]) -> Result<(), Failed> {
     let (mut profile, mut wanted) = (PROFILE.to_owned(), Vec::new());
     let mut arguments = arguments.iter().map(|it| it.to_string_lossy().into_owned());
@@ -39,7 +39,7 @@ pub(crate) fn check(arguments: &[OsString]) -> Result<(), Failed> {
         wanted.extend(&PROGRAMS);
     }
     setup::all()?;
-    let triple = dist::usual_target();
+    let triple = dist::host_target();
     setup::musl(&triple)?;
     let folder = target_directory().join("reproducible");
     let _ = fs::remove_dir_all(&folder);
@@ -67,7 +67,7 @@ pub(crate) fn check(arguments: &[OsString]) -> Result<(), Failed> {
     )))
 }
 
-/// What is committed, as somebody else would clone it.
+/// Copy the committed files, like a clone of another user.
 fn copy_commit(to: &Path) -> Result<(), Failed> {
     fs::create_dir_all(to)
         .map_err(|error| Failed::new(format!("cannot create {}: {error}", to.display())))?;

@@ -1,4 +1,4 @@
-//! Runs programs, and says what takes time. Knows no chore.
+//! Runs programs, and reports their duration. It is independent of the tasks.
 
 use std::env;
 use std::ffi::OsString;
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// A step that did not come about: what was to be done, why not, and what a person can do.
+/// A failed step: what failed, the cause, and a hint.
 #[derive(Debug)]
 pub(crate) struct Failed {
     error: String,
@@ -23,7 +23,7 @@ impl Failed {
         }
     }
 
-    /// The sentence alone, for a failure that a chore goes on after.
+    /// The sentence alone, for a failure that does not end the task.
     pub(crate) fn error(&self) -> &str {
         &self.error
     }
@@ -44,13 +44,13 @@ impl fmt::Display for Failed {
     }
 }
 
-/// A line for a person. On stderr, since stdout belongs to the program that a chore runs.
+/// Print a line for a person on stderr, since stdout belongs to the program that a task runs.
 pub(crate) fn say(text: &str) {
-    // Nobody to tell is no reason to fail.
+    // A closed stderr is no reason to fail.
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Says `what`, runs the command with our own stdin and output, and says how long it took.
+/// Print `what`, run the command with our stdin and output, and print its duration.
 pub(crate) fn step(what: &str, command: &mut Command) -> Result<(), Failed> {
     say(&format!("xtask: {what}"));
     let began = Instant::now();
@@ -69,7 +69,7 @@ pub(crate) fn step(what: &str, command: &mut Command) -> Result<(), Failed> {
     Ok(())
 }
 
-/// As [`step`], but ends the command after `limit`. For what waits for a network.
+/// Run a command like [`step`], but end it after `limit`. For commands that wait for a network.
 pub(crate) fn step_within(
     what: &str,
     command: &mut Command,
@@ -107,12 +107,12 @@ pub(crate) fn step_within(
     Err(failed(format!("not done after {} s", limit.as_secs())))
 }
 
-/// The cargo that runs us, with the build directory that outlives a checkout.
+/// The cargo that runs us, with a build directory that survives the checkout.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
     cargo.env("CARGO_TARGET_DIR", target_directory());
-    // What the outer cargo tells `xtask` about `xtask`. A crate whose build looks at these (ring) would be built anew, with all
-    // that depends on it, each time that somebody changes between `cargo test` and `cargo xtask test`.
+    // Variables of the outer cargo about `xtask`. A crate whose build reads them (ring) would be built again, with all that depends
+    // on it, on each change between `cargo test` and `cargo xtask test`.
     for (name, _) in env::vars_os() {
         let about_us = [
             "CARGO_PKG_",
@@ -129,7 +129,7 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
-/// `CARGO_TARGET_DIR`, or a folder in the user's cache.
+/// The build directory: `CARGO_TARGET_DIR`, or a folder in the user's cache.
 pub(crate) fn target_directory() -> PathBuf {
     match set("CARGO_TARGET_DIR") {
         Some(directory) => PathBuf::from(directory),
@@ -137,11 +137,11 @@ pub(crate) fn target_directory() -> PathBuf {
     }
 }
 
-/// Ours, in the user's cache.
+/// Our folder in the user's cache.
 pub(crate) fn cache_directory() -> PathBuf {
     let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".cache")));
-    // No home, no cache: where cargo's own output would go.
+    // Without a home there is no cache, so use the folder of cargo's own output.
     cache.map_or_else(PathBuf::new, |cache| cache.join("refit"))
 }
 

@@ -1,4 +1,4 @@
-//! The SBOM of a program: what cargo-cyclonedx says of the workspace, reduced to what is compiled into the program. CycloneDX 1.5.
+//! Writes the SBOM of a program: cargo-cyclonedx's SBOM of the workspace, reduced to the crates in the program. CycloneDX 1.5.
 
 use std::env;
 use std::fs;
@@ -10,17 +10,17 @@ use crate::run::{Failed, cargo, step, step_within, target_directory};
 use crate::setup::{WASM, root};
 use crate::tools;
 
-/// It reads a lock file.
+/// The time limit of cargo-cyclonedx, which reads a lock file.
 const CYCLONEDX_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
-/// How cargo-cyclonedx calls its files.
+/// The file extension of cargo-cyclonedx.
 const SUFFIX: &str = ".cdx.json";
 
-/// The members that it is read of, with the names of its files: the host, and the policy that is embedded in it.
+/// The SBOMs of the members: the host, and the policy that is embedded in it.
 const PROGRAM: &str = "host/refit/refit_bin.cdx.json";
 const POLICY: &str = "plugin/workspace/refit_policy_workspace_cdylib-rlib.cdx.json";
 
-/// Writes the SBOM of the program that has these `features` and was built for `triple`.
+/// Write the SBOM of the program with these `features`, for the target `triple`.
 pub(crate) fn write(triple: &str, features: &[&str], file: &Path) -> Result<(), Failed> {
     let work = target_directory().join("sbom");
     fs::create_dir_all(&work).map_err(|error| cannot("create", &work, &error))?;
@@ -33,7 +33,7 @@ pub(crate) fn write(triple: &str, features: &[&str], file: &Path) -> Result<(), 
     reduced
 }
 
-/// The packages that are compiled into a program or component, a line for each.
+/// Write the packages that are compiled into a program or component, one per line.
 fn list(triple: &str, package: &str, features: &[&str], file: &Path) -> Result<(), Failed> {
     let output = fs::File::create(file).map_err(|error| cannot("create", file, &error))?;
     step(
@@ -48,7 +48,7 @@ fn list(triple: &str, package: &str, features: &[&str], file: &Path) -> Result<(
     )
 }
 
-/// Of the whole workspace. cargo-cyclonedx writes a file beside each manifest.
+/// Write the SBOM of the whole workspace. cargo-cyclonedx writes a file next to each manifest.
 fn whole() -> Result<(), Failed> {
     let mut command = tools::CYCLONEDX.command()?;
     command
@@ -62,7 +62,7 @@ fn whole() -> Result<(), Failed> {
         ])
         .arg(root().join("host/refit/Cargo.toml"))
         .current_dir(root());
-    // With it the file has this time and no random number, so that two builds of one commit have the same.
+    // With this variable the file has a fixed time and no random number, so that two builds of one commit are identical.
     if env::var_os("SOURCE_DATE_EPOCH").is_none() {
         command.env("SOURCE_DATE_EPOCH", commit_time());
     }
@@ -73,7 +73,7 @@ fn whole() -> Result<(), Failed> {
     )
 }
 
-/// In seconds since the Unix epoch, and the epoch itself outside of a repository.
+/// The time of the commit in seconds since the Unix epoch, or 0 outside of a repository.
 fn commit_time() -> String {
     let output = Command::new("git")
         .args(["log", "-1", "--format=%ct"])
@@ -113,7 +113,7 @@ fn reduce(trees: &[PathBuf; 2], file: &Path) -> Result<(), Failed> {
     )
 }
 
-/// Nothing of it is for the repository.
+/// Remove the files, which do not belong into the repository.
 fn remove_written() {
     for depth in ["", "*/", "*/*/", "*/*/*/"] {
         let script = format!("rm -f -- {depth}*{SUFFIX}");

@@ -1,6 +1,6 @@
-//! Gets what building takes and rustup does not bring. Each check is a look at the disk, so a second run costs nothing.
+//! Installs the build requirements that rustup lacks. Each check only looks at the disk, so a second run costs nothing.
 //!
-//! Engine and registry are not here: the test kit finds or installs those when a test asks for them.
+//! Engine and registry are not here: the test kit finds or installs those when a test needs them.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ pub(crate) fn all() -> Result<(), Failed> {
     wasm_target()
 }
 
-/// ring has C in it, and rustc links through `cc`.
+/// ring contains C code, and rustc links with `cc`.
 fn c_compiler() -> Result<(), Failed> {
     if is_there("cc") {
         return Ok(());
@@ -28,12 +28,12 @@ fn c_compiler() -> Result<(), Failed> {
     )
 }
 
-/// The default policy is a component, and is built along with the host.
+/// The default policy is a component, which is built with the host.
 pub(crate) fn wasm_target() -> Result<(), Failed> {
     target(WASM)
 }
 
-/// What a program without a libc of the machine's takes: Rust's part, and for what has C in it (ring, SQLite) a C compiler.
+/// The requirements of a static program: Rust's target, and a C compiler for the crates with C code (ring, SQLite).
 pub(crate) fn musl(triple: &str) -> Result<(), Failed> {
     target(triple)?;
     let architecture = triple.split('-').next().unwrap_or(triple);
@@ -55,7 +55,7 @@ pub(crate) fn musl(triple: &str) -> Result<(), Failed> {
     )
 }
 
-/// A package of Debian's, where root may install it.
+/// Install a Debian package, if the user is root.
 pub(crate) fn apt(package: &str, what: &str) -> Result<(), Failed> {
     let can = is_there("apt-get") && Path::new("/etc/debian_version").exists();
     if !can {
@@ -63,7 +63,7 @@ pub(crate) fn apt(package: &str, what: &str) -> Result<(), Failed> {
             "install what Debian calls `{package}`; as root on Debian or Ubuntu this is done for you"
         )));
     }
-    // Another apt on this machine is waited for; a mirror that is stuck is not.
+    // The script waits for another apt on this machine, but not for a hanging mirror.
     let script = format!(
         "apt-get update -qq && apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 {package}"
     );
@@ -93,9 +93,9 @@ fn target(triple: &str) -> Result<(), Failed> {
     rustup(&["target", "add", triple])
 }
 
-/// A part of the toolchain that a minimal installation lacks.
+/// Install a part of the toolchain that a minimal installation lacks.
 pub(crate) fn component(name: &str, program: &str) -> Result<(), Failed> {
-    // rustup puts a program of that name there whether or not the component is installed; only it can tell.
+    // rustup installs a proxy program of that name even without the component, so running it is the only check.
     let works = Command::new(program)
         .arg("--version")
         .output()

@@ -1,4 +1,5 @@
-//! Cargo tools that the chores run. Each has one version here, and is built once into the user's cache. Knows no chore.
+//! The cargo tools of the tasks. Each has a fixed version, and is built once into the user's cache. This module is independent of
+//! the tasks.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use crate::run::{Failed, cache_directory, cargo, step_within};
 
-/// A program of crates.io.
+/// A program from crates.io.
 pub(crate) struct Tool {
     name: &'static str,
     version: &'static str,
@@ -31,7 +32,7 @@ pub(crate) const FUZZ: Tool = Tool {
     version: "0.13.2",
 };
 
-/// cargo-deny, the largest of them, took 5 minutes on two cores that others used too (2026-11-29).
+/// The time limit of an installation. The largest, cargo-deny, took 5 minutes on two cores with other load (2026-11-29).
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// Optimizing the tools costs more than it saves: each runs for seconds.
@@ -43,13 +44,13 @@ const BUILD_SETTINGS: [(&str, &str); 4] = [
 ];
 
 impl Tool {
-    /// Installs the tool if the cache lacks this version, and returns its path.
+    /// Install the tool if the cache lacks this version, and return its path.
     pub(crate) fn install(&self) -> Result<PathBuf, Failed> {
         let tools = cache_directory().join("tools");
         fs::create_dir_all(&tools).map_err(|error| cannot("create", &tools, &error))?;
         let folder = tools.join(format!("{}-{}", self.name, self.version));
         let program = folder.join("bin").join(self.name);
-        // Two chores may want the same tool at once.
+        // Two tasks may install the same tool at once.
         let lock = tools.join("lock");
         let file = File::create(&lock).map_err(|error| cannot("create", &lock, &error))?;
         file.lock().map_err(|error| cannot("lock", &lock, &error))?;
@@ -68,12 +69,12 @@ impl Tool {
                 .arg(&folder)
                 .env("CARGO_TARGET_DIR", &build)
                 .envs(BUILD_SETTINGS)
-                // The installed program must not depend on the flags of whoever runs this chore.
+                // The installed program must not depend on the user's flags.
                 .env_remove("RUSTFLAGS")
                 .current_dir(&tools),
             INSTALL_TIMEOUT,
         );
-        // A few hundred megabytes that nobody needs again.
+        // A few hundred megabytes that are not needed again.
         let _ = fs::remove_dir_all(&build);
         installed.map_err(|failed| {
             failed.hint("cargo fetches it from crates.io: can this machine reach it?")

@@ -1,8 +1,9 @@
-//! Makes components of `guests/*.wat` while the crate is built, so that the program needs no parser of WebAssembly's text.
+//! Compiles `guests/*.wat` to components when the crate is built, so that the program needs no parser for WebAssembly's text
+//! format.
 //!
-//! A guest is the inside of one core module that does one thing wrong. Whatever else a policy needs and the guest does not bring
-//! is added from the tables below: imports and helpers that it names, exports that it lacks. `wit-component` makes a component
-//! of the module and the contract, `wit/policy.wit`, itself, so that a guest cannot fall behind it.
+//! A guest is the body of one core module that does one thing wrong. The tables below add everything else that a policy needs: the
+//! imports and helpers that the guest names, and the exports that it lacks. `wit-component` makes a component of the module and of
+//! the contract itself, `wit/policy.wit`, so that a guest always matches the contract.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -18,7 +19,7 @@ use wit_parser::Resolve;
 
 const CONTRACT: &str = "refit:policy@0.1.0";
 
-/// `call $name` in a guest brings the import.
+/// The import that `call $name` in a guest adds.
 const IMPORTS: &[(&str, &str, &str, &str)] = &[
     (
         "containers",
@@ -182,10 +183,11 @@ const IMPORTS: &[(&str, &str, &str, &str)] = &[
     ),
 ];
 
-/// Likewise. In memory, 1024 to 4095 is text and records of these, 4096 to 8191 answers, 8192 to 16383 what the host answers, and
-/// from 65536 on what it has allocated. What nobody wrote is zero, and zeros are the first case of a variant: `ok`, or nothing.
+/// The helper functions that `call $name` adds. In memory, 1024 to 4095 has texts and records of these, 4096 to 8191 answers, 8192
+/// to 16383 the host's answers, and 65536 upwards the guest's allocations. Unwritten memory is zero, and zeros are the first case
+/// of a variant: `ok`, or nothing.
 const HELPERS: &[(&str, &str)] = &[
-    // Lists the containers and gives the handle of the first. All handles are where 8196 points, their number is at 8200.
+    // Lists the containers and returns the handle of the first. The address at 8196 points to all handles, their number is at 8200.
     (
         "first",
         r#"(func $first (result i32)
@@ -193,7 +195,7 @@ const HELPERS: &[(&str, &str)] = &[
         (if (i32.load8_u (i32.const 8192)) (then unreachable))
         (i32.load (i32.load (i32.const 8196))))"#,
     ),
-    // Pulls the one image that containers of the selftest run, and gives its handle.
+    // Pulls the image of the selftest's containers, and returns its handle.
     (
         "image",
         r#"(data (i32.const 1100) "ghcr.io/molecule-ai/workspace-template-hermes:latest")
@@ -204,7 +206,7 @@ const HELPERS: &[(&str, &str)] = &[
         (if (i32.load8_u (i32.load (i32.const 8208))) (then unreachable))
         (i32.load offset=4 (i32.load (i32.const 8208))))"#,
     ),
-    // One entry of a wave.
+    // Writes one entry of a wave.
     (
         "entry",
         r#"(func $entry (param $at i32) (param $container i32) (param $image i32) (param $strategy i32)
@@ -212,7 +214,7 @@ const HELPERS: &[(&str, &str)] = &[
         (i32.store offset=4 (local.get $at) (local.get $image))
         (i32.store8 offset=8 (local.get $at) (local.get $strategy)))"#,
     ),
-    // One decision, `current`, about a container of this name.
+    // Writes one decision, `current`, about a container of this name.
     (
         "decide",
         r#"(func $decide (param $at i32) (param $name i32) (param $length i32)
@@ -220,7 +222,7 @@ const HELPERS: &[(&str, &str)] = &[
         (i32.store offset=4 (local.get $at) (local.get $length))
         (i32.store8 offset=8 (local.get $at) (i32.const 1)))"#,
     ),
-    // A report with these decisions.
+    // Writes a report with these decisions.
     (
         "report",
         r#"(func $report (param $decisions i32) (param $count i32) (result i32)
@@ -234,8 +236,8 @@ const HELPERS: &[(&str, &str)] = &[
     ),
 ];
 
-/// What a policy needs, where the guest does not export it itself: a good description, any configuration accepted, a report that
-/// decides nothing.
+/// The exports that a guest gets if it lacks them: a valid description, a validation that accepts any configuration, and a report
+/// without decisions.
 const EXPORTS: &[(&str, &str)] = &[
     ("memory", r#"(memory (export "memory") 2)"#),
     (
@@ -272,7 +274,7 @@ const TYPES: &str = "
     (type $validate-config (func (param i32 i32) (result i32)))
     (type $refresh (func (param i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))";
 
-/// Short names in a guest, and what they are to wit-component.
+/// Short export names in a guest, and their names for wit-component.
 const EXPORT_NAMES: &[(&str, &str)] = &[
     ("realloc", "cabi_realloc"),
     ("describe", "refit:policy/policy@0.1.0#describe"),
@@ -292,7 +294,7 @@ const EXPORT_NAMES: &[(&str, &str)] = &[
     ("destructor", "rogue#[dtor]thing"),
 ];
 
-/// Writes `selftest.rs` into `out`: name, first comment and component of each guest.
+/// Write `selftest.rs` into `out`: the name, first comment and component of each guest.
 pub(crate) fn build(manifest: &Path, root: &Path, out: &Path) -> anyhow::Result<()> {
     let folder = manifest.join("selftest");
     println!("cargo::rerun-if-changed={}", folder.display());
@@ -327,7 +329,7 @@ pub(crate) fn build(manifest: &Path, root: &Path, out: &Path) -> anyhow::Result<
 
 fn component(text: &str, contract: &str, worlds: &str) -> anyhow::Result<Vec<u8>> {
     let mut module = wat::parse_str(module(text)?)?;
-    // A guest of another version, or of a contract with one function more.
+    // A guest for another contract version, or for a contract with an additional function.
     let mut contract = contract.to_owned();
     let other = "refit:policy@0.2.0";
     let mut worlds = worlds.to_owned();
@@ -369,7 +371,7 @@ fn module(guest: &str) -> anyhow::Result<String> {
             writeln!(body, "{text}")?;
         }
     }
-    // A helper may need another.
+    // A helper may need another helper.
     while let Some((_, text)) = HELPERS.iter().find(|(name, _)| {
         body.contains(&format!("call ${name} ")) | body.contains(&format!("call ${name})"))
             && !body.contains(&format!("(func ${name} "))
@@ -394,7 +396,7 @@ fn module(guest: &str) -> anyhow::Result<String> {
     Ok(text + &body + ")")
 }
 
-/// `100 × (module)`: that many instances of a module in the component, behind all that it has.
+/// Add `100 × (module)`: that many instances of a module, after the policy's own parts.
 fn beside(policy: &[u8], crowd: &str) -> anyhow::Result<Vec<u8>> {
     let (count, module) = crowd.split_once(" × ").context("how many of what?")?;
     let module = wat::parse_str(module)?;

@@ -1,6 +1,6 @@
-//! The kit of those who write policies: a project to begin with, how it becomes a component, and scenarios to try it out in.
+//! The tools for policy authors: project templates, builds, and scenarios for testing.
 //!
-//! Knows nothing of engines and daemons, nor how a policy decides.
+//! This crate does not depend on engines and daemons, nor on how a policy decides.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
-//! What a language needs on this machine before anything of it runs: programs, their versions, parts of them.
+//! Checks the programs that a language needs on this machine: their presence, their versions and their parts.
 //!
-//! Asked for by `[tools] needs` of a project. A compiler that is too old says so in the words of the compiler, if at all; these
-//! say what to install.
+//! `[tools] needs` of a project lists them. A compiler that is too old reports that in its own words, if at all; these checks say
+//! what to install.
 
 use std::fmt;
 use std::path::Path;
@@ -12,21 +12,21 @@ use refit_model::diagnostic::Diagnostic;
 use serde::Deserialize;
 use tokio::process::Command;
 
-/// To say its version a program takes milliseconds; one behind a version manager, on a loaded machine, a second or two.
+/// The time limit for a version query, which takes milliseconds, or a second or two behind a version manager on a loaded machine.
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// One line of `needs`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) enum Prerequisite {
-    /// `node`, or `node >= 20`.
+    /// A program and its minimum version: `node`, or `node >= 20`.
     Program {
         name: String,
         at_least: Option<Version>,
     },
-    /// `target wasm32-wasip2`: that rustc has the standard library of this target.
+    /// The standard library of rustc for this target: `target wasm32-wasip2`.
     Target(String),
-    /// `python3 module ensurepip`: distributions ship Python without some of it.
+    /// A Python module: `python3 module ensurepip`. Distributions ship Python without some modules.
     Module(String),
 }
 
@@ -53,7 +53,7 @@ impl TryFrom<String> for Prerequisite {
             }),
             [name, ">=", version] if is_name(name) => Ok(Self::Program {
                 name: name.to_owned(),
-                at_least: Some(Version::exactly(version).ok_or(format!(
+                at_least: Some(Version::parse_exact(version).ok_or(format!(
                     "`{version}` of `{text}` is no version: numbers with dots between them are expected"
                 ))?),
             }),
@@ -69,22 +69,22 @@ impl Prerequisite {
     pub(super) async fn check(&self, root: &Path) -> Result<(), Diagnostic> {
         match self {
             Self::Program { name, at_least } => {
-                let said = self.ask(root, name, &["--version"]).await?;
+                let said = self.run_query(root, name, &["--version"]).await?;
                 let Some(wanted) = at_least else {
                     return Ok(());
                 };
-                match Version::within(&said) {
+                match Version::find_in(&said) {
                     Some(found) if found < *wanted => Err(Diagnostic::new(format!(
                         "`{name}` is {found}, and this project needs {wanted} or newer"
                     ))
-                    .hint(how_to_get(name))),
-                    // One that does not say its version is taken for good: what it lacks, it will say itself.
+                    .hint(install_hint(name))),
+                    // A program without a readable version is accepted. If it lacks something, it will report that itself.
                     _ => Ok(()),
                 }
             }
             Self::Target(target) => {
                 let arguments = ["--print", "target-libdir", "--target", target];
-                let folder = self.ask(root, "rustc", &arguments).await?;
+                let folder = self.run_query(root, "rustc", &arguments).await?;
                 if Path::new(folder.trim()).is_dir() {
                     return Ok(());
                 }
@@ -94,13 +94,13 @@ impl Prerequisite {
                 )
             }
             Self::Module(module) => self
-                .ask(root, "python3", &["-c", &format!("import {module}")])
+                .run_query(root, "python3", &["-c", &format!("import {module}")])
                 .await
                 .map(drop),
         }
     }
 
-    async fn ask(
+    async fn run_query(
         &self,
         root: &Path,
         program: &str,
@@ -109,7 +109,7 @@ impl Prerequisite {
         let mut command = Command::new(program);
         command
             .args(arguments)
-            // Version managers choose by folder.
+            // Version managers choose the version by folder.
             .current_dir(root)
             .stdin(Stdio::null())
             .kill_on_drop(true);
@@ -119,7 +119,7 @@ impl Prerequisite {
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(
                     Diagnostic::new(format!("there is no `{program}` on this machine"))
-                        .hint(how_to_get(program)),
+                        .hint(install_hint(program)),
                 );
             }
             Ok(Err(error)) => {
@@ -138,7 +138,7 @@ impl Prerequisite {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let said = String::from_utf8_lossy(&output.stderr);
-        // A traceback, and whatever else is long, ends in what went wrong.
+        // A traceback or other long output has the reason in its last line.
         let last = said.trim().lines().last().unwrap_or_default().to_owned();
         let failed = Diagnostic::new(match self {
             Self::Module(module) => format!("this Python has no module `{module}`"),
@@ -153,14 +153,14 @@ impl Prerequisite {
         Err(match self {
             Self::Module(_) => failed
                 .hint("Debian and Ubuntu have `venv` and what it takes in `python3-venv`")
-                .hint(how_to_get("python3")),
-            Self::Target(_) | Self::Program { .. } => failed.hint(how_to_get(program)),
+                .hint(install_hint("python3")),
+            Self::Target(_) | Self::Program { .. } => failed.hint(install_hint(program)),
         })
     }
 }
 
-/// What to do where a program is missing or too old.
-pub(super) fn how_to_get(program: &str) -> String {
+/// The advice if a program is missing or too old.
+pub(super) fn install_hint(program: &str) -> String {
     match program {
         "rustc" | "cargo" => {
             "install Rust 1.95 or newer: https://rustup.rs, or `rustup update`".into()
@@ -172,15 +172,15 @@ pub(super) fn how_to_get(program: &str) -> String {
 }
 
 impl Version {
-    fn exactly(text: &str) -> Option<Self> {
+    fn parse_exact(text: &str) -> Option<Self> {
         let numbers = text.split('.').map(|part| part.parse().ok());
         numbers.collect::<Option<Vec<u32>>>().map(Self)
     }
 
-    /// The first thing in a text that looks like one: `rustc 1.95.0 (59807616e 2026-04-14)`, `v20.20.2`.
-    fn within(text: &str) -> Option<Self> {
+    /// Find the first version in a text such as `rustc 1.95.0 (59807616e 2026-04-14)` or `v20.20.2`.
+    fn find_in(text: &str) -> Option<Self> {
         text.split(|c: char| !c.is_ascii_digit() && c != '.')
-            .find_map(|word| Self::exactly(word.trim_matches('.')))
+            .find_map(|word| Self::parse_exact(word.trim_matches('.')))
     }
 }
 
@@ -204,33 +204,37 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_found_in_what_programs_say_and_compared_as_numbers() {
+    fn versions_are_parsed_and_compared_as_numbers() {
         for (said, version) in [
             ("rustc 1.95.0 (59807616e 2026-04-14)", "1.95.0"),
             ("Python 3.11.7", "3.11.7"),
             ("v20.20.2\n", "20.20.2"),
             ("11.19.1", "11.19.1"),
         ] {
-            assert_eq!(Version::within(said), Version::exactly(version), "{said}");
+            assert_eq!(
+                Version::find_in(said),
+                Version::parse_exact(version),
+                "{said}"
+            );
         }
-        let version = |text| Version::exactly(text).unwrap();
+        let version = |text| Version::parse_exact(text).unwrap();
         assert!(version("1.100") > version("1.95"));
         assert!(version("20.20.2") > version("20"));
         assert!(version("3.9.18") < version("3.10"));
-        assert_eq!(Version::within("no numbers"), None);
+        assert_eq!(Version::find_in("no numbers"), None);
     }
 
     #[test]
-    fn what_nobody_can_look_for_is_an_error() {
+    fn invalid_need_is_an_error() {
         for wrong in ["", "rustc > 1", "rustc >= new", "a b", "sh;ls", "target"] {
             let made = Prerequisite::try_from(wrong.to_owned());
-            // A program may have any name, `target` too.
+            // A program may have any name, even `target`.
             assert_eq!(made.is_ok(), wrong == "target", "{wrong}: {made:?}");
         }
     }
 
     #[tokio::test]
-    async fn what_is_missing_or_too_old_is_told_with_what_to_install() {
+    async fn missing_or_old_program_has_an_install_hint() {
         check("rustc >= 1.85").await.unwrap();
         check("target wasm32-wasip2").await.unwrap();
         for (text, error, hint) in [

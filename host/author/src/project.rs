@@ -1,7 +1,7 @@
-//! A policy's project: what its `policy.toml` says, and how its component is built.
+//! A policy's project: it reads `policy.toml` and builds the component.
 //!
-//! Building runs the commands of the project, as any build tool does, with the rights of whoever builds. Their output goes to
-//! stderr as it comes. What comes of it is read, and never run, here.
+//! A build runs the commands of the project with the user's rights, like any build tool. Their output goes to stderr immediately.
+//! This module reads the result, and never runs it.
 
 use std::fmt::Write as _;
 use std::path::{Component, Path, PathBuf};
@@ -14,22 +14,22 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
-use super::prerequisite::{Prerequisite, how_to_get};
+use super::prerequisite::{Prerequisite, install_hint};
 
-/// The project's file.
+/// The name of the project file.
 pub const FILE: &str = "policy.toml";
 
-/// The longest that one command may take. A first build in Rust took minutes on a small machine, and tools come over networks
-/// that may be slow; a command that waits for an answer that nobody can give ends nevertheless.
+/// The time limit of one command. A first build in Rust took minutes on a small machine, and slow networks delay downloads; a
+/// command that waits for input ends after it.
 const COMMAND: Duration = Duration::from_secs(30 * 60);
 
-/// Says which tools were made, so that they are made again when that has changed. Below the project, and in its `.gitignore`.
+/// Records which tools were installed, so that a change installs them again. It is below the project, and in its `.gitignore`.
 const STAMP: &str = ".refit/tools";
 
-/// Who is told which command runs now.
+/// A callback that receives each command as it starts.
 pub type Tell<'a> = &'a (dyn Fn(&str) + Sync);
 
-/// A policy's project. Made by [`Project::find`] and [`Project::read`].
+/// A policy's project. [`Project::find`] and [`Project::read`] load it.
 #[derive(Clone, Debug)]
 pub struct Project {
     root: PathBuf,
@@ -61,7 +61,7 @@ struct Tools {
 #[serde(deny_unknown_fields)]
 struct Build {
     run: Vec<Line>,
-    /// Where the commands leave the component, if they cannot be told to put it into its place.
+    /// The path of the component after the build, if the commands cannot write it to its final path.
     made: Option<Inside>,
 }
 
@@ -114,7 +114,7 @@ impl TryFrom<Vec<String>> for Line {
 }
 
 impl Line {
-    /// As it could be typed.
+    /// The command as a user would type it.
     fn words(&self) -> String {
         let mut text = self.program.clone();
         for argument in &self.arguments {
@@ -129,8 +129,8 @@ impl Line {
         text
     }
 
-    /// The program, where it is a file of the project: tools that were made for it.
-    fn own(&self, root: &Path) -> Option<PathBuf> {
+    /// The path of the program if it is a file of the project, because the tools installed it.
+    fn project_program(&self, root: &Path) -> Option<PathBuf> {
         let path = Path::new(&self.program);
         (path.is_relative() && path.components().count() > 1).then(|| root.join(path))
     }
@@ -141,13 +141,15 @@ impl Line {
             Diagnostic::new(format!("`{}` {what}", self.words()))
                 .because(format!("it was run in `{}`", root.display()))
         };
-        let program = self.own(root).unwrap_or_else(|| (&self.program).into());
+        let program = self
+            .project_program(root)
+            .unwrap_or_else(|| (&self.program).into());
         let mut command = Command::new(program);
         command
             .args(&self.arguments)
             .current_dir(root)
             .stdin(Stdio::null())
-            // Stdout is for what was built.
+            // Stdout is reserved for the result of the build.
             .stdout(io::stderr())
             .kill_on_drop(true);
         let status = match tokio::time::timeout(COMMAND, command.status()).await {
@@ -155,7 +157,7 @@ impl Line {
             Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(cannot("could not be run".into())
                     .because(format!("there is no `{}`", self.program))
-                    .hint(how_to_get(&self.program)));
+                    .hint(install_hint(&self.program)));
             }
             Ok(Err(error)) => {
                 return Err(cannot("could not be run".into()).because(error.to_string()));
@@ -173,7 +175,7 @@ impl Line {
 }
 
 impl Project {
-    /// The project that a folder belongs to: its own, or that of the nearest folder above.
+    /// Find the project of a folder: its own, or that of the nearest folder above.
     pub fn find(from: &Path) -> Result<Self, Diagnostic> {
         let start = fs::canonicalize(from).map_err(|error| {
             Diagnostic::new(format!("cannot look for a policy in `{}`", from.display()))
@@ -190,7 +192,7 @@ impl Project {
         }
     }
 
-    /// The project in this very folder.
+    /// Read the project in exactly this folder.
     pub fn read(root: &Path) -> Result<Self, Diagnostic> {
         let path = root.join(FILE);
         let cannot = |cause: String| {
@@ -206,17 +208,17 @@ impl Project {
         &self.root
     }
 
-    /// Where its component is, once it was built.
+    /// The path of the component after a build.
     pub fn component_path(&self) -> PathBuf {
         self.root.join(&self.document.component.0)
     }
 
-    /// The same below the project, for a person.
+    /// The component's path relative to the project, for a person.
     pub fn component_name(&self) -> &Path {
         &self.document.component.0
     }
 
-    /// Files and folders that the component is made of, and the project's file.
+    /// The files and folders that the component is built from, and the project file.
     pub fn sources(&self) -> Vec<PathBuf> {
         let sources = self.document.sources.iter();
         let mut paths: Vec<PathBuf> = sources.map(|path| self.root.join(&path.0)).collect();
@@ -224,19 +226,19 @@ impl Project {
         paths
     }
 
-    /// The folder of its scenarios.
+    /// The folder of the project's scenarios.
     pub fn scenarios(&self) -> PathBuf {
         self.root.join(&self.document.scenarios.0)
     }
 
-    /// Sees that what a build takes is here: looks for what the machine must have, and gets the rest where it is not up to date.
+    /// Check the programs that this machine must have, and install the other tools if they are outdated.
     pub async fn tools(&self, tell: Tell<'_>) -> Result<(), Diagnostic> {
         let tools = &self.document.tools;
-        let wanted = self.recipe()?;
+        let wanted = self.tools_digest()?;
         let stamp = self.root.join(STAMP);
         let builders = self.document.build.run.iter();
         let missing = builders
-            .filter_map(|line| line.own(&self.root))
+            .filter_map(|line| line.project_program(&self.root))
             .any(|program| !program.exists());
         let fresh = !missing && fs::read_to_string(&stamp).is_ok_and(|last| last == wanted);
         if fresh && !tools.run.is_empty() {
@@ -248,7 +250,7 @@ impl Project {
         if tools.run.is_empty() {
             return Ok(());
         }
-        // Whatever happens between here and the end, the next one begins anew.
+        // If this is interrupted before its end, the next run starts from the beginning.
         match fs::remove_file(&stamp) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(unwritable(&stamp, &error));
@@ -261,7 +263,7 @@ impl Project {
         write(&stamp, &wanted)
     }
 
-    /// Makes the component. Its [`tools`](Self::tools) must be here.
+    /// Build the component. Its [`tools`](Self::tools) must be installed.
     pub async fn build(&self, tell: Tell<'_>) -> Result<(), Diagnostic> {
         let component = self.component_path();
         make_parent(&component)?;
@@ -269,7 +271,7 @@ impl Project {
             line.run(&self.root, tell).await?;
         }
         if let Some(made) = &self.document.build.made {
-            take(&self.root.join(&made.0), &component)?;
+            copy_component(&self.root.join(&made.0), &component)?;
         }
         if component.is_file() {
             return Ok(());
@@ -283,8 +285,8 @@ impl Project {
         )))
     }
 
-    /// All that decides which tools there are, as a digest.
-    fn recipe(&self) -> Result<String, Diagnostic> {
+    /// The digest of everything that determines the tools.
+    fn tools_digest(&self) -> Result<String, Diagnostic> {
         let tools = &self.document.tools;
         let mut hash = Sha256::new();
         for line in &tools.run {
@@ -309,8 +311,8 @@ impl Project {
     }
 }
 
-/// A copy under the component's name, whole from the moment it is there: somebody may be watching.
-fn take(made: &Path, component: &Path) -> Result<(), Diagnostic> {
+/// Copy the component to its final path atomically, because another program may watch it.
+fn copy_component(made: &Path, component: &Path) -> Result<(), Diagnostic> {
     let beside = component.with_extension("wasm.unfinished");
     fs::copy(made, &beside).map_err(|error| {
         Diagnostic::new(format!(
@@ -359,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_not_there_and_a_path_that_leads_out_are_errors() {
+    fn unknown_key_and_path_outside_are_errors() {
         refused(
             "component = \"a.wasm\"\nbuilds = 1",
             "unknown field `builds`",
@@ -376,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_project_is_found_from_below() {
+    fn project_is_found_from_a_subfolder() {
         let (folder, project) = project("component = \"a.wasm\"\n[build]\nrun = []");
         let below = folder.path().join("src/deep");
         fs::create_dir_all(&below).unwrap();
@@ -389,7 +391,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tools_are_made_once_and_again_when_they_change_or_are_gone() {
+    async fn tools_are_installed_once_and_again_after_a_change() {
         let (folder, project) = project(
             r#"
             component = "build/a.wasm"
@@ -431,7 +433,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_command_that_fails_is_named_with_its_folder_and_status() {
+    async fn failed_command_is_reported_with_folder_and_status() {
         let text = "component = \"a.wasm\"\n[build]\nrun = [[\"sh\", \"-c\", \"exit 7\"]]";
         let (_folder, project) = project(text);
         let said = project.unwrap().build(QUIET).await.unwrap_err().to_string();
@@ -443,7 +445,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_is_missing_comes_with_what_to_install() {
+    async fn missing_program_has_an_install_hint() {
         let text = "component = \"a.wasm\"\n[build]\nrun = [[\"no-such-program-of-refit\"]]";
         let (_folder, project) = project(text);
         let said = project.unwrap().build(QUIET).await.unwrap_err();
@@ -454,7 +456,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_build_that_leaves_nothing_is_no_success() {
+    async fn build_without_a_component_fails() {
         let (_folder, nothing) = project("component = \"b/a.wasm\"\n[build]\nrun = [[\"true\"]]");
         let said = nothing.unwrap().build(QUIET).await.unwrap_err();
         assert!(said.error.contains("left no component"), "{said}");

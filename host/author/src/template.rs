@@ -1,6 +1,6 @@
-//! A project to begin with, in the language of its author: files that are in this program, and a name put into them.
+//! Creates a new policy project in the author's language from embedded files, with the policy's name in them.
 //!
-//! The files are `host/author/templates/policy`; contract and SDK come from where this program was built, so they cannot be older than it.
+//! The files are `host/author/templates/policy`; contract and SDK come from the source of this program, so they have its version.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::{fs, io};
 
 use refit_model::diagnostic::Diagnostic;
 
-/// Paths below a folder, and what is in each file.
+/// The paths below a folder, with the content of each file.
 type Files = &'static [(&'static str, &'static str)];
 
 mod tables {
@@ -18,11 +18,11 @@ mod tables {
 }
 
 const CONTRACT: &str = include_str!("../../../wit/policy.wit");
-/// Where the name goes, in any file.
+/// The placeholder of the name, in any file.
 const NAME: &str = "{{name}}";
-/// As the contract says of a policy's own name.
+/// The contract's limit on a policy's name.
 const NAME_CHARS_MAX: usize = 64;
-/// The crate that a project in Rust depends on; cargo cannot hold two of one name and version.
+/// The crate that a Rust project depends on. cargo cannot have two with one name and version.
 const SDK_NAME: &str = "refit-policy";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl fmt::Display for Language {
     }
 }
 
-/// What a policy is called: lower case letters, digits and hyphens, at most 64, a letter first. Good as a file name, too.
+/// A policy's name: lower case letters, digits and hyphens, at most 64, a letter first. It is also a valid file name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Name(String);
 
@@ -54,9 +54,9 @@ impl FromStr for Name {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let goes_on = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if !text.starts_with(|c: char| c.is_ascii_lowercase())
-            || !text.chars().all(goes_on)
+            || !text.chars().all(is_allowed)
             || text.len() > NAME_CHARS_MAX
         {
             return Err(format!(
@@ -78,7 +78,7 @@ impl fmt::Display for Name {
     }
 }
 
-/// Every file of a project of this name.
+/// All files of a project with this name.
 fn files(language: Language, name: &Name) -> Vec<(String, String)> {
     let (template, sdk): (Files, Files) = match language {
         Language::Rust => (tables::RUST, tables::SDK),
@@ -95,7 +95,7 @@ fn files(language: Language, name: &Name) -> Vec<(String, String)> {
     template.chain(sdk).chain(contract).collect()
 }
 
-/// Makes the project. The folder must be empty, or not there; after an error it is as it was.
+/// Create the project. The folder must be empty or missing; after an error it is unchanged.
 pub fn make(language: Language, name: &Name, folder: &Path) -> Result<(), Diagnostic> {
     let cannot = |path: &Path, error: &io::Error| {
         Diagnostic::new(format!("cannot make the project `{}`", folder.display()))
@@ -113,7 +113,8 @@ pub fn make(language: Language, name: &Name, folder: &Path) -> Result<(), Diagno
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(cannot(folder, &error)),
     };
-    // Under another name until all of it is there: within the folder, where there is one that somebody may stand in, or beside.
+    // Write to a temporary folder until all files are there: inside the folder if it exists, since it may be somebody's current
+    // one, or next to it.
     let (parent, inside) = match (is_there, folder.parent()) {
         (true, _) => (folder, true),
         (false, Some(parent)) if !parent.as_os_str().is_empty() => (parent, false),
@@ -129,20 +130,20 @@ pub fn make(language: Language, name: &Name, folder: &Path) -> Result<(), Diagno
             .map_err(|error| cannot(&path, &error))?;
     }
     if inside {
-        return move_up(&unfinished.0, folder).map_err(|error| cannot(folder, &error));
+        return move_all(&unfinished.0, folder).map_err(|error| cannot(folder, &error));
     }
     fs::rename(&unfinished.0, folder).map_err(|error| cannot(folder, &error))
 }
 
-/// All of it, or nothing.
-fn move_up(from: &Path, to: &Path) -> io::Result<()> {
+/// Move all entries, or none.
+fn move_all(from: &Path, to: &Path) -> io::Result<()> {
     let mut moved: Vec<(PathBuf, PathBuf)> = Vec::new();
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let (old, new) = (entry.path(), to.join(entry.file_name()));
         if let Err(error) = fs::rename(&old, &new) {
             for (old, new) in moved {
-                // Where this fails too there is nothing better to do, and the error that is told is the first.
+                // If this fails too, nothing else can be done; the caller reports the first error.
                 let _ = fs::rename(new, old);
             }
             return Err(error);
@@ -152,7 +153,7 @@ fn move_up(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A folder that is gone when this is, unless it got its name.
+/// A folder that is deleted on drop, unless it was moved to its final name.
 struct Unfinished(PathBuf);
 
 impl Drop for Unfinished {
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_good_for_files_packages_and_the_contract() {
+    fn names_are_valid_for_files_packages_and_the_contract() {
         for good in ["a", "night-shift", "x2", &"a".repeat(64)] {
             assert!(good.parse::<Name>().is_ok(), "{good}");
         }
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_project_in_each_language_is_whole_and_has_its_name() {
+    fn project_in_each_language_is_complete() {
         for language in Language::ALL {
             let parent = tempfile::tempdir().unwrap();
             let folder = parent.path().join("not/there/yet");
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_empty_is_taken_and_one_that_is_not_is_left_alone() {
+    fn empty_folder_is_used_and_a_full_one_is_unchanged() {
         let folder = tempfile::tempdir().unwrap();
         make(Language::Python, &name(), folder.path()).unwrap();
         assert!(folder.path().join("policy.py").is_file());
@@ -253,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_leaves_nothing_behind() {
+    fn failed_write_leaves_nothing_behind() {
         let parent = tempfile::tempdir().unwrap();
         let file = parent.path().join("file");
         fs::write(&file, "").unwrap();
@@ -262,9 +263,9 @@ mod tests {
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
     }
 
-    /// The SDK stands in its workspace; in a project it stands alone, on the same versions.
+    /// The SDK inherits versions from its workspace; in a project it stands alone, with the same versions.
     #[test]
-    fn the_sdk_of_a_project_depends_on_what_the_workspace_does() {
+    fn sdk_of_a_project_has_the_workspace_dependencies() {
         let read = |text: &str| text.parse::<toml::Table>().unwrap();
         let workspace = read(include_str!("../../../Cargo.toml"));
         let sdk = read(include_str!("../../../plugin/sdk/Cargo.toml"));

@@ -1,9 +1,9 @@
-//! What a person has approved, around the capabilities of one refresh: no other image, no other container, no other strategy.
+//! The limits that an approval puts on one refresh: the approved images, containers and strategies, and nothing else.
 //!
-//! Between a plan and the refresh that was approved for it a tag may move, and a container may be replaced by another one of its
-//! name. So an image is looked at before it is pulled and when it is here, and each recreation is compared with the plan: the
-//! container's id, its image, the strategy, and the containers that would be replaced with it. Containers that came since are not
-//! shown to the policy: nobody has approved anything about them.
+//! A tag can move, and another container can take a name, between the plan and the refresh that was approved. So
+//! [`ScopedCapabilities`] checks an image before the pull and again after it, and compares each recreation with the plan: the
+//! container's id, its image, the strategy, and the containers that are replaced with it. It hides newer containers from the
+//! policy, because no approval covers them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,18 +18,18 @@ use refit_recreate::RecreateError;
 
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation};
 
-/// What may be done, and no more.
+/// The actions that an approval allows.
 #[derive(Clone, Debug)]
 pub struct ApprovedScope {
-    /// How it is called in a refusal: `approval 7`.
+    /// The name of the approval in a refusal: `approval 7`.
     pub title: String,
     /// The digest that the registry must have for each image.
     pub images: HashMap<ImageRef, String>,
-    /// By name.
+    /// The containers that may be recreated, by name.
     pub containers: BTreeMap<String, ApprovedContainer>,
-    /// The names of the other containers that there were.
+    /// The names of the other containers that existed when the plan was made.
     pub others: BTreeSet<String>,
-    /// The containers that this refresh itself has made, by name.
+    /// The containers that this refresh has created itself, by name.
     renewed: Arc<Mutex<HashMap<String, ContainerId>>>,
 }
 
@@ -38,7 +38,7 @@ pub struct ApprovedScope {
 pub struct ApprovedContainer {
     pub id: ContainerId,
     pub strategy: Strategy,
-    /// What it is to run.
+    /// The image that the new container runs.
     pub image: ImageRef,
     /// The containers that depend on it and may be replaced with it, by name.
     pub followers: BTreeMap<String, ContainerId>,
@@ -60,16 +60,16 @@ impl ApprovedScope {
         }
     }
 
-    fn covers(&self, found: &PulledImage) -> Result<(), String> {
-        let (title, image) = (&self.title, &found.reference);
+    fn covers(&self, pulled: &PulledImage) -> Result<(), String> {
+        let (title, image) = (&self.title, &pulled.reference);
         let Some(approved) = self.images.get(image) else {
             return Err(format!("{title} says nothing about `{image}`"));
         };
-        match &found.digest {
-            // One image may have several digests: what is here is what was approved if this is one of them.
-            _ if found.has_digest(approved) => Ok(()),
-            Some(found) => Err(format!(
-                "{title} is for `{approved}`, and `{image}` stands for `{found}` now"
+        match &pulled.digest {
+            // An image may have several digests: it is approved if the approved digest is among them.
+            _ if pulled.has_digest(approved) => Ok(()),
+            Some(digest) => Err(format!(
+                "{title} is for `{approved}`, and `{image}` stands for `{digest}` now"
             )),
             None => Err(format!(
                 "{title} is for `{approved}`, and the engine does not say what `{image}` stands for"
@@ -77,26 +77,27 @@ impl ApprovedScope {
         }
     }
 
-    fn allows(&self, wanted: &Recreation) -> Result<(), String> {
-        let (title, name) = (&self.title, &wanted.container.name);
+    fn allows(&self, recreation: &Recreation) -> Result<(), String> {
+        let (title, name) = (&self.title, &recreation.container.name);
         let Some(approved) = self.containers.get(name) else {
             return Err(format!("{title} does not say that `{name}` is recreated"));
         };
-        if approved.strategy != wanted.strategy {
+        if approved.strategy != recreation.strategy {
             return Err(format!("{title} is for another way of recreating `{name}`"));
         }
-        let image = &wanted.image.reference;
+        let image = &recreation.image.reference;
         if approved.image != *image {
             return Err(format!(
                 "{title} gives `{name}` the image `{}`, not `{image}`",
                 approved.image
             ));
         }
-        self.covers(&wanted.image)?;
-        self.is_approved_one(name, &approved.id, &wanted.container.id)
+        self.covers(&recreation.image)?;
+        self.is_approved_one(name, &approved.id, &recreation.container.id)
     }
 
-    /// Whether these may be replaced with `providers`: as their followers, or because that was approved of themselves.
+    /// Check whether the approval covers replacing `followers` with `providers`: as followers of these, or as containers that are
+    /// approved themselves.
     pub(super) fn covers_followers(
         &self,
         providers: &[&str],
@@ -150,10 +151,10 @@ impl ApprovedScope {
     }
 }
 
-/// Capabilities that do no more than was approved.
+/// Capabilities that refuse everything the approval does not cover.
 pub struct ScopedCapabilities {
     inner: Arc<dyn Capabilities>,
-    /// A plan's: its `pull` says what a registry has, and pulls nothing.
+    /// The capabilities of a plan: their `pull` returns the registry's digest and pulls nothing.
     plan: Arc<dyn Capabilities>,
     scope: Arc<ApprovedScope>,
 }
@@ -202,7 +203,7 @@ impl Capabilities for ScopedCapabilities {
             )));
         }
         let covered = |pulled: &PulledImage| self.scope.covers(pulled);
-        // Before it is here: a tag that has moved is best not moved on this machine.
+        // Check before the pull: if the tag has moved in the registry, it should not move on this machine.
         covered(&self.plan.pull(image).await?).map_err(CallError::Denied)?;
         let pulled = self.inner.pull(image).await?;
         covered(&pulled).map_err(CallError::Denied)?;
@@ -219,10 +220,13 @@ impl Capabilities for ScopedCapabilities {
         self.inner.unfinished().await
     }
 
-    async fn recreate(&self, wanted: Recreation) -> Result<Recreated, CallError<RecreateError>> {
-        self.scope.allows(&wanted).map_err(CallError::Denied)?;
-        let name = wanted.container.name.clone();
-        let recreated = self.inner.recreate(wanted).await?;
+    async fn recreate(
+        &self,
+        recreation: Recreation,
+    ) -> Result<Recreated, CallError<RecreateError>> {
+        self.scope.allows(&recreation).map_err(CallError::Denied)?;
+        let name = recreation.container.name.clone();
+        let recreated = self.inner.recreate(recreation).await?;
         self.scope.note(&name, &recreated);
         Ok(recreated)
     }
@@ -308,7 +312,13 @@ mod tests {
         }
     }
 
-    fn wanted(name: &str, id: &str, image: &str, digest: &str, strategy: Strategy) -> Recreation {
+    fn recreation(
+        name: &str,
+        id: &str,
+        image: &str,
+        digest: &str,
+        strategy: Strategy,
+    ) -> Recreation {
         Recreation {
             container: ContainerSummary {
                 id: ContainerId::new(id),
@@ -326,7 +336,7 @@ mod tests {
     fn recreation_that_differs_from_the_approval_is_refused() {
         let (scope, app) = (scope(), "ghcr.io/acme/app");
         let allows = |name, id, image, digest, strategy| {
-            scope.allows(&wanted(name, id, image, digest, strategy))
+            scope.allows(&recreation(name, id, image, digest, strategy))
         };
         let approved = allows("ws-ana", "a1", app, "sha256:a", Strategy::Replace);
         assert_eq!(approved, Ok(()));
@@ -339,12 +349,12 @@ mod tests {
                 allows("ws-bo", "b1", app, "sha256:a", Strategy::Replace),
                 "does not say",
             ),
-            // Somebody made it again, under its name.
+            // Another program has recreated the container under the same name.
             (
                 allows("ws-ana", "a2", app, "sha256:a", Strategy::Replace),
                 "has the name now",
             ),
-            // An image that was approved for another container.
+            // This image was approved for another container.
             (
                 allows(
                     "ws-ana",
@@ -378,7 +388,7 @@ mod tests {
         assert_eq!(covers(&follower("ws-ana", "a1")), Ok(()), "approved itself");
         assert!(covers(&follower("ws-side", "s2")).is_err());
         assert!(covers(&follower("ws-new", "n1")).is_err());
-        // What this refresh itself has made in its place is the same container.
+        // The approval also covers the replacement that this refresh has created.
         let recreated = Recreated {
             id: Some(ContainerId::new("a9")),
             image_id: ImageId::new("sha256:n"),

@@ -1,4 +1,4 @@
-//! What the containers of an engine have of each other, kept between the looks.
+//! A cache of the dependencies between an engine's containers, kept from one inspection of them to the next.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,45 +9,48 @@ use refit_engine::{Engine, EngineError};
 use refit_model::container::{Container, ContainerId, ContainerSummary};
 use refit_recreate::dependents::{Dependencies, Node};
 
-/// Inspections that are under way at once when the dependents of a container are looked for.
-const LOOKS_AT_ONCE: usize = 8;
+/// The number of concurrent inspections in a search for the dependents of a container.
+const CONCURRENT_INSPECTIONS: usize = 8;
 
-/// How long one look waits for another, whose findings it can use. One that the engine does not answer keeps nobody else longer.
-const ANOTHER_LOOK: Duration = Duration::from_secs(10);
+/// How long a search waits for another search, whose results it can use. If the engine does not answer that one, the wait ends.
+const SEARCH_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// What every container of an engine has of others, as far as it was looked at. It never changes but for links, so each
-/// container is inspected once; those that are gone are forgotten.
+/// The dependencies of every container that was inspected. Only links change during a container's life, so each other container is
+/// inspected once. The cache drops containers that no longer exist.
 #[derive(Default)]
 pub struct DependencyCache {
     known: Mutex<HashMap<ContainerId, Dependencies>>,
-    /// Replacements begin together: each would inspect all that no one knows yet.
-    looking: tokio::sync::Mutex<()>,
+    /// Allows one search at a time: replacements start together, and each would inspect all unknown containers.
+    search: tokio::sync::Mutex<()>,
 }
 
 impl DependencyCache {
-    pub(super) async fn of(
+    /// The dependencies of all listed containers. Inspects the containers that are not in the cache.
+    pub(super) async fn nodes(
         &self,
         engine: &dyn Engine,
         listed: &[ContainerSummary],
     ) -> Result<Vec<Node>, EngineError> {
-        let _looking = tokio::time::timeout(ANOTHER_LOOK, self.looking.lock()).await;
+        let _search = tokio::time::timeout(SEARCH_WAIT_MAX, self.search.lock()).await;
         let mut known = self.lock().clone();
         let ids = listed.iter().map(|listed| &listed.id);
         let unknown: Vec<ContainerId> =
             ids.filter(|id| !known.contains_key(*id)).cloned().collect();
-        let looks = unknown.into_iter().map(|id| async move {
+        let inspections = unknown.into_iter().map(|id| async move {
             match engine.inspect(&id).await {
                 Ok(container) => Ok(Some(container)),
                 Err(error) if error.is_not_found() => Ok(None),
                 Err(error) => Err(error),
             }
         });
-        let found: Vec<Option<Container>> = futures_util::stream::iter(looks)
-            .buffered(LOOKS_AT_ONCE)
+        let containers: Vec<Option<Container>> = futures_util::stream::iter(inspections)
+            .buffered(CONCURRENT_INSPECTIONS)
             .try_collect()
             .await?;
-        let found = found.into_iter().flatten();
-        known.extend(found.map(|container| (container.id.clone(), Dependencies::of(&container))));
+        let containers = containers.into_iter().flatten();
+        known.extend(
+            containers.map(|container| (container.id.clone(), Dependencies::of(&container))),
+        );
         let nodes = listed.iter().filter_map(|listed| {
             Some(Node {
                 id: listed.id.clone(),

@@ -1,4 +1,5 @@
-//! The error of a digest request as the error of a pull: a plan asks registries itself, and says what a pull would have said.
+//! Converts the error of a digest request into the error of a pull: a plan queries registries itself and reports what a pull would
+//! report.
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
-//! Whether the engine's disk has room for a pull. Looked at before, where it can be: a disk that runs full stops more than Refit.
+//! Checks before a pull whether the engine's disk has room for the image, because a full disk stops more than Refit.
 //!
-//! It can be where the engine is on this machine and says where it keeps its images. What cannot be found out holds nothing back.
+//! The check needs an engine on this machine that reports its image folder. If the free space or the size is unknown, the pull
+//! proceeds.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,18 +12,19 @@ use refit_model::image::{ImageRef, Platform};
 
 use super::live::EngineContext;
 
-/// A layer is downloaded, and then unpacked to about twice its size.
-const TIMES: u64 = 3;
-/// With this much room left nobody is asked for sizes: registries count such a question as a pull.
+/// The disk space that a layer needs, as a multiple of its download: the engine downloads it and unpacks it to about twice its
+/// size.
+const SPACE_FACTOR: u64 = 3;
+/// Refit requests no sizes if this much room is left, because registries count such a request as a pull.
 const ENOUGH_BYTES: u64 = 32 << 30;
-/// A registry that is slow to say the size holds nothing up.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long Refit waits for the size. A slow registry does not delay the pull further.
+const SIZE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why an image was not pulled.
+/// The reason why an image was not pulled.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "it takes about {} ({TIMES} times the {} that its registry would send), and {} is left in `{folder}`",
-    gigabytes(.size.saturating_mul(TIMES)), gigabytes(*.size), gigabytes(*.free)
+    "it takes about {} ({SPACE_FACTOR} times the {} that its registry would send), and {} is left in `{folder}`",
+    gigabytes(.size.saturating_mul(SPACE_FACTOR)), gigabytes(*.size), gigabytes(*.free)
 )]
 struct NoRoom {
     size: u64,
@@ -30,23 +32,23 @@ struct NoRoom {
     folder: String,
 }
 
-/// An error where the image does not fit. `here` is what the reference means on this machine: its layers are not sent again.
+/// Return an error if the image does not fit. `here` is the local image under this reference: its layers are not downloaded again.
 pub(super) async fn check(
-    workshop: &EngineContext,
+    context: &EngineContext,
     image: &ImageRef,
     here: Option<&Image>,
 ) -> Result<(), PullError> {
-    let Ok(Some(folder)) = workshop.engine.image_folder().await else {
+    let Ok(Some(folder)) = context.engine.image_folder().await else {
         return Ok(());
     };
     let Some(free) = free_bytes(&folder).filter(|free| *free < ENOUGH_BYTES) else {
         return Ok(());
     };
-    let asked = tokio::time::timeout(PATIENCE, download_size(workshop, image, here));
-    let Ok(Some(size)) = asked.await else {
+    let size_request = tokio::time::timeout(SIZE_TIMEOUT, download_size(context, image, here));
+    let Ok(Some(size)) = size_request.await else {
         return Ok(());
     };
-    if size.saturating_mul(TIMES) <= free {
+    if size.saturating_mul(SPACE_FACTOR) <= free {
         return Ok(());
     }
     let folder = folder.display().to_string();
@@ -56,23 +58,23 @@ pub(super) async fn check(
     })
 }
 
-/// `None` where nobody says.
+/// The bytes to download, or `None` if they are unknown.
 async fn download_size(
-    workshop: &EngineContext,
+    context: &EngineContext,
     image: &ImageRef,
     here: Option<&Image>,
 ) -> Option<u64> {
-    let platform = match &workshop.platform {
+    let platform = match &context.platform {
         Some(platform) => platform.clone(),
         None => {
-            let version = workshop.engine.version().await.ok()?;
+            let version = context.engine.version().await.ok()?;
             version.platform.parse::<Platform>().ok()?
         }
     };
-    let mut layers = workshop.digests.layers(image, &platform).await.ok()?;
+    let mut layers = context.digests.layers(image, &platform).await.ok()?;
     if let Some(digest) = here.and_then(|here| here.digests_in(image).next()) {
         let old = format!("{}@{digest}", image.repository()).parse().ok()?;
-        let old = workshop.digests.layers(&old, &platform).await;
+        let old = context.digests.layers(&old, &platform).await;
         let old = old.unwrap_or_default();
         layers.retain(|digest, _| !old.contains_key(digest));
     }
@@ -83,11 +85,11 @@ async fn download_size(
     )
 }
 
-/// For whoever is not root: what root alone may fill is not counted.
+/// The bytes that are free for users other than root. Blocks that are reserved for root do not count.
 #[cfg(unix)]
 fn free_bytes(folder: &Path) -> Option<u64> {
-    let told = rustix::fs::statvfs(folder).ok()?;
-    Some(told.f_bavail.saturating_mul(told.f_frsize))
+    let filesystem = rustix::fs::statvfs(folder).ok()?;
+    Some(filesystem.f_bavail.saturating_mul(filesystem.f_frsize))
 }
 
 #[cfg(not(unix))]
@@ -96,7 +98,7 @@ fn free_bytes(_: &Path) -> Option<u64> {
 }
 
 fn gigabytes(bytes: u64) -> String {
-    // Tenths, in whole numbers.
+    // Tenths of a gigabyte, in whole numbers.
     let tenths = bytes / (100 << 20);
     match tenths {
         0 => format!("{} MB", bytes >> 20),
@@ -110,8 +112,8 @@ mod tests {
 
     #[test]
     fn sizes_are_told_for_people() {
-        let told = [0, 5 << 20, 100 << 20, 1000 << 20, 12_345 << 20].map(gigabytes);
-        assert_eq!(told, ["0 MB", "5 MB", "0.1 GB", "1.0 GB", "12.3 GB"]);
+        let filesystem = [0, 5 << 20, 100 << 20, 1000 << 20, 12_345 << 20].map(gigabytes);
+        assert_eq!(filesystem, ["0 MB", "5 MB", "0.1 GB", "1.0 GB", "12.3 GB"]);
     }
 
     #[cfg(unix)]

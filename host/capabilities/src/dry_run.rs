@@ -1,7 +1,7 @@
-//! The same capabilities with their hands tied: reads pass, writes are looked at and answered as if they had been done.
+//! The capabilities of a plan: they pass reads on, and check each write and answer it as if it had been done.
 //!
-//! Nothing is pulled and nothing is created. What an image would become is asked of its registry: through the engine, or of whoever
-//! has asked the registry already ([`RemoteDigests`]).
+//! They pull and create nothing. The registry tells the digest that an image would get: through the engine, or from a cache of
+//! digests that were requested already ([`RemoteDigests`]).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,13 +21,13 @@ use super::scope::{Scope, ScopeError};
 use super::simulated::random_digits;
 use super::{CallError, Capabilities, Follower, PulledImage, Recreated, Recreation, Transfer};
 
-/// Where a plan learns which digest a registry serves under a reference now.
+/// A source of the digest that a registry serves under a reference now.
 #[async_trait]
 pub trait RemoteDigests: Send + Sync {
     async fn digest(&self, image: &ImageRef) -> Result<String, PullError>;
 }
 
-/// Asks the engine to ask, so that its mirrors, proxies and insecure registries count.
+/// Queries the registry through the engine, so that the engine's mirrors, proxies and insecure registries apply.
 #[async_trait]
 impl RemoteDigests for EngineContext {
     async fn digest(&self, image: &ImageRef) -> Result<String, PullError> {
@@ -37,54 +37,60 @@ impl RemoteDigests for EngineContext {
 }
 
 pub struct DryRunCapabilities {
-    workshop: Arc<EngineContext>,
+    context: Arc<EngineContext>,
     digests: Arc<dyn RemoteDigests>,
     scope: Arc<Scope>,
     force: bool,
-    /// Whether an image that is not here has its digest for an id.
-    shows_digests: bool,
-    /// The ids that stand for images that are not here, by digest.
-    stand_ins: Mutex<HashMap<String, ImageId>>,
+    /// Whether an image that is not on this machine has its digest for an id.
+    digests_as_ids: bool,
+    /// The placeholder ids of images that are not on this machine, by digest.
+    placeholder_ids: Mutex<HashMap<String, ImageId>>,
 }
 
 impl DryRunCapabilities {
     pub fn new(
-        workshop: Arc<EngineContext>,
+        context: Arc<EngineContext>,
         digests: Arc<dyn RemoteDigests>,
         scope: Arc<Scope>,
         force: bool,
     ) -> Self {
         Self {
-            workshop,
+            context,
             digests,
             scope,
             force,
-            shows_digests: false,
-            stand_ins: Mutex::default(),
+            digests_as_ids: false,
+            placeholder_ids: Mutex::default(),
         }
     }
 
-    pub fn asking_the_engine(workshop: Arc<EngineContext>, scope: Arc<Scope>, force: bool) -> Self {
-        Self::new(workshop.clone(), workshop, scope, force)
+    pub fn with_engine_digests(
+        context: Arc<EngineContext>,
+        scope: Arc<Scope>,
+        force: bool,
+    ) -> Self {
+        Self::new(context.clone(), context, scope, force)
     }
 
-    /// Images that are not here have their digests for ids: for what people read, and for snapshots, which are the same each time.
+    /// Use the digests as ids of images that are not on this machine. Reports for people need that, and snapshots, which have to be
+    /// reproducible.
     #[must_use]
-    pub fn showing_digests(self) -> Self {
+    pub fn with_digests_as_ids(self) -> Self {
         Self {
-            shows_digests: true,
+            digests_as_ids: true,
             ..self
         }
     }
 
-    /// A follower as it is: nothing is done. A pull would take the tag from its image.
+    /// The follower as it is now, since a plan replaces nothing. If the pull takes the tag from its image, the follower is named by
+    /// a digest.
     async fn follower(&self, dependent: Container, pulled: &PulledImage) -> Follower {
         let tag = dependent.image().parse::<ImageRef>();
         let moves =
             pulled.transfer == Transfer::WouldPull && tag.is_ok_and(|it| it == pulled.reference);
         let name = match moves {
             true => {
-                let engine = self.workshop.engine.as_ref();
+                let engine = self.context.engine.as_ref();
                 NewImage::name_without_tag(engine, &dependent.image_id)
                     .await
                     .ok()
@@ -99,18 +105,18 @@ impl DryRunCapabilities {
         }
     }
 
-    /// An id for an image that is not here. An engine names an image by its configuration, which nobody has read, so this is a
-    /// random one: it equals no container's image, and a policy cannot tell it from a real one. With Docker's containerd image store
-    /// the digest itself is the id.
-    fn id_of_absent(&self, digest: &str, other: Option<&Image>) -> ImageId {
-        if self.shows_digests || other.is_some_and(Image::is_named_by_manifest) {
+    /// The id of an image that is not on this machine. An engine names an image by its configuration, which is unknown before the
+    /// pull, so this id is random: it equals no container's image, and a policy cannot distinguish it from a real id. With Docker's
+    /// containerd image store the digest itself is the id.
+    fn placeholder_id(&self, digest: &str, other: Option<&Image>) -> ImageId {
+        if self.digests_as_ids || other.is_some_and(Image::is_named_by_manifest) {
             return ImageId::new(digest);
         }
-        let mut stand_ins = self
-            .stand_ins
+        let mut placeholder_ids = self
+            .placeholder_ids
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        stand_ins
+        placeholder_ids
             .entry(digest.to_owned())
             .or_insert_with(|| ImageId::new(format!("sha256:{}", random_digits())))
             .clone()
@@ -120,19 +126,19 @@ impl DryRunCapabilities {
 #[async_trait]
 impl Capabilities for DryRunCapabilities {
     async fn containers(&self) -> Result<Vec<ContainerSummary>, CallError<EngineError>> {
-        Ok(self.workshop.containers().await?)
+        Ok(self.context.containers().await?)
     }
 
     async fn inspect(
         &self,
         container: &ContainerSummary,
     ) -> Result<Container, CallError<EngineError>> {
-        Ok(self.workshop.engine.inspect(&container.id).await?)
+        Ok(self.context.engine.inspect(&container.id).await?)
     }
 
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
         let digest = self.digests.digest(image).await?;
-        let local = match self.workshop.engine.image(&image.to_string()).await {
+        let local = match self.context.engine.image(&image.to_string()).await {
             Ok(local) => Some(local),
             Err(error) if error.is_not_found() => None,
             Err(source) => {
@@ -150,7 +156,7 @@ impl Capabilities for DryRunCapabilities {
         let (id, transfer) = match &local {
             Some(local) => (local.id.clone(), Transfer::UpToDate),
             None => (
-                self.id_of_absent(&digest, other.as_ref()),
+                self.placeholder_id(&digest, other.as_ref()),
                 Transfer::WouldPull,
             ),
         };
@@ -164,13 +170,16 @@ impl Capabilities for DryRunCapabilities {
         })
     }
 
-    async fn recreate(&self, wanted: Recreation) -> Result<Recreated, CallError<RecreateError>> {
-        let container = self.workshop.examine(&wanted, self.force).await?;
-        let dependents = match wanted.strategy {
+    async fn recreate(
+        &self,
+        recreation: Recreation,
+    ) -> Result<Recreated, CallError<RecreateError>> {
+        let container = self.context.examine(&recreation, self.force).await?;
+        let dependents = match recreation.strategy {
             Strategy::Remove => vec![],
-            Strategy::Replace => self.workshop.dependents(&container).await?,
+            Strategy::Replace => self.context.dependents(&container).await?,
             Strategy::Overlap => {
-                self.workshop.may_overlap(&container).await?;
+                self.context.check_overlap(&container).await?;
                 vec![]
             }
         };
@@ -181,12 +190,12 @@ impl Capabilities for DryRunCapabilities {
         admitted.map_err(ScopeError::into_call_error)?;
         let mut followers = Vec::with_capacity(dependents.len());
         for dependent in dependents {
-            followers.push(self.follower(dependent, &wanted.image).await);
+            followers.push(self.follower(dependent, &recreation.image).await);
         }
-        let stays = wanted.strategy != Strategy::Remove;
+        let stays = recreation.strategy != Strategy::Remove;
         Ok(Recreated {
             id: stays.then_some(container.id),
-            image_id: wanted.image.id,
+            image_id: recreation.image.id,
             from_image_id: container.image_id,
             gap: stays.then_some(Duration::ZERO),
             followers,
@@ -195,6 +204,6 @@ impl Capabilities for DryRunCapabilities {
     }
 
     async fn unfinished(&self) -> Vec<Unfinished> {
-        self.workshop.unfinished().await.unwrap_or_default()
+        self.context.unfinished().await.unwrap_or_default()
     }
 }

@@ -1,4 +1,4 @@
-//! Grants and counts around any capabilities. What is refused here never reaches the engine.
+//! Enforces grants and call counts around any [`Capabilities`]. A refused call never reaches the engine.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::scope::{Scope, ScopeError};
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation};
 
-/// How often a policy may use each capability in one refresh.
+/// The number of calls of each capability that a policy may make in one refresh.
 #[derive(Clone, Copy, Debug)]
 pub struct Counts {
     pub inspects: u32,
@@ -32,7 +32,7 @@ pub struct Guard {
     cancel: CancellationToken,
 }
 
-/// How often something may still be done.
+/// A counter with a limit.
 pub(super) struct Quota {
     key: &'static str,
     limit: u32,
@@ -53,9 +53,9 @@ impl Quota {
         usize::try_from(left).unwrap_or(usize::MAX)
     }
 
-    /// An error where fewer are left. The text names the limit.
+    /// Use up `count`, or return the name of the limit if fewer are left.
     pub(super) fn take(&self, count: u32) -> Result<(), String> {
-        // Saturates: a guest that asks four thousand million times gets no fresh start.
+        // The counter saturates: it does not wrap around if a guest calls four thousand million times.
         let used = self
             .used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
@@ -86,7 +86,7 @@ impl Guard {
         }
     }
 
-    fn going_on<E>(&self) -> Result<(), CallError<E>> {
+    fn check_cancelled<E>(&self) -> Result<(), CallError<E>> {
         if self.cancel.is_cancelled() {
             Err(CallError::Cancelled)
         } else {
@@ -98,7 +98,7 @@ impl Guard {
 #[async_trait]
 impl Capabilities for Guard {
     async fn containers(&self) -> Result<Vec<ContainerSummary>, CallError<EngineError>> {
-        self.going_on()?;
+        self.check_cancelled()?;
         self.scope
             .grants()
             .may(Verb::Inspect)
@@ -113,7 +113,7 @@ impl Capabilities for Guard {
         &self,
         container: &ContainerSummary,
     ) -> Result<Container, CallError<EngineError>> {
-        self.going_on()?;
+        self.check_cancelled()?;
         self.scope
             .grants()
             .may(Verb::Inspect)
@@ -134,7 +134,7 @@ impl Capabilities for Guard {
     }
 
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
-        self.going_on()?;
+        self.check_cancelled()?;
         self.scope
             .grants()
             .may_pull(image)
@@ -147,7 +147,7 @@ impl Capabilities for Guard {
         if self.cancel.is_cancelled() {
             return;
         }
-        // What will be refused must not be replaced as part of a group.
+        // A recreation that will be refused must not be part of a group.
         let granted = wave
             .iter()
             .filter(|it| self.scope.grants().may(verb(it.strategy)).is_ok());
@@ -159,7 +159,7 @@ impl Capabilities for Guard {
         &self,
         recreation: Recreation,
     ) -> Result<Recreated, CallError<RecreateError>> {
-        self.going_on()?;
+        self.check_cancelled()?;
         self.scope
             .grants()
             .may(verb(recreation.strategy))

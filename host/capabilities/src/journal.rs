@@ -1,6 +1,6 @@
-//! The host's own record of a refresh: what was asked of it, and what came of it. Policies cannot write here.
+//! The host's own record of a refresh: each call and its result. Policies cannot write to it.
 //!
-//! [`Journal`] stands around the capabilities of one refresh, writes down each use, and tells whoever watches.
+//! [`Journal`] wraps the capabilities of one refresh, records each call, and sends events to the observers.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,29 +21,29 @@ use tracing::Instrument as _;
 
 use crate::{CallError, Capabilities, PulledImage, Recreated, Recreation, Transfer};
 
-/// All that was written down.
+/// Everything that a [`Journal`] has recorded.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
     pub images: Vec<ImageRecord>,
     pub recreations: Vec<RecreationRecord>,
-    /// The containers that the policy looked at and that did not run, by name.
+    /// The containers that the policy inspected and that were not running, by name.
     pub stopped: HashMap<String, State>,
-    /// What was half done, and still is, and nobody is at work on.
+    /// The replacements that are still unfinished and that no Refit is working on.
     pub unfinished: Vec<Unfinished>,
-    /// Why the containers could not be listed, where the last attempt failed. A policy is told less, and in other words.
+    /// Why the containers could not be listed, if the last attempt failed. A policy gets a shorter text.
     pub unlisted: Option<Diagnostic>,
 }
 
-/// Bounded by the counts of [`Guard`](crate::guard::Guard), which stands inside.
+/// Records the calls of a policy. The counts of [`Guard`](crate::guard::Guard), which it wraps, limit its size.
 pub struct Journal {
     inner: Arc<dyn Capabilities>,
-    /// Nothing is done, so nothing was recreated.
+    /// Whether this is a plan, in which no container was recreated.
     planning: bool,
     events: Events,
     record: Arc<Mutex<Record>>,
-    /// What each container ran when the policy looked at it. As many as a policy may inspect.
+    /// The image that each container ran when the policy inspected it. The limit on inspections bounds their number.
     ran: Mutex<HashMap<ContainerId, ImageId>>,
-    /// And the state of those that did not run, by name.
+    /// The state of the inspected containers that were not running, by name.
     stopped: Mutex<HashMap<String, State>>,
     under_way: TaskTracker,
 }
@@ -61,7 +61,7 @@ impl Journal {
         }
     }
 
-    /// All that was written down, once every recreation that was begun has ended.
+    /// Wait until every started recreation has ended, and return the record.
     pub async fn finish(&self) -> Record {
         self.under_way.close();
         self.under_way.wait().await;
@@ -93,14 +93,14 @@ impl Capabilities for Journal {
         container: &ContainerSummary,
     ) -> Result<Container, CallError<EngineError>> {
         let answer = self.inner.inspect(container).await;
-        if let Ok(found) = &answer {
+        if let Ok(container) = &answer {
             let mut ran = self.ran.lock().unwrap_or_else(PoisonError::into_inner);
-            ran.insert(found.id.clone(), found.image_id.clone());
+            ran.insert(container.id.clone(), container.image_id.clone());
             drop(ran);
             let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
-            match found.state {
-                State::Running => stopped.remove(&found.name),
-                state => stopped.insert(found.name.clone(), state),
+            match container.state {
+                State::Running => stopped.remove(&container.name),
+                state => stopped.insert(container.name.clone(), state),
             };
         }
         answer
@@ -145,8 +145,8 @@ impl Capabilities for Journal {
             let ran = self.ran.lock().unwrap_or_else(PoisonError::into_inner);
             ran.get(&recreation.container.id).cloned()
         };
-        // A task of its own: a policy that traps or runs out of time drops our future, and a container that was begun must be
-        // finished or put back all the same, and written down.
+        // A separate task: if a policy traps or times out, our future is dropped, but a started recreation must still be finished
+        // or rolled back, and recorded.
         let recreating = async move {
             events(Event::RecreateStarted {
                 container: recreation.container.name.clone(),
@@ -154,7 +154,7 @@ impl Capabilities for Journal {
             let started = Instant::now();
             let answer = inner.recreate(recreation.clone()).await;
             let mut record = recreation_record(&recreation, &answer, planning, started.elapsed());
-            // Of one that was not recreated, too: whoever looks back wants to know from what.
+            // A container that was not recreated has an old image in the report, too.
             record.from_image_id = record.from_image_id.or(ran);
             records
                 .lock()
@@ -164,7 +164,7 @@ impl Capabilities for Journal {
             events(Event::RecreateEnded(record));
             answer
         };
-        // And what it logs belongs to this refresh.
+        // Its log lines belong to the span of this refresh.
         let work = self.under_way.spawn(recreating.in_current_span());
         match work.await {
             Ok(answer) => answer,
@@ -188,7 +188,7 @@ fn image_record(
                 Transfer::UpToDate => ImageOutcome::UpToDate,
                 Transfer::WouldPull => ImageOutcome::WouldPull,
             };
-            // The id of an image that was not fetched is a stand-in, which is nobody's business outside.
+            // The id of an image that was not pulled is a placeholder, which is not reported.
             let id = (outcome != ImageOutcome::WouldPull).then(|| pulled.id.clone());
             (id, pulled.digest.clone(), outcome, None)
         }
@@ -210,12 +210,12 @@ fn image_record(
 }
 
 fn recreation_record(
-    wanted: &Recreation,
+    recreation: &Recreation,
     answer: &Result<Recreated, CallError<RecreateError>>,
     planning: bool,
     duration: Duration,
 ) -> RecreationRecord {
-    let name = &wanted.container.name;
+    let name = &recreation.container.name;
     let (outcome, recreated) = match answer {
         Ok(recreated) if planning => (RecreationOutcome::WouldRecreate, Some(recreated)),
         Ok(recreated) if recreated.id.is_none() => (RecreationOutcome::Removed, Some(recreated)),
@@ -234,15 +234,15 @@ fn recreation_record(
     let followers = recreated.map_or(&[][..], |recreated| &recreated.followers);
     RecreationRecord {
         container: name.clone(),
-        strategy: wanted.strategy,
+        strategy: recreation.strategy,
         outcome,
-        old_id: wanted.container.id.clone(),
+        old_id: recreation.container.id.clone(),
         new_id: recreated
             .filter(|_| !planning)
             .and_then(|recreated| recreated.id.clone()),
         from_image_id: recreated.map(|recreated| recreated.from_image_id.clone()),
-        to_image_id: wanted.image.id.clone(),
-        image: Some(wanted.image.reference.clone()),
+        to_image_id: recreation.image.id.clone(),
+        image: Some(recreation.image.reference.clone()),
         gap: recreated
             .filter(|_| !planning)
             .and_then(|recreated| recreated.gap),
@@ -274,7 +274,7 @@ fn outcome_of(error: &RecreateError) -> RecreationOutcome {
     }
 }
 
-/// What a person is told of a call that was refused or failed.
+/// Describe a call that was refused or failed, for a person.
 pub fn diagnose<E: Hints>(error: &CallError<E>, what: &str) -> Diagnostic {
     match error {
         CallError::Failed(error) => Diagnostic::of(error),

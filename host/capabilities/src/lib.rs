@@ -1,8 +1,8 @@
-//! What a policy can have done: list, inspect, pull and recreate, as the WIT interface `docker` offers them.
+//! The capabilities that a policy can use: list, inspect, pull and recreate, as in the WIT interface `docker`.
 //!
-//! Every mode of a refresh is another implementation behind this trait, and a policy cannot tell them apart: [`live`] does the
-//! work, [`plan`] looks and records. Around either stand [`guard`] (grants, counts, cancellation) and the
-//! [journal](crate::journal). Knows nothing of WebAssembly.
+//! Each mode of a refresh is an implementation of the trait [`Capabilities`], and a policy cannot distinguish them: [`live`] acts
+//! on the engine, [`dry_run`] only checks and records. [`guard`] (grants, counts, cancellation) and the [journal](crate::journal)
+//! wrap either. This crate does not depend on WebAssembly.
 
 #![forbid(unsafe_code)]
 
@@ -32,12 +32,12 @@ use refit_model::recreation::Strategy;
 use refit_model::unfinished::Unfinished;
 use refit_recreate::RecreateError;
 
-/// Why a capability did not do as asked: the host did not let it, or it failed.
+/// Why a capability did not do its work: the host refused the call, or the call failed.
 #[derive(Debug)]
 pub enum CallError<E> {
-    /// No grant covers it; the text names the one that would.
+    /// No grant covers the call. The text names the grant that would.
     Denied(String),
-    /// A count is used up; the text names the limit.
+    /// A call count is used up. The text names the limit.
     QuotaExceeded(String),
     /// The refresh is being ended.
     Cancelled,
@@ -45,7 +45,7 @@ pub enum CallError<E> {
 }
 
 impl<E> CallError<E> {
-    /// One value for each case: a mapping into the errors of a contract.
+    /// Convert each case with its own function, into the errors of a contract.
     pub fn map_or_else<T>(
         self,
         denied: impl FnOnce(String) -> T,
@@ -68,35 +68,35 @@ impl<E> From<E> for CallError<E> {
     }
 }
 
-/// What became of the image on this machine.
+/// The effect of a pull on the image of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Transfer {
-    /// It was fetched: what the reference means here has changed.
+    /// The engine fetched the image: the reference points to another image now.
     Pulled,
-    /// It was the same already.
+    /// The image was up to date already.
     UpToDate,
-    /// A plan: it would be fetched.
+    /// In a plan: the engine would fetch the image.
     WouldPull,
 }
 
-/// An image that is on this machine, or, in a plan, would be.
+/// An image that is on this machine or, in a plan, would be.
 #[derive(Clone, Debug)]
 pub struct PulledImage {
     pub reference: ImageRef,
-    /// In a plan the registry's digest, where the image would first be fetched.
+    /// The id of the image. In a plan, a placeholder if the engine would have to fetch it.
     pub id: ImageId,
-    /// The one that was asked for, or that the engine reported.
+    /// The digest that the reference names or that the engine reported.
     pub digest: Option<String>,
-    /// The image as inspection shows it, where it is on this machine.
+    /// The inspected image, if it is on this machine.
     pub local: Option<Arc<Image>>,
-    /// What the reference meant on this machine before it was pulled, if that was another image.
+    /// The image that the reference pointed to on this machine before the pull, if that was another one.
     pub replaced: Option<Arc<Image>>,
     pub transfer: Transfer,
 }
 
 impl PulledImage {
-    /// Whether its repository serves this very image under this digest, too.
+    /// Whether the image's repository also serves this image under `digest`.
     pub fn has_digest(&self, digest: &str) -> bool {
         let local = self.local.as_ref();
         self.digest.as_deref() == Some(digest)
@@ -113,45 +113,45 @@ pub struct Recreation {
 
 #[derive(Clone, Debug)]
 pub struct Recreated {
-    /// `None` after `remove`.
+    /// The new container, or `None` after `remove`.
     pub id: Option<ContainerId>,
     pub image_id: ImageId,
-    /// The image that it ran before.
+    /// The image that the old container ran.
     pub from_image_id: ImageId,
-    /// `None` after `remove`.
+    /// The downtime, or `None` after `remove`.
     pub gap: Option<Duration>,
-    /// Containers that depend on it and are replaced with it.
+    /// The dependent containers that were replaced with this one.
     pub followers: Vec<Follower>,
-    /// Something that could not be tidied up, for a person.
+    /// Names of containers that could not be removed, for a person.
     pub left_over: Option<String>,
 }
 
-/// A container that was replaced with one that it depends on.
+/// A container that was replaced together with a container that it depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Follower {
     pub name: String,
     pub id: ContainerId,
     pub new_id: ContainerId,
-    /// The reference that the new one is made from. It runs the same image as the old one.
+    /// The reference that the new container is created from. It runs the same image as the old container.
     pub image: String,
 }
 
 #[async_trait]
 pub trait Capabilities: Send + Sync {
-    /// Sorted by name.
+    /// List the containers, sorted by name.
     async fn containers(&self) -> Result<Vec<ContainerSummary>, CallError<EngineError>>;
     async fn inspect(
         &self,
         container: &ContainerSummary,
     ) -> Result<Container, CallError<EngineError>>;
-    /// These are pulled next, one by one: whoever can find out about all of them at once may do so now.
+    /// Announce the images that are pulled next, one by one, so that an implementation can look them up in one batch.
     async fn expect_pulls(&self, _: &[ImageRef]) {}
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>>;
-    /// These are recreated next, one by one: those that depend on each other can be replaced together.
+    /// Announce the containers that are recreated next, one by one, so that dependent ones can be replaced together.
     async fn expect_recreations(&self, _: &[Recreation]) {}
     async fn recreate(&self, recreation: Recreation)
     -> Result<Recreated, CallError<RecreateError>>;
-    /// Replacements that were begun, have not ended, and that nobody is at work on.
+    /// Replacements that were started, have not ended, and that no Refit is working on.
     async fn unfinished(&self) -> Vec<Unfinished> {
         Vec::new()
     }

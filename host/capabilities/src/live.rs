@@ -1,4 +1,4 @@
-//! The capabilities for real: the engine does what is asked.
+//! The capabilities of a real refresh: the engine executes each call.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,13 +38,13 @@ use super::scope::Scope;
 use super::wave::{self, WaveGroups};
 use super::{CallError, Capabilities, Follower, PulledImage, Recreated, Recreation, Transfer};
 
-/// What every refresh on one engine shares.
+/// The state that all refreshes on one engine share.
 pub struct EngineContext {
     pub engine: Arc<dyn Engine>,
     pub credentials: Credentials,
-    /// Asked before a pull, and by the watcher.
+    /// The digests in registries. Pulls and the watcher request them.
     pub digests: Arc<Digests>,
-    /// Asked for when pulling and when creating, see [`refit_model::image::image_platform`].
+    /// The platform for pulls and new containers, see [`refit_model::image::image_platform`].
     pub platform: Option<Platform>,
     pub patience: RecoveryTimeouts,
     pub leases: Leases,
@@ -53,12 +53,12 @@ pub struct EngineContext {
     pub permitted: OperationPermissions,
     pub ties: DependencyCache,
     pub images: ImageRecords,
-    /// What we run in and reach the engine through.
+    /// The container that Refit runs in and the ones through which it reaches the engine.
     pub protection: SelfProtection,
 }
 
 impl EngineContext {
-    /// Finish or undo what somebody began and could not end. What came of it is logged.
+    /// Finish or undo the replacements that were interrupted, and log the results.
     pub async fn recover(&self) -> Result<Vec<Recovered>, EngineError> {
         let recovered = recover(
             self.engine.as_ref(),
@@ -67,39 +67,39 @@ impl EngineContext {
             self.patience,
         )
         .await?;
-        for one in &recovered {
-            let (container, outcome) = (one.container.as_str(), one.outcome);
+        for recovery in &recovered {
+            let (container, outcome) = (recovery.container.as_str(), recovery.outcome);
             match outcome {
-                Outcome::InProgress if one.is_attended => tracing::debug!(
+                Outcome::InProgress if recovery.is_attended => tracing::debug!(
                     container,
                     ?outcome,
-                    "a replacement under way: {}",
-                    one.detail
+                    "replacement in progress: {}",
+                    recovery.detail
                 ),
                 Outcome::InProgress => tracing::info!(
                     container,
                     ?outcome,
-                    "a replacement under way: {}",
-                    one.detail
+                    "replacement in progress: {}",
+                    recovery.detail
                 ),
                 Outcome::LeftOver => tracing::warn!(
                     container,
                     ?outcome,
-                    "a container that is of no use any more could not be removed: {}",
-                    one.detail
+                    "cannot remove an unneeded container: {}",
+                    recovery.detail
                 ),
                 Outcome::Stranded => tracing::error!(
                     container,
                     ?outcome,
-                    "a half-done replacement could not be ended: {}",
-                    one.detail
+                    "cannot finish an interrupted replacement: {}",
+                    recovery.detail
                 ),
                 Outcome::Finished | Outcome::Undone | Outcome::Superseded => {
                     tracing::warn!(
                         container,
                         ?outcome,
-                        "a half-done replacement was ended: {}",
-                        one.detail
+                        "ended an interrupted replacement: {}",
+                        recovery.detail
                     );
                 }
             }
@@ -107,7 +107,7 @@ impl EngineContext {
         Ok(recovered)
     }
 
-    /// All containers but those that are half of a replacement, sorted by name.
+    /// List all containers except the halves of replacements, sorted by name.
     pub(super) async fn containers(&self) -> Result<Vec<ContainerSummary>, EngineError> {
         let mut containers = self.engine.containers().await?;
         containers.retain(|container| ParsedName::parse(&container.name).is_none());
@@ -125,8 +125,8 @@ impl EngineContext {
         Ok(found.map(|(login, _)| login))
     }
 
-    /// Nothing is stopped where a call that the way back needs is known to be refused.
-    async fn may_recreate(&self, name: &str, strategy: Strategy) -> Result<(), RecreateError> {
+    /// Return an error, before anything is stopped, if the engine is known to refuse a call that a rollback needs.
+    async fn check_permissions(&self, name: &str, strategy: Strategy) -> Result<(), RecreateError> {
         let engine = self.engine.as_ref();
         match self.permitted.objection(engine, strategy).await {
             None => Ok(()),
@@ -137,22 +137,22 @@ impl EngineContext {
         }
     }
 
-    /// What is half done on this engine, and nobody on this machine is at work on. Changes nothing.
+    /// List the unfinished replacements on this engine that no Refit on this machine is working on. Changes nothing.
     pub async fn unfinished(&self) -> Result<Vec<Unfinished>, EngineError> {
         Ok(survey(&self.engine.containers().await?, &self.leases))
     }
 
-    /// Look again at a container that was listed: is it still that one, is it behind, may it be touched?
+    /// Inspect a listed container again and check that it is the same container, is outdated, and may be recreated.
     pub(super) async fn examine(
         &self,
-        wanted: &Recreation,
+        recreation: &Recreation,
         force: bool,
     ) -> Result<Container, RecreateError> {
-        let name = wanted.container.name.clone();
-        let container = match self.engine.inspect(&wanted.container.id).await {
+        let name = recreation.container.name.clone();
+        let container = match self.engine.inspect(&recreation.container.id).await {
             Ok(container) => container,
             Err(error) if error.is_not_found() => {
-                return Err(successor(self.engine.as_ref(), &name, &wanted.image.id).await);
+                return Err(successor(self.engine.as_ref(), &name, &recreation.image.id).await);
             }
             Err(error) => {
                 return Err(RecreateError::Aborted {
@@ -164,7 +164,7 @@ impl EngineContext {
         };
         let is_ours = ParsedName::parse(&container.name).is_some();
         let may_be_current = container.state == State::Running && !is_ours && !force;
-        if may_be_current && self.runs_already(&container, &wanted.image).await {
+        if may_be_current && self.runs_already(&container, &recreation.image).await {
             return Err(RecreateError::Current { name });
         }
         if container.name != name {
@@ -182,7 +182,7 @@ impl EngineContext {
             source: error.into(),
         })?;
         if let Some(reason) = objection {
-            // Another Refit stops it before it gives it another name; until then its replacement tells.
+            // Another Refit stops a container before it renames it. Until then only the replacement's name shows that.
             let stopped_by_us =
                 container.state != State::Running && self.has_replacement(&container).await;
             return Err(if stopped_by_us {
@@ -203,10 +203,10 @@ impl EngineContext {
         false
     }
 
-    /// Whether a replacement from this image would run what the container runs.
+    /// Whether a replacement from this image would run what the container already runs.
     ///
-    /// With Docker's containerd image store an image is named by its index, so that its id changes with each attestation and with
-    /// each other platform. What would run is compared there: the manifest, or all that the engine shows of the image.
+    /// Docker's containerd image store names an image by its index, so its id changes with each attestation and each other
+    /// platform. In that case the content is compared: the manifest, or everything that the engine shows of the image.
     async fn runs_already(&self, container: &Container, image: &PulledImage) -> bool {
         if container.image_id == image.id {
             return true;
@@ -216,23 +216,23 @@ impl EngineContext {
         };
         if let Some(running) = &container.manifest_digest
             && let Ok(manifests) = self.engine.platform_manifests(&new.id).await
-            && self.would_run(new, &manifests).as_deref() == Some(running)
+            && self.manifest_to_run(new, &manifests).as_deref() == Some(running)
         {
             return true;
         }
-        // What is shown of an image is that of the platform which the engine prefers.
+        // The engine shows the image of the platform that it prefers.
         let shown = format!("{}/{}", new.os, new.architecture);
         let is_shown = |platform: &String| {
             platform
                 .strip_prefix(&shown)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        let wanted = self.platform.as_ref().map(ToString::to_string);
-        let platforms = [container.platform.as_ref(), wanted.as_ref()];
+        let configured = self.platform.as_ref().map(ToString::to_string);
+        let platforms = [container.platform.as_ref(), configured.as_ref()];
         if !platforms.into_iter().flatten().all(is_shown) {
             return false;
         }
-        // Docker 26 forgets the old image when the tag moves: then only what was seen of it before the pull is left.
+        // Docker 26 forgets the old image when the tag moves: then only the inspection from before the pull is left.
         let replaced = image.replaced.as_ref();
         let old = replaced.filter(|it| it.id == container.image_id).cloned();
         let old = match old {
@@ -240,7 +240,7 @@ impl EngineContext {
             None => match self.engine.image(container.image_id.as_str()).await {
                 Ok(old) => Arc::new(old),
                 Err(_) => {
-                    // Where nothing was written down of it either, it counts as another one.
+                    // If there is no record of it either, it counts as a different image.
                     let record = self.images.get(&container.image_id).await;
                     let content = record.and_then(|record| record.content);
                     return content.is_some() && content == new.content;
@@ -250,20 +250,20 @@ impl EngineContext {
         old.has_content_of(new)
     }
 
-    /// The digest of the manifest that a container from this image would run, where it can be told.
-    fn would_run(&self, image: &Image, manifests: &[PlatformManifest]) -> Option<String> {
-        let wanted = |manifest: &&PlatformManifest| match &self.platform {
+    /// The digest of the manifest that a container from this image would run, if it is known.
+    fn manifest_to_run(&self, image: &Image, manifests: &[PlatformManifest]) -> Option<String> {
+        let is_wanted = |manifest: &&PlatformManifest| match &self.platform {
             Some(platform) => platform.is(&manifest.os, &manifest.architecture),
             None => manifest.os == image.os && manifest.architecture == image.architecture,
         };
-        let mut of_platform = manifests.iter().filter(wanted);
+        let mut of_platform = manifests.iter().filter(is_wanted);
         let first = of_platform.next()?;
-        // Of several variants nobody knows which one the engine takes.
+        // If there are several variants, it is unknown which one the engine takes.
         of_platform.next().is_none().then(|| first.digest.clone())
     }
 
-    /// The containers that depend on this one and are replaced with it, each behind all that it depends on. One that is stopped is
-    /// among them where it could never be started again otherwise. An error where one of them could not be replaced.
+    /// The containers that depend on this one and are replaced with it, each after all that it depends on. A stopped container is
+    /// included if it could never be started again otherwise. Returns an error if one of them cannot be replaced.
     pub(super) async fn dependents(
         &self,
         container: &Container,
@@ -275,11 +275,11 @@ impl EngineContext {
             source: error.into(),
         };
         let listed = self.engine.containers().await.map_err(failed)?;
-        let being_proven = |listed: &ContainerSummary| matches!(ParsedName::parse(&listed.name), Some(ParsedName::Backup(backup)) if backup.new == container.id.short());
-        if listed.iter().any(being_proven) {
+        let is_unproven = |listed: &ContainerSummary| matches!(ParsedName::parse(&listed.name), Some(ParsedName::Backup(backup)) if backup.new == container.id.short());
+        if listed.iter().any(is_unproven) {
             return Err(RecreateError::Busy { name: name() });
         }
-        let others = self.ties.of(self.engine.as_ref(), &listed).await;
+        let others = self.ties.nodes(self.engine.as_ref(), &listed).await;
         let first = Node {
             id: container.id.clone(),
             name: name(),
@@ -296,8 +296,8 @@ impl EngineContext {
             if is_stopped && !tie.must_follow() {
                 continue;
             }
-            // One that is stopped is replaced without being started, so only its owner counts.
-            let subject = match is_stopped {
+            // A stopped container is replaced without being started, so only its owner matters.
+            let as_running = match is_stopped {
                 true => Container {
                     state: State::Running,
                     ..dependent.clone()
@@ -305,10 +305,10 @@ impl EngineContext {
                 false => dependent.clone(),
             };
             let engine = self.engine.as_ref();
-            let objection = guard::objection(engine, &subject, &self.protection).await;
+            let objection = guard::objection(engine, &as_running, &self.protection).await;
             match objection.map_err(failed)? {
                 None => found.push(dependent),
-                // It could never be started again: the engine knows its provider by id.
+                // The container could never be started again, because the engine knows its provider by id.
                 Some(reason) if tie.must_follow() => {
                     let reason = format!(
                         "`{}` {} and cannot be recreated with it: {reason}",
@@ -326,8 +326,8 @@ impl EngineContext {
         Ok(found)
     }
 
-    /// Whether two of it may run at once for a while.
-    pub(super) async fn may_overlap(&self, container: &Container) -> Result<(), RecreateError> {
+    /// Return an error if two instances of the container must not run at the same time.
+    pub(super) async fn check_overlap(&self, container: &Container) -> Result<(), RecreateError> {
         let reason = match self.dependents(container).await?.first() {
             Some(dependent) => Some(format!("`{}` depends on it", dependent.name)),
             None => overlap::objection(container),
@@ -341,7 +341,7 @@ impl EngineContext {
         }
     }
 
-    fn manner<'a>(
+    fn replace_options<'a>(
         &'a self,
         ending: &'a CancellationToken,
         step: &'a (dyn Fn(Step) + Send + Sync),
@@ -356,25 +356,25 @@ impl EngineContext {
         }
     }
 
-    /// One on each; `None` where somebody is at work on one of them.
-    fn leases<'a>(&self, ids: impl Iterator<Item = &'a ContainerId>) -> Option<Vec<Lease>> {
+    /// Take a lease on each container, or return `None` if a replacement of one of them is in progress.
+    fn take_leases<'a>(&self, ids: impl Iterator<Item = &'a ContainerId>) -> Option<Vec<Lease>> {
         ids.map(|id| self.leases.take(id)).collect()
     }
 }
 
-/// One refresh's hands.
+/// The capabilities of one refresh that change the engine.
 pub struct LiveCapabilities {
-    pub workshop: Arc<EngineContext>,
-    /// Recreate also what is up to date.
+    pub context: Arc<EngineContext>,
+    /// Recreate also containers that are up to date.
     pub force: bool,
     pub events: Events,
-    /// Set when the refresh is to end: what was stopped by then is finished, and nothing else is.
+    /// Set when the refresh has to end: it still finishes containers that are stopped by then, and starts nothing else.
     pub ending: CancellationToken,
-    pub foreseen: DigestPrefetch,
+    pub prefetch: DigestPrefetch,
     scope: Arc<Scope>,
     waves: WaveGroups,
-    /// What followed another container in this refresh: ids that a policy may still know it by, and the ids that it has now.
-    followed: Mutex<HashMap<ContainerId, ContainerId>>,
+    /// The containers that were replaced as followers in this refresh: the id that a policy may still use, and the new id.
+    replaced_followers: Mutex<HashMap<ContainerId, ContainerId>>,
     unfinished: Mutex<Option<Vec<Unfinished>>>,
 }
 
@@ -382,22 +382,22 @@ type RecreateAnswer = Result<Recreated, CallError<RecreateError>>;
 
 impl LiveCapabilities {
     pub fn new(
-        workshop: Arc<EngineContext>,
+        context: Arc<EngineContext>,
         force: bool,
         events: Events,
         ending: CancellationToken,
-        foreseen: DigestPrefetch,
+        prefetch: DigestPrefetch,
         scope: Arc<Scope>,
     ) -> Self {
         Self {
-            workshop,
+            context,
             force,
             events,
             ending,
-            foreseen,
+            prefetch,
             scope,
             waves: WaveGroups::default(),
-            followed: Mutex::default(),
+            replaced_followers: Mutex::default(),
             unfinished: Mutex::default(),
         }
     }
@@ -406,16 +406,16 @@ impl LiveCapabilities {
 #[async_trait]
 impl Capabilities for LiveCapabilities {
     async fn containers(&self) -> Result<Vec<ContainerSummary>, CallError<EngineError>> {
-        let mut containers = self.workshop.engine.containers().await?;
+        let mut containers = self.context.engine.containers().await?;
         let mut unfinished = Vec::new();
         if containers
             .iter()
             .any(|container| ParsedName::parse(&container.name).is_some())
         {
-            // Somebody did not end what they began. A policy should see whole containers only.
-            let recovered = self.workshop.recover().await?;
+            // A replacement was interrupted. A policy should see whole containers only, so recover first.
+            let recovered = self.context.recover().await?;
             unfinished.extend(recovered.iter().filter_map(Recovered::unfinished));
-            containers = self.workshop.containers().await?;
+            containers = self.context.containers().await?;
         }
         *lock(&self.unfinished) = Some(unfinished);
         containers.sort_by(|a, b| a.name.cmp(&b.name));
@@ -426,15 +426,15 @@ impl Capabilities for LiveCapabilities {
         &self,
         container: &ContainerSummary,
     ) -> Result<Container, CallError<EngineError>> {
-        Ok(self.workshop.engine.inspect(&container.id).await?)
+        Ok(self.context.engine.inspect(&container.id).await?)
     }
 
     async fn expect_pulls(&self, images: &[ImageRef]) {
-        self.foreseen.ask(images).await;
+        self.prefetch.request(images).await;
     }
 
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
-        let engine = &self.workshop.engine;
+        let engine = &self.context.engine;
         let failed = |source| PullError::Engine {
             image: image.clone(),
             source,
@@ -444,14 +444,14 @@ impl Capabilities for LiveCapabilities {
             Err(error) if error.is_not_found() => None,
             Err(error) => return Err(failed(error).into()),
         };
-        // The engine may forget about it when the tag moves.
+        // The engine may forget this image when the tag moves.
         if let Some(here) = &before {
-            self.workshop.images.record(image, here).await;
+            self.context.images.record(image, here).await;
         }
-        let platform = self.workshop.platform.as_ref();
+        let platform = self.context.platform.as_ref();
         if let Some(here) = &before
             && let Some(digest) = self
-                .foreseen
+                .prefetch
                 .is_here(image, here, platform)
                 .map_err(|error| pull_error(*error))?
         {
@@ -464,19 +464,20 @@ impl Capabilities for LiveCapabilities {
                 transfer: Transfer::UpToDate,
             });
         }
-        disk_space::check(&self.workshop, image, before.as_ref()).await?;
+        disk_space::check(&self.context, image, before.as_ref()).await?;
         let reported = self.pull_from_registry(image).await?;
         let after = engine.image(&image.to_string()).await.map_err(failed)?;
-        let records = &self.workshop.images;
+        let records = &self.context.images;
         if let Some(before) = before.as_ref().filter(|before| before.id != after.id) {
             records.record_replaced(image, before).await;
         }
         records.record(image, &after).await;
-        // Docker says which digest this pull brought. Podman does not, and lists that of the index beside that of the manifest.
+        // Docker reports the digest that this pull fetched. Podman does not, and lists the index digest next to the manifest
+        // digest.
         let expected = image.digest().map(str::to_owned);
         let expected = expected
             .or(reported)
-            .or_else(|| self.foreseen.digest(image));
+            .or_else(|| self.prefetch.digest(image));
         Ok(PulledImage {
             reference: image.clone(),
             id: after.id.clone(),
@@ -491,34 +492,36 @@ impl Capabilities for LiveCapabilities {
     }
 
     async fn expect_recreations(&self, wave: &[Recreation]) {
-        if let Err(error) = self.waves.expect(&self.workshop, wave).await {
-            // Each is replaced by itself then, and takes along what depends on it.
+        if let Err(error) = self.waves.expect(&self.context, wave).await {
+            // Each is then replaced separately, together with its dependents.
             tracing::warn!(
-                "cannot find out which containers of the wave depend on each other: {}",
+                "cannot group the containers of the wave by dependency: {}",
                 Diagnostic::of(&error).sentence()
             );
         }
     }
 
-    async fn recreate(&self, mut wanted: Recreation) -> RecreateAnswer {
-        let group = self.waves.group_of(&wanted.container.id);
-        if let Some(new) = lock(&self.followed).get(&wanted.container.id) {
-            wanted.container.id = new.clone();
+    async fn recreate(&self, mut recreation: Recreation) -> RecreateAnswer {
+        let group = self.waves.find_group(&recreation.container.id);
+        if let Some(new) = lock(&self.replaced_followers).get(&recreation.container.id) {
+            recreation.container.id = new.clone();
         }
         let answer = match group {
             Some(group) => {
-                let all = group.run(|wanted| recreate_group(self, wanted)).await;
-                lock(all).remove(&wanted.container.name)
+                let all = group
+                    .run(|recreations| recreate_group(self, recreations))
+                    .await;
+                lock(all).remove(&recreation.container.name)
             }
-            None if wanted.strategy == Strategy::Replace => {
-                let name = wanted.container.name.clone();
-                recreate_group(self, vec![wanted]).await.remove(&name)
+            None if recreation.strategy == Strategy::Replace => {
+                let name = recreation.container.name.clone();
+                recreate_group(self, vec![recreation]).await.remove(&name)
             }
-            None => Some(recreate_alone(self, wanted).await),
+            None => Some(recreate_alone(self, recreation).await),
         };
-        // Asked for twice in one wave: the first answer was the one.
+        // If the policy requested it twice in one wave, the first call took the result.
         let answer = answer.unwrap_or(Err(CallError::Cancelled));
-        // A policy compares ids, which may differ where nothing would: that is no failure.
+        // A policy compares ids, which may differ although the content is equal: that is no failure.
         if let Err(CallError::Failed(error)) = &answer
             && !matches!(error, RecreateError::Current { .. })
         {
@@ -531,7 +534,7 @@ impl Capabilities for LiveCapabilities {
         let noted = lock(&self.unfinished).clone();
         match noted {
             Some(unfinished) => unfinished,
-            None => self.workshop.unfinished().await.unwrap_or_default(),
+            None => self.context.unfinished().await.unwrap_or_default(),
         }
     }
 }
@@ -540,70 +543,72 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// As a policy sees it: one that was withdrawn was cancelled.
-fn call_error(error: RecreateError) -> CallError<RecreateError> {
+/// Convert the error for the policy: a withdrawn recreation was cancelled.
+fn to_call_error(error: RecreateError) -> CallError<RecreateError> {
     match error {
         RecreateError::Withdrawn { .. } => CallError::Cancelled,
         error => CallError::Failed(error),
     }
 }
 
-/// By `remove` or `overlap`.
-async fn recreate_alone(live: &LiveCapabilities, wanted: Recreation) -> RecreateAnswer {
-    let Some(lease) = live.workshop.leases.take(&wanted.container.id) else {
-        let name = wanted.container.name;
+/// Recreate one container by `remove` or `overlap`.
+async fn recreate_alone(live: &LiveCapabilities, recreation: Recreation) -> RecreateAnswer {
+    let Some(lease) = live.context.leases.take(&recreation.container.id) else {
+        let name = recreation.container.name;
         return Err(RecreateError::Busy { name }.into());
     };
-    let (outcome, settled) = recreate_one(live, wanted).await;
+    let (outcome, settled) = recreate_one(live, recreation).await;
     let is_busy = matches!(&outcome, Err(RecreateError::Busy { .. }));
     end_leases(vec![lease], is_busy, settled);
-    outcome.map_err(call_error)
+    outcome.map_err(to_call_error)
 }
 
 fn end_leases(leases: Vec<Lease>, is_busy: bool, settled: bool) {
     match (is_busy, settled) {
         (true, _) => leases.into_iter().for_each(Lease::give_back),
         (false, true) => leases.into_iter().for_each(Lease::settle),
-        // Kept, for whoever recovers.
+        // Kept for the recovery.
         (false, false) => drop(leases),
     }
 }
 
 impl LiveCapabilities {
-    /// The digest that it brought, where the engine says so.
+    /// Pull the image, and return its digest if the engine reports it.
     async fn pull_from_registry(&self, image: &ImageRef) -> Result<Option<String>, PullError> {
-        let workshop = &self.workshop;
-        let login = workshop.login(image).await?;
+        let context = &self.context;
+        let login = context.login(image).await?;
         let progress = |layer| {
             (self.events)(Event::Layer {
                 image: image.clone(),
                 layer,
             })
         };
-        let platform = workshop.platform.as_ref();
-        let engine = &workshop.engine;
+        let platform = context.platform.as_ref();
+        let engine = &context.engine;
         engine
             .pull(image, platform, login.as_ref(), &progress)
             .await
     }
 
-    /// Of a group: those that get a new image need what is known of the old one, and those that only follow run it again.
-    async fn restore_images(&self, group: &[Ready]) {
-        for one in group {
-            let pulled = &one.wanted.image;
-            self.restore_image(&one.container, pulled, false).await;
+    /// Restore the images of a group: a container that gets a new image needs its old image's configuration, a follower runs its
+    /// image again.
+    async fn restore_images(&self, group: &[Prepared]) {
+        for prepared in group {
+            let pulled = &prepared.recreation.image;
+            self.restore_image(&prepared.container, pulled, false).await;
             let is_target = |id: &ContainerId| group.iter().any(|it| it.container.id == *id);
-            for dependent in one.dependents.iter().filter(|it| !is_target(&it.id)) {
+            for dependent in prepared.dependents.iter().filter(|it| !is_target(&it.id)) {
                 self.restore_image(dependent, pulled, true).await;
             }
         }
     }
 
-    /// Bring back the image of a container, or its name, which an engine with the containerd image store may have dropped when
-    /// the tag moved. The ids of such an engine are the registry's digests, so the registry can be asked for the image by its id.
-    /// If this fails, whoever needs the image says so.
+    /// Restore the image of a container, or its name, which an engine with the containerd image store may drop when the tag moves.
+    /// The ids of such an engine are registry digests, so Refit can pull the image by its id. If this fails, the step that needs
+    /// the image reports it.
     ///
-    /// `is_reused` says whether a container will be made from it; otherwise its configuration is enough, or a record of it.
+    /// `is_reused` says whether a container will be created from the image. Otherwise its configuration is enough, or a record of
+    /// it.
     async fn restore_image(&self, container: &Container, pulled: &PulledImage, is_reused: bool) {
         let id = &container.image_id;
         let is_named_by_digest = match &pulled.local {
@@ -613,11 +618,11 @@ impl LiveCapabilities {
         if !is_named_by_digest || *id == pulled.id {
             return;
         }
-        let is_usable = match self.workshop.engine.image(id.as_str()).await {
-            // Without a name a replacement would no longer tell which repository it came from.
+        let is_usable = match self.context.engine.image(id.as_str()).await {
+            // Without a name, a replacement would lose the repository that it came from.
             Ok(image) => !is_reused || !image.repo_digests.is_empty(),
             Err(error) if error.is_not_found() => {
-                !is_reused && self.workshop.images.get(id).await.is_some()
+                !is_reused && self.context.images.get(id).await.is_some()
             }
             Err(_) => true,
         };
@@ -632,7 +637,7 @@ impl LiveCapabilities {
         tracing::info!(
             container = container.name,
             image = %reference,
-            "the engine no longer has the image of this container by name, so it is pulled again by its digest"
+            "image of the container has lost its name, pulling it again by its digest"
         );
         if let Err(error) = self.pull_from_registry(&reference).await {
             tracing::warn!(
@@ -644,18 +649,18 @@ impl LiveCapabilities {
     }
 }
 
-/// The flag says whether nothing is left to finish or undo.
+/// Recreate one container. The flag says whether nothing is left to finish or undo.
 async fn recreate_one(
     live: &LiveCapabilities,
-    wanted: Recreation,
+    recreation: Recreation,
 ) -> (Result<Recreated, RecreateError>, bool) {
-    let (workshop, events) = (&live.workshop, &live.events);
-    let container = match workshop.examine(&wanted, live.force).await {
+    let (context, events) = (&live.context, &live.events);
+    let container = match context.examine(&recreation, live.force).await {
         Ok(container) => container,
         Err(error) => return (Err(error), true),
     };
     let name = container.name.clone();
-    if let Err(error) = workshop.may_recreate(&name, wanted.strategy).await {
+    if let Err(error) = context.check_permissions(&name, recreation.strategy).await {
         return (Err(error), true);
     }
     let step = |step| {
@@ -664,77 +669,82 @@ async fn recreate_one(
             step,
         })
     };
-    let engine = workshop.engine.as_ref();
+    let engine = context.engine.as_ref();
     let mut recreated = Recreated {
         id: None,
-        image_id: wanted.image.id.clone(),
+        image_id: recreation.image.id.clone(),
         from_image_id: container.image_id.clone(),
         gap: None,
         followers: vec![],
         left_over: None,
     };
-    if wanted.strategy == Strategy::Remove {
+    if recreation.strategy == Strategy::Remove {
         step(Step::Remove);
         let removed = remove::remove(engine, &container).await;
         return (removed.map(|()| recreated), true);
     }
-    if let Err(error) = workshop.may_overlap(&container).await {
+    if let Err(error) = context.check_overlap(&container).await {
         return (Err(error), true);
     }
-    live.restore_image(&container, &wanted.image, false).await;
-    let image = NewImage::pulled(&wanted.image.reference, wanted.image.id);
-    let manner = workshop.manner(&live.ending, &step);
-    let (replaced, settled) = overlap::overlap(engine, container, &image, &manner).await;
+    live.restore_image(&container, &recreation.image, false)
+        .await;
+    let image = NewImage::pulled(&recreation.image.reference, recreation.image.id);
+    let replace_options = context.replace_options(&live.ending, &step);
+    let (replaced, settled) = overlap::overlap(engine, container, &image, &replace_options).await;
     let replaced = replaced.map(|replaced| {
         recreated.id = replaced.members.into_iter().next().map(|it| it.id);
         recreated.gap = Some(replaced.gap);
-        recreated.left_over = joined(&replaced.left_over);
+        recreated.left_over = join_names(&replaced.left_over);
         recreated
     });
     (replaced, settled)
 }
 
-fn joined(names: &[String]) -> Option<String> {
+fn join_names(names: &[String]) -> Option<String> {
     (!names.is_empty()).then(|| names.join(", "))
 }
 
-/// Answers by name.
+/// The results by container name.
 type Answers = HashMap<String, RecreateAnswer>;
 
-/// A container that is to get a new image, and those that depend on it, each behind all that it depends on.
-struct Ready {
-    wanted: Recreation,
+/// A container that gets a new image, and the containers that depend on it, each after all that it depends on.
+struct Prepared {
+    recreation: Recreation,
     container: Container,
     dependents: Vec<Container>,
 }
 
-/// One or several containers, by `replace`, and all that depend on them, as one replacement.
-async fn recreate_group(live: &LiveCapabilities, wanted: Vec<Recreation>) -> Answers {
-    let workshop = &live.workshop;
-    let Some(mut leases) = workshop.leases(wanted.iter().map(|wanted| &wanted.container.id)) else {
+/// Recreate one or several containers by `replace`, with all that depend on them, as one replacement.
+async fn recreate_group(live: &LiveCapabilities, recreations: Vec<Recreation>) -> Answers {
+    let context = &live.context;
+    let Some(mut leases) = context.take_leases(
+        recreations
+            .iter()
+            .map(|recreation| &recreation.container.id),
+    ) else {
         let busy = |name: String| (name.clone(), Err(RecreateError::Busy { name }.into()));
-        return wanted
+        return recreations
             .into_iter()
             .map(|it| busy(it.container.name))
             .collect();
     };
     let mut answers = Answers::new();
     let mut ready = Vec::new();
-    for wanted in wanted {
-        let name = wanted.container.name.clone();
+    for recreation in recreations {
+        let name = recreation.container.name.clone();
         let examined = async {
-            let container = workshop.examine(&wanted, live.force).await?;
-            let dependents = workshop.dependents(&container).await?;
-            workshop.may_recreate(&name, Strategy::Replace).await?;
-            Ok(Ready {
-                wanted,
+            let container = context.examine(&recreation, live.force).await?;
+            let dependents = context.dependents(&container).await?;
+            context.check_permissions(&name, Strategy::Replace).await?;
+            Ok(Prepared {
+                recreation,
                 container,
                 dependents,
             })
         };
         match examined.await {
-            Ok(one) => ready.push(one),
-            Err(error) => drop(answers.insert(name, Err(call_error(error)))),
+            Ok(prepared) => ready.push(prepared),
+            Err(error) => drop(answers.insert(name, Err(to_call_error(error)))),
         }
     }
     if ready.is_empty() {
@@ -746,22 +756,25 @@ async fn recreate_group(live: &LiveCapabilities, wanted: Vec<Recreation>) -> Ans
     }
     let targets = targets(&ready);
     let followers = followers(&ready, &targets);
-    let providers: Vec<&str> = ready.iter().map(|one| &*one.container.name).collect();
+    let providers: Vec<&str> = ready
+        .iter()
+        .map(|prepared| &*prepared.container.name)
+        .collect();
     if let Err(refusal) = live.scope.admit(&providers, &followers) {
         end_leases(leases, false, true);
-        for one in &ready {
+        for prepared in &ready {
             answers.insert(
-                one.container.name.clone(),
+                prepared.container.name.clone(),
                 Err(refusal.clone().into_call_error()),
             );
         }
         return answers;
     }
-    // An examined one that is not ready may be a follower all the same: it holds its lease already.
+    // A container that was examined and is not ready may still be a follower: its lease is taken already.
     let held: HashSet<String> = leases.iter().map(|lease| lease.key().to_owned()).collect();
     let more = followers.iter().map(|follower| &follower.id);
     let more = more.filter(|id| !held.contains(id.short()));
-    let (outcome, settled) = match workshop.leases(more) {
+    let (outcome, settled) = match context.take_leases(more) {
         None => {
             let name = ready[0].container.name.clone();
             (Err(RecreateError::Busy { name }), true)
@@ -770,17 +783,17 @@ async fn recreate_group(live: &LiveCapabilities, wanted: Vec<Recreation>) -> Ans
             leases.extend(more);
             let names: Vec<String> = targets.iter().map(|it| it.container.name.clone()).collect();
             let step = |step| {
-                for one in &ready {
+                for prepared in &ready {
                     (live.events)(Event::Step {
-                        container: one.container.name.clone(),
+                        container: prepared.container.name.clone(),
                         step,
                     });
                 }
             };
             live.restore_images(&ready).await;
             tracing::debug!(group = ?names, "replacing");
-            let manner = workshop.manner(&live.ending, &step);
-            replace(workshop.engine.as_ref(), targets.clone(), &manner).await
+            let replace_options = context.replace_options(&live.ending, &step);
+            replace(context.engine.as_ref(), targets.clone(), &replace_options).await
         }
     };
     let is_busy = matches!(&outcome, Err(RecreateError::Busy { .. }));
@@ -791,51 +804,60 @@ async fn recreate_group(live: &LiveCapabilities, wanted: Vec<Recreation>) -> Ans
             answers.extend(recreated(&ready, replaced));
         }
         Err(error) => {
-            for one in &ready {
-                let name = &one.container.name;
+            for prepared in &ready {
+                let name = &prepared.container.name;
                 answers.extend(
-                    wave::error_for(&error, name).map(|it| (name.clone(), Err(call_error(it)))),
+                    wave::error_for_member(&error, name)
+                        .map(|it| (name.clone(), Err(to_call_error(it)))),
                 );
             }
-            // Whose error it is, if it was one of those asked for; a follower's is its first provider's.
+            // The container that gets the error: the requested container that the error names; a follower's error goes to the first
+            // container.
             let named = error.name().to_owned();
-            let owner = match ready.iter().any(|one| one.container.name == named) {
+            let owner = match ready
+                .iter()
+                .any(|prepared| prepared.container.name == named)
+            {
                 true => named,
                 false => ready[0].container.name.clone(),
             };
-            answers.insert(owner, Err(call_error(error)));
+            answers.insert(owner, Err(to_call_error(error)));
         }
     }
     answers
 }
 
-/// Every container of the group once, each behind all that it depends on.
-fn targets(ready: &[Ready]) -> Vec<Target> {
+/// Every container of the group once, each after all that it depends on.
+fn targets(ready: &[Prepared]) -> Vec<Target> {
     let mut by_id: BTreeMap<ContainerId, Target> = BTreeMap::new();
-    for one in ready {
-        for container in &one.dependents {
+    for prepared in ready {
+        for container in &prepared.dependents {
             by_id.entry(container.id.clone()).or_insert_with(|| Target {
                 container: container.clone(),
                 image: None,
             });
         }
     }
-    for one in ready {
-        let image = &one.wanted.image;
+    for prepared in ready {
+        let image = &prepared.recreation.image;
         let target = Target {
-            container: one.container.clone(),
+            container: prepared.container.clone(),
             image: Some(NewImage::pulled(&image.reference, image.id.clone())),
         };
-        by_id.insert(one.container.id.clone(), target);
+        by_id.insert(prepared.container.id.clone(), target);
     }
     wave::in_order(by_id.into_values().collect())
 }
 
-/// Those that only follow.
-fn followers<'a>(ready: &[Ready], targets: &'a [Target]) -> Vec<&'a Container> {
+/// The containers that are replaced only as followers.
+fn followers<'a>(ready: &[Prepared], targets: &'a [Target]) -> Vec<&'a Container> {
     let containers = targets.iter().map(|target| &target.container);
     containers
-        .filter(|container| ready.iter().all(|one| one.container.id != container.id))
+        .filter(|container| {
+            ready
+                .iter()
+                .all(|prepared| prepared.container.id != container.id)
+        })
         .collect()
 }
 
@@ -845,23 +867,23 @@ fn note_followers(
     followers: &[&Container],
     replaced: &Replaced,
 ) {
-    let mut followed = lock(&live.followed);
+    let mut replaced_followers = lock(&live.replaced_followers);
     for (target, new) in targets.iter().zip(&replaced.members) {
         let old = &target.container.id;
         if followers.iter().any(|follower| follower.id == *old) {
-            followed.insert(old.clone(), new.id.clone());
+            replaced_followers.insert(old.clone(), new.id.clone());
         }
     }
 }
 
-fn recreated(ready: &[Ready], replaced: Replaced) -> Answers {
-    let is_ready = |name: &str| ready.iter().any(|one| one.container.name == name);
-    let mut left_over = joined(&replaced.left_over);
+fn recreated(ready: &[Prepared], replaced: Replaced) -> Answers {
+    let is_ready = |name: &str| ready.iter().any(|prepared| prepared.container.name == name);
+    let mut left_over = join_names(&replaced.left_over);
     let new: HashMap<&str, &NewContainer> =
         replaced.members.iter().map(|it| (&*it.name, it)).collect();
-    let each = ready.iter().map(|one| {
-        let name = &one.container.name;
-        let followers = one.dependents.iter().filter_map(|it| {
+    let each = ready.iter().map(|prepared| {
+        let name = &prepared.container.name;
+        let followers = prepared.dependents.iter().filter_map(|it| {
             let new = new.get(it.name.as_str())?;
             Some(Follower {
                 name: it.name.clone(),
@@ -872,8 +894,8 @@ fn recreated(ready: &[Ready], replaced: Replaced) -> Answers {
         });
         let recreated = Recreated {
             id: new.get(name.as_str()).map(|it| it.id.clone()),
-            image_id: one.wanted.image.id.clone(),
-            from_image_id: one.container.image_id.clone(),
+            image_id: prepared.recreation.image.id.clone(),
+            from_image_id: prepared.container.image_id.clone(),
             gap: Some(replaced.gap),
             followers: followers.filter(|it| !is_ready(&it.name)).collect(),
             left_over: left_over.take(),

@@ -1,7 +1,7 @@
-//! Whether the way to the engine lets through what a replacement needs, asked before anything is stopped.
+//! Checks, before anything is stopped, whether the connection to the engine permits every call that a replacement needs.
 //!
-//! A socket proxy that refuses one call would leave a container down midway. What it says is kept for a while: a refresh of a hundred
-//! containers asks once.
+//! A socket proxy that refuses one call would leave a container down midway. The result is cached for a while, so a refresh of a
+//! hundred containers probes once.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -13,15 +13,15 @@ use refit_engine::permissions::{CallPermissions, Permission, probe_calls};
 use refit_model::recreation::Strategy;
 use tokio::sync::Mutex;
 
-/// A proxy's rules change with its restart.
+/// How long a result is valid. A proxy's rules change when it restarts.
 const FRESH: Duration = Duration::from_secs(60);
 
-/// See the module.
+/// A cache of the calls that the engine or a proxy in front of it permits, by operation.
 #[derive(Default)]
 pub struct OperationPermissions(Mutex<HashMap<Operation, (Instant, CallPermissions)>>);
 
 impl OperationPermissions {
-    /// Why a container must not be recreated, as a sentence fragment; `None` where no call is known to be refused.
+    /// The reason why a container must not be recreated, as a sentence fragment, or `None` if no call is known to be refused.
     pub(super) async fn objection(
         &self,
         engine: &dyn Engine,

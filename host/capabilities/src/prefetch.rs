@@ -1,8 +1,8 @@
-//! What registries have of the images that a refresh is about to pull, asked in one batch: an image that is here already costs one
-//! HEAD, and no pull.
+//! Requests the digests of all images that a refresh is about to pull, in one batch: an up-to-date image costs one HEAD and no
+//! pull.
 //!
-//! Refit asks, and not the engine. What cannot be found out is pulled as if nobody had asked; only a registry that wants to be left
-//! alone is left alone by both.
+//! Refit sends the requests, not the engine. If a request fails, the image is pulled as usual. If the registry limits the rate,
+//! Refit does not pull either.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,10 +11,10 @@ use refit_model::container::Image;
 use refit_model::image::{ImageRef, Platform};
 use refit_registry::digests::{DigestError, Digests, Found, Reason};
 
-/// A machine that does not reach a registry which its engine reaches waits this long, once a batch.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The time limit for one batch, for a machine that cannot reach a registry which its engine reaches.
+const BATCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Of one refresh. By default nobody is asked, and nothing is foreseen.
+/// The digests that were requested for one refresh. By default none are requested, and none are known.
 #[derive(Default)]
 pub struct DigestPrefetch {
     digests: Option<Arc<Digests>>,
@@ -22,22 +22,23 @@ pub struct DigestPrefetch {
 }
 
 impl DigestPrefetch {
-    pub fn asking(digests: Arc<Digests>) -> Self {
+    pub fn new(digests: Arc<Digests>) -> Self {
         Self {
             digests: Some(digests),
             found: Mutex::default(),
         }
     }
 
-    pub async fn ask(&self, images: &[ImageRef]) {
+    /// Request the digests, as far as the registries return them in time.
+    pub async fn request(&self, images: &[ImageRef]) {
         let Some(digests) = &self.digests else { return };
-        let asking = digests.of(images.iter().cloned());
-        if let Ok(found) = tokio::time::timeout(PATIENCE, asking).await {
+        let request = digests.of(images.iter().cloned());
+        if let Ok(found) = tokio::time::timeout(BATCH_TIMEOUT, request).await {
             self.lock().extend(found);
         }
     }
 
-    /// The digest, if a pull would bring what is here. An error: it would go where nobody is to ask now.
+    /// The digest, if a pull would fetch the image that is here already. Returns an error if the registry limits the rate.
     pub fn is_here(
         &self,
         image: &ImageRef,
@@ -52,12 +53,12 @@ impl DigestPrefetch {
             Some(Err(_)) | None => return Ok(None),
         };
         let same = here.has_digest(image, &there);
-        // One digest can stand for images of several platforms, of which one is here.
+        // A digest can name an index of several platforms, of which one is here.
         let fits = platform.is_none_or(|platform| platform.is(&here.os, &here.architecture));
         Ok((same && fits).then_some(there))
     }
 
-    /// What the registry served when it was asked ahead of the pull.
+    /// The digest that the registry served before the pull.
     pub fn digest(&self, image: &ImageRef) -> Option<String> {
         self.lock().get(image)?.clone().ok()
     }
@@ -73,7 +74,7 @@ mod tests {
     use refit_model::image::ImageId;
 
     const HERE: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
-    /// Sorts first, as the engine lists them.
+    /// The engine lists it first.
     const OLDER: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
     const OTHER: &str = "sha256:2222222222222222222222222222222222222222222222222222222222222222";
 
@@ -95,7 +96,7 @@ mod tests {
         }
     }
 
-    fn foreseen(found: Result<&str, Reason>) -> DigestPrefetch {
+    fn prefetch(found: Result<&str, Reason>) -> DigestPrefetch {
         let found = found.map(str::to_owned).map_err(|reason| DigestError {
             registry: "ghcr.io".into(),
             image: image(),
@@ -107,21 +108,21 @@ mod tests {
         }
     }
 
-    fn is_here(foreseen: &DigestPrefetch, platform: Option<&str>) -> Option<String> {
+    fn is_here(prefetch: &DigestPrefetch, platform: Option<&str>) -> Option<String> {
         let platform = platform.map(|it| it.parse().unwrap());
-        foreseen
+        prefetch
             .is_here(&image(), &here(), platform.as_ref())
             .unwrap()
     }
 
     #[test]
     fn what_is_here_is_what_the_registry_has_for_this_platform() {
-        let same = foreseen(Ok(HERE));
+        let same = prefetch(Ok(HERE));
         assert_eq!(is_here(&same, None).as_deref(), Some(HERE));
         assert_eq!(is_here(&same, Some("linux/amd64")).as_deref(), Some(HERE));
         assert_eq!(is_here(&same, Some("linux/arm64")), None);
-        assert_eq!(is_here(&foreseen(Ok(OLDER)), None).as_deref(), Some(OLDER));
-        assert_eq!(is_here(&foreseen(Ok(OTHER)), None), None);
+        assert_eq!(is_here(&prefetch(Ok(OLDER)), None).as_deref(), Some(OLDER));
+        assert_eq!(is_here(&prefetch(Ok(OTHER)), None), None);
         assert_eq!(is_here(&DigestPrefetch::default(), None), None);
     }
 
@@ -136,9 +137,9 @@ mod tests {
                 until: jiff::Timestamp::MAX,
             },
         ] {
-            assert_eq!(is_here(&foreseen(Err(reason)), None), None);
+            assert_eq!(is_here(&prefetch(Err(reason)), None), None);
         }
-        let limited = foreseen(Err(Reason::RateLimited {
+        let limited = prefetch(Err(Reason::RateLimited {
             until: jiff::Timestamp::MAX,
         }));
         limited.is_here(&image(), &here(), None).unwrap_err();

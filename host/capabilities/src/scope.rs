@@ -1,7 +1,7 @@
-//! Which containers a recreation may touch besides the one that a policy named.
+//! The limits on the containers that a recreation may touch in addition to the named container.
 //!
-//! Containers that depend on the named one are replaced with it. Which these are is known only after the engine was asked, behind the
-//! [guard](super::guard), so grants, counts and approvals are held to them here.
+//! Dependent containers are replaced with the named one. They are known only after a query of the engine, behind the
+//! [guard](super::guard), so grants, counts and approvals are checked for them here.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,12 +13,12 @@ use super::CallError;
 use super::approved_scope::ApprovedScope;
 use super::guard::Quota;
 
-/// Why a recreation is out of bounds.
+/// Why a recreation exceeds its limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ScopeError {
-    /// No grant or approval covers it; the text names the one that would.
+    /// No grant or approval covers it. The text names the grant that would.
     Denied(String),
-    /// The text names the limit.
+    /// A count is used up. The text names the limit.
     QuotaExceeded(String),
 }
 
@@ -31,7 +31,7 @@ impl ScopeError {
     }
 }
 
-/// The bounds of one refresh.
+/// The limits of one refresh.
 pub struct Scope {
     grants: Arc<Grants>,
     recreates: Quota,
@@ -50,9 +50,9 @@ impl Scope {
         }
     }
 
-    /// The same, for a refresh that a person has approved.
+    /// Restrict the scope to an approval, if there is one.
     #[must_use]
-    pub fn within(self, approved: Option<Arc<ApprovedScope>>) -> Self {
+    pub fn with_approval(self, approved: Option<Arc<ApprovedScope>>) -> Self {
         Self { approved, ..self }
     }
 
@@ -60,12 +60,12 @@ impl Scope {
         &self.grants
     }
 
-    /// Recreations that the policy may still ask for.
+    /// The number of recreations that the policy may still request.
     pub(super) fn recreates_left(&self) -> usize {
         self.recreates.left()
     }
 
-    /// Counts a recreation that the policy asked for. One that was counted as a follower is not counted again.
+    /// Count a recreation that the policy requested. A container that was counted as a follower is not counted again.
     pub(super) fn count(&self, container: &ContainerId) -> Result<(), ScopeError> {
         if self.lock().remove(container) {
             return Ok(());
@@ -73,7 +73,7 @@ impl Scope {
         self.recreates.take(1).map_err(ScopeError::QuotaExceeded)
     }
 
-    /// Whether `followers` may be replaced with their providers, none of which is among them.
+    /// Check whether `followers` may be replaced with their providers, none of which is among them.
     pub(super) fn admit(
         &self,
         providers: &[&str],

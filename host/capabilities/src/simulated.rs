@@ -1,9 +1,9 @@
-//! What a plan answers, in the shape of what a refresh answers.
+//! Makes the answers of a plan look like those of a refresh.
 //!
-//! A policy that could tell a plan from a refresh could have one thing approved and do another. So what it sees of a container that
-//! would be recreated is what it would see of one that was: another id, the new image, a gap of some length; the old handle finds
-//! nothing any more. The ids are random, so nobody can compute them. The [`DryRunCapabilities`](super::plan::Plan) behind it leaves a container as it
-//! is, and a snapshot gives it an id of its own: each is asked by the id that it knows.
+//! A policy that could distinguish a plan from a refresh could show one thing for approval and do another. So after a simulated
+//! recreation the policy sees what it would see after a real one: another id, the new image, a plausible gap; the old handle finds
+//! nothing. The ids are random, so that no policy can compute them. The [`DryRunCapabilities`](super::dry_run::DryRunCapabilities)
+//! behind this leave a container as it is, and a snapshot assigns a separate id: this module translates the ids in both directions.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,31 +19,31 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::{CallError, Capabilities, PulledImage, Recreated, Recreation};
 
-/// Capabilities that change nothing, and answer as if they had.
+/// Capabilities that change nothing and answer as if they had.
 pub struct SimulatedCapabilities {
     inner: Arc<dyn Capabilities>,
     force: bool,
     containers: Mutex<HashMap<ContainerId, Simulation>>,
 }
 
-/// What became of a container, by the id that it had.
+/// The simulated result of recreating a container.
 #[derive(Clone)]
 enum Simulation {
     Removed,
     Replaced {
         id: ContainerId,
-        /// The id by which the capabilities behind this know it now.
+        /// The id by which the wrapped capabilities know the container now.
         inner: ContainerId,
-        /// `None`: a follower, which keeps its image.
+        /// The new image, or `None` for a follower, which keeps its image.
         image_id: Option<ImageId>,
-        /// The name that it has in the container.
+        /// The image reference in the container's configuration.
         reference: String,
         at: jiff::Timestamp,
     },
 }
 
 impl SimulatedCapabilities {
-    /// `force`: recreate also what would be up to date.
+    /// `force` recreates also containers that are up to date.
     pub fn new(inner: Arc<dyn Capabilities>, force: bool) -> Self {
         Self {
             inner,
@@ -58,7 +58,7 @@ impl SimulatedCapabilities {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The id that a container had at first, and what became of it.
+    /// The original id of a container, and its simulated recreation.
     fn find(&self, id: &ContainerId) -> (ContainerId, Option<Simulation>) {
         let containers = self.lock();
         let found = containers.iter().find(
@@ -71,13 +71,13 @@ impl SimulatedCapabilities {
     }
 }
 
-/// 32 random bytes in hexadecimal digits, as an engine names containers.
+/// 32 random bytes in hexadecimal digits, the form of an engine's container ids.
 pub(super) fn random_digits() -> String {
     let mut bytes = [0; 32];
-    // It fails only where the system has no randomness at all. Then a plan can be recognised, and is right all the same.
+    // This fails only if the system has no randomness at all. A policy can then recognize the plan, which is still correct.
     if SystemRandom::new().fill(&mut bytes).is_err() {
         tracing::warn!(
-            "the system has no random numbers: a policy could tell a plan from a refresh"
+            "no random numbers from the system: a policy could distinguish a plan from a refresh"
         );
     }
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -87,14 +87,14 @@ fn random_id() -> ContainerId {
     ContainerId::new(random_digits())
 }
 
-/// What a small container takes.
+/// The downtime of a small container.
 fn random_gap() -> Duration {
     let digits = random_digits();
     let random = u64::from_str_radix(&digits[..8], 16).unwrap_or_default();
     Duration::from_millis(400 + random % 800)
 }
 
-/// The id by which the capabilities behind this know a container whose id is, or was, `id`.
+/// The id by which the wrapped capabilities know a container whose id is, or was, `id`.
 fn known_id(id: &ContainerId, now: Option<&Simulation>) -> ContainerId {
     match now {
         Some(Simulation::Replaced { inner, .. }) => inner.clone(),
@@ -102,7 +102,7 @@ fn known_id(id: &ContainerId, now: Option<&Simulation>) -> ContainerId {
     }
 }
 
-fn gone(container: &ContainerSummary) -> EngineError {
+fn not_found_error(container: &ContainerSummary) -> EngineError {
     EngineError::NotFound {
         action: format!("inspect container `{}`", container.id.short()),
         source: format!("No such container: {}", container.id).into(),
@@ -133,7 +133,7 @@ impl Capabilities for SimulatedCapabilities {
         container: &ContainerSummary,
     ) -> Result<Container, CallError<EngineError>> {
         if self.lock().contains_key(&container.id) {
-            return Err(gone(container).into());
+            return Err(not_found_error(container).into());
         }
         let (_, now) = self.find(&container.id);
         let asked = ContainerSummary {
@@ -155,7 +155,7 @@ impl Capabilities for SimulatedCapabilities {
             if let Some(id) = image_id {
                 found.image_id = id;
             }
-            // One that did not run is replaced without being started.
+            // A container that is not running is replaced without being started.
             (found.state, found.started) = match found.state {
                 State::Running => (State::Running, Some(at)),
                 _ => (State::Created, None),
@@ -172,12 +172,15 @@ impl Capabilities for SimulatedCapabilities {
         self.inner.pull(image).await
     }
 
-    async fn recreate(&self, wanted: Recreation) -> Result<Recreated, CallError<RecreateError>> {
-        let name = wanted.container.name.clone();
-        let old = self.lock().get(&wanted.container.id).cloned();
+    async fn recreate(
+        &self,
+        recreation: Recreation,
+    ) -> Result<Recreated, CallError<RecreateError>> {
+        let name = recreation.container.name.clone();
+        let old = self.lock().get(&recreation.container.id).cloned();
         match &old {
             Some(Simulation::Removed) => return Err(RecreateError::Gone { name }.into()),
-            // A follower is still known by the id that it had.
+            // A follower is still known by its old id.
             Some(Simulation::Replaced { image_id: None, .. }) | None => {}
             Some(Simulation::Replaced {
                 id,
@@ -187,30 +190,30 @@ impl Capabilities for SimulatedCapabilities {
                 return Err(RecreateError::ReplacedByOther {
                     name,
                     id: id.clone(),
-                    current: *image_id == wanted.image.id,
+                    current: *image_id == recreation.image.id,
                     image_id: image_id.clone(),
                 }
                 .into());
             }
         }
-        // By the id that it has now.
-        let wanted = match old {
+        // Use the id that the container has now.
+        let recreation = match old {
             Some(Simulation::Replaced { id, .. }) => Recreation {
                 container: ContainerSummary {
                     id,
-                    ..wanted.container
+                    ..recreation.container
                 },
-                ..wanted
+                ..recreation
             },
-            Some(Simulation::Removed) | None => wanted,
+            Some(Simulation::Removed) | None => recreation,
         };
-        let (first, now) = self.find(&wanted.container.id);
+        let (first, now) = self.find(&recreation.container.id);
         let replaced_with = match &now {
             Some(Simulation::Replaced { image_id, .. }) => image_id.as_ref(),
             Some(Simulation::Removed) | None => None,
         };
         if now.is_some() {
-            let found = self.inspect(&wanted.container).await;
+            let found = self.inspect(&recreation.container).await;
             if let Ok(found) = found
                 && found.state != State::Running
             {
@@ -218,17 +221,17 @@ impl Capabilities for SimulatedCapabilities {
                 return Err(RecreateError::Unsupported { name, reason }.into());
             }
         }
-        if replaced_with == Some(&wanted.image.id) && !self.force {
+        if replaced_with == Some(&recreation.image.id) && !self.force {
             return Err(RecreateError::Current { name }.into());
         }
-        let image_id = wanted.image.id.clone();
-        let reference = wanted.image.reference.to_string();
+        let image_id = recreation.image.id.clone();
+        let reference = recreation.image.reference.to_string();
         let asked = Recreation {
             container: ContainerSummary {
                 id: known_id(&first, now.as_ref()),
-                ..wanted.container
+                ..recreation.container
             },
-            ..wanted
+            ..recreation
         };
         let mut recreated = self.inner.recreate(asked).await?;
         let at = jiff::Timestamp::now();
@@ -286,7 +289,7 @@ mod tests {
 
     const APP: &str = "ghcr.io/acme/app:latest";
 
-    /// Over a snapshot, which gives a recreated container an id that anybody can compute.
+    /// Simulates on a snapshot, which gives a recreated container a predictable id.
     fn simulated() -> SimulatedCapabilities {
         let snapshot = json!({
             "snapshot": 1,
@@ -307,12 +310,12 @@ mod tests {
         strategy: Strategy,
     ) -> Result<Recreated, CallError<RecreateError>> {
         let image = simulated.pull(&APP.parse().unwrap()).await.unwrap();
-        let wanted = Recreation {
+        let recreation = Recreation {
             container: container.clone(),
             image,
             strategy,
         };
-        simulated.recreate(wanted).await
+        simulated.recreate(recreation).await
     }
 
     #[tokio::test]

@@ -1,8 +1,8 @@
-//! Containers of one wave that depend on each other: they get their new images in one replacement of the group, and not one
-//! after the other in competition for each other.
+//! Groups the containers of one wave that depend on each other: Refit gives a group its new images in one replacement, since
+//! separate replacements would compete for the containers.
 //!
-//! The calls of a wave come one by one, in any order and within a limit. The first of a group replaces all of it; the others wait for
-//! that and take their own answers.
+//! The recreate calls of a wave arrive one by one, in any order and within a limit. The first call of a group replaces the whole
+//! group; the others wait for it and take their own results.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,76 +20,83 @@ use super::{CallError, Recreated, Recreation};
 
 type Answers = HashMap<String, Result<Recreated, CallError<RecreateError>>>;
 
-/// The groups of the waves that are under way.
+/// The groups of the waves that are in progress.
 #[derive(Default)]
 pub(super) struct WaveGroups(Mutex<HashMap<ContainerId, Arc<WaveGroup>>>);
 
 /// Containers that are replaced together.
 pub(super) struct WaveGroup {
-    wanted: Vec<Recreation>,
+    recreations: Vec<Recreation>,
     answers: OnceCell<Mutex<Answers>>,
 }
 
 impl WaveGroup {
-    /// The answers, which the first caller works for.
+    /// The results of the group. The first caller does the work.
     pub(super) async fn run<F: Future<Output = Answers>>(
         &self,
         recreate: impl FnOnce(Vec<Recreation>) -> F,
     ) -> &Mutex<Answers> {
-        let work = async || Mutex::new(recreate(self.wanted.clone()).await);
+        let work = async || Mutex::new(recreate(self.recreations.clone()).await);
         self.answers.get_or_init(work).await
     }
 }
 
 impl WaveGroups {
-    /// These are recreated next: which of them depend on each other?
+    /// Find out which of the containers that are recreated next depend on each other.
     pub(super) async fn expect(
         &self,
-        workshop: &EngineContext,
+        context: &EngineContext,
         wave: &[Recreation],
     ) -> Result<(), EngineError> {
         let replaced: Vec<&Recreation> = wave
             .iter()
-            .filter(|wanted| wanted.strategy == Strategy::Replace)
+            .filter(|recreation| recreation.strategy == Strategy::Replace)
             .collect();
         if replaced.len() < 2 {
             return Ok(());
         }
-        let listed = workshop.engine.containers().await?;
-        let nodes = workshop.ties.of(workshop.engine.as_ref(), &listed).await?;
+        let listed = context.engine.containers().await?;
+        let nodes = context.ties.nodes(context.engine.as_ref(), &listed).await?;
         let mut groups: Vec<Vec<&Recreation>> = Vec::new();
-        for wanted in replaced {
-            let id = &wanted.container.id;
-            let tied = |other: &&Recreation| are_tied(&nodes, id, &other.container.id);
-            let (with_it, others): (Vec<_>, Vec<_>) =
-                groups.into_iter().partition(|group| group.iter().any(tied));
+        for recreation in replaced {
+            let id = &recreation.container.id;
+            let is_connected = |other: &&Recreation| are_connected(&nodes, id, &other.container.id);
+            let (connected, others): (Vec<_>, Vec<_>) = groups
+                .into_iter()
+                .partition(|group| group.iter().any(is_connected));
             groups = others;
-            groups.push(with_it.into_iter().flatten().chain([wanted]).collect());
+            groups.push(
+                connected
+                    .into_iter()
+                    .flatten()
+                    .chain([recreation])
+                    .collect(),
+            );
         }
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for wanted in wave {
-            known.remove(&wanted.container.id);
+        for recreation in wave {
+            known.remove(&recreation.container.id);
         }
         for group in groups.into_iter().filter(|group| group.len() > 1) {
             let group = Arc::new(WaveGroup {
-                wanted: group.into_iter().cloned().collect(),
+                recreations: group.into_iter().cloned().collect(),
                 answers: OnceCell::new(),
             });
-            for wanted in &group.wanted {
-                known.insert(wanted.container.id.clone(), group.clone());
+            for recreation in &group.recreations {
+                known.insert(recreation.container.id.clone(), group.clone());
             }
         }
         Ok(())
     }
 
-    pub(super) fn group_of(&self, container: &ContainerId) -> Option<Arc<WaveGroup>> {
+    pub(super) fn find_group(&self, container: &ContainerId) -> Option<Arc<WaveGroup>> {
         let groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         groups.get(container).cloned()
     }
 }
 
-/// Whether one depends on the other, directly or through any container.
-fn are_tied(nodes: &[Node], one: &ContainerId, other: &ContainerId) -> bool {
+/// Whether one container depends on the other, directly or through others.
+fn are_connected(nodes: &[Node], one: &ContainerId, other: &ContainerId) -> bool {
     let depends = |first: &ContainerId, second: &ContainerId| {
         let first = nodes.iter().find(|node| node.id == *first);
         first.is_some_and(|first| {
@@ -100,7 +107,7 @@ fn are_tied(nodes: &[Node], one: &ContainerId, other: &ContainerId) -> bool {
     one == other || depends(one, other) || depends(other, one)
 }
 
-/// Each behind all that it depends on.
+/// Sort the targets so that each comes after all that it depends on.
 pub(crate) fn in_order(targets: Vec<Target>) -> Vec<Target> {
     refit_recreate::dependents::in_order(targets, |target, others| {
         let ties = Dependencies::of(&target.container);
@@ -112,18 +119,20 @@ pub(crate) fn in_order(targets: Vec<Target>) -> Vec<Target> {
     })
 }
 
-/// What is to be said of another container of a group whose replacement failed with `error`; `None` for the one that it is about.
-pub(super) fn error_for(error: &RecreateError, name: &str) -> Option<RecreateError> {
+/// The error of another container in a group whose replacement failed with `error`, or `None` for the container that the error
+/// names.
+pub(super) fn error_for_member(error: &RecreateError, name: &str) -> Option<RecreateError> {
     if error.name() == name {
         return None;
     }
     let name = name.to_owned();
-    let with_it = || StepError::Unfit(format!("it is replaced together with another one: {error}"));
+    let group_failed =
+        || StepError::Unfit(format!("it is replaced together with another one: {error}"));
     Some(match error {
         RecreateError::RolledBack { step, .. } => RecreateError::RolledBack {
             name,
             step: *step,
-            source: with_it(),
+            source: group_failed(),
             notes: vec![],
             left_over: vec![],
         },
@@ -136,7 +145,7 @@ pub(super) fn error_for(error: &RecreateError, name: &str) -> Option<RecreateErr
         } => RecreateError::Stranded {
             name,
             step: *step,
-            source: with_it(),
+            source: group_failed(),
             old: old.clone(),
             new: new.clone(),
             kept_as: kept_as.clone(),
@@ -155,12 +164,12 @@ pub(super) fn error_for(error: &RecreateError, name: &str) -> Option<RecreateErr
         | RecreateError::StillStopping { .. } => RecreateError::Aborted {
             name,
             step: Step::Verify,
-            source: with_it(),
+            source: group_failed(),
         },
         RecreateError::Aborted { step, .. } => RecreateError::Aborted {
             name,
             step: *step,
-            source: with_it(),
+            source: group_failed(),
         },
     })
 }

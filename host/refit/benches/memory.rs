@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use refit::sandbox::PolicyEngine;
 
-/// Enough to touch all that a call touches.
+/// Enough calls to touch all memory that a call touches.
 const CALLS: usize = 20;
 
 fn main() {
@@ -20,7 +20,7 @@ fn main() {
         [only, language, cache] if only == "only" => {
             one(language, Path::new(cache));
         }
-        // `cargo bench` passes `--bench`, and what it was given.
+        // `cargo bench` passes `--bench` and its own arguments.
         _ => all(),
     }
 }
@@ -65,7 +65,7 @@ fn one(language: &str, cache: &Path) {
         .find(|(name, _)| *name == language)
         .expect("a guest of this name");
     let engine = PolicyEngine::new().expect("an engine");
-    let engine = engine.cached_in(cache.to_owned());
+    let engine = engine.with_cache(cache.to_owned());
     let began = Instant::now();
     let policy = runtime.block_on(engine.load(bytes, language));
     let policy = policy.expect("the guest loads");

@@ -1,5 +1,5 @@
-//! What a policy costs: a call, a decision about a thousand containers, how that grows with them, a swap. `cargo xtask bench` builds
-//! the guests and runs this.
+//! Measures the cost of a policy: a call, a decision about a thousand containers, its growth with their number, and a swap. `cargo
+//! xtask bench` builds the guests and runs this.
 
 mod guests;
 
@@ -34,7 +34,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 const CONTAINERS: usize = 1_000;
-/// Whether what a refresh takes grows as the number of containers does.
+/// Numbers of containers, to see whether the time of a refresh grows linearly.
 const SIZES: [usize; 4] = [100, 1_000, 2_500, 5_000];
 const RUNTIMES: [&str; 4] = ["claude-code", "hermes", "crewai", "openclaw"];
 
@@ -53,17 +53,17 @@ fn runtime() -> Runtime {
         .expect("threads are to be had")
 }
 
-/// Compiles each guest once for all that is measured: Python takes seconds.
+/// Compiles each guest once for all benchmarks, because Python takes seconds.
 fn load(runtime: &Runtime, name: &str, bytes: &Bytes) -> Policy {
     static CACHE: OnceLock<TempDir> = OnceLock::new();
     let cache = CACHE.get_or_init(|| tempfile::tempdir().expect("a folder"));
     let engine = PolicyEngine::new().expect("an engine");
-    let engine = engine.cached_in(cache.path().to_owned());
+    let engine = engine.with_cache(cache.path().to_owned());
     let loaded = runtime.block_on(engine.load(bytes.clone(), name));
     loaded.expect("the guest loads")
 }
 
-/// Store and instance, and no call: what each call takes before any code of the guest's runs.
+/// Measure store and instance without a call: the work before any guest code runs.
 fn instantiate(criterion: &mut Criterion) {
     let runtime = runtime();
     let mut group = criterion.benchmark_group("instantiate");
@@ -75,7 +75,7 @@ fn instantiate(criterion: &mut Criterion) {
     }
 }
 
-/// Store, instance, and the shortest call that there is: a check of an empty configuration.
+/// Measure store, instance, and the shortest call: a check of an empty configuration.
 fn call(criterion: &mut Criterion) {
     let runtime = runtime();
     let mut group = criterion.benchmark_group("call");
@@ -87,7 +87,7 @@ fn call(criterion: &mut Criterion) {
     }
 }
 
-/// A refresh that is to recreate nothing, so that it finds the same again each time: all containers are behind.
+/// Measure a refresh that recreates nothing, so that each run finds the same state: all containers are outdated.
 fn decide(criterion: &mut Criterion) {
     let runtime = runtime();
     let mut group = criterion.benchmark_group(format!("decide-{CONTAINERS}"));
@@ -127,7 +127,7 @@ fn decide(criterion: &mut Criterion) {
     }
 }
 
-/// The same with the default policy, few containers and many.
+/// Measure a refresh with the default policy, for few containers and many.
 fn scale(criterion: &mut Criterion) {
     let runtime = runtime();
     let mut group = criterion.benchmark_group("scale");
@@ -150,7 +150,7 @@ fn scale(criterion: &mut Criterion) {
     }
 }
 
-/// From the bytes to the generation in use, its record on the disk included.
+/// Measure a swap from the bytes to the active generation, including its record on the disk.
 fn swap(criterion: &mut Criterion) {
     let runtime = runtime();
     let state = tempfile::tempdir().expect("a folder");
@@ -165,7 +165,7 @@ fn swap(criterion: &mut Criterion) {
     let engine = PolicyEngine::new()
         .expect("an engine")
         .with_isolation(isolation)
-        .cached_in(state.path().join("compiled"));
+        .with_cache(state.path().join("compiled"));
     let asked = ConfiguredPolicy {
         source: Source::BuiltIn,
         config: "{}".into(),
@@ -198,7 +198,7 @@ fn swap(criterion: &mut Criterion) {
         assert!(swapped.expect("it is swapped in").changed);
     };
     let mut group = criterion.benchmark_group("swap");
-    // Ten of the slowest are minutes.
+    // Ten samples of the slowest take minutes.
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
     for (language, bytes) in guests::all() {
         let mut number = 2;
@@ -210,7 +210,7 @@ fn swap(criterion: &mut Criterion) {
         });
         swap_in(variant(&bytes, 0));
         swap_in(variant(&bytes, 1));
-        // The other one first: what is in use already is not swapped in.
+        // Start with the variant: a policy that is active already is not swapped in.
         let mut number = 1;
         group.bench_function(format!("{language}/cached"), |bencher| {
             bencher.iter(|| {
@@ -221,10 +221,10 @@ fn swap(criterion: &mut Criterion) {
     }
 }
 
-/// The same policy as another component: a section that nobody reads, and another digest.
+/// The same policy as another component: an unused section gives it another digest.
 fn variant(component: &Bytes, number: u32) -> Bytes {
     let mut bytes = component.to_vec();
-    // Custom section, seven bytes: a name of two, and the number.
+    // A custom section of seven bytes: a name of two, and the number.
     bytes.extend([0, 7, 2, b'n', b'o']);
     bytes.extend(number.to_le_bytes());
     bytes.into()
@@ -258,7 +258,7 @@ fn snapshot(containers: usize) -> Snapshot {
     Snapshot::parse(document.to_string().as_bytes(), "the bench").expect("a snapshot")
 }
 
-/// What the engine that the snapshot makes takes by itself, of each refresh below.
+/// The engine calls of each refresh below, without a policy.
 async fn look(replay: &SnapshotCapabilities) -> usize {
     let listed = replay.containers().await.expect("they are listed");
     let mut seen = 0;

@@ -1,4 +1,4 @@
-//! The daemon: serves until it is told to stop, then ends what was begun. The socket and the end are arguments.
+//! The daemon: it serves until it has to stop, and then finishes its started work. The socket and the stop signal are arguments.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -23,17 +23,17 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long a daemon that was told to stop waits for what was begun. A replacement takes its stop timeout, its start and its
-/// proof; what is cut off after that is found by its labels later.
+/// How long a stopping daemon waits for started work. A replacement takes its stop timeout, its start and its health check; later
+/// runs find an unfinished one by its labels.
 const DRAIN: Duration = Duration::from_secs(5 * 60);
 
-/// And then for what is still to be written down of it: twice as long as SQLite waits for another process.
+/// The additional time for records of that work: twice as long as SQLite waits for another process.
 const WRITTEN: Duration = Duration::from_secs(5);
 
-/// And for what people are still to be told of it: one attempt.
+/// The additional time for notifications about it: one attempt.
 const TOLD: Duration = Duration::from_secs(10);
 
-/// Without a token nobody beyond this machine may ask.
+/// Refuse to listen beyond loopback without a token.
 pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(), Diagnostic> {
     if token.is_some() {
         return Ok(());
@@ -53,17 +53,17 @@ pub fn may_listen(address: SocketAddr, token: Option<&AdminToken>) -> Result<(),
         .hint("or listen on loopback: `--listen 127.0.0.1:8787`"))
 }
 
-/// What a daemon is made of.
+/// The parts of a daemon.
 pub struct Parts {
     pub refresher: Refresher,
     pub approval: Terms,
     pub watching: Option<Watching>,
     pub hooks: Hooks,
     pub notifier: Arc<Notifier>,
-    /// Under which names it may be asked.
+    /// The host names under which clients may call it.
     pub hosts: KnownHosts,
     pub token: Option<AdminToken>,
-    /// For `/metrics` alone.
+    /// A token for `/metrics` only.
     pub metrics_token: Option<AdminToken>,
 }
 
@@ -87,9 +87,9 @@ pub async fn run(
     let work = TaskTracker::new();
     let refresher = Arc::new(refresher);
     let recovered = CancellationToken::new();
-    let told = notifier.clone();
+    let task_notifier = notifier.clone();
     let on_change = Arc::new(move |now: &[Unfinished], before: &[Unfinished]| {
-        told.tell_all(Outcome::of_unfinished(now, before));
+        task_notifier.tell_all(Outcome::of_unfinished(now, before));
     });
     let reconciler = Arc::new(Reconciler::new(refresher.workshop().clone(), on_change));
     work.spawn(reconciler.clone().run(stopping.clone(), recovered.clone()));
@@ -98,11 +98,12 @@ pub async fn run(
         vec![metrics.clone(), notifier.clone(), reconciler.clone()];
     let runs = RefreshManager::new(refresher.clone(), observers, work.clone(), stopping.clone());
     let probe = Arc::new(Probe::new(refresher.workshop().engine.clone()));
-    metrics.ask(sources(&runs, &probe, &reconciler));
-    let told = notifier.clone();
-    let held: approvals::Observer = Arc::new(move |held| told.tell(Notification::held(held)));
+    metrics.ask(metrics_sources(&runs, &probe, &reconciler));
+    let task_notifier = notifier.clone();
+    let held: approvals::Observer =
+        Arc::new(move |held| task_notifier.tell(Notification::held(held)));
     let approvals = Approvals::open(approval, Arc::new(runs.clone()), Some(held)).await;
-    work.spawn(begin_the_approved(
+    work.spawn(start_approved_refreshes(
         approvals.clone(),
         recovered.clone(),
         stopping.clone(),
@@ -112,18 +113,20 @@ pub async fn run(
         let adopt = Arc::new(approvals.gate(Arc::new(runs.clone())));
         let (watcher, watch) = Watcher::new(watching, refresher.clone(), adopt, ready, stopping);
         if !notifier.is_silent() {
-            let told = notifier.clone();
-            watcher.tell_after_looks(Arc::new(move |seen| told.tell_all(Outcome::of_look(seen))));
+            let task_notifier = notifier.clone();
+            watcher.tell_after_looks(Arc::new(move |seen| {
+                task_notifier.tell_all(Outcome::of_look(seen))
+            }));
         }
         work.spawn(watch);
         watcher
     });
     if let Some(watcher) = &watcher {
-        metrics.ask_watcher(watched(watcher));
+        metrics.ask_watcher(watcher_metrics(watcher));
     }
-    // Nobody hears it where nothing is watched; then no webhook is taken either.
+    // If nothing is watched, the queue has no consumer, and the daemon accepts no webhooks.
     let bell = watcher.as_ref().map(|watcher| watcher.bell().clone());
-    let served = AppState {
+    let state = AppState {
         refresher,
         runs,
         approvals,
@@ -140,19 +143,19 @@ pub async fn run(
         reconciler,
         stopping: stopping.clone(),
     };
-    let told = stopping.clone();
+    let stop_token = stopping.clone();
     let until = async move {
         shutdown.await;
         tracing::info!("stopping: nothing new is begun, what was begun is finished");
-        told.cancel();
+        stop_token.cancel();
     };
-    let serving = serve(listener, served, until);
+    let serving = serve(listener, state, until);
     let drained = async {
         stopping.cancelled().await;
         work.close();
         tokio::time::sleep(DRAIN).await;
     };
-    // The server ends when its last answer is out; a client that never reads its answer must not keep us for ever.
+    // The server ends after its last response, but a client that never reads its response must not delay that forever.
     tokio::select! {
         ended = serving => ended?,
         () = drained => tracing::warn!("gave up waiting for requests under way"),
@@ -168,8 +171,8 @@ pub async fn run(
     Ok(())
 }
 
-/// What the metrics ask at each look.
-fn sources(
+/// The sources of the metrics, which read them at each scrape.
+fn metrics_sources(
     runs: &Arc<RefreshManager>,
     probe: &Arc<Probe>,
     reconciler: &Arc<Reconciler>,
@@ -192,8 +195,8 @@ fn sources(
     }
 }
 
-/// The same of its watcher.
-fn watched(watcher: &Arc<Watcher>) -> Watched {
+/// The metrics of the watcher.
+fn watcher_metrics(watcher: &Arc<Watcher>) -> Watched {
     let (images, requests) = (watcher.clone(), watcher.clone());
     Watched {
         images: Box::new(move || {
@@ -209,8 +212,8 @@ fn watched(watcher: &Arc<Watcher>) -> Watched {
     }
 }
 
-/// What a daemon that died had approved and not begun, once it was looked for what it left half done.
-async fn begin_the_approved(
+/// Start the approved refreshes that a previous daemon did not start before it died. The recovery runs first.
+async fn start_approved_refreshes(
     approvals: Arc<Approvals>,
     recovered: CancellationToken,
     stopping: CancellationToken,

@@ -1,8 +1,8 @@
-//! Properties of the parsers that read strangers' documents, as functions of arbitrary bytes. A function panics if its property
-//! does not hold, and returns otherwise.
+//! Properties of the parsers of untrusted documents, as functions of arbitrary bytes. A function panics if its property is
+//! violated.
 //!
-//! `fuzz/` runs them with libFuzzer. The test below runs them with the corpus in `fuzz/corpus`, which has a folder per target.
-//! This module is not compiled into programs that are shipped.
+//! `fuzz/` runs them with libFuzzer. The test below runs them with the corpus in `fuzz/corpus`, which has a folder for each target.
+//! Released programs do not contain this module.
 
 use std::fmt::{Display, Write as _};
 
@@ -33,7 +33,7 @@ use serde_json::{Value, json};
 
 use crate::{config, setup};
 
-/// What holds for arbitrary bytes.
+/// A property of arbitrary bytes.
 pub type Property = fn(&[u8]);
 
 /// The targets, by the names of their corpora.
@@ -48,12 +48,12 @@ pub const TARGETS: [(&str, Property); 8] = [
     ("webhook", webhook),
 ];
 
-/// The longest message about a document: what a person reads, a log keeps and an answer quotes.
+/// The longest message about a document that a person reads, a log stores and a response quotes.
 const MESSAGE_BYTES_MAX: usize = 8 << 10;
 
 const SECRET: &str = "correct-horse-battery";
 
-/// Checks that a message can be logged and shown on a terminal.
+/// Check that a message can be logged and shown on a terminal.
 #[track_caller]
 fn check_message(message: &dyn Display) {
     let text = message.to_string();
@@ -70,7 +70,7 @@ fn check_message(message: &dyn Display) {
     );
 }
 
-/// What a component imports and exports is read the same twice, is bounded, and can be shown.
+/// Reading the imports and exports of a component is deterministic, bounded, and printable.
 pub fn component(data: &[u8]) {
     let read = || Examined::read(Bytes::copy_from_slice(data), "fuzz.wasm");
     match (read(), read()) {
@@ -94,14 +94,14 @@ pub fn component(data: &[u8]) {
     }
 }
 
-/// A reference survives being written, and means what the library of the format understands.
+/// Writing a reference and parsing it again gives the same reference, and the format's library agrees on its meaning.
 pub fn image_reference(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else {
         return;
     };
     let parsed = text.parse::<ImageRef>();
-    // The library takes names in upper case, tags of any script, ids of images and registries with underscores; engines do not. It
-    // takes no IPv6 address.
+    // The library accepts upper-case names, tags of any script, image ids and registries with underscores; engines do not. It does
+    // not accept IPv6 addresses.
     let by_library = Reference::try_from(text)
         .ok()
         .filter(|reference| !reference.repository().chars().any(char::is_uppercase))
@@ -126,8 +126,8 @@ pub fn image_reference(data: &[u8]) {
     }
 }
 
-/// A realm that Refit would send a login to is an address with TLS, unless the registry itself has none. Each line is a header;
-/// a first line `plain` says that the registry has no TLS.
+/// A realm that would receive a login has TLS, unless the registry itself has none. Each line is a header; a first line `plain`
+/// means that the registry has no TLS.
 pub fn challenge(data: &[u8]) {
     let (plain, lines) = match data.strip_prefix(b"plain\n") {
         Some(rest) => (true, rest),
@@ -147,12 +147,12 @@ pub fn challenge(data: &[u8]) {
             assert!(url.host_str().is_some_and(|host| !host.is_empty()));
             assert!(url.username().is_empty() && url.password().is_none());
             let service = realm.service.as_deref().unwrap_or_default();
-            // Quotes within quotes need an escape, which this writer has not.
+            // Quotes within quotes need an escape, which this writer lacks.
             if service.contains(['"', '\\']) || url.as_str().contains(['"', '\\']) {
                 return;
             }
             let written = format!(r#"Bearer realm="{url}",service="{service}""#);
-            // An address that is encoded is longer, and a header beyond that length is not read.
+            // An encoded address is longer, and a header beyond that length is not read.
             if written.len() > challenge::LENGTH_MAX {
                 return;
             }
@@ -166,7 +166,7 @@ pub fn challenge(data: &[u8]) {
     }
 }
 
-/// Images that a delivery names are references, and only granted ones are accepted. The first line is `github EVENT [form]`,
+/// The images of a delivery are valid references, and only granted ones are accepted. The first line is `github EVENT [form]`,
 /// `registry` or `registry HOST`; the rest is the body.
 pub fn webhook(data: &[u8]) {
     let Some(end) = data.iter().position(|byte| *byte == b'\n') else {
@@ -271,8 +271,8 @@ fn registry(host: Option<&str>, body: &[u8]) -> Vec<Published> {
     }
 }
 
-/// A name is written as it was read, read as it was written, and never looks like one of the platform's. The first line is any
-/// name; a second and third line are the name and the time of a container that gets a backup name.
+/// A name survives parsing and formatting in both orders, and never looks like one of the platform's. The first line is any name; a
+/// second and third line are the name and the time of a container that gets a backup name.
 pub fn container_name(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else {
         return;
@@ -304,7 +304,7 @@ pub fn container_name(data: &[u8]) {
     }
 }
 
-/// A configuration that is valid stays the same when it is written and read again; an error names a problem.
+/// A valid configuration survives writing and reading; an error names a problem.
 pub fn config(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else {
         return;
@@ -317,11 +317,11 @@ pub fn config(data: &[u8]) {
         }
     };
     let value = serde_json::to_value(&config).expect("a configuration is a document");
-    // What the program makes of it is a value or an error.
+    // The program gets a value or an error.
     let _ = setup::grants(&config);
     let _ = (config.bounds(), config.call_limits(), config.proof());
     let _ = (config.worker_limits(), config.state_folder());
-    // TOML has numbers that JSON has not, and JSON's null is no value of TOML.
+    // TOML has numbers that JSON lacks, and JSON's null is not a TOML value.
     if has_null(&value["policy"]["config"]) {
         return;
     }
@@ -341,8 +341,8 @@ fn has_null(value: &Value) -> bool {
     }
 }
 
-/// A snapshot stays the same when it is written and read again, redaction is complete after once, and the engine that it makes
-/// lists and inspects what is in it.
+/// A snapshot survives writing and reading, one redaction removes everything secret, and the replayed engine lists and inspects the
+/// snapshot's containers.
 pub fn snapshot(data: &[u8]) {
     let mut snapshot = match Snapshot::parse(data, "fuzz.json") {
         Ok(snapshot) => snapshot,
@@ -371,8 +371,8 @@ pub fn snapshot(data: &[u8]) {
     assert_eq!(snapshot, redacted);
 }
 
-/// The request for a replacement keeps every network, is as large as the inspection at most, and does not change when the
-/// replacement is replaced. The document has the inspection of a `container` and the configuration of its `image`.
+/// The request for a replacement keeps every network, is not larger than the inspection, and does not change when the replacement
+/// is replaced. The document has the inspection of a `container` and the configuration of its `image`.
 pub fn intent(data: &[u8]) {
     let Ok(Value::Object(mut document)) = serde_json::from_slice(data) else {
         return;
@@ -396,7 +396,7 @@ pub fn intent(data: &[u8]) {
     let written = json!([request.config, request.host_config]).to_string();
     assert!(written.len() <= 4 * inspection.len() + 1024);
 
-    // An engine shows what was asked for; the image of the replacement has no defaults.
+    // An engine shows what was requested; the image of the replacement has no defaults.
     container.config = request.config.clone();
     container.host_config = request.host_config.clone();
     let networks = first.networks.iter().cloned();

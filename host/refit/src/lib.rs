@@ -1,34 +1,34 @@
 //! Refit gives running containers a new image under a policy that can be swapped while the platform runs.
 //!
-//! This crate is the program, and the facade for embedders: each module below is a crate of its own under `host/`. In reading order,
+//! This crate is the program, and the facade for embedders: each module below is a separate crate under `host/`. In reading order,
 //! the lowest first:
 //!
-//! - [`model`]: the words that all share: containers, images, grants, requests, decisions, reports, events. No I/O, nothing async.
-//! - [`storage`]: files on disk. [`registry`]: credentials and digests. [`engine`]: the verbs of a container engine.
-//! - [`recreate`]: the one way to replace a container: intent, order of the steps, rollback, recovery.
-//! - [`capabilities`]: what a policy can have done, for real, as a plan, or over a snapshot.
+//! - [`model`]: the shared types: containers, images, grants, requests, decisions, reports, events. No I/O, nothing async.
+//! - [`storage`]: files on disk. [`registry`]: credentials and digests. [`engine`]: the operations of a container engine.
+//! - [`recreate`]: the replacement of a container: intent, order of the steps, rollback, recovery.
+//! - [`capabilities`]: the operations that a policy can use, on an engine, in a plan, or on a snapshot.
 //! - [`sandbox`]: WebAssembly: it loads a policy and calls it within limits.
-//! - [`revisions`]: which policy is in use, which was before it, and the way from one to the next; artifacts and signatures.
+//! - [`revisions`]: the active policy, the previous ones, and swapping them; artifacts and signatures.
 //! - [`refresh`]: one refresh, from its request to its report. [`history`]: the record of all of them.
-//! - [`service`]: what a daemon does by itself: it watches, asks for approvals, notifies, takes webhooks, counts, recovers.
+//! - [`service`]: the background work of a daemon: it watches, asks for approvals, notifies, takes webhooks, counts, recovers.
 //! - [`server`]: the HTTP interface. `author`: scenarios, templates and the self-test, with the feature `compiler`.
 //! - [`config`], [`setup`]: from a file and flags to a [`refresh::Refresher`]. [`daemon`], [`cli`]: the edges.
 //!
 //! # Embedding
 //!
-//! A platform that runs no daemon of ours builds a [`refresh::Refresher`] and runs it:
+//! A platform without our daemon builds a [`refresh::Refresher`] and runs it:
 //!
 //! ```no_run
 //! use refit::config::{self, Flags};
 //! use refit::model::event::no_events;
 //! use refit::model::request::{Mode, Request, Trigger};
-//! use refit::revisions::start::Keep;
+//! use refit::revisions::start::Persistence;
 //! use refit::sandbox::Isolation;
 //!
 //! # async fn embedded() -> Result<(), Box<dyn std::error::Error>> {
 //! let config = config::load(None, &Flags::default())?.config;
-//! // Policies of others are better examined and compiled in a process of their own, see `Isolation::Process`.
-//! let refresher = refit::setup::refresher(&config, Isolation::InProcess, Keep::Nothing).await.map_err(|error| error.sentence())?;
+//! // Untrusted policies should be examined and compiled in a separate process, see `Isolation::Process`.
+//! let refresher = refit::setup::refresher(&config, Isolation::InProcess, Persistence::Nothing).await.map_err(|error| error.sentence())?;
 //! let request = Request { trigger: Trigger::Api, targets: vec!["hermes".into()], images: vec![], recreate: true, force: false };
 //! let report = refresher.run(&request, Mode::Plan, no_events(), Default::default()).await?;
 //! println!("{} containers to recreate", report.summary.would_recreate);

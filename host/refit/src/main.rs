@@ -1,4 +1,4 @@
-//! The program `refit`. All of it is in the library, so that other programs can be it too.
+//! The program `refit`. The library has all of its code, so that other programs can run it too.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! From a configuration to a [`Refresher`]: the one place where the parts are put together.
+//! Builds a [`Refresher`] from a configuration. Only this module assembles the parts.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -72,12 +72,12 @@ pub fn grants(config: &Config) -> Result<Grants, Diagnostic> {
     })
 }
 
-/// Whose policies are taken.
+/// The keys of trusted policy signers.
 pub fn trust(config: &Config) -> Result<Trust, SignatureError> {
     Trust::new(&config.policy.keys)
 }
 
-/// The way of policies from files and registries. `credentials` are those that images are pulled with.
+/// The fetcher of policies from files and registries. `credentials` are those for pulling images.
 pub fn carrier(config: &Config, credentials: Credentials) -> Carrier {
     Carrier {
         registries: Registries::new(config.registries.plain_http.clone()),
@@ -85,8 +85,8 @@ pub fn carrier(config: &Config, credentials: Credentials) -> Carrier {
     }
 }
 
-/// What the configuration says about the policy.
-pub fn asked(config: &Config) -> ConfiguredPolicy {
+/// The configured policy.
+pub fn configured_policy(config: &Config) -> ConfiguredPolicy {
     let text = serde_json::Value::Object(config.policy.config.clone()).to_string();
     ConfiguredPolicy {
         source: match &config.policy.component {
@@ -99,23 +99,23 @@ pub fn asked(config: &Config) -> ConfiguredPolicy {
     }
 }
 
-/// `isolation` is for components of others: [`Isolation::this_program`] in `refit` itself.
+/// The policy engine. `isolation` applies to untrusted components: [`Isolation::this_program`] in `refit` itself.
 pub fn policy_engine(config: &Config, isolation: Isolation) -> Result<PolicyEngine, PolicyError> {
     let engine = PolicyEngine::new()?;
     Ok(engine
         .with_isolation(isolation)
-        .cached_in(config.state_folder().join("compiled")))
+        .with_cache(config.state_folder().join("compiled")))
 }
 
-/// One whose policies tell how many instructions a call took.
+/// A policy engine that counts the instructions of each call.
 pub fn metering_engine(config: &Config, isolation: Isolation) -> Result<PolicyEngine, PolicyError> {
     let engine = PolicyEngine::metering()?;
     Ok(engine
         .with_isolation(isolation)
-        .cached_in(config.state_folder().join("compiled")))
+        .with_cache(config.state_folder().join("compiled")))
 }
 
-/// The policy that is to be active, loaded, and the way to another one.
+/// The loaded policy that becomes active, and the means to swap it.
 pub async fn generations(
     config: &Config,
     credentials: Credentials,
@@ -128,10 +128,18 @@ pub async fn generations(
         trust: trust(config)?,
         carrier: carrier(config, credentials),
     };
-    Generations::start(engine, terms, &config.state_folder(), keep, asked(config)).await
+    Generations::start(
+        engine,
+        terms,
+        &config.state_folder(),
+        keep,
+        configured_policy(config),
+    )
+    .await
 }
 
-/// Others could hold the locks in it, read its token, or change what a policy keeps.
+/// Refuse a state folder that other users could access: they could hold the locks in it, read its token, or change a policy's
+/// state.
 pub fn check_state_folder(config: &Config) -> Result<(), Diagnostic> {
     let folder = config.state_folder();
     atomic_file::check_folder(&folder).map_err(|error| {
@@ -144,8 +152,8 @@ pub fn check_state_folder(config: &Config) -> Result<(), Diagnostic> {
     })
 }
 
-/// The engine, the logins and the state: all that does not depend on a policy.
-pub fn workshop(config: &Config) -> Result<EngineContext, Diagnostic> {
+/// The engine, the logins and the state: everything that does not depend on a policy.
+pub fn engine_context(config: &Config) -> Result<EngineContext, Diagnostic> {
     check_state_folder(config)?;
     let credentials = credentials(config)?;
     let digests = digests(config, credentials.clone());
@@ -170,8 +178,8 @@ pub fn workshop(config: &Config) -> Result<EngineContext, Diagnostic> {
     })
 }
 
-/// Where refreshes are written down, for [`Refresher::written_down_in`]. `None` where none is kept. `by` is who asks for all that
-/// this process refreshes.
+/// The history that records refreshes, for [`Refresher::written_down_in`]. `None` if it is disabled. `by` is the requester of all
+/// refreshes of this process.
 pub fn history(config: &Config, by: Option<String>) -> Option<Arc<History>> {
     let keep = refit_history::Retention {
         refreshes: config.history.keep,
@@ -180,7 +188,7 @@ pub fn history(config: &Config, by: Option<String>) -> Option<Arc<History>> {
     (keep.refreshes > 0).then(|| Arc::new(History::open(&config.state_folder(), keep).by(by)))
 }
 
-/// The webhooks that are taken, with their secrets.
+/// The accepted webhooks, with their secrets.
 pub fn hooks(config: &Config) -> Result<Hooks, Diagnostic> {
     const GITHUB: &str = "GITHUB_WEBHOOK_SECRET";
     const REGISTRY: &str = "REGISTRY_WEBHOOK_SECRET";
@@ -196,7 +204,7 @@ pub fn hooks(config: &Config) -> Result<Hooks, Diagnostic> {
     let mut registries: Vec<RegistryHook> = Vec::new();
     let mut listed = config.hooks.registry.clone();
     if listed.iter().all(|registry| registry.secret_file.is_some()) {
-        // The variable alone makes one.
+        // The variable alone enables one.
         listed.push(RegistryHookConfig {
             name: "registry".into(),
             secret_file: None,
@@ -242,7 +250,7 @@ pub fn hooks(config: &Config) -> Result<Hooks, Diagnostic> {
     Ok(Hooks { github, registries })
 }
 
-/// Those who are to be told, with their addresses and tokens.
+/// The recipients of notifications, with their addresses and tokens.
 pub fn sinks(config: &Config) -> Result<Vec<Sink>, Diagnostic> {
     let read = |sink: &NotifyConfig, what: &str, file: &Path| {
         let what = format!("{what} of the sink `{}`", sink.name);
@@ -252,7 +260,7 @@ pub fn sinks(config: &Config) -> Result<Vec<Sink>, Diagnostic> {
         let url = match (&sink.url, &sink.url_file) {
             (Some(url), _) => url.clone(),
             (None, Some(file)) => read(sink, "the address", file)?,
-            // The configuration was checked; this one is told as no address.
+            // The configuration was checked; an empty address is reported as a missing one.
             (None, None) => SecretString::default(),
         };
         let token = sink.token_file.as_deref();
@@ -265,7 +273,7 @@ pub fn sinks(config: &Config) -> Result<Vec<Sink>, Diagnostic> {
     config.notify.iter().map(sink).collect()
 }
 
-/// Who tells them.
+/// The task that sends notifications.
 pub fn notifier(config: &Config) -> Result<Arc<Notifier>, Diagnostic> {
     let sinks = sinks(config)?;
     if sinks.is_empty() {
@@ -274,7 +282,7 @@ pub fn notifier(config: &Config) -> Result<Arc<Notifier>, Diagnostic> {
     Notifier::start(sinks, Memory::below(&config.state_folder()))
 }
 
-/// How refreshes are held for approval.
+/// The terms for holding refreshes for approval.
 pub fn approval(config: &Config) -> ApprovalTerms {
     ApprovalTerms {
         state: config.state_folder(),
@@ -283,7 +291,7 @@ pub fn approval(config: &Config) -> ApprovalTerms {
     }
 }
 
-/// What asks registries for digests. `credentials` are those that images are pulled with.
+/// The client that requests digests from registries. `credentials` are those for pulling images.
 pub fn digests(config: &Config, credentials: Credentials) -> Digests {
     let rate = Rate {
         requests: config.registries.requests_max,
@@ -292,10 +300,11 @@ pub fn digests(config: &Config, credentials: Credentials) -> Digests {
     Digests::new(credentials, config.registries.plain_http.clone(), rate)
 }
 
-/// What a daemon watches with. `None` where nothing is to be watched for: no schedule, and `rung` says that nobody rings.
+/// The parts of a daemon's watcher. `None` if there is nothing to watch: no schedule, and `rung` says that no webhook can request a
+/// check.
 pub fn watching(
     config: &Config,
-    workshop: &EngineContext,
+    context: &EngineContext,
     rung: bool,
 ) -> Result<Option<Watching>, Diagnostic> {
     let settings = config.watch.settings()?;
@@ -304,23 +313,23 @@ pub fn watching(
     }
     Ok(Some(Watching {
         settings,
-        digests: workshop.digests.clone(),
+        digests: context.digests.clone(),
         bell: Arc::default(),
         state_folder: config.state_folder(),
     }))
 }
 
-/// Nothing is contacted yet: an engine that is down is found out by the first call.
+/// Build the refresher. It contacts nothing yet: the first call finds out if the engine is down.
 pub async fn refresher(
     config: &Config,
     isolation: Isolation,
     keep: Persistence,
 ) -> Result<Refresher, Diagnostic> {
-    let workshop = Arc::new(workshop(config)?);
-    let credentials = workshop.credentials.clone();
+    let context = Arc::new(engine_context(config)?);
+    let credentials = context.credentials.clone();
     let generations = generations(config, credentials, isolation, keep).await?;
     Ok(Refresher::new(
-        workshop,
+        context,
         Arc::new(generations),
         config.bounds(),
     ))

@@ -380,12 +380,12 @@ impl Refresher {
         let active = self.active();
         let grants = active.content.grants.clone();
         let scope = self.scope(&grants, None);
-        let plan = DryRunCapabilities::asking_the_engine(
+        let plan = DryRunCapabilities::with_engine_digests(
             self.workshop.clone(),
             scope.clone(),
             request.force,
         )
-        .showing_digests();
+        .with_digests_as_ids();
         let guard = Guard::new(
             Arc::new(plan),
             scope,
@@ -401,9 +401,9 @@ impl Refresher {
         };
         sayings_of(&active.content, active.content.state.scratch(), question).await?;
         let cannot = "cannot look at every container";
-        let looked = recorder.look_at_all().await;
+        let looked = recorder.inspect_all().await;
         looked.map_err(|error| journal::diagnose(&error, cannot))?;
-        Ok(recorder.seen())
+        Ok(recorder.snapshot())
     }
 
     /// The candidate's turn, in a task of its own: it must not keep those who asked.
@@ -416,10 +416,10 @@ impl Refresher {
     ) {
         let scope = self.scope(trial.grants(), None);
         let plan =
-            DryRunCapabilities::asking_the_engine(self.workshop.clone(), scope, request.force);
+            DryRunCapabilities::with_engine_digests(self.workshop.clone(), scope, request.force);
         let plan = Arc::new(plan);
         let replay = SnapshotCapabilities::with_plan(
-            recorder.seen(),
+            recorder.snapshot(),
             request.force,
             recorder.listed(),
             plan,
@@ -428,7 +428,7 @@ impl Refresher {
             request: request.clone(),
             hands: Arc::new(SimulatedCapabilities::new(Arc::new(replay), request.force)),
             bounds: self.bounds,
-            clock: Clock(recorder.seen().taken),
+            clock: Clock(recorder.snapshot().taken),
         };
         let generations = self.generations.clone();
         tokio::spawn(async move { trial.compare(&generations, question, said).await });
@@ -462,7 +462,7 @@ impl Refresher {
     /// What a policy with these grants may touch in one refresh.
     fn scope(&self, grants: &Arc<Grants>, approved: Option<Arc<ApprovedScope>>) -> Arc<Scope> {
         let scope = Scope::new(grants.clone(), self.bounds.counts.recreates);
-        Arc::new(scope.within(approved))
+        Arc::new(scope.with_approval(approved))
     }
 
     /// The capabilities of one call of the policy, which journal and guard stand around, and the policy on trial beside it.
@@ -482,22 +482,22 @@ impl Refresher {
                 Arc::new(SimulatedCapabilities::new(replay, force))
             }
             (Mode::Plan, None) => {
-                let plan = DryRunCapabilities::asking_the_engine(workshop, scope.clone(), force);
+                let plan = DryRunCapabilities::with_engine_digests(workshop, scope.clone(), force);
                 Arc::new(SimulatedCapabilities::new(Arc::new(plan), force))
             }
             (Mode::Refresh, _) => {
-                let foreseen = match request.trigger {
+                let prefetch = match request.trigger {
                     Trigger::Operator | Trigger::Api => {
-                        DigestPrefetch::asking(workshop.digests.clone())
+                        DigestPrefetch::new(workshop.digests.clone())
                     }
                     // What the watcher has found is known to be behind, and has just been asked for.
                     Trigger::Schedule | Trigger::Webhook => DigestPrefetch::default(),
                 };
                 let plan =
-                    DryRunCapabilities::asking_the_engine(workshop.clone(), scope.clone(), force);
+                    DryRunCapabilities::with_engine_digests(workshop.clone(), scope.clone(), force);
                 let (events, cancel) = (events.clone(), cancel.clone());
                 let live =
-                    LiveCapabilities::new(workshop, force, events, cancel, foreseen, scope.clone());
+                    LiveCapabilities::new(workshop, force, events, cancel, prefetch, scope.clone());
                 let live = Arc::new(live);
                 match approved {
                     Some(approved) => {

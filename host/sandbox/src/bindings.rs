@@ -1,4 +1,4 @@
-//! The host's side of `wit/policy.wit`, generated.
+//! The generated host side of `wit/policy.wit`.
 
 wasmtime::component::bindgen!({
     path: "../../wit",

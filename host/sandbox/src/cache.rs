@@ -1,10 +1,9 @@
-//! Compiled components, kept on disk under a seal, so that a policy which took seconds to compile is there in milliseconds the
-//! next time.
+//! A sealed disk cache of compiled components: a policy that took seconds to compile loads in milliseconds the next time.
 //!
-//! Whoever can change an entry could run code in this process, so permissions of files are not all there is: each entry ends in
-//! an HMAC-SHA256 under a key of this installation, over all the bytes before it, and it is the bytes so checked that are used. An
-//! entry that does not hold is compiled anew. Losing the folder costs time, nothing else, and no error of the cache is an error
-//! of a load.
+//! Anybody who can change an entry could run code in this process, so file permissions are not enough: each entry ends in an
+//! HMAC-SHA256 under a key of this installation, over all the bytes before it, and exactly the checked bytes are used. If the seal
+//! of an entry does not match, Refit compiles the component again. Losing the folder costs only time, and no error of the cache
+//! makes a load fail.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -19,11 +18,11 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::compile::COMPILED_BYTES_MAX;
 
-/// Compiled components that are kept: some versions of some policies, for more than one version of Refit.
+/// The number of entries: some versions of some policies, for more than one version of Refit.
 const CACHE_ENTRIES_MAX: usize = 16;
 const CACHE_BYTES_MAX: u64 = 512 << 20;
 
-/// Says what the file is, and changes with its layout.
+/// Identifies the file format, and changes with the layout.
 const MAGIC: &[u8; 16] = b"refit compiled 1";
 const KEY_BYTES: usize = 32;
 const SEAL_BYTES: usize = 32;
@@ -31,15 +30,15 @@ const HEADER_BYTES: usize = MAGIC.len() + 32 + 32;
 const KEY: &str = "key";
 const EXTENSION: &str = "cwasm";
 
-/// A file that was begun and not moved into place belongs to a process that died. No write takes that long.
+/// The age at which an unfinished file belongs to a process that died. No write takes that long.
 const ABANDONED: Duration = Duration::from_secs(60 * 60);
 
-/// What an entry is for: which bytes, compiled how.
+/// The key of an entry: the component's bytes and the compiler's settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Name {
     /// SHA-256 of the component.
     pub(super) component: [u8; 32],
-    /// SHA-256 of what wasmtime says makes compiled code usable: its version, the machine, the settings.
+    /// SHA-256 of what wasmtime requires of usable code: its version, the machine, the settings.
     pub(super) compatibility: [u8; 32],
 }
 
@@ -61,27 +60,27 @@ impl Name {
 
 pub(super) struct Cache {
     folder: PathBuf,
-    /// A folder that cannot be written is told of once, not at each load.
-    told: AtomicBool,
+    /// Set once the log has a message about an unwritable folder, so that not every load repeats it.
+    is_reported: AtomicBool,
 }
 
-/// Why there is no entry to use.
+/// Why an entry cannot be used.
 #[derive(Debug, PartialEq)]
 enum Unusable {
     Absent,
-    /// Its seal does not hold, or it is not what its name says.
+    /// The seal does not match, or the content is not what the name says.
     Broken,
 }
 
 impl Cache {
-    pub(super) fn in_folder(folder: PathBuf) -> Self {
+    pub(super) fn new(folder: PathBuf) -> Self {
         Self {
             folder,
-            told: AtomicBool::new(false),
+            is_reported: AtomicBool::new(false),
         }
     }
 
-    /// The code under this name, if its seal holds. Blocks.
+    /// Return the code under this name if its seal matches. Blocks.
     pub(super) fn get(&self, name: &Name) -> Option<Bytes> {
         match self.read(name) {
             Ok(Ok(code)) => Some(code),
@@ -94,21 +93,21 @@ impl Cache {
                 None
             }
             Err(error) => {
-                self.tell(&error);
+                self.report_once(&error);
                 None
             }
         }
     }
 
-    /// Keeps the code, and removes what has not been used for longest. Blocks.
+    /// Store the code, and remove the least recently used entries. Blocks.
     pub(super) fn put(&self, name: &Name, code: &[u8]) {
         if let Err(error) = self.write(name, code).and_then(|()| self.sweep(name)) {
-            self.tell(&error);
+            self.report_once(&error);
         }
     }
 
-    /// What is kept for these bytes, however it was compiled, the last used first. Whether it holds, [`Cache::get`] says. Blocks.
-    pub(super) fn names_of(&self, component: &[u8; 32]) -> Vec<Name> {
+    /// The entries for this component, however it was compiled, the last used first. [`Cache::get`] checks their seals. Blocks.
+    pub(super) fn entry_names(&self, component: &[u8; 32]) -> Vec<Name> {
         let mut found = Vec::new();
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         for entry in entries.take(2 * CACHE_ENTRIES_MAX) {
@@ -133,8 +132,8 @@ impl Cache {
         found.into_iter().map(|(_, name)| name).collect()
     }
 
-    fn tell(&self, error: &io::Error) {
-        if !self.told.swap(true, Ordering::Relaxed) {
+    fn report_once(&self, error: &io::Error) {
+        if !self.is_reported.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 "compiled policies cannot be kept in `{}`: {error}",
                 self.folder.display()
@@ -162,7 +161,7 @@ impl Cache {
         if hmac::verify(&key, content, seal).is_err() || !content.starts_with(&header(name)) {
             return Ok(Err(Unusable::Broken));
         }
-        // For the sweep: what is used is young. Where that fails it is swept earlier than need be.
+        // For the sweep, which removes the oldest. If this fails, the entry is removed earlier than necessary.
         let _ = file.set_modified(SystemTime::now());
         Ok(Ok(Bytes::from(bytes).slice(HEADER_BYTES..sealed)))
     }
@@ -174,28 +173,29 @@ impl Cache {
         seal.update(&header);
         seal.update(code);
         let seal = seal.sign();
-        let beside = self.beside();
-        let written = atomic_file::new_file(&beside).and_then(|mut file| {
+        let temporary_path = self.temporary_path();
+        let written = atomic_file::new_file(&temporary_path).and_then(|mut file| {
             file.write_all(&header)?;
             file.write_all(code)?;
-            // Not flushed to the disk: what a crash of the machine cuts short has no seal that holds.
+            // Not flushed to the disk: an entry that a crash of the machine cuts short has no matching seal.
             file.write_all(seal.as_ref())
         });
-        let moved = written.and_then(|()| fs::rename(&beside, self.folder.join(name.file())));
-        moved.inspect_err(|_| drop(fs::remove_file(&beside)))
+        let moved =
+            written.and_then(|()| fs::rename(&temporary_path, self.folder.join(name.file())));
+        moved.inspect_err(|_| drop(fs::remove_file(&temporary_path)))
     }
 
-    /// Of this installation: 32 random bytes that only this user can read, made at the first use.
+    /// The key of this installation: 32 random bytes that only this user can read, created at the first use.
     fn key(&self) -> io::Result<hmac::Key> {
         atomic_file::folder(&self.folder)?;
         let path = self.folder.join(KEY);
-        // Twice: the first time it may not be there yet, or not be fit to be a key.
+        // Two attempts: at the first one the key may be missing or unusable.
         for _ in 0..2 {
             match read_key(&path) {
                 Ok(Some(bytes)) => return Ok(hmac::Key::new(hmac::HMAC_SHA256, &bytes)),
                 Ok(None) => {
                     tracing::warn!(
-                        "`{}` is not a key that only this user can read; a new one is made, and nothing is used that was compiled before",
+                        "`{}` is not a key that only this user can read: creating a new key, which invalidates the cache",
                         path.display()
                     );
                     fs::remove_file(&path)?;
@@ -208,33 +208,34 @@ impl Cache {
         Err(io::Error::other("somebody else keeps changing its key"))
     }
 
-    /// Written beside and linked into place, so that of two processes at their first start one makes the key and both use it.
+    /// Write a temporary file and link it into place, so that of two processes at their first start one creates the key and both
+    /// use it.
     fn make_key(&self, path: &Path) -> io::Result<()> {
         let mut bytes = [0; KEY_BYTES];
         SystemRandom::new()
             .fill(&mut bytes)
             .map_err(|_| io::Error::other("the system has no random numbers"))?;
-        let beside = self.beside();
-        let made = atomic_file::new_file(&beside).and_then(|mut file| {
+        let temporary_path = self.temporary_path();
+        let made = atomic_file::new_file(&temporary_path).and_then(|mut file| {
             file.write_all(&bytes)?;
             file.sync_all()
         });
-        let linked = made.and_then(|()| match fs::hard_link(&beside, path) {
+        let linked = made.and_then(|()| match fs::hard_link(&temporary_path, path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             Ok(()) | Err(_) => Ok(()),
         });
-        let _ = fs::remove_file(&beside);
+        let _ = fs::remove_file(&temporary_path);
         linked
     }
 
-    fn beside(&self) -> PathBuf {
+    fn temporary_path(&self) -> PathBuf {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         self.folder
             .join(format!("{}-{count}.new", std::process::id()))
     }
 
-    /// Keeps within the bounds; the entry that was just written stays.
+    /// Remove the oldest entries beyond the limits, but never the newest.
     fn sweep(&self, newest: &Name) -> io::Result<()> {
         let mut entries = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
@@ -272,14 +273,14 @@ fn header(name: &Name) -> [u8; HEADER_BYTES] {
     header
 }
 
-/// `None`: it is there, and is not 32 bytes that only their owner can read.
+/// Read the key, or return `None` if the file is not 32 bytes that only its owner can read.
 fn read_key(path: &Path) -> io::Result<Option<[u8; KEY_BYTES]>> {
     let file = File::open(path)?;
     let metadata = file.metadata()?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt as _;
-        // Whoever owns it could have written it, whatever its mode says now.
+        // Another owner could have written the file, whatever its mode is now.
         let user = rustix::process::geteuid().as_raw();
         if metadata.uid() != user || metadata.mode() & 0o077 != 0 {
             return Ok(None);
@@ -303,25 +304,25 @@ mod tests {
 
     fn cache() -> (tempfile::TempDir, Cache) {
         let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::in_folder(folder.path().join("compiled"));
+        let cache = Cache::new(folder.path().join("compiled"));
         (folder, cache)
     }
 
     #[test]
-    fn what_was_put_in_comes_out_also_for_the_next_process() {
+    fn stored_code_is_found_by_the_next_process() {
         let (folder, cache) = cache();
         assert_eq!(cache.get(&name(1)), None);
         cache.put(&name(1), b"code");
         assert_eq!(cache.get(&name(1)).as_deref(), Some(&b"code"[..]));
-        let next = Cache::in_folder(folder.path().join("compiled"));
+        let next = Cache::new(folder.path().join("compiled"));
         assert_eq!(next.get(&name(1)).as_deref(), Some(&b"code"[..]));
         assert_eq!(next.get(&name(2)), None);
     }
 
     #[test]
-    fn what_was_compiled_otherwise_is_found_the_last_used_first() {
+    fn entries_of_other_settings_are_found_newest_first() {
         let (folder, cache) = cache();
-        assert_eq!(cache.names_of(&[1; 32]), []);
+        assert_eq!(cache.entry_names(&[1; 32]), []);
         let otherwise = Name {
             compatibility: [8; 32],
             ..name(1)
@@ -333,13 +334,13 @@ mod tests {
         let file = File::options().write(true).open(path).unwrap();
         let long_ago = SystemTime::now() - Duration::from_secs(60);
         file.set_modified(long_ago).unwrap();
-        assert_eq!(cache.names_of(&[1; 32]), [name(1), otherwise]);
+        assert_eq!(cache.entry_names(&[1; 32]), [name(1), otherwise]);
         assert!(cache.get(&otherwise).is_some());
-        assert_eq!(cache.names_of(&[1; 32]), [otherwise, name(1)]);
+        assert_eq!(cache.entry_names(&[1; 32]), [otherwise, name(1)]);
     }
 
     #[test]
-    fn no_byte_of_an_entry_can_be_changed() {
+    fn changed_entry_is_not_used() {
         let (_folder, cache) = cache();
         cache.put(&name(1), b"code");
         let path = cache.folder.join(name(1).file());
@@ -371,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_under_another_name_or_another_key_does_not_count() {
+    fn entry_with_another_name_or_key_is_not_used() {
         let (_folder, cache) = cache();
         cache.put(&name(1), b"code");
         let path = |n| cache.folder.join(name(n).file());
@@ -385,7 +386,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn nobody_else_can_read_the_key_and_one_that_others_could_read_is_given_up() {
+    fn key_that_others_can_read_is_replaced() {
         use std::os::unix::fs::PermissionsExt as _;
         let (_folder, cache) = cache();
         cache.put(&name(1), b"code");
@@ -406,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_go_first_and_so_does_what_a_dead_process_left() {
+    fn sweep_removes_oldest_entries_and_abandoned_files() {
         let (_folder, cache) = cache();
         let count = u8::try_from(CACHE_ENTRIES_MAX).unwrap();
         let long_ago = SystemTime::now() - 2 * ABANDONED;
@@ -435,10 +436,10 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_made_costs_nothing_but_time() {
+    fn unwritable_folder_is_no_error() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("file"), "").unwrap();
-        let cache = Cache::in_folder(folder.path().join("file/compiled"));
+        let cache = Cache::new(folder.path().join("file/compiled"));
         cache.put(&name(1), b"code");
         assert_eq!(cache.get(&name(1)), None);
     }

@@ -1,4 +1,5 @@
-//! The WIT imports: check, convert, do. What a call means is not decided here.
+//! The host side of the WIT imports: it checks and converts each call, and passes it to the capabilities, which decide what it
+//! means.
 
 #![expect(
     unreachable_pub,
@@ -16,14 +17,14 @@ use super::convert;
 use super::instance::{Exceeded, HostState};
 use super::limits::BATCH_MAX;
 
-/// What stands behind a `container` handle. The guest holds a number; the id never leaves the host.
+/// The host's data of a `container` handle. The guest holds a number; the id never leaves the host.
 pub struct ContainerResource(pub(super) ContainerSummary);
 
-/// What stands behind a `pulled-image` handle.
+/// The host's data of a `pulled-image` handle.
 pub struct ImageResource(pub(super) PulledImage);
 
-/// A batch that no policy needs is a broken or hostile one.
-fn bounded(length: usize) -> Result<(), Exceeded> {
+/// Return an error if a batch is larger than any policy needs: its policy is broken or hostile.
+fn check_batch_size(length: usize) -> Result<(), Exceeded> {
     if length > BATCH_MAX {
         return Err(Exceeded {
             asked: length,
@@ -35,8 +36,8 @@ fn bounded(length: usize) -> Result<(), Exceeded> {
 }
 
 impl HostState {
-    /// A text on its way to the guest.
-    fn told(&mut self, text: String) -> wasmtime::Result<String> {
+    /// Charge a text that goes to the guest to its budget.
+    fn charge_text(&mut self, text: String) -> wasmtime::Result<String> {
         self.spent.text(text.len())?;
         Ok(text)
     }
@@ -46,7 +47,7 @@ impl docker::HostContainer for HostState {
     async fn name(&mut self, container: Resource<ContainerResource>) -> wasmtime::Result<String> {
         self.spent.call()?;
         let name = self.table.get(&container)?.0.name.clone();
-        self.told(name)
+        self.charge_text(name)
     }
 
     async fn drop(&mut self, container: Resource<ContainerResource>) -> wasmtime::Result<()> {
@@ -60,19 +61,19 @@ impl docker::HostPulledImage for HostState {
     async fn reference(&mut self, image: Resource<ImageResource>) -> wasmtime::Result<String> {
         self.spent.call()?;
         let reference = self.table.get(&image)?.0.reference.to_string();
-        self.told(reference)
+        self.charge_text(reference)
     }
 
     async fn id(&mut self, image: Resource<ImageResource>) -> wasmtime::Result<String> {
         self.spent.call()?;
         let id = self.table.get(&image)?.0.id.as_str().to_owned();
-        self.told(id)
+        self.charge_text(id)
     }
 
     async fn digest(&mut self, image: Resource<ImageResource>) -> wasmtime::Result<Option<String>> {
         self.spent.call()?;
         let digest = self.table.get(&image)?.0.digest.clone();
-        digest.map(|digest| self.told(digest)).transpose()
+        digest.map(|digest| self.charge_text(digest)).transpose()
     }
 
     async fn drop(&mut self, image: Resource<ImageResource>) -> wasmtime::Result<()> {
@@ -95,7 +96,7 @@ impl docker::Host for HostState {
             Err(error) => return Ok(Err(convert::engine_error(error))),
         };
         for listed in &listed {
-            self.spent.text(size_of_listed(listed))?;
+            self.spent.text(container_handle_bytes(listed))?;
             if !self.lent.contains(&listed.name) {
                 self.lent.insert(listed.name.clone());
             }
@@ -111,7 +112,7 @@ impl docker::Host for HostState {
         &mut self,
         containers: Vec<Resource<ContainerResource>>,
     ) -> wasmtime::Result<Vec<Result<types::ContainerInfo, types::EngineError>>> {
-        bounded(containers.len())?;
+        check_batch_size(containers.len())?;
         self.spent.calls(containers.len().max(1))?;
         let listed: Result<Vec<ContainerSummary>, _> = containers
             .iter()
@@ -129,7 +130,7 @@ impl docker::Host for HostState {
             answers.push(match answer {
                 Ok(container) => {
                     let info = convert::container_info(&container, &self.grants);
-                    self.spent.text(size_of_info(&info))?;
+                    self.spent.text(container_info_bytes(&info))?;
                     Ok(info)
                 }
                 Err(error) => Err(convert::engine_error(error)),
@@ -142,7 +143,7 @@ impl docker::Host for HostState {
         &mut self,
         images: Vec<String>,
     ) -> wasmtime::Result<Vec<Result<Resource<ImageResource>, types::PullError>>> {
-        bounded(images.len())?;
+        check_batch_size(images.len())?;
         self.spent.calls(images.len().max(1))?;
         self.spent.text(images.iter().map(String::len).sum())?;
         let capabilities = self.capabilities();
@@ -157,7 +158,7 @@ impl docker::Host for HostState {
                 capabilities.pull(&image).await.map_err(convert::pull_error)
             }
         });
-        let answers = all(calls, self.concurrency.pulls).await;
+        let answers = run_concurrently(calls, self.concurrency.pulls).await;
         let mut handles = Vec::with_capacity(answers.len());
         for answer in answers {
             handles.push(match answer {
@@ -172,7 +173,7 @@ impl docker::Host for HostState {
         &mut self,
         wave: Vec<docker::Recreation>,
     ) -> wasmtime::Result<Vec<Result<types::Recreated, types::RecreateError>>> {
-        bounded(wave.len())?;
+        check_batch_size(wave.len())?;
         self.spent.calls(wave.len().max(1))?;
         let mut wanted = Vec::with_capacity(wave.len());
         let mut names = Vec::with_capacity(wave.len());
@@ -193,7 +194,7 @@ impl docker::Host for HostState {
             let capabilities = capabilities.clone();
             async move { capabilities.recreate(wanted).await }
         });
-        let answers = all(calls, self.concurrency.recreates).await;
+        let answers = run_concurrently(calls, self.concurrency.recreates).await;
         let answers = answers.into_iter().map(|answer| {
             answer
                 .map(convert::recreated)
@@ -220,7 +221,7 @@ impl host::Host for HostState {
         self.spent.call()?;
         self.spent.text(key.len())?;
         let value = self.state.get(&key);
-        value.map(|value| self.told(value)).transpose()
+        value.map(|value| self.charge_text(value)).transpose()
     }
 
     async fn state_set(
@@ -238,9 +239,9 @@ impl host::Host for HostState {
     }
 }
 
-/// The answers in the order of the calls, of which `at_once` are under way. The next one begins when any is done: a call that takes
-/// long holds up nobody behind it, as it does in a stream that is `buffered`.
-fn all<T: Send>(
+/// Run `at_once` calls at a time, and return the answers in the order of the calls. The next call starts when any ends, so that a
+/// long call does not delay the ones after it, as it would in a stream that is `buffered`.
+fn run_concurrently<T: Send>(
     calls: impl Iterator<Item: Future<Output = T> + Send>,
     at_once: usize,
 ) -> impl Future<Output = Vec<T>> + Send {
@@ -256,8 +257,8 @@ fn all<T: Send>(
     }
 }
 
-/// What a handle keeps of it on our side. A guest that drops none of them gets no more than its bytes.
-fn size_of_listed(listed: &ContainerSummary) -> usize {
+/// The memory that a handle takes on the host. If a guest drops no handles, its budget ends.
+fn container_handle_bytes(listed: &ContainerSummary) -> usize {
     let labels: usize = listed
         .labels
         .iter()
@@ -266,7 +267,7 @@ fn size_of_listed(listed: &ContainerSummary) -> usize {
     size_of::<ContainerResource>() + listed.name.len() + listed.network_mode.len() + labels
 }
 
-fn size_of_info(info: &types::ContainerInfo) -> usize {
+fn container_info_bytes(info: &types::ContainerInfo) -> usize {
     let pairs = |pairs: &[(String, String)]| -> usize {
         pairs
             .iter()
@@ -282,5 +283,5 @@ fn size_of_info(info: &types::ContainerInfo) -> usize {
         + info.published_ports.len() * size_of::<types::PublishedPort>()
 }
 
-/// `types` has no functions; the generated linker wants to hear so.
+/// `types` has no functions, but the generated linker needs this implementation.
 impl types::Host for HostState {}

@@ -1,6 +1,6 @@
-//! What a guest prints: kept for the log up to a limit, and beyond it taken and dropped.
+//! Captures what a guest prints: it keeps the output for the log up to a limit, and drops the rest.
 //!
-//! A stream that ended at the limit would make `println!` panic, and a policy that says too much is no policy that fails.
+//! A stream that ended at the limit would make `println!` panic, and too much output is no reason to fail.
 
 use std::io;
 use std::pin::Pin;
@@ -15,32 +15,32 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 use super::limits::OUTPUT_BYTES_MAX;
 
-/// Standard output or error of one call. Clones share what was printed.
+/// Standard output or error of one call. Clones share the captured bytes.
 #[derive(Clone, Default)]
-pub(super) struct CapturedOutput(Arc<Mutex<Kept>>);
+pub(super) struct CapturedOutput(Arc<Mutex<Captured>>);
 
 #[derive(Default)]
-struct Kept {
+struct Captured {
     bytes: Vec<u8>,
     dropped: u64,
 }
 
 impl CapturedOutput {
-    /// What was kept, and how many bytes were not.
+    /// Take the kept bytes, and the number of dropped ones.
     pub(super) fn take(&self) -> (Vec<u8>, u64) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut captured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         (
-            std::mem::take(&mut kept.bytes),
-            std::mem::take(&mut kept.dropped),
+            std::mem::take(&mut captured.bytes),
+            std::mem::take(&mut captured.dropped),
         )
     }
 
-    fn keep(&self, bytes: &[u8]) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = OUTPUT_BYTES_MAX - kept.bytes.len();
+    fn append(&self, bytes: &[u8]) {
+        let mut captured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = OUTPUT_BYTES_MAX - captured.bytes.len();
         let (fits, beyond) = bytes.split_at(bytes.len().min(room));
-        kept.bytes.extend_from_slice(fits);
-        kept.dropped += beyond.len() as u64;
+        captured.bytes.extend_from_slice(fits);
+        captured.dropped += beyond.len() as u64;
     }
 }
 
@@ -67,7 +67,7 @@ impl Pollable for CapturedOutput {
 
 impl OutputStream for CapturedOutput {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        self.keep(&bytes);
+        self.append(&bytes);
         Ok(())
     }
 
@@ -86,7 +86,7 @@ impl AsyncWrite for CapturedOutput {
         _: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.keep(bytes);
+        self.append(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 

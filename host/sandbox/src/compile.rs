@@ -1,15 +1,16 @@
-//! Machine code of a component.
+//! The machine code of a component.
 //!
-//! A program without a compiler (the feature `compiler`) takes what another Refit compiled and [`super::cache`] kept.
+//! A program without a compiler (without the feature `compiler`) loads code that another Refit compiled and [`super::cache`]
+//! stored.
 
 use bytes::Bytes;
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-/// Machine code of a component. A Python policy of 18 MB made 34 MB, a JavaScript one of 12 MB 36 MB.
+/// The largest machine code. A Python policy of 18 MB compiled to 34 MB, a JavaScript policy of 12 MB to 36 MB.
 pub(super) const COMPILED_BYTES_MAX: usize = 256 << 20;
 
-/// Machine code for a component. Made by our own compiler, or read from a cache whose seal held; by nothing else.
+/// Machine code for a component. It comes from our own compiler or from a cache entry whose seal matched, and from nowhere else.
 pub(super) struct Compiled(Bytes);
 
 impl Compiled {
@@ -20,13 +21,13 @@ impl Compiled {
             .map(|code| Self(code.into()))
     }
 
-    /// What a worker wrote that this process started.
+    /// The code that a worker of this process wrote.
     #[cfg(feature = "compiler")]
     pub(super) fn from_worker(code: Bytes) -> Self {
         Self(code)
     }
 
-    /// Of bytes whose seal was found whole: they are what [`Compiled::code`] gave to the cache.
+    /// The code of a cache entry whose seal matched: the bytes that [`Compiled::code`] gave to the cache.
     pub(super) fn unsealed(code: Bytes) -> Self {
         Self(code)
     }
@@ -35,18 +36,18 @@ impl Compiled {
         &self.0
     }
 
-    /// Makes it callable. Whether it was compiled by this version of wasmtime for this machine and these settings, wasmtime
-    /// looks at itself; whether it was tampered with, it does not.
+    /// Load the code into the engine. wasmtime checks whether it was compiled by this version of wasmtime for this machine and
+    /// these settings; it does not check for tampering.
     #[expect(
         unsafe_code,
         reason = "machine code cannot be checked, only traced to where it came from"
     )]
     pub(super) fn adopt(&self, engine: &Engine) -> wasmtime::Result<Component> {
-        // SAFETY: `deserialize` asks for bytes that a wasmtime compiler has put out and nobody has changed since. A `Compiled`
-        // is made in three places: from `precompile_component` here; from the pipe of our own program, started by us to do
-        // the same; from a cache entry that carries an HMAC over exactly these bytes, under a key that only this user can
-        // read. Nothing that an operator or a guest hands in becomes one (`error::admit` refuses precompiled files), and the
-        // bytes are in our memory, where no other process changes them between the check and the use.
+        // SAFETY: `deserialize` requires bytes that a wasmtime compiler has written and nobody has changed since. A `Compiled` is
+        // made in three places: from `precompile_component` here; from the pipe of our own program, which we started to do the
+        // same; from a cache entry that carries an HMAC over exactly these bytes, under a key that only this user can read. No
+        // input of an operator or a guest becomes one (`error::admit` refuses precompiled files), and the bytes are in our memory,
+        // where no other process changes them between the check and the use.
         unsafe { Component::deserialize(engine, &self.0) }
     }
 }

@@ -1,13 +1,13 @@
-//! The contract that this host speaks, as names: to tell an author in words what a linker would say in types.
+//! The names of the contract that this host implements, for error messages that an author understands better than a linker's types.
 
-/// Its package, without a version.
+/// The contract's package, without a version.
 pub const CONTRACT: &str = "refit:policy";
 pub const CONTRACT_VERSION: &str = "0.1.0";
 
-/// `wit/policy.wit`, for those who have no checkout.
+/// The text of `wit/policy.wit`, for authors without a checkout.
 pub const CONTRACT_TEXT: &str = include_str!("../../../wit/policy.wit");
 
-/// What a policy may import of each interface, by the names that are in a component.
+/// The functions of each interface that a policy may import, by their names in a component.
 const IMPORTS: &[(&str, &[&str])] = &[
     (
         "docker",
@@ -26,14 +26,14 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("types", &[]),
 ];
 
-/// Whether this is the name of an interface of ours, of any version.
+/// Whether this is the name of a contract interface, of any version.
 pub(super) fn is_ours(name: &str) -> bool {
     name.strip_prefix(CONTRACT)
         .is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// What a policy may call of this interface; `None` where the contract does not have it.
-pub(super) fn functions_of(import: &str) -> Option<&'static [&'static str]> {
+/// The functions of an interface that a policy may call, or `None` if the contract does not have the interface.
+pub(super) fn find_functions(import: &str) -> Option<&'static [&'static str]> {
     let (interface, version) = import
         .strip_prefix(CONTRACT)?
         .strip_prefix('/')?
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_names_are_those_of_the_text() {
+    fn imports_match_the_contract_text() {
         let mut names = Vec::new();
         let mut interface = "";
         let mut resource = "";
@@ -76,9 +76,9 @@ mod tests {
                 .collect();
             names
         };
-        let mut ours: Vec<_> = IMPORTS.iter().flat_map(known).collect();
-        ours.sort();
-        assert_eq!(names, ours);
+        let mut known_functions: Vec<_> = IMPORTS.iter().flat_map(known).collect();
+        known_functions.sort();
+        assert_eq!(names, known_functions);
         assert!(CONTRACT_TEXT.contains(&format!("package {CONTRACT}@{CONTRACT_VERSION};")));
     }
 }

@@ -1,4 +1,4 @@
-//! Between WIT's records and our types. The one place where one becomes the other.
+//! Converts between WIT's records and our types. Only this module does that.
 
 use refit_capabilities::{CallError, Recreated};
 use refit_engine::{EngineError, PullError};
@@ -14,7 +14,7 @@ use super::bindings::exports::refit::policy::policy as wit;
 use super::bindings::refit::policy::{docker, host, types};
 use super::state::StateError;
 
-/// Compose writes its project here.
+/// The label that holds the project of Docker Compose.
 const LABEL_COMPOSE_PROJECT: &str = "com.docker.compose.project";
 
 pub(super) fn request(request: &Request) -> wit::Request {

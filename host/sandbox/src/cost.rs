@@ -1,21 +1,21 @@
-//! What a call of a policy cost, for authors who measure theirs.
+//! Measures the cost of a policy call, for authors.
 
-/// Counted by the host; the same each time for the same component, question and facts.
+/// The cost of a call. The host counts it; it is the same each time for the same component, question and facts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Cost {
-    /// WebAssembly's instructions, about one unit of wasmtime's fuel each. Only by a metering engine.
+    /// WebAssembly instructions, about one unit of wasmtime's fuel each. Only a metering engine counts them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instructions: Option<u64>,
-    /// Linear memory of all of its modules at the end; it never shrinks.
+    /// The linear memory of all modules at the end of the call. Linear memory never shrinks.
     pub memory_bytes: usize,
-    /// Calls of `docker` and `host`; each entry of a batch is one.
+    /// Calls of `docker` and `host`. Each entry of a batch counts as a call.
     pub host_calls: u64,
-    /// Text that went both ways, and what the host keeps behind handles.
+    /// The text in both directions, and the host's data behind handles.
     pub host_bytes: usize,
 }
 
-/// Whether an engine counts instructions. One that does runs other machine code, a third to a half slower, so only those who
-/// measure have it.
+/// Whether an engine counts instructions. A counting engine runs different machine code, a third to a half slower, so only
+/// measurements use it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Metering {
     #[default]
@@ -28,10 +28,10 @@ impl Metering {
         config.consume_fuel(self == Self::Instructions);
     }
 
-    /// Nothing is refused for want of it: computing is bounded by time.
+    /// Give the store as much fuel as possible: time limits the computing, not fuel.
     pub(super) fn fill<T>(self, store: &mut wasmtime::Store<T>) {
         if self == Self::Instructions {
-            // Fails only where fuel is not configured, and it is.
+            // This fails only if fuel is not configured, and it is.
             let _ = store.set_fuel(u64::MAX);
         }
     }

@@ -1,6 +1,6 @@
-//! The way from a component's bytes to a policy that can be called: examined, compiled or recalled, linked, introduced.
+//! Turns a component's bytes into a callable policy: examine, compile or load from the cache, link, introduce.
 //!
-//! Knows nothing of refreshes. What a policy is called with, and what becomes of its answers, is [`super::Policy`]'s.
+//! This module does not depend on refreshes. [`super::Policy`] makes the calls and checks their answers.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::isolation::Isolation;
 use super::limits::Times;
 use super::{Examined, Metering, Policy, PolicyError, Task, configuration, tick, wasi};
 
-/// Compiles and links. One per process: its clock is a thread.
+/// Compiles and links policies. A process needs one, because its clock is a thread.
 pub struct PolicyEngine {
     engine: Engine,
     /// What the host offers to guests.
@@ -29,13 +29,13 @@ pub struct PolicyEngine {
     metering: Metering,
 }
 
-/// A component that was compiled, and is not linked yet.
+/// A compiled component that is not linked yet.
 pub struct CompiledPolicy {
     examined: Examined,
     component: Component,
 }
 
-/// A component that fits what this host offers, and has not been called yet.
+/// A component that fits the functions of this host and has not been called yet.
 pub struct LinkedPolicy(Policy);
 
 fn linker(engine: &Engine) -> wasmtime::Result<Linker<HostState>> {
@@ -49,22 +49,22 @@ fn linker(engine: &Engine) -> wasmtime::Result<Linker<HostState>> {
 }
 
 impl PolicyEngine {
-    /// Compiles in this process, where there is a compiler, and keeps nothing.
+    /// An engine that compiles in this process, if there is a compiler, and caches nothing.
     pub fn new() -> Result<Self, PolicyError> {
         Self::with_times(Times::default())
     }
 
-    /// The same with other times, for tests that cross them.
+    /// An engine with other time limits, for tests that exceed them.
     pub fn with_times(times: Times) -> Result<Self, PolicyError> {
-        Self::make(times, Metering::Off)
+        Self::from_settings(times, Metering::Off)
     }
 
-    /// One whose policies tell [`Cost::instructions`](super::Cost::instructions).
+    /// An engine whose policies report [`Cost::instructions`](super::Cost::instructions).
     pub fn metering() -> Result<Self, PolicyError> {
-        Self::make(Times::default(), Metering::Instructions)
+        Self::from_settings(Times::default(), Metering::Instructions)
     }
 
-    fn make(times: Times, metering: Metering) -> Result<Self, PolicyError> {
+    fn from_settings(times: Times, metering: Metering) -> Result<Self, PolicyError> {
         let engine = Engine::new(&configuration(metering)).map_err(PolicyError::host)?;
         let linker = linker(&engine).map_err(PolicyError::host)?;
         tick(&engine);
@@ -84,14 +84,14 @@ impl PolicyEngine {
         self
     }
 
-    /// Keeps what it compiled in this folder, which should be nobody else's. See `cache`.
+    /// Cache compiled code in this folder, which no other program should use. See `cache`.
     #[must_use]
-    pub fn cached_in(mut self, folder: PathBuf) -> Self {
-        self.cache = Some(Arc::new(Cache::in_folder(folder)));
+    pub fn with_cache(mut self, folder: PathBuf) -> Self {
+        self.cache = Some(Arc::new(Cache::new(folder)));
         self
     }
 
-    /// All of the way, from bytes to a policy that can be called. `origin` says where they came from, for people.
+    /// Do all steps from bytes to a callable policy. `origin` names the source of the bytes, for people.
     pub async fn load(&self, bytes: impl Into<Bytes>, origin: &str) -> Result<Policy, PolicyError> {
         let examined = self.examine(bytes.into(), origin).await?;
         self.check_contract(&examined)?;
@@ -99,23 +99,23 @@ impl PolicyEngine {
         self.introduce(self.link(compiled)?).await
     }
 
-    /// Whether the bytes are a valid component, and what it wants. Nothing of it is compiled or runs.
+    /// Check that the bytes are a valid component, and list its imports and exports. This compiles and runs nothing.
     pub async fn examine(&self, bytes: Bytes, origin: &str) -> Result<Examined, PolicyError> {
         self.isolation.examine(bytes, origin).await
     }
 
-    /// Whether it speaks our contract, and imports nothing else.
+    /// Check that the component uses our contract and imports nothing else.
     pub fn check_contract(&self, examined: &Examined) -> Result<(), PolicyError> {
         examined.check_contract()
     }
 
-    /// From the cache, or by the compiler: from a tenth of a second (Rust) to many seconds (Python).
+    /// Load the code from the cache, or compile it: a tenth of a second (Rust) to many seconds (Python).
     pub async fn compile(&self, examined: Examined) -> Result<CompiledPolicy, PolicyError> {
-        let component = match self.recall(&examined).await {
+        let component = match self.load_from_cache(&examined).await {
             Some(component) => component,
             None => {
-                let code = self.make_code(&examined).await?;
-                self.keep(&examined, &code).await;
+                let code = self.compile_code(&examined).await?;
+                self.store_in_cache(&examined, &code).await;
                 self.adopt(code).await?
             }
         };
@@ -126,7 +126,7 @@ impl PolicyEngine {
     }
 
     #[cfg(feature = "compiler")]
-    async fn make_code(&self, examined: &Examined) -> Result<Compiled, PolicyError> {
+    async fn compile_code(&self, examined: &Examined) -> Result<Compiled, PolicyError> {
         let (engine, origin) = (&self.engine, &examined.origin);
         self.isolation
             .compile(engine, self.metering, &examined.bytes, origin)
@@ -135,7 +135,7 @@ impl PolicyEngine {
 
     #[cfg(not(feature = "compiler"))]
     #[expect(clippy::unused_async, reason = "a compiler would be waited for")]
-    async fn make_code(&self, examined: &Examined) -> Result<Compiled, PolicyError> {
+    async fn compile_code(&self, examined: &Examined) -> Result<Compiled, PolicyError> {
         Err(PolicyError::NoCompiler {
             origin: examined.origin.clone(),
         })
@@ -149,7 +149,7 @@ impl PolicyEngine {
         }
     }
 
-    /// Whether this host offers each function that it imports, with the types that it expects, and it exports what we call.
+    /// Check that this host offers each imported function with the expected types, and that the component exports what we call.
     pub fn link(&self, compiled: CompiledPolicy) -> Result<LinkedPolicy, PolicyError> {
         let CompiledPolicy {
             examined,
@@ -169,11 +169,11 @@ impl PolicyEngine {
             engine: self.engine.clone(),
             times: self.times,
             metering: self.metering,
-            pre: linked.map_err(|cause| PolicyError::misfit(&examined.origin, &cause))?,
+            pre: linked.map_err(|cause| PolicyError::from_link_error(&examined.origin, &cause))?,
         }))
     }
 
-    /// The first call: it says who it is.
+    /// Make the first call, in which the policy gives its name and version.
     pub async fn introduce(&self, linked: LinkedPolicy) -> Result<Policy, PolicyError> {
         let LinkedPolicy(mut policy) = linked;
         let described = policy
@@ -185,15 +185,16 @@ impl PolicyEngine {
         Ok(policy)
     }
 
-    /// What was compiled before, if it is of use here.
-    async fn recall(&self, examined: &Examined) -> Option<Component> {
+    /// Load usable code from the cache.
+    async fn load_from_cache(&self, examined: &Examined) -> Option<Component> {
         let cache = self.cache.clone()?;
         let names = match self.cache_name(examined) {
             Some(name) => vec![name],
-            // All of them are tried, and wasmtime refuses what it has no use for.
+            // Try all entries: wasmtime refuses the code that it cannot use.
             None => {
                 let (cache, component) = (cache.clone(), Sha256::digest(&examined.bytes).into());
-                let names = tokio::task::spawn_blocking(move || cache.names_of(&component)).await;
+                let names =
+                    tokio::task::spawn_blocking(move || cache.entry_names(&component)).await;
                 names.unwrap_or_default()
             }
         };
@@ -210,16 +211,16 @@ impl PolicyEngine {
         None
     }
 
-    async fn keep(&self, examined: &Examined, code: &Compiled) {
+    async fn store_in_cache(&self, examined: &Examined, code: &Compiled) {
         let (Some(cache), Some(name)) = (self.cache.clone(), self.cache_name(examined)) else {
             return;
         };
         let code = code.code().clone();
-        // One that does not end well has told so itself.
+        // If it fails, the cache has logged that already.
         let _ = tokio::task::spawn_blocking(move || cache.put(&name, &code)).await;
     }
 
-    /// Only a compiler can say how it would compile.
+    /// Only a compiler can describe its settings.
     #[cfg(not(feature = "compiler"))]
     fn cache_name(&self, _: &Examined) -> Option<cache::Name> {
         None
@@ -228,9 +229,9 @@ impl PolicyEngine {
     #[cfg(feature = "compiler")]
     fn cache_name(&self, examined: &Examined) -> Option<cache::Name> {
         use std::hash::Hash as _;
-        /// Takes in what is hashed, as `std` has no hash that is the same in the next process.
-        struct Collected(Sha256);
-        impl std::hash::Hasher for Collected {
+        /// Collects the hashed bytes, because `std` has no hash that is stable across processes.
+        struct HashCollector(Sha256);
+        impl std::hash::Hasher for HashCollector {
             fn write(&mut self, bytes: &[u8]) {
                 self.0.update(bytes);
             }
@@ -238,7 +239,7 @@ impl PolicyEngine {
                 0
             }
         }
-        let mut compatibility = Collected(Sha256::new());
+        let mut compatibility = HashCollector(Sha256::new());
         self.engine
             .precompile_compatibility_hash()
             .hash(&mut compatibility);

@@ -1,4 +1,4 @@
-//! What can be wrong with a policy, by kind, in words for whoever wrote it or runs it.
+//! The errors of a policy, by kind, in words for its author and its operator.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use wasmtime_wasi::I32Exit;
 use super::instance::Exceeded;
 use super::{CONTRACT, CONTRACT_VERSION, limits};
 
-/// What a policy was called for.
+/// The reason for a policy call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
     Describe,
@@ -29,7 +29,7 @@ impl std::fmt::Display for Task {
     }
 }
 
-/// What went wrong with a policy, without the particulars. For tables, tests and whoever reacts to it.
+/// The kind of a policy error, without particulars. For tables, tests and programs that react to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PolicyErrorKind {
@@ -54,8 +54,8 @@ pub enum PolicyErrorKind {
 }
 
 impl PolicyErrorKind {
-    /// What a refresh can end with: the component is loaded by then.
-    pub const OF_A_REFRESH: [Self; 8] = [
+    /// The kinds of errors that can end a refresh, when the component is loaded already.
+    pub const REFRESH_KINDS: [Self; 8] = [
         Self::Unstartable,
         Self::Interrupted,
         Self::TimedOut,
@@ -66,7 +66,7 @@ impl PolicyErrorKind {
         Self::BadAnswer,
     ];
 
-    /// As in JSON.
+    /// The name in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::TooLarge => "too-large",
@@ -91,10 +91,10 @@ impl PolicyErrorKind {
     }
 }
 
-/// What a policy says of a configuration.
+/// A problem that a policy finds in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct ConfigProblem {
-    /// `runtimes[2]`; empty for the whole.
+    /// The part of the configuration, for example `runtimes[2]`. Empty for the whole.
     pub path: String,
     pub problem: String,
 }
@@ -203,7 +203,7 @@ pub enum PolicyError {
     Host(String),
 }
 
-/// Where in the guest it happened, as the end of a sentence: the innermost function and its callers. Empty where nobody knows.
+/// The location of a trap in the guest, as the end of a sentence: the innermost function and its callers. Empty if it is unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     functions: Vec<String>,
@@ -211,7 +211,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Names come from the guest, so they are whatever it likes.
+    /// The guest chooses the names, so they may contain anything.
     fn of(error: &wasmtime::Error) -> Self {
         const NAME_BYTES_MAX: usize = 120;
         let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() else {
@@ -219,11 +219,11 @@ impl Place {
         };
         let frames = backtrace.frames();
         let named = frames.iter().filter_map(|frame| frame.func_name());
-        // Without the hash that tells apart what a person cannot.
+        // Without the hash, which means nothing to a person.
         let names = named.map(|name| format!("{:#}", rustc_demangle::demangle(name)));
         let mut functions: Vec<String> =
             names.map(|name| printable(&name, NAME_BYTES_MAX)).collect();
-        // A recursion is the same line a dozen times.
+        // A recursion repeats the same line a dozen times.
         functions.dedup();
         functions.truncate(limits::SHOWN_FRAMES_MAX);
         Self {
@@ -232,12 +232,12 @@ impl Place {
         }
     }
 
-    /// The innermost, with their names.
+    /// The innermost functions, by name.
     pub fn functions(&self) -> &[String] {
         &self.functions
     }
 
-    /// How many were seen in all.
+    /// The number of all frames that were seen.
     pub fn frames(&self) -> usize {
         self.frames
     }
@@ -253,12 +253,12 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// `10 s`, `0.3 s`
+/// A duration such as `10 s` or `0.3 s`.
 fn seconds(limit: &Duration) -> String {
     format!("{} s", limit.as_secs_f64())
 }
 
-/// What happened in the guest was that it could not be brought to run.
+/// The trap happened while the component was being instantiated.
 #[derive(Debug, thiserror::Error)]
 #[error("at instantiation")]
 pub(super) struct InstantiationError;
@@ -276,16 +276,16 @@ impl PolicyError {
         }
     }
 
-    /// It wants the right names with other types, or does not have what we call.
-    pub(super) fn misfit(origin: &str, cause: &wasmtime::Error) -> Self {
+    /// The error of a component that expects other types under the right names, or lacks a function that we call.
+    pub(super) fn from_link_error(origin: &str, cause: &wasmtime::Error) -> Self {
         Self::Misfit {
             origin: origin.to_owned(),
             cause: printable(&format!("{cause:#}"), limits::TEXT_BYTES_MAX),
         }
     }
 
-    /// By type, never by the words of an error.
-    pub(super) fn of_trap(
+    /// Classify a trap by its type, never by the words of an error.
+    pub(super) fn from_trap(
         policy: String,
         doing: Task,
         compute: Duration,
@@ -322,7 +322,7 @@ impl PolicyError {
         }
         let cause = printable(&error.root_cause().to_string(), limits::TEXT_BYTES_MAX);
         let Some(trap) = error.downcast_ref::<Trap>() else {
-            // Words are all that wasmtime has for these. Which function it was cannot have to do with it.
+            // wasmtime has only words for these, and they do not depend on the function that was called.
             return if error.downcast_ref::<InstantiationError>().is_some() {
                 Self::Unstartable {
                     policy,
@@ -354,7 +354,7 @@ impl PolicyError {
                 ),
                 place,
             },
-            // What a program does that goes wrong by itself.
+            // Traps of a program that fails by itself.
             Trap::UnreachableCodeReached
             | Trap::MemoryOutOfBounds
             | Trap::HeapMisaligned
@@ -372,7 +372,7 @@ impl PolicyError {
                 cause,
                 place,
             },
-            // What only a broken or hostile one comes to: calls and answers that are not as the component model has them.
+            // Only a broken or hostile component gets here: its calls and answers violate the component model.
             _ => Self::Broke {
                 policy,
                 doing,
@@ -382,7 +382,7 @@ impl PolicyError {
         }
     }
 
-    /// What it was called for when it was stopped. `None` where no code of it ran, or where it answered and the answer is bad.
+    /// The call in which the policy was stopped. `None` if none of its code ran, or if it answered and the answer is invalid.
     pub fn task(&self) -> Option<Task> {
         match self {
             Self::Unstartable { doing, .. }
@@ -436,8 +436,8 @@ impl PolicyError {
     }
 }
 
-/// What is true after a policy was stopped.
-fn afterwards(doing: Task) -> String {
+/// The state of things after a policy was stopped.
+fn describe_aftermath(doing: Task) -> String {
     match doing {
         Task::Describe | Task::CheckConfig => {
             "it was not put in force, and nothing was changed".into()
@@ -472,24 +472,24 @@ impl Hints for PolicyError {
             }
             Self::NotAPolicy { .. } => vec!["see `wit/policy.wit` for what a policy exports".into()],
             Self::Interrupted { doing, .. } => vec![
-                afterwards(*doing),
+                describe_aftermath(*doing),
                 "time that it waits for the host does not count; look for a loop without an end".into(),
             ],
             Self::TimedOut { doing: Task::Refresh, .. } => vec![
-                afterwards(Task::Refresh),
+                describe_aftermath(Task::Refresh),
                 "`[limits] refresh_seconds` is the time for a whole refresh".into(),
             ],
-            Self::Unstartable { doing, .. } | Self::TimedOut { doing, .. } => vec![afterwards(*doing)],
+            Self::Unstartable { doing, .. } | Self::TimedOut { doing, .. } => vec![describe_aftermath(*doing)],
             Self::Exceeded { doing, .. } => vec![
-                afterwards(*doing),
+                describe_aftermath(*doing),
                 "what a policy may use is not configured: docs/hostile-guests.md has the limits".into(),
             ],
             Self::Trapped { doing, .. } | Self::Exited { doing, .. } => vec![
-                afterwards(*doing),
+                describe_aftermath(*doing),
                 "what it printed is in the log; `--log debug` adds the whole backtrace".into(),
             ],
             Self::Broke { doing, .. } => vec![
-                afterwards(*doing),
+                describe_aftermath(*doing),
                 "a policy that was built with an SDK cannot do this: report it to whoever made the policy".into(),
             ],
             Self::Config { problems, .. } => problems.iter().map(ToString::to_string).collect(),
@@ -505,9 +505,9 @@ impl Hints for PolicyError {
     }
 }
 
-/// The first look at bytes that nobody vouches for.
-pub(super) fn admit(bytes: &[u8], origin: &str) -> Result<(), PolicyError> {
-    let not = |what| {
+/// Check untrusted bytes for the first time.
+pub(super) fn check_file_format(bytes: &[u8], origin: &str) -> Result<(), PolicyError> {
+    let refuse = |what| {
         Err(PolicyError::NotAComponent {
             origin: origin.to_owned(),
             what,
@@ -521,13 +521,15 @@ pub(super) fn admit(bytes: &[u8], origin: &str) -> Result<(), PolicyError> {
     }
     match bytes {
         [b'\0', b'a', b's', b'm', 0x0d, 0, 1, 0, ..] => Ok(()),
-        [b'\0', b'a', b's', b'm', 1, 0, 0, 0, ..] => not("a core module"),
+        [b'\0', b'a', b's', b'm', 1, 0, 0, 0, ..] => refuse("a core module"),
         [b'\0', b'a', b's', b'm', ..] => {
-            not("of a version of WebAssembly that this host does not know")
+            refuse("of a version of WebAssembly that this host does not know")
         }
-        // Compiled code is trusted by whoever runs it, so it is never taken from outside.
-        [0x7f, b'E', b'L', b'F', ..] => not("machine code (a precompiled `.cwasm`, or a program)"),
-        [] => not("empty"),
-        _ => not("something else"),
+        // Compiled code runs without further checks, so it is never accepted from outside.
+        [0x7f, b'E', b'L', b'F', ..] => {
+            refuse("machine code (a precompiled `.cwasm`, or a program)")
+        }
+        [] => refuse("empty"),
+        _ => refuse("something else"),
     }
 }

@@ -1,6 +1,6 @@
-//! What a component is and what it wants, read from its bytes. Nothing of it is compiled here, and nothing of it runs.
+//! Reads from a component's bytes what it is and what it needs. This module compiles and runs nothing.
 //!
-//! The daemon has a worker read [`Facts`] (see [`super::isolation`]).
+//! In the daemon, a worker reads the [`Facts`] (see [`super::isolation`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,20 +13,21 @@ use super::contract::{self, CONTRACT, CONTRACT_VERSION, is_ours};
 use super::limits::{DECLARATION_BYTES_MAX, NAMES_MAX, NESTED_MAX};
 use super::{PolicyError, digest, limits, wasi};
 
-/// The interfaces that a component imports, and what it uses of each: `refit:policy/docker@0.1.0` → `inspect`, `pull`.
+/// The interfaces that a component imports, and the functions that it uses of each: `refit:policy/docker@0.1.0` → `inspect`,
+/// `pull`.
 pub type Imports = BTreeMap<String, BTreeSet<String>>;
 
-/// A language, a compiler or another program that had a hand in a component.
+/// A language, compiler or other program that produced a component.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Tool {
     pub name: String,
     pub version: String,
 }
 
-/// More than this no component was seen to name.
+/// No known component names more tools than this.
 const TOOLS_MAX: usize = 64;
 
-fn gather(fields: wasmparser::ProducersSectionReader<'_>, tools: &mut BTreeSet<Tool>) {
+fn gather_tools(fields: wasmparser::ProducersSectionReader<'_>, tools: &mut BTreeSet<Tool>) {
     for field in fields.into_iter().flatten() {
         for value in field.values.into_iter().flatten() {
             if tools.len() < TOOLS_MAX {
@@ -39,14 +40,14 @@ fn gather(fields: wasmparser::ProducersSectionReader<'_>, tools: &mut BTreeSet<T
     }
 }
 
-/// What of a component is too much for the validator, for a person. Nothing of it is kept.
-fn excess(bytes: &[u8]) -> Result<Option<String>, wasmparser::BinaryReaderError> {
+/// Describe what the component has too much of for the validator, for a person. Stores nothing.
+fn find_excess(bytes: &[u8]) -> Result<Option<String>, wasmparser::BinaryReaderError> {
     let (mut declared, mut nested) = (0_usize, 0_usize);
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload?;
         match &payload {
             Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => nested += 1,
-            // What it does, its data, and what nobody depends on: as large as a component may be.
+            // Code, data, and sections that nothing depends on: only the size of the whole component limits them.
             Payload::CodeSectionStart { .. }
             | Payload::CodeSectionEntry(_)
             | Payload::DataSection(_)
@@ -70,7 +71,7 @@ fn excess(bytes: &[u8]) -> Result<Option<String>, wasmparser::BinaryReaderError>
     Ok(None)
 }
 
-/// What a component imports and exports, and what it says that it was built with.
+/// The imports and exports of a component, and the tools that it names.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Facts {
     imports: Imports,
@@ -79,12 +80,12 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    /// The error says why the component is invalid.
+    /// Read the facts. The error says why the component is invalid.
     pub(super) fn read(bytes: &[u8]) -> Result<Self, String> {
-        if let Some(cause) = excess(bytes).map_err(describe)? {
+        if let Some(cause) = find_excess(bytes).map_err(describe)? {
             return Err(cause);
         }
-        // All that this parser knows: what the engine does not allow, its compiler refuses, and says so better.
+        // All features that this parser knows: if the engine does not allow one, its compiler reports that better.
         let types = Validator::new_with_features(WasmFeatures::all())
             .validate_all(bytes)
             .map_err(describe)?;
@@ -93,7 +94,7 @@ impl Facts {
         let mut tools = BTreeSet::new();
         for payload in Parser::new(0).parse_all(bytes) {
             match payload.map_err(describe)? {
-                // Modules and components within it; what they import, it gives them.
+                // Modules and components within the component, which supplies their imports.
                 Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
                 Payload::End(_) => depth = depth.saturating_sub(1),
                 Payload::ComponentImportSection(section) if depth == 0 => {
@@ -120,9 +121,9 @@ impl Facts {
                     }
                 }
                 Payload::CustomSection(section) => {
-                    // Nobody depends on it, so an invalid one is ignored.
+                    // Nothing depends on this section, so an invalid one is ignored.
                     if let KnownCustom::Producers(fields) = section.as_known() {
-                        gather(fields, &mut tools);
+                        gather_tools(fields, &mut tools);
                     }
                 }
                 _ => {}
@@ -153,16 +154,16 @@ fn describe(error: wasmparser::BinaryReaderError) -> String {
     )
 }
 
-/// Bytes that are a valid component, and what they say of themselves.
+/// The bytes of a valid component, and the facts about it.
 #[derive(Clone, Debug)]
 pub struct Examined {
     pub origin: String,
-    /// `sha256:…` of the bytes.
+    /// The digest of the bytes: `sha256:…`.
     pub digest: String,
     pub imports: Imports,
-    /// Names of what it exports.
+    /// The names of the exports.
     pub exports: Vec<String>,
-    /// What it says that it was built with, each once.
+    /// The tools that the component says it was built with, without duplicates.
     pub tools: BTreeSet<Tool>,
     pub(super) bytes: Bytes,
 }
@@ -183,9 +184,9 @@ impl Examined {
         }
     }
 
-    /// Examines a component in this process, without the bounds that a worker process has.
+    /// Examine a component in this process, without the limits of a worker process.
     pub fn read(bytes: Bytes, origin: &str) -> Result<Self, PolicyError> {
-        super::error::admit(&bytes, origin)?;
+        super::error::check_file_format(&bytes, origin)?;
         let facts = Facts::read(&bytes).map_err(|cause| PolicyError::Invalid {
             origin: origin.to_owned(),
             cause,
@@ -193,8 +194,8 @@ impl Examined {
         Ok(Self::new(bytes, origin, facts))
     }
 
-    /// Whether it speaks our contract and wants nothing else, said in words that its author understands. The linker would say
-    /// "matching implementation was not found".
+    /// Check that the component uses our contract and imports nothing else, with an error that its author understands. The linker
+    /// would only say "matching implementation was not found".
     pub fn check_contract(&self) -> Result<(), PolicyError> {
         let origin = || self.origin.clone();
         for (name, used) in &self.imports {
@@ -205,7 +206,7 @@ impl Examined {
                     wants: printable(name, limits::TEXT_BYTES_MAX),
                 });
             }
-            let unknown = match contract::functions_of(name) {
+            let unknown = match contract::find_functions(name) {
                 Some(known) => used.iter().find(|it| !known.contains(&it.as_str())),
                 None => None,
             };
@@ -216,7 +217,7 @@ impl Examined {
                     interface: name.clone(),
                 });
             }
-            let is_offered = contract::functions_of(name).is_some() || wasi::is_linked(name);
+            let is_offered = contract::find_functions(name).is_some() || wasi::is_linked(name);
             if !is_offered {
                 return Err(PolicyError::UnknownImport {
                     origin: origin(),

@@ -1,4 +1,4 @@
-//! One call of a policy: a fresh store, its limits, and what the guest finds in it. Nothing outlives the call.
+//! One call of a policy: a fresh store, its limits, and the state that the guest works with. The call drops all of it at its end.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::log::GuestLog;
 use super::state::PolicyState;
 use super::{Cost, limits, wasi};
 
-/// How many calls of a batch are under way at once.
+/// The number of concurrent calls of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Concurrency {
     pub inspects: usize,
@@ -29,8 +29,8 @@ pub struct Concurrency {
     pub recreates: usize,
 }
 
-/// The time that a policy sees, in `host.now` and in WASI. It does not pass while the policy decides: a refresh takes longer than a
-/// plan, and a policy must not tell them apart.
+/// The time that a policy sees, in `host.now` and in WASI. It stands still during a call: a refresh takes longer than a plan, and a
+/// policy must not be able to distinguish them.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(pub jiff::Timestamp);
 
@@ -41,7 +41,7 @@ impl Clock {
     }
 }
 
-/// What the host lends to one call.
+/// The host's resources for one call.
 pub struct Session {
     pub capabilities: Arc<dyn Capabilities>,
     pub grants: Arc<Grants>,
@@ -58,9 +58,9 @@ pub(super) struct HostState {
     pub(super) state: PolicyState,
     pub(super) log: GuestLog,
     pub(super) spent: HostCallBudget,
-    /// The names of all containers that were lent. It may decide about these.
+    /// The names of all containers that the policy has received. It may decide about these.
     pub(super) lent: BTreeSet<String>,
-    /// The names in each call of `recreate`.
+    /// The container names in each call of `recreate`.
     pub(super) waves: Vec<Vec<String>>,
     capabilities: Arc<dyn Capabilities>,
     wasi: WasiCtx,
@@ -105,20 +105,20 @@ impl HostState {
         }
     }
 
-    /// What the guest printed goes to its log when the call has ended, however it ended.
+    /// Move the guest's output to its log when the call has ended, in whatever way.
     pub(super) fn take_output(&mut self) {
-        for (printed, level) in [(&self.stdout, Level::Info), (&self.stderr, Level::Warn)] {
-            let (bytes, dropped) = printed.take();
+        for (write_printed, level) in [(&self.stdout, Level::Info), (&self.stderr, Level::Warn)] {
+            let (bytes, dropped) = write_printed.take();
             for line in String::from_utf8_lossy(&bytes).lines() {
-                self.log.printed(level, line);
+                self.log.write_printed(level, line);
             }
-            self.log.printed_beyond(dropped);
+            self.log.count_dropped_output(dropped);
         }
     }
 }
 
-/// What one call of a policy has used of what costs the guest nothing and the host something. wasmtime bounds a single host
-/// call; a million small ones are ours to bound.
+/// Counts resources that cost the guest nothing and the host something, over one call of a policy. wasmtime limits a single host
+/// call; this limits a million small ones.
 #[derive(Debug, Default)]
 pub(super) struct HostCallBudget {
     calls: u64,
@@ -128,12 +128,12 @@ pub(super) struct HostCallBudget {
 }
 
 impl HostCallBudget {
-    /// At the beginning of every host call.
+    /// Charge one host call, at its beginning.
     pub(super) fn call(&mut self) -> Result<(), Exceeded> {
         self.calls(1)
     }
 
-    /// Each entry of a batch counts as a call. Those that are refused are in the journal too.
+    /// Charge the calls of a batch: each entry counts as one. The journal has the refused ones too.
     pub(super) fn calls(&mut self, count: usize) -> Result<(), Exceeded> {
         self.calls = self.calls.saturating_add(count as u64);
         if self.calls > limits::HOST_CALLS_MAX {
@@ -146,7 +146,7 @@ impl HostCallBudget {
         Ok(())
     }
 
-    /// Text that it gave us, that we give it, or that we keep for it.
+    /// Charge text in either direction, or data that the host keeps for the guest.
     pub(super) fn text(&mut self, bytes: usize) -> Result<(), Exceeded> {
         self.bytes = self.bytes.saturating_add(bytes);
         if self.bytes > limits::HOST_BYTES_MAX {
@@ -159,7 +159,7 @@ impl HostCallBudget {
         Ok(())
     }
 
-    /// Refused as a value: a policy can do without one more list, or one more write.
+    /// Charge a container list. The refusal is a value and no trap, because a policy can do without one more list or write.
     pub(super) fn list(&mut self) -> Result<(), String> {
         take(&mut self.lists, limits::LISTS_MAX).map_err(|most| {
             format!("the containers are listed at most {most} times in one refresh")
@@ -190,13 +190,13 @@ impl WasiView for HostState {
     }
 }
 
-/// Growth beyond a limit traps, rather than tell the guest: a guest whose allocator fails only says `unreachable`.
+/// Limits memory growth. Growth beyond a limit traps here, because a guest whose allocator fails would only report `unreachable`.
 #[derive(Debug, Default)]
 struct Growth {
     memory_bytes: usize,
 }
 
-/// The guest wanted more of something than it may have.
+/// The error of a guest that exceeds a limit.
 #[derive(Debug, thiserror::Error)]
 #[error("it asked for {asked} {of}, and {limit} is the limit")]
 pub(super) struct Exceeded {
@@ -257,14 +257,14 @@ impl ResourceLimiter for Growth {
     }
 }
 
-/// `compute` is how long the guest may do so.
+/// Create the store of one call. `compute` is the time that the guest may compute.
 pub(super) fn store(engine: &Engine, state: HostState, compute: Duration) -> Store<HostState> {
     let mut store = Store::new(engine, state);
     store.limiter(|state| &mut state.growth);
     store.set_hostcall_fuel(limits::HOSTCALL_BYTES_MAX);
     store.set_max_component_handles(limits::HANDLES_MAX);
-    // A plain deadline runs also while the guest waits for a three-minute pull. This one is charged at a check, and only a
-    // guest that computes comes to a check; a tick that passed while it waited costs it one at the next.
+    // A plain deadline would also run while the guest waits for a three-minute pull. This one counts at each check, and only a
+    // computing guest reaches a check; the ticks during a wait cost it one at the next check.
     let mut ticks_left = compute.as_millis() / limits::TICK.as_millis();
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(move |_| {
@@ -280,7 +280,7 @@ pub(super) fn store(engine: &Engine, state: HostState, compute: Duration) -> Sto
     store
 }
 
-/// What `describe` and `validate-config` find: nothing is lent to them.
+/// The capabilities in `describe` and `validate-config`: none.
 pub(super) struct NoCapabilities;
 
 impl NoCapabilities {

@@ -1,9 +1,9 @@
-//! Policies: loading them, and calling them within their limits. The only place that names wasmtime.
+//! Loads policies and calls them within their limits. Only this crate uses wasmtime.
 //!
-//! [`PolicyEngine::load`] takes bytes that nobody vouches for to a [`Policy`] that has been checked against the contract
-//! ([`Examined`]), was compiled (`compile`, kept by `cache`), and has said who it is. A worker process examines and compiles
-//! (`isolation`). A policy is called in a fresh store each time (`instance`); what it may do is decided by the capabilities that
-//! it is handed, not here.
+//! [`PolicyEngine::load`] turns untrusted bytes into a [`Policy`]: it checks them against the contract ([`Examined`]), compiles
+//! them (`compile`, stored by `cache`), and calls the policy for its name. A worker process examines and compiles (`isolation`).
+//! Each call of a policy runs in a fresh store (`instance`); the capabilities that it receives decide what it may do, not this
+//! crate.
 
 // Allowed in one function, `compile::Compiled::adopt`, which says why; tests/tests/architecture.rs counts.
 #![deny(unsafe_code)]
@@ -56,19 +56,19 @@ pub use self::isolation::{Isolation, Job, WORKER_SUBCOMMAND, WorkerLimits, run_w
 pub use self::log::{LeftOut, LogLine};
 pub use self::state::{PolicyState, PolicyStates, StateError};
 
-/// The default policy, built from `plugin/workspace` along with this crate.
+/// The default policy, which is built from `plugin/workspace` together with this crate.
 pub const DEFAULT_POLICY: &[u8] = include_bytes!(env!("DEFAULT_POLICY_WASM"));
 
-/// A policy that was checked and may be called.
+/// A checked policy that can be called.
 pub struct Policy {
     pub name: String,
     pub version: String,
     pub summary: String,
-    /// JSON Schema of its configuration, as the policy gives it. May be empty.
+    /// The JSON Schema of the configuration, from the policy. May be empty.
     pub config_schema: String,
-    /// `sha256:…` of the component's bytes.
+    /// The digest of the component's bytes: `sha256:…`.
     pub digest: String,
-    /// What it can ask of the host at all.
+    /// The host functions that the policy imports.
     pub imports: Imports,
     engine: Engine,
     times: Times,
@@ -76,22 +76,22 @@ pub struct Policy {
     pre: RefreshPolicyPre<HostState>,
 }
 
-/// What a policy decided, as far as it is admissible: bounded, printable, one decision a container.
+/// The valid decisions of a policy: limited in size, printable, one for each container.
 #[derive(Clone, Debug, Default)]
 pub struct Decisions {
-    /// What the policy calls each image: `hermes` → `ghcr.io/…/workspace-template-hermes:latest`.
+    /// The image that the policy gives each target: `hermes` → `ghcr.io/…/workspace-template-hermes:latest`.
     pub targets: Vec<Target>,
     pub by_container: BTreeMap<String, Decision>,
-    /// The containers that it gave to `recreate`, by name, a list for each call.
+    /// The names of the containers in each call of `recreate`.
     pub waves: Vec<Vec<String>>,
-    /// What it logged and printed, in order.
+    /// The lines that the policy logged and printed, in order.
     pub log: Vec<LogLine>,
-    /// Of its log.
+    /// The part of the log that was dropped.
     pub left_out: LeftOut,
     pub cost: Cost,
 }
 
-/// A policy could not make the refresh at all, and says why.
+/// The policy's report that it could not make the refresh.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Failure {
     UnknownTargets {
@@ -99,7 +99,7 @@ pub enum Failure {
         known: Vec<String>,
     },
     InvalidConfig(Vec<ConfigProblem>),
-    /// The containers could not be listed: why, as the policy was told, and what the images stand for that it had pulled.
+    /// The containers could not be listed: the reason as the policy saw it, and the images that it had pulled.
     Unlisted {
         cause: String,
         targets: Vec<Target>,
@@ -125,7 +125,8 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// How policies are compiled and run. One function, because code that was compiled under other settings does not load.
+/// The wasmtime settings for compiling and running policies. There is one function for both, because code from other settings does
+/// not load.
 fn configuration(metering: Metering) -> Config {
     let mut config = Config::new();
     metering.apply(&mut config);
@@ -136,8 +137,8 @@ fn configuration(metering: Metering) -> Config {
         .max_wasm_stack(limits::STACK_BYTES_MAX)
         .async_stack_size(limits::STACK_BYTES)
         .wasm_backtrace_max_frames(NonZeroUsize::new(limits::BACKTRACE_FRAMES_MAX));
-    // What a policy has no use for is surface that we need not defend. Threads, garbage collection, exceptions and async are not
-    // even compiled in: see the features of wasmtime in Cargo.toml.
+    // Features that policies do not need would be surface to defend. Threads, garbage collection, exceptions and async are not even
+    // compiled in: see the features of wasmtime in Cargo.toml.
     config
         .wasm_memory64(false)
         .wasm_tail_call(false)
@@ -145,12 +146,12 @@ fn configuration(metering: Metering) -> Config {
         .wasm_custom_page_sizes(false)
         .wasm_wide_arithmetic(false)
         .wasm_stack_switching(false)
-        // Components of several modules link through it.
+        // Components of several modules need this for linking.
         .wasm_multi_memory(true);
     config
 }
 
-/// A thread that makes guests come to a check. It ends with the engine, which it does not keep alive.
+/// Start a thread that makes guests reach their checks. It ends with the engine, which it does not keep alive.
 fn tick(engine: &Engine) {
     let engine = engine.weak();
     std::thread::spawn(move || {
@@ -165,7 +166,7 @@ fn tick(engine: &Engine) {
     });
 }
 
-/// What is left of a call's store.
+/// The values that remain of a call's store.
 struct Ended {
     lent: BTreeSet<String>,
     waves: Vec<Vec<String>>,
@@ -177,7 +178,7 @@ struct Ended {
 type GuestCall<'a, T> = Pin<Box<dyn Future<Output = wasmtime::Result<T>> + Send + 'a>>;
 
 impl Policy {
-    /// What is wrong with a configuration; empty where nothing is.
+    /// The problems of a configuration, or an empty list.
     pub async fn validate_config(&self, config: &str) -> Result<Vec<ConfigProblem>, PolicyError> {
         let config = config.to_owned();
         let answer = self
@@ -193,7 +194,7 @@ impl Policy {
         Ok(answer.err().map(problems).unwrap_or_default())
     }
 
-    /// One refresh. `limit` is for the whole of it, waiting included; a recreation that was begun goes on without us.
+    /// Run one refresh. `limit` applies to the whole call, waiting included; a started recreation continues without the call.
     pub async fn refresh(
         &self,
         request: &Request,
@@ -213,12 +214,12 @@ impl Policy {
             })
             .await?;
         match answer {
-            Ok(report) => self.admissible(report, ended).map(Ok),
+            Ok(report) => self.check_report(report, ended).map(Ok),
             Err(failure) => Ok(Err(self.failure(failure))),
         }
     }
 
-    /// A fresh store and an instance in it, without a call: what each call takes before anything of the guest's runs.
+    /// Create a store and an instance without a call: the work before any guest code runs.
     pub async fn instantiate(&self) -> Result<(), PolicyError> {
         self.probe(Task::Describe, |_, _| Box::pin(async { Ok(()) }))
             .await
@@ -253,8 +254,8 @@ impl Policy {
         Ok(answer)
     }
 
-    /// A fresh store, one call, and whatever became of it told by its kind. Whatever a guest can run code in (start functions,
-    /// `realloc`, what runs after a return, destructors) is within the call, and so within its limits.
+    /// Make one call in a fresh store, and classify its error. All code that a guest can run (start functions, `realloc`,
+    /// post-return functions, destructors) runs within the call, and so within its limits.
     async fn call<T: Send>(
         &self,
         doing: Task,
@@ -286,7 +287,7 @@ impl Policy {
                     waves: state.waves,
                 },
             )),
-            Ok(Err(trap)) => Err(PolicyError::of_trap(
+            Ok(Err(trap)) => Err(PolicyError::from_trap(
                 self.title(),
                 doing,
                 self.times.compute,
@@ -300,7 +301,7 @@ impl Policy {
         }
     }
 
-    /// `workspace 0.1.0`, for people.
+    /// The name and version for people: `workspace 0.1.0`.
     pub fn title(&self) -> String {
         if self.version.is_empty() {
             self.name.clone()
@@ -339,7 +340,7 @@ impl Policy {
         Ok(())
     }
 
-    fn admissible(&self, report: wit::Report, ended: Ended) -> Result<Decisions, PolicyError> {
+    fn check_report(&self, report: wit::Report, ended: Ended) -> Result<Decisions, PolicyError> {
         let bad = |problem: String| PolicyError::BadAnswer {
             policy: self.title(),
             problem,
@@ -445,7 +446,7 @@ fn error_text(error: bindings::refit::policy::types::EngineError) -> String {
     }
 }
 
-/// `sha256:…`
+/// The digest of the bytes: `sha256:…`.
 pub fn digest(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     let mut text = String::from("sha256:");

@@ -1,29 +1,28 @@
-//! Every number that bounds a policy, and where it comes from.
+//! The limits on policies, with the reason for each number.
 //!
-//! [`Limit`] lists them. Each is crossed by a guest of [`selftest`](crate::selftest); a limit that no guest crosses fails a test.
+//! [`Limit`] lists them. A guest of [`selftest`](crate::selftest) exceeds each; a limit that no guest exceeds fails a test.
 
 use std::time::Duration;
 
-/// How often the clock that interrupts guests ticks. Ten milliseconds is finer than any limit below, and costs one wake-up of
-/// one thread.
+/// The tick of the clock that interrupts guests. Ten milliseconds is finer than any limit below, and costs one wake-up of one
+/// thread.
 pub const TICK: Duration = Duration::from_millis(10);
 
-/// How long a policy may compute in one call, not counting the time it waits for the host. Deciding over 1,000 containers took
-/// 140 ms in Python on a busy machine; ten seconds is a policy that does not end.
+/// The computing time of a policy in one call, without the time that it waits for the host. Deciding over 1,000 containers took 140
+/// ms in Python on a busy machine; a policy that takes ten seconds does not end.
 pub const COMPUTE_SECONDS_MAX: u64 = 10;
 
-/// How long `describe` or `validate-config` may take in all. They compute only.
+/// The total time of `describe` or `validate-config`, which only compute.
 pub const PROBE_SECONDS_MAX: u64 = 15;
 
-/// Linear memory of all of a policy's modules together. A Python policy was seen to need 13 MiB to start and 22 MiB for 5,000
-/// containers.
+/// The linear memory of all modules of a policy together. A Python policy needed 13 MiB to start and 22 MiB for 5,000 containers.
 pub const MEMORY_BYTES_MAX: usize = 64 << 20;
 
-/// What calls within a policy may pile up on the machine's stack. wasmtime's own default, at which all guests we know run; it
-/// is written down because [`STACK_BYTES`] must exceed it.
+/// The stack of calls within a policy. This is wasmtime's default, at which all known guests run; it is explicit because
+/// [`STACK_BYTES`] must exceed it.
 pub const STACK_BYTES_MAX: usize = 512 << 10;
 
-/// The stack that a call runs on. What is above [`STACK_BYTES_MAX`] is for the host's own functions.
+/// The stack of a call. The part above [`STACK_BYTES_MAX`] is for the host's own functions.
 pub const STACK_BYTES: usize = 2 << 20;
 
 /// Elements of a table. Python needs 5,684, JavaScript 788.
@@ -34,82 +33,81 @@ pub const INSTANCES_MAX: usize = 64;
 pub const MEMORIES_MAX: usize = 8;
 pub const TABLES_MAX: usize = 16;
 
-/// Data that one host call may copy. An inspection of 5,000 containers is some 5 MiB on its way in.
+/// The data that one host call may copy. An inspection of 5,000 containers copies some 5 MiB to the guest.
 pub const HOSTCALL_BYTES_MAX: usize = 32 << 20;
 
-/// Calls of `docker` and `host` in one call of a policy. Names and ids are calls too: five for each of 20,000 containers and
+/// The calls of `docker` and `host` in one call of a policy. Names and ids are calls too: five for each of 20,000 containers and
 /// their images are 100,000.
 pub const HOST_CALLS_MAX: u64 = 200_000;
 
-/// Text that crosses between a policy and us in one call of it, both ways together, and what we keep behind its handles. A
-/// container of 20,000 that has 4 KiB of labels is 4 KiB when listed and 8 KiB when inspected.
+/// The text between policy and host in one call, in both directions, and the host's data behind its handles. For one of 20,000
+/// containers with 4 KiB of labels, listing takes 4 KiB and inspecting 8 KiB.
 pub const HOST_BYTES_MAX: usize = 256 << 20;
 
-/// Handles that a policy may hold at once: a container and an image for each of some thousands of containers.
+/// The handles that a policy may hold at a time: a container and an image for each of some thousands of containers.
 pub const HANDLES_MAX: usize = 20_000;
 
-/// How often a policy may have the containers listed in one refresh. Each is a query to the engine. One before each wave of
-/// one container, on an engine with a thousand.
+/// The number of container lists in one refresh. Each is a query to the engine. This allows a list before each wave of one
+/// container, on an engine with a thousand.
 pub const LISTS_MAX: u32 = 1_000;
 
-/// Random bytes in one call. A key or a seed is 32.
+/// The random bytes in one call. A key or a seed has 32.
 pub const RANDOM_BYTES_MAX: u64 = 1 << 20;
 
-/// The largest component we look at. A Python policy is 19 MB.
+/// The largest component that Refit reads. A Python policy is 19 MB.
 pub const COMPONENT_BYTES_MAX: usize = 48 << 20;
 
-/// Bytes of all that a component declares: types, imports, exports, functions, aliases, instances and the like. Python's, the largest
-/// example, declares 314 KiB. Types take the most memory to validate: 0.7 MB of them took 37 MB (2026-11-29).
+/// The bytes of all declarations of a component: types, imports, exports, functions, aliases, instances and the like. Python's, the
+/// largest example, declares 314 KiB. Types take the most memory to validate: 0.7 MB of them took 37 MB (2026-11-29).
 pub const DECLARATION_BYTES_MAX: usize = 1 << 20;
 
-/// Modules and components within a component, at any depth. Python's has 40. An empty one has ten bytes, and took 1.2 KB to validate
-/// (2026-11-29).
+/// The modules and components within a component, at any depth. Python's has 40. An empty one has ten bytes, and took 1.2 KB to
+/// validate (2026-11-29).
 pub const NESTED_MAX: usize = 1_000;
 
-/// Functions that a component imports, and names that it exports. An instance type can be imported again and again, with all its
+/// The functions that a component imports, and the names that it exports. An instance type can be imported repeatedly, with all its
 /// functions.
 pub const NAMES_MAX: usize = 10_000;
 
-/// What a policy may log in one refresh. A thousand lines of two hundred characters fit, and some backtraces.
+/// The log lines of a policy in one refresh. A thousand lines of two hundred characters fit, and some backtraces.
 pub const LOG_LINES_MAX: u32 = 1_000;
 pub const LOG_LINE_BYTES_MAX: usize = 4 << 10;
 pub const LOG_BYTES_MAX: usize = 1 << 20;
 
-/// What a policy prints is kept for the log up to here, standard output and error each.
+/// The output of a policy that the log keeps, for standard output and error each.
 pub const OUTPUT_BYTES_MAX: usize = 64 << 10;
 
-/// Frames of a backtrace that are looked at, and those of them that are shown in a sentence. The rest is at debug level.
+/// The frames of a backtrace that Refit reads, and those of them in a sentence. The rest is at debug level.
 pub const BACKTRACE_FRAMES_MAX: usize = 32;
 pub const SHOWN_FRAMES_MAX: usize = 5;
 
-/// Decisions and targets in a report. More containers than this on one engine nobody has.
+/// The decisions and targets in a report. No known engine has more containers than this.
 pub const REPORT_ENTRIES_MAX: usize = 20_000;
 
-/// The longest text in a report or a description that is kept: a name, a rule, a reason. A policy that needs more is not
-/// explaining, it is dumping.
+/// The longest text in a report or a description: a name, a rule, a reason. A longer text does not explain, it dumps.
 pub const TEXT_BYTES_MAX: usize = 4 << 10;
 
-/// A policy's name is also that of a file, and both it and the version stand in every message.
+/// The longest name of a policy. It is also a file name, and every message contains it and the version.
 pub const NAME_BYTES_MAX: usize = 64;
 
-/// JSON Schema of a policy's configuration. The default policy's has 2 KiB.
+/// The JSON Schema of a policy's configuration. The default policy's has 2 KiB.
 pub const SCHEMA_BYTES_MAX: usize = 64 << 10;
 
-/// Problems of a configuration, or unknown targets, that are shown. Nobody reads on.
+/// The problems of a configuration, or unknown targets, in a message. People do not read more.
 pub const PROBLEMS_MAX: usize = 64;
 
-/// Calls in one batch.
+/// The calls in one batch.
 pub const BATCH_MAX: usize = 20_000;
 
-/// What a policy may keep: keys, bytes of a key, bytes of a value.
+/// The stored state of a policy: keys, bytes of a key, bytes of a value.
 pub const STATE_KEYS_MAX: usize = 64;
 pub const STATE_KEY_BYTES_MAX: usize = 128;
 pub const STATE_VALUE_BYTES_MAX: usize = 16 << 10;
 
-/// How often it may write that in one call. Each is flushed to the disk, which takes milliseconds.
+/// The writes of that state in one call. Each is flushed to the disk, which takes milliseconds.
 pub const STATE_WRITES_MAX: u32 = 256;
 
-/// The limits in time of a call. A test that crosses them has shorter ones than anybody would want in earnest.
+/// The time limits of a call. Tests that exceed them use shorter limits than operators would.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
     pub compute: Duration,
@@ -134,12 +132,12 @@ macro_rules! limits {
         impl Limit {
             pub const ALL: &[Self] = &[$(Self::$limit,)*];
 
-            /// The constant here, or the key in `[limits]` of the configuration.
+            /// The name of the constant here, or the key in `[limits]` of the configuration.
             pub fn key(self) -> &'static str {
                 match self { $(Self::$limit => $key,)* }
             }
 
-            /// `None`: the configuration has it.
+            /// The value, or `None` if the configuration has it.
             pub fn value(self) -> Option<u64> {
                 match self { $(Self::$limit => $value,)* }
             }
@@ -192,7 +190,7 @@ limits! {
 mod tests {
     use super::*;
 
-    /// A constant that is added here and forgotten in the list would be a limit without a guest.
+    /// A constant that is missing in the list would be a limit without a guest.
     #[test]
     fn every_constant_is_listed() {
         let here = include_str!("limits.rs");

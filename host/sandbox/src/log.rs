@@ -1,11 +1,11 @@
-//! What a policy says, on its way to our log: bounded, and unable to pass for anybody else.
+//! Writes a policy's messages to Refit's log, within limits and marked as the policy's.
 
 use refit_model::printable::printable;
 
 use super::bindings::refit::policy::host::Level;
 use super::limits::{LOG_BYTES_MAX, LOG_LINE_BYTES_MAX, LOG_LINES_MAX};
 
-/// What was left out of what a policy logged and printed.
+/// The amount of a policy's log and output that was dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
     pub lines_dropped: u32,
@@ -13,7 +13,7 @@ pub struct LeftOut {
     pub printed_bytes_dropped: u64,
 }
 
-/// A line that a policy logged or printed, as it is shown.
+/// A line that a policy logged or printed, as Refit shows it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct LogLine {
     pub level: &'static str,
@@ -65,19 +65,19 @@ impl GuestLog {
         self.lines.push(LogLine { level, text: line });
     }
 
-    /// A line of standard output, or of standard error, which is where a panic says what happened.
-    pub(super) fn printed(&mut self, level: Level, line: &str) {
+    /// Log a line of standard output or standard error. A panic writes its message to the latter.
+    pub(super) fn write_printed(&mut self, level: Level, line: &str) {
         let Some(line) = self.admit(line) else {
             return;
         };
         let policy = self.policy.as_str();
         let level = match level {
             Level::Debug | Level::Info => {
-                tracing::info!(policy, printed = true, "{line}");
+                tracing::info!(policy, write_printed = true, "{line}");
                 "stdout"
             }
             Level::Warn | Level::Error => {
-                tracing::warn!(policy, printed = true, "{line}");
+                tracing::warn!(policy, write_printed = true, "{line}");
                 "stderr"
             }
         };
@@ -88,7 +88,7 @@ impl GuestLog {
         std::mem::take(&mut self.lines)
     }
 
-    pub(super) fn printed_beyond(&mut self, bytes: u64) {
+    pub(super) fn count_dropped_output(&mut self, bytes: u64) {
         self.left_out.printed_bytes_dropped =
             self.left_out.printed_bytes_dropped.saturating_add(bytes);
     }
@@ -124,7 +124,7 @@ impl Drop for GuestLog {
                 policy = self.policy.as_str(),
                 lines_dropped,
                 printed_bytes_dropped,
-                "the policy logged or printed more than is kept"
+                "log of the policy is full, dropped lines or output"
             );
         }
     }

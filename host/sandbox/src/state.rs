@@ -1,4 +1,4 @@
-//! What a policy keeps between refreshes: a few small texts under its name, in one file of the state directory.
+//! The state that a policy stores between refreshes: a few small texts under its name, in one file of the state directory.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -18,18 +18,18 @@ pub enum StateError {
 
 type Entries = BTreeMap<String, String>;
 
-/// One policy's entries. Shared by all refreshes of this process, so that two at once see each other's.
+/// One policy's entries. All refreshes of this process share them, so that concurrent refreshes see each other's changes.
 #[derive(Clone)]
 pub struct PolicyState(Arc<Mutex<Store>>);
 
 struct Store {
     entries: Entries,
-    /// `None`: kept in memory only, as in a plan.
+    /// The file, or `None` for entries in memory only, as in a plan.
     file: Option<PathBuf>,
 }
 
-/// The states of all policies of this process: generations of one policy share one, so that the older does not write over what
-/// the newer has set.
+/// The states of all policies of this process. Generations of one policy share a state, so that the older does not overwrite the
+/// changes of the newer.
 pub struct PolicyStates {
     folder: PathBuf,
     open: Mutex<BTreeMap<String, Weak<Mutex<Store>>>>,
@@ -56,14 +56,14 @@ impl PolicyStates {
 }
 
 impl PolicyState {
-    /// Reads what was kept. A file that cannot be read or makes no sense is reported, and the policy begins anew: its state is
-    /// a convenience, and must not keep a release from being adopted.
+    /// Load the stored entries. An unreadable or corrupt file is logged, and the policy starts with none: its state is a
+    /// convenience, and must not prevent the adoption of a release.
     pub fn open(folder: &Path, policy: &str) -> Self {
         let file = folder.join("policy-state").join(format!("{policy}.json"));
         let entries = match std::fs::read(&file) {
             Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
                 tracing::warn!(
-                    "`{}` makes no sense, policy `{policy}` begins without it: {error}",
+                    "`{}` is corrupt, policy `{policy}` starts without stored state: {error}",
                     file.display()
                 );
                 Entries::new()
@@ -71,7 +71,7 @@ impl PolicyState {
             Err(error) => {
                 if error.kind() != std::io::ErrorKind::NotFound {
                     tracing::warn!(
-                        "cannot read `{}`, policy `{policy}` begins without it: {error}",
+                        "cannot read `{}`, policy `{policy}` starts without stored state: {error}",
                         file.display()
                     );
                 }
@@ -84,17 +84,17 @@ impl PolicyState {
         })))
     }
 
-    /// A copy whose changes end with it.
+    /// A copy in memory, whose changes are lost.
     pub fn scratch(&self) -> Self {
-        Self::holding(self.lock().entries.clone())
+        Self::in_memory(self.lock().entries.clone())
     }
 
     pub fn empty() -> Self {
-        Self::holding(Entries::new())
+        Self::in_memory(Entries::new())
     }
 
-    /// These, in memory only.
-    pub fn holding(entries: BTreeMap<String, String>) -> Self {
+    /// Entries in memory only.
+    pub fn in_memory(entries: BTreeMap<String, String>) -> Self {
         Self(Arc::new(Mutex::new(Store {
             entries,
             file: None,
@@ -141,18 +141,18 @@ impl PolicyState {
     }
 }
 
-/// Beside, flushed, and moved into place: a process that dies leaves the old file or the new one.
+/// Write a temporary file, flush it, and move it into place: if the process dies, the old file or the new one is left.
 fn write(file: &Path, entries: &Entries) -> std::io::Result<()> {
     if let Some(folder) = file.parent() {
         atomic_file::folder(folder)?;
     }
-    let beside = file.with_extension(format!("{}.new", std::process::id()));
-    // One that a process of the same number has left.
-    let _ = std::fs::remove_file(&beside);
-    let mut out = atomic_file::new_file(&beside)?;
+    let temporary_file = file.with_extension(format!("{}.new", std::process::id()));
+    // A process with the same number may have left this file.
+    let _ = std::fs::remove_file(&temporary_file);
+    let mut out = atomic_file::new_file(&temporary_file)?;
     out.write_all(&serde_json::to_vec(entries)?)?;
     out.sync_all()?;
-    std::fs::rename(&beside, file)
+    std::fs::rename(&temporary_file, file)
 }
 
 #[cfg(test)]
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_outlives_the_process_and_a_plan_keeps_nothing() {
+    fn state_survives_the_process_and_a_plan_stores_none() {
         let folder = std::env::temp_dir().join(format!("refit-state-{}", std::process::id()));
         let state = PolicyState::open(&folder, "p");
         state.set("seen", Some("1".into())).unwrap();
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn two_generations_of_a_policy_see_what_the_other_keeps() {
+    fn generations_of_a_policy_share_their_state() {
         let folder = tempfile::tempdir().unwrap();
         let states = PolicyStates::in_folder(folder.path().to_owned());
         let (old, new) = (states.of("p"), states.of("p"));
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_holds_and_what_was_stored_before_stays() {
+    fn exceeded_limit_keeps_the_stored_state() {
         let state = PolicyState::empty();
         state.set("k", Some("v".into())).unwrap();
         assert!(matches!(

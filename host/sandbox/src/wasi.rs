@@ -1,8 +1,8 @@
-//! WASI as far as a standard library cannot do without it: clocks, randomness, streams, and the questions to which the answer is
-//! "nothing": arguments, environment, files, input.
+//! The part of WASI that a standard library needs: clocks, randomness, streams, and the functions whose answer is "nothing":
+//! arguments, environment, files, input.
 //!
-//! Sockets and HTTP are not linked, so a component that wants them does not load. Rust and C take no sockets unless they are
-//! used; Python takes everything, unless it is built with `componentize-py --stub-wasi`.
+//! Sockets and HTTP are not linked, so a component that imports them does not load. Rust and C import sockets only if they use
+//! them; Python imports everything, unless it is built with `componentize-py --stub-wasi`.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::captured_output::CapturedOutput;
 use super::instance::{Clock, HostState};
 use super::limits::RANDOM_BYTES_MAX;
 
-/// The interfaces that are linked, without their versions.
+/// The linked interfaces, without their versions.
 const LINKED: &[&str] = &[
     "wasi:io/error",
     "wasi:io/poll",
@@ -41,7 +41,7 @@ const LINKED: &[&str] = &[
     "wasi:filesystem/preopens",
 ];
 
-/// Whether an import of this name finds something. Within `0.2` the linker takes any version for any other.
+/// Whether the linker has an import of this name. Within `0.2` the linker accepts any version for any other.
 pub(super) fn is_linked(import: &str) -> bool {
     let (interface, version) = import.split_once('@').unwrap_or((import, ""));
     LINKED.contains(&interface) && version.starts_with("0.2.")
@@ -62,11 +62,11 @@ pub(super) fn link(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     cli::terminal_stdout::add_to_linker::<_, WasiCli>(linker, HostState::cli)?;
     cli::terminal_stderr::add_to_linker::<_, WasiCli>(linker, HostState::cli)?;
     filesystem::preopens::add_to_linker::<_, WasiFilesystem>(linker, HostState::filesystem)?;
-    // A guest gets no descriptor to call these with, and its standard library imports them nevertheless.
+    // A guest gets no descriptor to call these with, but its standard library imports them.
     filesystem::types::add_to_linker::<_, WasiFilesystem>(linker, HostState::filesystem)
 }
 
-/// No files, no environment, no arguments, no input.
+/// A context without files, environment, arguments and input.
 pub(super) fn context(clock: Clock, stdout: CapturedOutput, stderr: CapturedOutput) -> WasiCtx {
     let mut builder = WasiCtx::builder();
     builder
@@ -84,10 +84,10 @@ pub(super) fn context(clock: Clock, stdout: CapturedOutput, stderr: CapturedOutp
         .build()
 }
 
-/// What is random, so that a policy decides the same each time: these, over and over. Any sixteen would do that are no two alike.
+/// The repeated bytes in place of random ones, so that a policy decides the same each time. Any sixteen different bytes would do.
 const NOT_RANDOM: [u8; 16] = *b"it is not random";
 
-/// A clock of WASI's that shows what `host.now` does.
+/// A WASI clock that shows the time of `host.now`.
 struct Stopped(Clock);
 
 impl HostWallClock for Stopped {

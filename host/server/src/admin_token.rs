@@ -1,7 +1,7 @@
-//! The admin token that a daemon makes at its first start, and that commands on the same machine read by themselves.
+//! The admin token that a daemon creates at its first start, and that commands on the same machine read without configuration.
 //!
-//! It is in the file `token` of the state folder, for the user of the daemon alone. It is used if nothing else gives a token:
-//! neither `ADMIN_TOKEN` nor `[serve] token_file`. Knows nothing of what the token is good for.
+//! The file `token` of the state folder holds it, readable by the daemon's user only. Refit uses it if neither `ADMIN_TOKEN` nor
+//! `[serve] token_file` gives a token. This module does not depend on the uses of the token.
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -14,21 +14,21 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 
 const FILE: &str = "token";
 const WHAT: &str = "the admin token";
-/// As many as nobody can guess.
+/// The length of the token, which nobody can guess.
 const RANDOM_BYTES: usize = 32;
 
-/// The file in this state folder.
+/// The path of the token file in this state folder.
 pub fn path(state_folder: &Path) -> PathBuf {
     state_folder.join(FILE)
 }
 
-/// The token that the environment or the configuration gives.
-pub fn configured(token_file: Option<&Path>) -> Result<Option<Found>, SecretFileError> {
+/// Read the token from the environment or from the configured file.
+pub fn load_configured(token_file: Option<&Path>) -> Result<Option<Found>, SecretFileError> {
     secret_file::find("ADMIN_TOKEN", WHAT, token_file)
 }
 
-/// The daemon's own token, if a daemon has made one here that this user may read.
-pub fn made(state_folder: &Path) -> Result<Option<Found>, SecretFileError> {
+/// Read the daemon's generated token, if there is one in this folder that this user may read.
+pub fn load_generated(state_folder: &Path) -> Result<Option<Found>, SecretFileError> {
     let path = path(state_folder);
     match secret_file::read(WHAT, &path) {
         Ok(text) => Ok(Some(Found {
@@ -44,8 +44,8 @@ pub fn made(state_folder: &Path) -> Result<Option<Found>, SecretFileError> {
     }
 }
 
-/// The daemon's own token, made if there is none. A file that others could read is replaced: the token in it is no secret.
-pub fn find_or_make(state_folder: &Path) -> Result<Found, Diagnostic> {
+/// Read the generated token, or create one. A file that other users could read is replaced, because its token is not secret.
+pub fn load_or_generate(state_folder: &Path) -> Result<Found, Diagnostic> {
     let path = path(state_folder);
     let cannot = |error: io::Error| {
         Diagnostic::new(format!("cannot make the admin token `{}`", path.display()))
@@ -56,38 +56,38 @@ pub fn find_or_make(state_folder: &Path) -> Result<Found, Diagnostic> {
     };
     atomic_file::folder(state_folder).map_err(cannot)?;
     if path.exists() && !atomic_file::is_private(&path).map_err(cannot)? {
-        tracing::warn!(path = %path.display(), "the admin token could be read by others: a new one is made");
+        tracing::warn!(path = %path.display(), "admin token was readable by other users, generating a new one");
         std::fs::remove_file(&path).map_err(cannot)?;
     }
     if !path.exists() {
-        match make(&path, &random()?) {
+        match create(&path, &generate()?) {
             Ok(()) => {
-                tracing::info!(path = %path.display(), "an admin token was made; commands of this user read it by themselves");
+                tracing::info!(path = %path.display(), "generated an admin token, which commands of this user read automatically");
             }
-            // Another daemon was sooner.
+            // Another daemon has created it first.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(cannot(error)),
         }
     }
-    let found = made(state_folder)?;
+    let found = load_generated(state_folder)?;
     found.ok_or_else(|| cannot(io::ErrorKind::NotFound.into()))
 }
 
-/// Nobody sees half a token, and whoever comes second takes what is there.
-fn make(path: &Path, token: &str) -> io::Result<()> {
-    let beside = path.with_extension(format!("{}.new", std::process::id()));
-    let _ = std::fs::remove_file(&beside);
-    let made = atomic_file::new_file(&beside)
+/// Create the file atomically: no reader sees half a token, and a second daemon uses the existing one.
+fn create(path: &Path, token: &str) -> io::Result<()> {
+    let temporary_file = path.with_extension(format!("{}.new", std::process::id()));
+    let _ = std::fs::remove_file(&temporary_file);
+    let result = atomic_file::new_file(&temporary_file)
         .and_then(|mut file| {
             file.write_all(token.as_bytes())?;
             file.sync_all()
         })
-        .and_then(|()| std::fs::hard_link(&beside, path));
-    let _ = std::fs::remove_file(&beside);
-    made
+        .and_then(|()| std::fs::hard_link(&temporary_file, path));
+    let _ = std::fs::remove_file(&temporary_file);
+    result
 }
 
-fn random() -> Result<String, Diagnostic> {
+fn generate() -> Result<String, Diagnostic> {
     let mut bytes = [0; RANDOM_BYTES];
     SystemRandom::new()
         .fill(&mut bytes)
@@ -95,16 +95,16 @@ fn random() -> Result<String, Diagnostic> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// For a command that asks a daemon: the configured token, or the one that the daemon of this machine made.
-pub fn for_command(
+/// The token for a command that calls a daemon: the configured one, or the token that this machine's daemon generated.
+pub fn load_for_command(
     token_file: Option<&Path>,
     state_folder: Option<&Path>,
 ) -> Result<Option<SecretString>, SecretFileError> {
-    if let Some(found) = configured(token_file)? {
+    if let Some(found) = load_configured(token_file)? {
         return Ok(Some(found.text));
     }
-    let made = state_folder.map(made).transpose()?.flatten();
-    Ok(made.map(|found| found.text))
+    let found = state_folder.map(load_generated).transpose()?.flatten();
+    Ok(found.map(|found| found.text))
 }
 
 #[cfg(test)]
@@ -113,7 +113,7 @@ mod tests {
     use refit_model::secret::ExposeSecret as _;
 
     fn token(folder: &Path) -> String {
-        find_or_make(folder)
+        load_or_generate(folder)
             .unwrap()
             .text
             .expose_secret()
@@ -121,16 +121,16 @@ mod tests {
     }
 
     #[test]
-    fn token_is_made_once() {
+    fn token_is_generated_once() {
         let state = tempfile::tempdir().unwrap();
         let folder = state.path().join("refit");
         let first = token(&folder);
         assert_eq!(first.len(), 64);
         assert_eq!(token(&folder), first);
-        let read = for_command(None, Some(&folder)).unwrap().unwrap();
+        let read = load_for_command(None, Some(&folder)).unwrap().unwrap();
         assert_eq!(read.expose_secret(), first);
-        assert!(made(state.path()).unwrap().is_none());
-        assert!(for_command(None, None).unwrap().is_none());
+        assert!(load_generated(state.path()).unwrap().is_none());
+        assert!(load_for_command(None, None).unwrap().is_none());
     }
 
     #[cfg(unix)]

@@ -1,4 +1,4 @@
-//! `/v1/approvals`: refreshes that wait for a person, and what became of them.
+//! `/v1/approvals`: refreshes that wait for a person's approval, and their results.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -52,7 +52,7 @@ pub(super) struct Listed {
     ),
 )]
 pub(super) async fn list(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     wanted: Result<Parameters<Wanted>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let wrong = |what: String| {
@@ -64,12 +64,16 @@ pub(super) async fn list(
         .hint(what)
     };
     let Parameters(wanted) = wanted.map_err(|rejection| wrong(rejection.body_text()))?;
-    let state = wanted.state.map(|state| state.parse()).transpose();
-    let state = state.map_err(|error: approvals::StateError| wrong(error.to_string()))?;
-    let held = served.approvals.list(state);
+    let wanted_state = wanted.state.map(|state| state.parse()).transpose();
+    let wanted_state =
+        wanted_state.map_err(|error: approvals::StateError| wrong(error.to_string()))?;
+    let approvals = state.approvals.list(wanted_state);
     let listed = Listed {
-        approvals: held.iter().map(|held| Entry::of(held)).collect(),
-        problem: served.approvals.problem(),
+        approvals: approvals
+            .iter()
+            .map(|approval| Entry::of(approval))
+            .collect(),
+        problem: state.approvals.problem(),
     };
     Ok(Json(listed).into_response())
 }
@@ -89,12 +93,12 @@ pub(super) async fn list(
     ),
 )]
 pub(super) async fn show(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     id: Result<Path<Id>, PathRejection>,
 ) -> Result<Response, Problem> {
-    let held = served.approvals.get(numbered(id)?);
-    let held = held.map_err(|error| refused(&error))?;
-    Ok(Json(held.as_ref()).into_response())
+    let approval = state.approvals.get(parse_id(id)?);
+    let approval = approval.map_err(|error| to_problem(&error))?;
+    Ok(Json(approval.as_ref()).into_response())
 }
 
 /// Hold a refresh for approval
@@ -118,16 +122,17 @@ pub(super) async fn show(
     ),
 )]
 pub(super) async fn request(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     RequestedBy(by): RequestedBy,
     asked: RequestBody,
 ) -> Result<Response, Problem> {
     let request = RefreshBody::request(asked)?;
-    let approvals = served.approvals.clone();
-    let requested = spawned(&served, async move { approvals.request(request, by).await }).await?;
+    let approvals = state.approvals.clone();
+    let requested =
+        spawn_detached(&state, async move { approvals.request(request, by).await }).await?;
     Ok(match requested {
-        Requested::Held(held) => placed(StatusCode::CREATED, &held),
-        Requested::Same(held) => placed(StatusCode::OK, &held),
+        Requested::Held(approval) => with_location(StatusCode::CREATED, &approval),
+        Requested::Same(approval) => with_location(StatusCode::OK, &approval),
         Requested::NothingToDo(plan) => {
             let state = NothingState::NothingToDo;
             Json(NothingToDo { state, plan: &plan }).into_response()
@@ -154,14 +159,14 @@ pub(super) async fn request(
     ),
 )]
 pub(super) async fn approve(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     RequestedBy(by): RequestedBy,
     id: Result<Path<Id>, PathRejection>,
 ) -> Result<Response, Problem> {
-    let id = numbered(id)?;
-    let approvals = served.approvals.clone();
-    let held = spawned(&served, async move { approvals.approve(id, by).await }).await?;
-    Ok(placed(StatusCode::ACCEPTED, &held))
+    let id = parse_id(id)?;
+    let approvals = state.approvals.clone();
+    let approval = spawn_detached(&state, async move { approvals.approve(id, by).await }).await?;
+    Ok(with_location(StatusCode::ACCEPTED, &approval))
 }
 
 /// What goes with a rejection.
@@ -191,22 +196,22 @@ pub(super) struct Rejection {
     ),
 )]
 pub(super) async fn reject(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     RequestedBy(by): RequestedBy,
     id: Result<Path<Id>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
-    let id = numbered(id)?;
+    let id = parse_id(id)?;
     let bad = |status, hint: String| {
         Problem::new(status, "bad-body", "the request cannot be read").hint(hint)
     };
     let body = body.map_err(|rejection| bad(rejection.status(), rejection.body_text()))?;
     let Rejection { reason } =
         parse_optional(&body).map_err(|error| bad(StatusCode::BAD_REQUEST, error.to_string()))?;
-    let approvals = served.approvals.clone();
+    let approvals = state.approvals.clone();
     let rejecting = async move { approvals.reject(id, by, reason).await };
-    let held = spawned(&served, rejecting).await?;
-    Ok(placed(StatusCode::OK, &held))
+    let approval = spawn_detached(&state, rejecting).await?;
+    Ok(with_location(StatusCode::OK, &approval))
 }
 
 /// Nothing is held.
@@ -232,16 +237,16 @@ pub(super) enum Answer {
     Nothing(NothingToDo<'static>),
 }
 
-/// In a task of its own: a client that hangs up has asked all the same.
-async fn spawned<T: Send + 'static>(
-    served: &AppState,
+/// Run the work in a separate task, so that it continues if the client disconnects.
+async fn spawn_detached<T: Send + 'static>(
+    state: &AppState,
     work: impl Future<Output = Result<T, ApprovalError>> + Send + 'static,
 ) -> Result<T, Problem> {
-    if served.stopping.is_cancelled() {
+    if state.stopping.is_cancelled() {
         return Err(Problem::stopping());
     }
-    match served.work.spawn(work).await {
-        Ok(answer) => answer.map_err(|error| refused(&error)),
+    match state.work.spawn(work).await {
+        Ok(answer) => answer.map_err(|error| to_problem(&error)),
         Err(panicked) => {
             tracing::error!("an approval panicked, please report it: {panicked}");
             Err(Problem::internal())
@@ -249,16 +254,16 @@ async fn spawned<T: Send + 'static>(
     }
 }
 
-fn placed(status: StatusCode, held: &PendingApproval) -> Response {
-    let mut response = (status, Json(held)).into_response();
-    if let Ok(place) = HeaderValue::from_str(&format!("/v1/approvals/{}", held.id)) {
+fn with_location(status: StatusCode, approval: &PendingApproval) -> Response {
+    let mut response = (status, Json(approval)).into_response();
+    if let Ok(place) = HeaderValue::from_str(&format!("/v1/approvals/{}", approval.id)) {
         response.headers_mut().insert(header::LOCATION, place);
     }
     response
 }
 
-/// What is no number is no approval.
-fn numbered(id: Result<Path<Id>, PathRejection>) -> Result<Id, Problem> {
+/// An id that is not a number gets the answer for an unknown approval.
+fn parse_id(id: Result<Path<Id>, PathRejection>) -> Result<Id, Problem> {
     let none = |_| {
         Problem::new(
             StatusCode::NOT_FOUND,
@@ -269,9 +274,9 @@ fn numbered(id: Result<Path<Id>, PathRejection>) -> Result<Id, Problem> {
     id.map(|Path(id)| id).map_err(none)
 }
 
-fn refused(error: &ApprovalError) -> Problem {
+fn to_problem(error: &ApprovalError) -> Problem {
     let (status, code) = match error {
-        ApprovalError::Unplanned { source } => return plan::refused(source),
+        ApprovalError::Unplanned { source } => return plan::to_problem(source),
         ApprovalError::Panicked => return Problem::internal(),
         ApprovalError::Stopping => return Problem::stopping(),
         ApprovalError::NoSuch(_) => (StatusCode::NOT_FOUND, "no-approval"),
@@ -291,5 +296,5 @@ fn refused(error: &ApprovalError) -> Problem {
         ApprovalError::Superseded { superseded_by, .. } => *superseded_by,
         _ => None,
     };
-    Problem::of(status, code, error.told()).superseded_by(superseded_by)
+    Problem::from_diagnostic(status, code, error.told()).superseded_by(superseded_by)
 }

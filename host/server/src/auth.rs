@@ -1,4 +1,4 @@
-//! Who may ask for work: whoever has the admin token.
+//! Authentication: clients need the admin token.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,14 +18,14 @@ use super::problem::Problem;
 use super::rate_limited_log::RateLimitedLog;
 use crate::admin_token;
 
-/// Kept as its hash: comparing hashes takes the same time whatever is sent, also for another length.
+/// A token, stored as its hash: comparing hashes takes the same time for every input, also of another length.
 #[derive(Debug)]
 pub struct AdminToken {
     hash: [u8; 32],
     refused: Arc<RateLimitedLog>,
 }
 
-/// Headers in which people send tokens to other programs. What is in them is not looked at.
+/// Headers that carry tokens of other programs. Refit reads only their names.
 const OTHER_HEADERS: [&str; 6] = [
     "x-admin-token",
     "x-auth-token",
@@ -35,27 +35,28 @@ const OTHER_HEADERS: [&str; 6] = [
     "proxy-authorization",
 ];
 
-/// The same for queries.
+/// Query parameters that carry tokens of other programs.
 const OTHER_PARAMETERS: [&str; 4] = ["token", "access_token", "admin_token", "api_key"];
 
 impl AdminToken {
-    /// `ADMIN_TOKEN` or the file that `ADMIN_TOKEN_FILE` names, otherwise the file of the configuration, otherwise the token that
-    /// is made in the state folder; surrounding white space does not count. `None` only if none is configured and none is wanted.
-    pub fn find(
+    /// Find the admin token: `ADMIN_TOKEN` or the file that `ADMIN_TOKEN_FILE` names, otherwise the configured file, otherwise the
+    /// generated token in the state folder. Surrounding white space is ignored. Returns `None` only if none is configured and none
+    /// is required.
+    pub fn load(
         configured: Option<&Path>,
         state_folder: &Path,
         none_is_allowed: bool,
     ) -> Result<Option<Self>, Diagnostic> {
-        let found = match admin_token::configured(configured)? {
+        let found = match admin_token::load_configured(configured)? {
             Some(found) => found,
             None if none_is_allowed => return Ok(None),
-            None => admin_token::find_or_make(state_folder)?,
+            None => admin_token::load_or_generate(state_folder)?,
         };
         Self::new(&found.text, "admin token", &found.origin).map(Some)
     }
 
-    /// The token for `/metrics` alone, so that whoever collects them need not hold the admin's.
-    pub fn of_metrics(file: Option<&Path>) -> Result<Option<Self>, Diagnostic> {
+    /// The token for `/metrics` only, so that a metrics collector does not need the admin token.
+    pub fn load_metrics_token(file: Option<&Path>) -> Result<Option<Self>, Diagnostic> {
         let Some(path) = file else { return Ok(None) };
         let found = secret_file::at("the metrics token", path)?;
         Self::new(&found.text, "metrics token", &found.origin).map(Some)
@@ -80,22 +81,22 @@ impl AdminToken {
         })
     }
 
-    fn is(&self, sent: &str) -> bool {
+    fn matches(&self, sent: &str) -> bool {
         let sent: [u8; 32] = Sha256::digest(sent.as_bytes()).into();
         self.hash.ct_eq(&sent).into()
     }
 }
 
 pub(super) async fn require_token(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let Some(token) = &served.token else {
+    let Some(token) = &state.token else {
         return Ok(next.run(request).await);
     };
-    match sent(&request) {
-        Some(sent) if token.is(sent) => Ok(next.run(request).await),
+    match sent_token(&request) {
+        Some(sent) if token.matches(sent) => Ok(next.run(request).await),
         _ => Err(refused(
             token,
             &request,
@@ -104,27 +105,27 @@ pub(super) async fn require_token(
     }
 }
 
-/// The admin may look at the metrics too.
+/// Require the metrics token or the admin token.
 pub(super) async fn require_metrics_token(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let tokens = [&served.metrics_token, &served.token];
+    let tokens = [&state.metrics_token, &state.token];
     let tokens: Vec<_> = tokens.into_iter().flatten().collect();
     let Some(first) = tokens.first() else {
         return Ok(next.run(request).await);
     };
-    match sent(&request) {
-        // Each is compared, whichever it is.
-        Some(sent) if tokens.iter().filter(|token| token.is(sent)).count() > 0 => {
+    match sent_token(&request) {
+        // Compare with every token, even after a match.
+        Some(sent) if tokens.iter().filter(|token| token.matches(sent)).count() > 0 => {
             Ok(next.run(request).await)
         }
         _ => Err(refused(first, &request, "the token is missing or wrong")),
     }
 }
 
-fn sent(request: &Request) -> Option<&str> {
+fn sent_token(request: &Request) -> Option<&str> {
     let header = request.headers().get(header::AUTHORIZATION)?;
     let (scheme, token) = header.to_str().ok()?.split_once(' ')?;
     scheme
@@ -133,9 +134,9 @@ fn sent(request: &Request) -> Option<&str> {
 }
 
 fn refused(token: &AdminToken, request: &Request, why: &str) -> Problem {
-    // Neither what was sent nor the query, which may hold a token too.
-    if token.refused.happened() {
-        let what = match sent(request) {
+    // Log neither the token nor the query, which may hold a token too.
+    if token.refused.count_occurrence() {
+        let what = match sent_token(request) {
             Some(_) => "with a wrong",
             None => "without a",
         };
@@ -150,7 +151,7 @@ fn refused(token: &AdminToken, request: &Request, why: &str) -> Problem {
     }
 }
 
-/// Where somebody seems to have sent a token that we do not take.
+/// The place of a token that the client seems to have sent in a wrong place.
 fn misplaced(request: &Request) -> Option<String> {
     let query = request.uri().query().unwrap_or_default();
     let mut names = form_urlencoded::parse(query.as_bytes()).map(|(name, _)| name);
@@ -184,21 +185,21 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_trimmed_and_compared_whole() {
+    fn token_is_trimmed_and_compared_whole() {
         let token = token(" secret\n").unwrap();
-        assert!(token.is("secret"));
+        assert!(token.matches("secret"));
         for other in ["", "secre", "secrets", "Secret"] {
-            assert!(!token.is(other));
+            assert!(!token.matches(other));
         }
     }
 
     #[test]
-    fn an_empty_one_is_refused() {
+    fn empty_token_is_refused() {
         assert!(token("  ").is_err());
     }
 
     #[test]
-    fn a_token_in_two_lines_is_refused_without_being_shown() {
+    fn token_in_two_lines_is_refused_and_not_shown() {
         let error = token("sec\nret").unwrap_err();
         assert!(!error.to_string().contains("sec\n"), "{error}");
     }

@@ -1,6 +1,7 @@
-//! What one kind of request may take of the daemon: handlers at once, time to answer, time for a body to come, and how often.
+//! Limits on each kind of request: concurrency, response time, time for the body to arrive, and rate.
 //!
-//! Whoever is above a bound is answered, and told when to come again. Each is a layer for some routes; which, `router` says.
+//! A request above a limit gets an error response with the time of the next attempt. Each limit is a layer of some routes; `routes`
+//! says which.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -22,59 +23,60 @@ use tokio_util::sync::CancellationToken;
 use super::problem::Problem;
 use super::rate_limited_log::RateLimitedLog;
 
-/// Places for handlers of one kind. Who finds none waits a moment, and is then sent away. Those who wait are bounded by the
-/// connections that there may be, since each has one request at a time.
+/// Limits the concurrent handlers of one kind. A request that finds no free place waits a moment, and then gets an error. The
+/// number of connections bounds the waiting requests, since each connection has one request at a time.
 #[derive(Clone, Debug)]
 pub(super) struct ConcurrencyLimit {
     places: Arc<Semaphore>,
-    patience: Duration,
+    timeout: Duration,
     full: Arc<RateLimitedLog>,
 }
 
 impl ConcurrencyLimit {
-    pub(super) fn new(places: usize, patience: Duration, full: &'static str) -> Self {
+    pub(super) fn new(places: usize, timeout: Duration, full: &'static str) -> Self {
         Self {
             places: Arc::new(Semaphore::new(places)),
-            patience,
+            timeout,
             full: RateLimitedLog::new(full, 1),
         }
     }
 }
 
-/// The answer to a client if all places are taken.
-pub(super) fn busy() -> Problem {
-    let busy = "too many requests are under way";
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy).again_in(Duration::from_secs(1))
+/// The response if all places are taken.
+pub(super) fn busy_problem() -> Problem {
+    let busy_problem = "too many requests are under way";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy_problem)
+        .again_in(Duration::from_secs(1))
 }
 
-/// The layer of a [`ConcurrencyLimit`].
-pub(super) async fn through(
-    State(gate): State<ConcurrencyLimit>,
+/// The middleware of a [`ConcurrencyLimit`].
+pub(super) async fn limit_concurrency(
+    State(limit): State<ConcurrencyLimit>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let place = tokio::time::timeout(gate.patience, gate.places.acquire()).await;
+    let place = tokio::time::timeout(limit.timeout, limit.places.acquire()).await;
     match place {
         Ok(Ok(_place)) => Ok(next.run(request).await),
-        // It is never closed.
+        // The semaphore is never closed, so this is a timeout.
         Ok(Err(_)) | Err(_) => {
-            if gate.full.happened() {
+            if limit.full.count_occurrence() {
                 tracing::warn!(
                     path = request.uri().path(),
-                    "requests are sent away: as many as may be are under way"
+                    "refusing requests: concurrency limit reached"
                 );
             }
-            Err(busy())
+            Err(busy_problem())
         }
     }
 }
 
-/// Places for bodies that are being read. If all are taken, whoever has been read for longest makes room: what is meant well comes
-/// within milliseconds, and what dribbles must not keep it out.
+/// Limits the concurrent reads of request bodies. If all places are taken, the oldest read is aborted: an honest body arrives
+/// within milliseconds, and a trickling one must not block it.
 #[derive(Clone, Debug)]
 pub(super) struct Readers {
     places: Arc<Semaphore>,
-    patience: Duration,
+    timeout: Duration,
     full: Arc<RateLimitedLog>,
     reading: Arc<Mutex<Reading>>,
 }
@@ -85,36 +87,36 @@ struct Reading {
     since: BTreeMap<u64, (Instant, CancellationToken)>,
 }
 
-/// Nobody is cut off before that: a delivery over a slow line may take it.
+/// No read is aborted before this time, because a delivery over a slow line may need it.
 const READ_AT_LEAST: Duration = Duration::from_millis(500);
-const ROOM_AGAIN: Duration = Duration::from_millis(100);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Readers {
-    pub(super) fn new(places: usize, patience: Duration, full: &'static str) -> Self {
+    pub(super) fn new(places: usize, timeout: Duration, full: &'static str) -> Self {
         Self {
             places: Arc::new(Semaphore::new(places)),
-            patience,
+            timeout,
             full: RateLimitedLog::new(full, 1),
             reading: Arc::default(),
         }
     }
 
-    /// A place, within the patience.
+    /// Take a place, or return `None` after the timeout.
     async fn place(&self) -> Option<SemaphorePermit<'_>> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.timeout;
         loop {
             if let Ok(place) = self.places.try_acquire() {
                 return Some(place);
             }
-            if self.full.happened() {
-                tracing::warn!("all places for deliveries are taken: the slowest makes room");
+            if self.full.count_occurrence() {
+                tracing::warn!("all places for deliveries are taken, aborting the slowest");
             }
             if let Some((since, evicted)) = self.lock().since.values().next()
                 && since.elapsed() >= READ_AT_LEAST
             {
                 evicted.cancel();
             }
-            match tokio::time::timeout(ROOM_AGAIN, self.places.acquire()).await {
+            match tokio::time::timeout(RETRY_INTERVAL, self.places.acquire()).await {
                 Ok(place) => return place.ok(),
                 Err(_) if Instant::now() >= deadline => return None,
                 Err(_) => {}
@@ -127,7 +129,7 @@ impl Readers {
     }
 }
 
-/// One that is being read, until this is dropped.
+/// One body that is being read, until this is dropped.
 struct Reader<'a> {
     readers: &'a Readers,
     id: u64,
@@ -156,13 +158,13 @@ impl Drop for Reader<'_> {
     }
 }
 
-/// The layer of [`Readers`].
-pub(super) async fn read_in_turn(
+/// The middleware of [`Readers`].
+pub(super) async fn limit_reads(
     State(readers): State<Readers>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let _place = readers.place().await.ok_or_else(busy)?;
+    let _place = readers.place().await.ok_or_else(busy_problem)?;
     let reader = Reader::new(&readers);
     tokio::select! {
         answer = next.run(request) => Ok(answer),
@@ -175,8 +177,8 @@ pub(super) async fn read_in_turn(
     }
 }
 
-/// The layer of those that must be answered soon: what they ask has a bound of its own, and this is the one above it.
-pub(super) async fn answered_within(
+/// The middleware for requests that need an answer soon. Their work has separate limits, and this one is above them.
+pub(super) async fn request_timeout(
     State(limit): State<Duration>,
     request: Request,
     next: Next,
@@ -193,8 +195,8 @@ pub(super) async fn answered_within(
     }
 }
 
-/// The layer of those whose body must have come by then. A client that sends a byte now and then is cut off.
-pub(super) async fn sent_within(
+/// The middleware that limits the time for a request's body. It also stops a client that sends a byte now and then.
+pub(super) async fn body_timeout(
     State(limit): State<Duration>,
     request: Request,
     next: Next,
@@ -212,10 +214,10 @@ pub(super) async fn sent_within(
     if !late.load(Ordering::Relaxed) {
         return answer;
     }
-    too_slow(limit).into_response()
+    slow_body_problem(limit).into_response()
 }
 
-fn too_slow(limit: Duration) -> Problem {
+fn slow_body_problem(limit: Duration) -> Problem {
     Problem::new(
         StatusCode::REQUEST_TIMEOUT,
         "body-too-slow",
@@ -224,7 +226,7 @@ fn too_slow(limit: Duration) -> Problem {
     .closing()
 }
 
-/// A body that must be whole by a deadline, which begins to run when somebody wants to read it.
+/// A body that must arrive completely before a deadline, which starts at the first read.
 struct BodyTimeout {
     body: Body,
     limit: Duration,
@@ -270,8 +272,12 @@ impl HttpBody for BodyTimeout {
     }
 }
 
-/// A whole body as it came, for those who must not parse it yet.
-pub(super) async fn whole(body: Body, bytes_max: usize, limit: Duration) -> Result<Bytes, Problem> {
+/// Read a whole body without parsing it, for handlers that must not parse it yet.
+pub(super) async fn read_body(
+    body: Body,
+    bytes_max: usize,
+    limit: Duration,
+) -> Result<Bytes, Problem> {
     let too_large = || {
         Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -285,16 +291,16 @@ pub(super) async fn whole(body: Body, bytes_max: usize, limit: Duration) -> Resu
     }
     match tokio::time::timeout(limit, to_bytes(body, bytes_max)).await {
         Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if is_length(&error) => Err(too_large()),
+        Ok(Err(error)) if is_length_error(&error) => Err(too_large()),
         Ok(Err(_)) => {
             let broken = "the body did not arrive whole";
             Err(Problem::new(StatusCode::BAD_REQUEST, "body-broken", broken).closing())
         }
-        Err(_) => Err(too_slow(limit)),
+        Err(_) => Err(slow_body_problem(limit)),
     }
 }
 
-fn is_length(error: &axum::Error) -> bool {
+fn is_length_error(error: &axum::Error) -> bool {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = cause {
         if error.is::<http_body_util::LengthLimitError>() {
@@ -305,7 +311,7 @@ fn is_length(error: &axum::Error) -> bool {
     false
 }
 
-/// How often something may happen: so many at once, and so many a second for ever.
+/// A token bucket: a burst, and a number per second.
 #[derive(Debug)]
 pub(super) struct Rate {
     burst: f64,
@@ -323,7 +329,7 @@ impl Rate {
         }
     }
 
-    /// Takes one, or says when there will be one.
+    /// Take a token, or return the time until there is one.
     pub(super) fn take(&self) -> Result<(), Duration> {
         self.take_at(Instant::now())
     }
@@ -342,15 +348,17 @@ impl Rate {
     }
 }
 
-/// For `Retry-After`, which counts whole seconds.
-pub(super) fn seconds(after: Duration) -> HeaderValue {
+/// The value of `Retry-After`, which counts whole seconds.
+pub(super) fn retry_after(after: Duration) -> HeaderValue {
     HeaderValue::from(after.as_secs() + u64::from(after.subsec_nanos() > 0))
 }
 
-/// The connection is of no use any more: the rest of a body would come on it.
-pub(super) fn close(response: &mut Response) {
-    let close = HeaderValue::from_static("close");
-    response.headers_mut().insert(header::CONNECTION, close);
+/// Close the connection after this response, because the rest of an unread body would arrive on it.
+pub(super) fn close_connection(response: &mut Response) {
+    let close_connection = HeaderValue::from_static("close");
+    response
+        .headers_mut()
+        .insert(header::CONNECTION, close_connection);
 }
 
 #[cfg(test)]
@@ -358,7 +366,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_is_let_through_and_then_so_many_a_second() {
+    fn burst_passes_and_then_the_rate_applies() {
         let rate = Rate::new(3, 2);
         let began = Instant::now();
         let at = |milliseconds| began + Duration::from_millis(milliseconds);
@@ -379,9 +387,9 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_is_rounded_up_to_seconds() {
-        for (wait, told) in [(1, "1"), (1000, "1"), (1001, "2")] {
-            assert_eq!(seconds(Duration::from_millis(wait)), told);
+    fn wait_is_rounded_up_to_seconds() {
+        for (wait, header) in [(1, "1"), (1000, "1"), (1001, "2")] {
+            assert_eq!(retry_after(Duration::from_millis(wait)), header);
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Web pages are not the local user: requests that a browser sends for a page of somebody else are refused.
+//! Refuses requests that a browser sends on behalf of another site's page: a web page is not the local user.
 //!
-//! Three checks, none of which depends on a token. [`require_known_host`] stops DNS rebinding: a page of `evil.example` whose name
-//! is made to mean this machine still sends `Host: evil.example`. [`refuse_other_sites`] stops forged requests: browsers say in
-//! `Origin` and `Sec-Fetch-Site` on whose behalf they ask. [`require_json`] stops forms: a page may send those to anybody without
-//! being asked about it.
+//! There are three checks, none of which depends on a token. [`require_known_host`] stops DNS rebinding: a page of `evil.example`,
+//! whose name resolves to this machine, still sends `Host: evil.example`. [`refuse_other_sites`] stops cross-site request forgery:
+//! browsers name the requesting site in `Origin` and `Sec-Fetch-Site`. [`require_json`] stops forms, which a page may send to any
+//! site without a preflight request.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -18,16 +18,16 @@ use super::problem::Problem;
 
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
-/// The names under which a daemon is called.
+/// The host names of the daemon.
 #[derive(Clone, Debug)]
 pub struct KnownHosts {
-    /// From `[serve] hosts`, in lower case; without a port each port is meant.
+    /// The names of `[serve] hosts`, in lower case. A name without a port matches each port.
     names: Vec<(String, Option<u16>)>,
     listens: SocketAddr,
 }
 
 impl KnownHosts {
-    /// `listens` is the address that the socket is bound to. Each of `names` is a host with or without a port.
+    /// `listens` is the address of the socket. Each of `names` is a host with or without a port.
     pub fn new(listens: SocketAddr, names: &[String]) -> Self {
         let names = names.iter().filter_map(|name| {
             let authority: Authority = name.parse().ok()?;
@@ -52,41 +52,41 @@ impl KnownHosts {
         if named {
             return true;
         }
-        // Beyond loopback a port may be another one outside: of a container, for example.
-        let beyond = !self.listens.ip().is_loopback();
-        let right_port = port == self.listens.port() || beyond;
+        // Beyond loopback the outside port may differ, for example that of a container.
+        let is_remote = !self.listens.ip().is_loopback();
+        let right_port = port == self.listens.port() || is_remote;
         let Ok(address) = host.parse::<IpAddr>() else {
             return host == "localhost" && right_port;
         };
         let address = address.to_canonical();
-        // An address is no name that somebody could make mean another one.
+        // An address cannot be rebound like a name.
         let ours =
             self.listens.ip().is_unspecified() || address == self.listens.ip().to_canonical();
-        right_port && (address.is_loopback() || (beyond && ours))
+        right_port && (address.is_loopback() || (is_remote && ours))
     }
 }
 
-/// Without brackets and the dot of the root, in lower case.
+/// The host without brackets and the root's dot, in lower case.
 fn host(authority: &Authority) -> String {
     let host = authority.host().trim_matches(['[', ']']);
     host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
-/// For all that takes the admin token.
+/// The middleware for all routes that take the admin token.
 pub(super) async fn require_known_host(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
     let known = authorities(&request).is_some_and(|authorities| {
-        !authorities.is_empty() && authorities.iter().all(|it| served.hosts.knows(it))
+        !authorities.is_empty() && authorities.iter().all(|it| state.hosts.knows(it))
     });
     if known {
         return Ok(next.run(request).await);
     }
     tracing::warn!(
         path = request.uri().path(),
-        "a request for an unknown host was refused"
+        "refused a request for an unknown host"
     );
     let problem = Problem::new(
         StatusCode::MISDIRECTED_REQUEST,
@@ -96,7 +96,7 @@ pub(super) async fn require_known_host(
     Err(problem.hint("a name under which the daemon is reached, for example through a proxy, belongs into `[serve] hosts`"))
 }
 
-/// `Host`, and the one of the request's target. `None` if one cannot be read.
+/// The authorities in `Host` and in the request's target. `None` if one is unreadable.
 fn authorities(request: &Request) -> Option<Vec<Authority>> {
     let mut found: Vec<Authority> = request.uri().authority().cloned().into_iter().collect();
     for value in request.headers().get_all(header::HOST) {
@@ -105,7 +105,7 @@ fn authorities(request: &Request) -> Option<Vec<Authority>> {
     Some(found)
 }
 
-/// For everything that changes something.
+/// The middleware for all requests that change something.
 pub(super) async fn refuse_other_sites(request: Request, next: Next) -> Result<Response, Problem> {
     let safe = matches!(
         *request.method(),
@@ -116,7 +116,7 @@ pub(super) async fn refuse_other_sites(request: Request, next: Next) -> Result<R
     }
     tracing::warn!(
         path = request.uri().path(),
-        "a request of a web page was refused"
+        "refused a request of a web page"
     );
     let problem = Problem::new(
         StatusCode::FORBIDDEN,
@@ -129,7 +129,7 @@ pub(super) async fn refuse_other_sites(request: Request, next: Next) -> Result<R
 fn is_same_site(request: &Request) -> bool {
     let headers = request.headers();
     let mut sites = headers.get_all(SEC_FETCH_SITE).iter();
-    // Same-site is another origin: anybody else's port of this machine is.
+    // Same-site is another origin: any other port of this machine is same-site.
     if !sites.all(|site| matches!(site.as_bytes(), b"same-origin" | b"none")) {
         return false;
     }
@@ -151,12 +151,12 @@ fn is_same_site(request: &Request) -> bool {
     })
 }
 
-/// Whether `Host` is what a page of this origin would send to its own site.
+/// Whether a page of this origin would send this `Host` to its own site.
 fn is_origin(origin: &http::Uri, ours: &Authority) -> bool {
     let Some(theirs) = origin.authority() else {
         return false;
     };
-    // A proxy that ends TLS passes the name on, and the port is the scheme's.
+    // A proxy that terminates TLS keeps the name, and the port is the scheme's.
     let usual = match origin.scheme_str() {
         Some("http") => 80,
         Some("https") => 443,
@@ -166,7 +166,8 @@ fn is_origin(origin: &http::Uri, ours: &Authority) -> bool {
     host(theirs) == host(ours) && port(theirs) == port(ours)
 }
 
-/// For all that takes the admin token: a body must be sent as JSON. A swap may bring a component, and looks at the type itself.
+/// The middleware for all routes that take the admin token: a body must be JSON. A swap may have a component as its body, and
+/// checks the type itself.
 pub(super) async fn require_json(request: Request, next: Next) -> Result<Response, Problem> {
     let is_swap = request.method() == Method::PUT;
     if is_swap || !has_body(request.headers()) || is_json(request.headers()) {

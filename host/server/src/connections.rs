@@ -1,6 +1,6 @@
-//! Connections: how many there may be, how long each may take to say what it wants, and how they end.
+//! The connections of the daemon: their number, the time in which each must send its request, and their end.
 //!
-//! axum's own loop has no bound on any of these, so this one takes its place. Knows nothing of what is asked.
+//! axum's own loop has no limits on these, so this one replaces it. It does not depend on the requests.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -23,55 +23,55 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use super::bounds;
-use super::connection_table::{ConnectionTable, OpenEntry, SecretLocation};
+use super::connection_table::{ActiveRequest, ConnectionSlot, ConnectionTable};
 use super::rate_limited_log::RateLimitedLog;
 use super::write_timeout::WriteTimeoutStream;
 
-/// Half of the files that a process may have open where nobody says otherwise; the rest is for the engine, the registries and
-/// the history. Beyond it [`ConnectionTable`] says which one makes room.
+/// Half of the default limit on open files; the engine, the registries and the history need the rest. Beyond it [`ConnectionTable`]
+/// evicts connections.
 const CONNECTIONS_MAX: usize = 512;
 
-/// Connections more, on which health is answered while all others are busy with requests.
+/// Additional connections for health checks while all others are busy with requests.
 const RESERVE: usize = 32;
 const RESERVE_HEAD_TIME: Duration = Duration::from_secs(2);
 
-/// Connections that wait in the kernel's queue; it may allow fewer. Where this one is full, clients find out by silence.
+/// The kernel's queue of new connections, which it may shorten. If the queue is full, clients get no answer at all.
 const WAITING_MAX: u32 = 4096;
 
-/// For the head of a request to come, from its first moment; also how long a connection may do nothing between two requests.
+/// The time for the head of a request to arrive, from its first byte, and the idle time of a connection between two requests.
 const HEAD_TIME: Duration = Duration::from_secs(20);
 
-/// For a client that takes nothing of its answer. A stream of events says something more often than that.
+/// The time after which a client that reads nothing of its response is disconnected. A stream of events sends more often.
 const STALLED: Duration = Duration::from_secs(60);
 
-/// What is read ahead of one connection. A request's head must fit: ours are some hundred bytes, those of browsers behind proxies
-/// some KiB.
+/// The read buffer of a connection. A request's head must fit: ours have some hundred bytes, those of browsers behind proxies some
+/// KiB.
 const BUFFER_BYTES: usize = 32 * 1024;
 
-/// After an accept that failed: with no file left, the next one fails too.
+/// The pause after a failed accept: if no file descriptor is left, the next one fails too.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 
-/// As `TcpListener::bind`, with a queue of a known length.
+/// Bind like `TcpListener::bind`, with a known queue length.
 pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    // A daemon that starts again takes the port of the one before at once.
+    // A restarted daemon can reuse the port immediately.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(WAITING_MAX)
 }
 
-/// Takes connections until `until`, and then ends each when its last answer is out.
+/// Serve connections until `until` completes, and then end each after its last response.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
     until: impl Future<Output = ()> + Send + 'static,
 ) {
     let table = ConnectionTable::new(CONNECTIONS_MAX, RESERVE);
-    let full = RateLimitedLog::new("all connections were taken", 1);
-    let failed = RateLimitedLog::new("a connection could not be taken", 1);
+    let full_log = RateLimitedLog::new("all connections taken", 1);
+    let failed_log = RateLimitedLog::new("cannot accept a connection", 1);
     let connections = TaskTracker::new();
     let stopping = CancellationToken::new();
     let mut until = pin!(until);
@@ -82,58 +82,66 @@ pub(super) async fn serve(
         };
         match accepted {
             Ok((stream, peer)) => {
-                if table.is_full() && full.happened() {
+                if table.is_full() && full_log.count_occurrence() {
                     tracing::warn!(
-                        "all {CONNECTIONS_MAX} connections are taken, and those without a request make room"
+                        "all {CONNECTIONS_MAX} connections are taken, evicting those without a request"
                     );
                 }
-                let place = tokio::select! {
-                    place = table.place(peer.ip()) => place,
+                let slot = tokio::select! {
+                    slot = table.acquire_slot(peer.ip()) => slot,
                     () = &mut until => break,
                 };
-                connections.spawn(converse(stream, router.clone(), stopping.clone(), place));
+                connections.spawn(serve_connection(
+                    stream,
+                    router.clone(),
+                    stopping.clone(),
+                    slot,
+                ));
             }
             Err(error) => {
-                if failed.happened() {
-                    tracing::error!("cannot take a connection: {error}");
+                if failed_log.count_occurrence() {
+                    tracing::error!("cannot accept a connection: {error}");
                 }
                 tokio::time::sleep(ACCEPT_AGAIN).await;
             }
         }
     }
-    // Who connects from now on is refused by the kernel, and need not wait.
+    // From now on the kernel refuses new connections, so clients do not wait.
     drop(listener);
     stopping.cancel();
     connections.close();
     connections.wait().await;
 }
 
-async fn converse(
+async fn serve_connection(
     stream: TcpStream,
     router: Router,
     stopping: CancellationToken,
-    place: SecretLocation,
+    slot: ConnectionSlot,
 ) {
-    // Events and short answers are not held back for more.
+    // Do not delay events and short responses.
     let _ = stream.set_nodelay(true);
-    let place = Arc::new(place);
-    let evicted = place.evicted.clone();
-    let is_reserve = place.is_reserve;
+    let slot = Arc::new(slot);
+    let evicted = slot.evicted.clone();
+    let is_reserve = slot.is_reserve;
     let answer = service_fn(move |request: hyper::Request<Incoming>| {
-        let (router, place) = (router.clone(), place.clone());
+        let (router, slot) = (router.clone(), slot.clone());
         async move {
-            let under_way = place.begin_request();
-            let mut answer = if place.is_reserve && !is_health(request.uri().path()) {
-                bounds::busy().into_response()
+            let active_request = slot.begin_request();
+            let mut answer = if slot.is_reserve && !is_health(request.uri().path()) {
+                bounds::busy_problem().into_response()
             } else {
                 router.oneshot(request).await?
             };
-            // Others wait: whoever has been answered connects again.
-            if place.is_reserve || place.is_full() {
-                bounds::close(&mut answer);
+            // Others are waiting, and a client with a response can connect again.
+            if slot.is_reserve || slot.is_full() {
+                bounds::close_connection(&mut answer);
             }
             let (head, body) = answer.into_parts();
-            let body = Body::new(Tracked { body, under_way });
+            let body = Body::new(TrackedBody {
+                body,
+                active_request,
+            });
             Ok::<_, Infallible>(hyper::Response::from_parts(head, body))
         }
     });
@@ -149,9 +157,9 @@ async fn converse(
     let mut connection = pin!(protocol.serve_connection(stream, answer));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        // Nothing of it is under way, so nothing is lost.
+        // The connection has no active request, so nothing is lost.
         () = evicted.cancelled() => {
-            tracing::debug!("a connection without a request makes room for another");
+            tracing::debug!("evicted a connection without a request");
             return;
         }
         () = stopping.cancelled() => {
@@ -159,9 +167,9 @@ async fn converse(
             connection.await
         }
     };
-    // Clients that hang up, dribble or speak something else. Nobody can do anything about one of them.
+    // The client has hung up, trickled, or used another protocol. Refit cannot fix that.
     if let Err(error) = ended {
-        tracing::debug!("a connection ended: {error}");
+        tracing::debug!("connection failed: {error}");
     }
 }
 
@@ -169,14 +177,14 @@ fn is_health(path: &str) -> bool {
     matches!(path, "/healthz" | "/readyz")
 }
 
-/// A body whose request is under way until it is out, or nobody wants it any more.
-struct Tracked {
+/// A response body that keeps its request active until it is sent or dropped.
+struct TrackedBody {
     body: Body,
     #[expect(dead_code, reason = "it ends when it is dropped")]
-    under_way: OpenEntry,
+    active_request: ActiveRequest,
 }
 
-impl HttpBody for Tracked {
+impl HttpBody for TrackedBody {
     type Data = Bytes;
     type Error = axum::Error;
 

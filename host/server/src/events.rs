@@ -1,7 +1,7 @@
-//! `GET /v1/refreshes/{id}/events`: what a refresh tells, as it happens, as Server-Sent Events.
+//! `GET /v1/refreshes/{id}/events`: the events of a refresh as they happen, as Server-Sent Events.
 //!
-//! A watcher is told at its own pace, from the feed of the refresh: one that is slow misses progress, one that never reads is a
-//! socket that waits, and neither is noticed by the refresh.
+//! Each watcher reads from the event log of the refresh at its own speed: a slow watcher misses progress events, and one that never
+//! reads only blocks its socket. Neither delays the refresh.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -28,21 +28,21 @@ use super::AppState;
 use super::history;
 use super::problem::{Document, Problem};
 
-/// Watchers at once. Each is a connection and a few events; a platform has a dashboard or two, and an operator.
+/// The concurrent watchers. Each takes a connection and a few events; a platform has a dashboard or two, and an operator.
 const STREAMS_MAX: usize = 64;
 static STREAMS: Semaphore = Semaphore::const_new(STREAMS_MAX);
 
-/// Events that are held for one watcher.
+/// The buffered events of a watcher.
 const HELD: usize = 32;
 
-/// Shorter than proxies wait for a connection that says nothing; and how soon a watcher that left is found out.
+/// Shorter than the idle timeout of proxies. It also bounds the time in which a closed connection is detected.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// How soon a browser that lost the connection comes back.
+/// How soon a disconnected browser reconnects.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Where a refresh can be watched.
-pub(super) fn place(id: Id) -> String {
+/// The path of a refresh's events.
+pub(super) fn events_path(id: Id) -> String {
     format!("/v1/refreshes/{id}/events")
 }
 
@@ -81,15 +81,15 @@ pub(super) struct Parameters {
     ),
 )]
 pub(super) async fn watch(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     id: Result<Path<Id>, PathRejection>,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let Path(id) = id.map_err(|_| history::none())?;
     let position = position(parameters, &headers)?;
-    let Some(run) = served.runs.find(id) else {
-        return Err(match history::entry(&served, id).await? {
+    let Some(run) = state.runs.find(id) else {
+        return Err(match history::entry(&state, id).await? {
             None => history::none(),
             Some(_) => Problem::new(
                 StatusCode::NOT_FOUND,
@@ -101,7 +101,7 @@ pub(super) async fn watch(
     };
     let since = run.feed.since(position, 1);
     if since.ended && since.told.is_empty() {
-        // For a browser's `EventSource` that means: do not come back.
+        // This status makes a browser's `EventSource` stop reconnecting.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let Ok(place) = STREAMS.try_acquire() else {
@@ -115,7 +115,7 @@ pub(super) async fn watch(
     let mut answer = Sse::new(events(run, position, place))
         .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
         .into_response();
-    // nginx would otherwise collect events until its buffer is full.
+    // Otherwise nginx would buffer events until its buffer is full.
     answer.headers_mut().insert(
         HeaderName::from_static("x-accel-buffering"),
         HeaderValue::from_static("no"),
@@ -123,7 +123,7 @@ pub(super) async fn watch(
     Ok(answer)
 }
 
-/// The header goes first: a browser that comes back has the newer one there.
+/// The position from the header, otherwise from the query: a browser that reconnects sends the newer one in the header.
 fn position(
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: &HeaderMap,
@@ -151,12 +151,12 @@ fn position(
         .ok_or_else(|| wrong("`Last-Event-ID` is the `id` of an event that was told".into()))
 }
 
-/// Numbers go up to where those of other languages end, as the description of the interface says.
+/// Positions must be safe integers in other languages, as the API description says.
 fn is_position(position: Position) -> bool {
     position <= i64::MAX.unsigned_abs()
 }
 
-/// An event as it is described: a message of Server-Sent Events.
+/// The schema of an event: a message of Server-Sent Events.
 pub(super) enum EventMessage {}
 
 impl PartialSchema for EventMessage {
@@ -233,10 +233,12 @@ impl Watcher {
             return Some(Event::default().retry(RETRY));
         }
         loop {
-            if let Some((position, told)) = self.held.pop_front() {
+            if let Some((position, event_value)) = self.held.pop_front() {
                 self.position = position;
-                let event = Event::default().id(position.to_string()).event(told.name());
-                return event.json_data(&told).ok();
+                let event = Event::default()
+                    .id(position.to_string())
+                    .event(event_value.name());
+                return event.json_data(&event_value).ok();
             }
             if self.ended {
                 return None;
@@ -246,7 +248,7 @@ impl Watcher {
             self.ended = since.ended;
             self.held = since.told.into();
             if self.held.is_empty() && !self.ended {
-                // The feed lives as long as the run that we hold.
+                // The event log exists as long as this run.
                 self.changes.changed().await.ok()?;
             }
         }

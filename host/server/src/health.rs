@@ -1,4 +1,4 @@
-//! `/healthz` and `/readyz`, for whoever looks after processes. They take no token, so they say little.
+//! `/healthz` and `/readyz`, for process supervisors. They require no token, so they reveal little.
 
 use axum::Json;
 use axum::extract::State;
@@ -40,25 +40,25 @@ pub(super) async fn alive() -> Json<Status> {
         (status = 503, description = "`engine-unavailable`, `recovering`, `unfinished-replacements` or `stopping`.", body = Document, content_type = "application/problem+json"),
     ),
 )]
-pub(super) async fn ready(State(served): State<AppState>) -> Result<Json<Status>, Problem> {
-    if served.stopping.is_cancelled() {
+pub(super) async fn ready(State(state): State<AppState>) -> Result<Json<Status>, Problem> {
+    if state.stopping.is_cancelled() {
         return Err(Problem::stopping());
     }
     let not = |code, why| Problem::new(StatusCode::SERVICE_UNAVAILABLE, code, why);
-    // The address of the engine and the like are in the log alone.
-    if !served.probe.is_up().await {
+    // Only the log has details such as the address of the engine.
+    if !state.probe.is_up().await {
         return Err(not(
             "engine-unavailable",
             "the container engine does not answer",
         ));
     }
-    if !served.recovered.is_cancelled() {
+    if !state.recovered.is_cancelled() {
         return Err(not(
             "recovering",
             "half-done replacements are being looked for",
         ));
     }
-    if served.reconciler.is_service_affected() {
+    if state.reconciler.is_service_affected() {
         return Err(not(
             "unfinished-replacements",
             "a replacement was left half done and could not be ended yet: `refit recover` says which",

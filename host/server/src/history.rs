@@ -1,5 +1,4 @@
-//! `GET /v1/refreshes`: what became of the refreshes on this machine, the daemon's and those of the command line, and which are
-//! under way.
+//! `GET /v1/refreshes`: the refreshes on this machine, by the daemon and by the command line, running ones included.
 
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -16,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::problem::{Document, Problem};
 use super::{AppState, events};
 
-/// Entries of an answer, where nobody says.
+/// The default number of entries in a response.
 const LIMIT: u32 = 50;
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -68,14 +67,14 @@ pub(super) struct View {
 }
 
 impl View {
-    pub(super) fn of(run: &RefreshHandle) -> Self {
+    pub(super) fn from_run(run: &RefreshHandle) -> Self {
         Self::with(run.shown(), Some(run))
     }
 
     fn with(shown: Shown, run: Option<&RefreshHandle>) -> Self {
         let under_way = run.filter(|_| shown.entry.outcome == Outcome::Running);
         Self {
-            events: under_way.map(|run| events::place(run.id)),
+            events: under_way.map(|run| events::events_path(run.id)),
             ending: under_way.is_some_and(RefreshHandle::is_ending),
             shown,
         }
@@ -99,13 +98,13 @@ impl View {
     ),
 )]
 pub(super) async fn list(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     asked: Result<Parameters<ListQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let Parameters(asked) = asked.map_err(|rejection| wrong(rejection.body_text()))?;
     let query = query(asked)?;
-    let unwritten = unwritten(&served, &query);
-    let listed = match served.refresher.history().cloned() {
+    let unwritten = unwritten(&state, &query);
+    let listed = match state.refresher.history().cloned() {
         None => Listed {
             page: Page::default(),
             unwritten,
@@ -113,17 +112,17 @@ pub(super) async fn list(
         },
         Some(history) => {
             let problem = history.trouble();
-            match look(&history, move |archive| archive.list(&query)).await {
+            match query_archive(&history, move |archive| archive.list(&query)).await {
                 Ok(page) => Listed {
                     page,
                     unwritten,
                     problem,
                 },
-                // What this daemon knows it can tell, and it says why that is not all.
-                Err(Unseen::Told(told)) if !unwritten.is_empty() => Listed {
+                // The daemon still lists its own entries, and reports why the rest is missing.
+                Err(Unseen::Told(diagnostic)) if !unwritten.is_empty() => Listed {
                     page: Page::default(),
                     unwritten,
-                    problem: Some(told),
+                    problem: Some(diagnostic),
                 },
                 Err(unseen) => return Err(unseen.into()),
             }
@@ -132,12 +131,13 @@ pub(super) async fn list(
     Ok(Json(listed).into_response())
 }
 
-/// They are the newest, so they belong to the first page; what a report mentions is not looked for in them.
-fn unwritten(served: &AppState, query: &Query) -> Vec<Entry> {
+/// The newest entries, which are not in the history yet. They belong to the first page; filters on the report's content do not
+/// apply.
+fn unwritten(state: &AppState, query: &Query) -> Vec<Entry> {
     if query.before.is_some() || query.container.is_some() || query.image.is_some() {
         return vec![];
     }
-    let runs = served.runs.unwritten();
+    let runs = state.runs.unwritten();
     let entries = runs.iter().map(|run| run.shown().entry);
     entries
         .filter(|entry| query.outcome.is_none_or(|wanted| wanted == entry.outcome))
@@ -161,19 +161,19 @@ fn unwritten(served: &AppState, query: &Query) -> Vec<Entry> {
     ),
 )]
 pub(super) async fn show(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     id: Result<Path<Id>, PathRejection>,
 ) -> Result<Response, Problem> {
     let Path(id) = id.map_err(|_| none())?;
-    let run = served.runs.find(id);
-    let history = served.refresher.history().filter(|_| id > 0).cloned();
+    let run = state.runs.find(id);
+    let history = state.refresher.history().filter(|_| id > 0).cloned();
     let written = match &history {
-        Some(history) => look(history, move |archive| archive.show(id)).await,
+        Some(history) => query_archive(history, move |archive| archive.show(id)).await,
         None => Ok(None),
     };
     let view = match (written, &run) {
         (Ok(Some(shown)), run) => View::with(shown, run.as_deref()),
-        (_, Some(run)) => View::of(run),
+        (_, Some(run)) => View::from_run(run),
         (Ok(None), None) => return Err(none()),
         (Err(unseen), None) => return Err(unseen.into()),
     };
@@ -188,12 +188,12 @@ pub(super) fn none() -> Problem {
     )
 }
 
-/// Whether the history knows one with this number.
-pub(super) async fn entry(served: &AppState, id: Id) -> Result<Option<Entry>, Problem> {
-    let Some(history) = served.refresher.history().filter(|_| id > 0).cloned() else {
+/// The entry of the history with this id, if there is one.
+pub(super) async fn entry(state: &AppState, id: Id) -> Result<Option<Entry>, Problem> {
+    let Some(history) = state.refresher.history().filter(|_| id > 0).cloned() else {
         return Ok(None);
     };
-    let shown = look(&history, move |archive| archive.show(id)).await?;
+    let shown = query_archive(&history, move |archive| archive.show(id)).await?;
     Ok(shown.map(|shown| shown.entry))
 }
 
@@ -223,7 +223,7 @@ fn wrong(what: String) -> Problem {
     .hint(what)
 }
 
-/// Why the history could not be looked at.
+/// Why the history could not be read.
 enum Unseen {
     Told(Diagnostic),
     Panicked,
@@ -232,29 +232,31 @@ enum Unseen {
 impl From<Unseen> for Problem {
     fn from(unseen: Unseen) -> Self {
         match unseen {
-            Unseen::Told(told) => {
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, "history-unavailable", told)
-            }
+            Unseen::Told(diagnostic) => Self::from_diagnostic(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "history-unavailable",
+                diagnostic,
+            ),
             Unseen::Panicked => Self::internal(),
         }
     }
 }
 
-/// SQLite blocks.
-async fn look<T: Send + 'static>(
+/// Query the history on a blocking thread, because SQLite blocks.
+async fn query_archive<T: Send + 'static>(
     history: &History,
-    look: impl FnOnce(&Archive) -> Result<T, HistoryError> + Send + 'static,
+    query: impl FnOnce(&Archive) -> Result<T, HistoryError> + Send + 'static,
 ) -> Result<T, Unseen> {
     let archive = history.archive().clone();
-    match tokio::task::spawn_blocking(move || look(&archive)).await {
+    match tokio::task::spawn_blocking(move || query(&archive)).await {
         Ok(Ok(found)) => Ok(found),
         Ok(Err(error)) => {
-            let told = Diagnostic::of(&error);
-            tracing::error!("{}", told.sentence());
-            Err(Unseen::Told(told))
+            let diagnostic = Diagnostic::of(&error);
+            tracing::error!("{}", diagnostic.sentence());
+            Err(Unseen::Told(diagnostic))
         }
         Err(panicked) => {
-            tracing::error!("looking at the history panicked, please report it: {panicked}");
+            tracing::error!("query of the history panicked, please report it: {panicked}");
             Err(Unseen::Panicked)
         }
     }

@@ -1,6 +1,7 @@
-//! `POST /v1/hooks/github` and `/v1/hooks/registry`: who knocks is let in by a secret, and is answered before anything is looked at.
+//! `POST /v1/hooks/github` and `/v1/hooks/registry`: a secret authenticates the sender, who gets a response before any check of a
+//! registry.
 //!
-//! Neither takes the admin token. What is said rings the bell of the watcher, who asks the registry.
+//! Neither takes the admin token. A delivery only makes the watcher query the registry.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,32 +22,32 @@ use refit_service::hooks::{Ignored, Scoped, Unreadable, Unverified};
 use serde::Serialize;
 
 use super::AppState;
-use super::bounds::{Rate, Readers, read_in_turn, whole};
+use super::bounds::{Rate, Readers, limit_reads, read_body};
 use super::problem::{Document, Problem};
 use super::rate_limited_log::RateLimitedLog;
 use super::routes::Routes;
 
-/// What GitHub sends of a package is some 25 KiB, and a registry's envelope some KiB. Many times that, and with [`AT_ONCE`] a
-/// bound on memory.
+/// GitHub's delivery of a package has some 25 KiB, and a registry's envelope some KiB. This is many times that, and with
+/// [`AT_ONCE`] limits the memory.
 const BODY_BYTES_MAX: usize = 1 << 20;
 
 /// GitHub gives up after 10 s in all.
 const BODY_TIME: Duration = Duration::from_secs(8);
 
-/// Deliveries that are read at once. Each takes milliseconds.
+/// The concurrent reads of deliveries. Each takes milliseconds.
 const AT_ONCE: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Of those who have the secret. A push of an image makes a registry tell of each layer: 20 images of 40 layers at once, and a
-/// push each second for ever. A registry that is sent away comes again.
+/// The limits on authenticated senders. A push of an image makes a registry send an event for each layer: this allows 20 images of
+/// 40 layers at once, and then a push each second. A registry retries a refused delivery.
 const BURST: u32 = 1000;
 const PER_SECOND: u32 = 50;
 
-/// Deliveries of a minute that are logged one by one.
+/// The number of deliveries per minute with a separate log line.
 const LOGGED: u32 = 20;
 
-/// What is counted for one route.
-struct Counted {
+/// The counters of one route.
+struct RouteCounters {
     rate: Rate,
     taken: Arc<RateLimitedLog>,
     refused: Arc<RateLimitedLog>,
@@ -68,8 +69,8 @@ pub(super) struct Answer {
 }
 
 pub(super) fn routes() -> Routes {
-    let gate = |full| from_fn_with_state(Readers::new(AT_ONCE, PATIENCE, full), read_in_turn);
-    let github = Counted {
+    let limit = |full| from_fn_with_state(Readers::new(AT_ONCE, PATIENCE, full), limit_reads);
+    let github = RouteCounters {
         rate: Rate::new(BURST, PER_SECOND),
         taken: RateLimitedLog::new("GitHub's webhook was delivered", LOGGED),
         refused: RateLimitedLog::new("a delivery to `/v1/hooks/github` was refused", 1),
@@ -78,7 +79,7 @@ pub(super) fn routes() -> Routes {
             1,
         ),
     };
-    let registry = Counted {
+    let registry = RouteCounters {
         rate: Rate::new(BURST, PER_SECOND),
         taken: RateLimitedLog::new("a registry's notification was delivered", LOGGED),
         refused: RateLimitedLog::new("a notification to `/v1/hooks/registry` was refused", 1),
@@ -87,20 +88,20 @@ pub(super) fn routes() -> Routes {
             1,
         ),
     };
-    let github = Routes::open()
+    let github = Routes::without_token()
         .with(__path_from_github, from_github)
-        .layered(|routes| {
+        .with_layers(|routes| {
             routes
-                .layer(gate(
+                .layer(limit(
                     "all places for deliveries to `/v1/hooks/github` were taken",
                 ))
                 .layer(Extension(Arc::new(github)))
         });
-    let registry = Routes::open()
+    let registry = Routes::without_token()
         .with(__path_from_registry, from_registry)
-        .layered(|routes| {
+        .with_layers(|routes| {
             routes
-                .layer(gate(
+                .layer(limit(
                     "all places for notifications to `/v1/hooks/registry` were taken",
                 ))
                 .layer(Extension(Arc::new(registry)))
@@ -138,32 +139,32 @@ pub(super) fn routes() -> Routes {
     ),
 )]
 async fn from_github(
-    State(served): State<AppState>,
-    Extension(counted): Extension<Arc<Counted>>,
+    State(state): State<AppState>,
+    Extension(counters): Extension<Arc<RouteCounters>>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let hook = served.hooks.github.as_ref().ok_or_else(|| {
+    let hook = state.hooks.github.as_ref().ok_or_else(|| {
         disabled("GitHub").hint("set `[hooks.github] secret_file`, or `GITHUB_WEBHOOK_SECRET`")
     })?;
     let (parts, body) = request.into_parts();
     let signature = text(&parts.headers, "x-hub-signature-256")
-        .ok_or_else(|| counted.refuse(Unverified::Missing).hint(SIGN))?;
-    let body = whole(body, BODY_BYTES_MAX, BODY_TIME).await?;
+        .ok_or_else(|| counters.refuse(Unverified::Missing).hint(SIGN))?;
+    let body = read_body(body, BODY_BYTES_MAX, BODY_TIME).await?;
     let delivery = text(&parts.headers, "x-github-delivery").filter(|id| id.len() <= 64);
     let delivery = delivery.map(str::to_owned);
-    let said = read_github(hook, &counted, &parts, signature, &body)?;
+    let said = read_github(hook, &counters, &parts, signature, &body)?;
     let (status, scoped) = match said {
         Delivery::Ping => (StatusCode::OK, Scoped::default()),
         Delivery::Other(why) => (StatusCode::ACCEPTED, Scoped::ignoring("the delivery", why)),
         Delivery::Published(published) => {
-            let grants = served.refresher.active().content.grants.clone();
+            let grants = state.refresher.active().content.grants.clone();
             (StatusCode::ACCEPTED, Scoped::new(vec![published], &grants))
         }
     };
-    if counted.taken.happened() {
-        tracing::info!(delivery, accepted = ?scoped.accepted, ignored = scoped.ignored.len(), "GitHub's webhook was delivered");
+    if counters.taken.count_occurrence() {
+        tracing::info!(delivery, accepted = ?scoped.accepted, ignored = scoped.ignored.len(), "received a webhook of GitHub");
     }
-    ring(&served, &scoped);
+    enqueue_checks(&state, &scoped);
     let answer = Answer {
         delivery,
         scoped,
@@ -177,14 +178,14 @@ const SIGN: &str =
 
 fn read_github(
     hook: &Github,
-    counted: &Counted,
+    counters: &RouteCounters,
     parts: &Parts,
     signature: &str,
     body: &Bytes,
 ) -> Result<Delivery, Problem> {
     let verified = hook.keys.verify(signature, body);
-    let verified = verified.map_err(|why| counted.refuse(why).hint(SIGN))?;
-    counted.in_time()?;
+    let verified = verified.map_err(|why| counters.refuse(why).hint(SIGN))?;
+    counters.check_rate()?;
     let form = match media_type(&parts.headers) {
         "application/json" => Form::Json,
         "application/x-www-form-urlencoded" => Form::Encoded,
@@ -218,31 +219,33 @@ fn read_github(
     ),
 )]
 async fn from_registry(
-    State(served): State<AppState>,
-    Extension(counted): Extension<Arc<Counted>>,
+    State(state): State<AppState>,
+    Extension(counters): Extension<Arc<RouteCounters>>,
     request: Request,
 ) -> Result<Response, Problem> {
-    if served.hooks.registries.is_empty() {
+    if state.hooks.registries.is_empty() {
         return Err(disabled("registries")
             .hint("list one in `[[hooks.registry]]`, or set `REGISTRY_WEBHOOK_SECRET`"));
     }
     let (parts, body) = request.into_parts();
     let secret = shared_secret(&parts.headers)
-        .ok_or_else(|| counted.refuse(Unverified::Missing).hint(SEND))?;
-    // Before its body: a stranger's is not even read.
-    let hook = served
+        .ok_or_else(|| counters.refuse(Unverified::Missing).hint(SEND))?;
+    // Check the secret before reading the body, so that an untrusted client's body is not read.
+    let hook = state
         .hooks
         .registries
         .iter()
         .find(|hook| hook.secrets.has(secret));
-    let hook = hook.ok_or_else(|| counted.refuse(Unverified::Wrong).hint(SEND))?;
-    counted.in_time()?;
-    let (scoped, others) = read_registry(&served, hook, secret, &parts, body).await?;
-    // A registry tells of each layer, which nobody wants to read.
-    if !(scoped.accepted.is_empty() && scoped.ignored.is_empty()) && counted.taken.happened() {
+    let hook = hook.ok_or_else(|| counters.refuse(Unverified::Wrong).hint(SEND))?;
+    counters.check_rate()?;
+    let (scoped, others) = read_registry(&state, hook, secret, &parts, body).await?;
+    // A registry sends an event for each layer; do not log those without an image.
+    if !(scoped.accepted.is_empty() && scoped.ignored.is_empty())
+        && counters.taken.count_occurrence()
+    {
         tracing::info!(registry = hook.name, accepted = ?scoped.accepted, ignored = scoped.ignored.len(), "a registry's notification was delivered");
     }
-    ring(&served, &scoped);
+    enqueue_checks(&state, &scoped);
     let answer = Answer {
         delivery: None,
         scoped,
@@ -254,7 +257,7 @@ async fn from_registry(
 const SEND: &str = "the registry must send the secret of its `[[hooks.registry]]` as `Authorization: Bearer SECRET`";
 
 async fn read_registry(
-    served: &AppState,
+    state: &AppState,
     hook: &RegistryHook,
     secret: &str,
     parts: &Parts,
@@ -268,17 +271,17 @@ async fn read_registry(
             "application/vnd.docker.distribution.events.v2+json",
         ));
     }
-    let body = whole(body, BODY_BYTES_MAX, BODY_TIME).await?;
+    let body = read_body(body, BODY_BYTES_MAX, BODY_TIME).await?;
     let verified = hook.secrets.vouch(secret, &body);
     let verified = verified.map_err(|why| {
-        Problem::of(
+        Problem::from_diagnostic(
             StatusCode::UNAUTHORIZED,
             "unauthorized",
             Diagnostic::of(&why),
         )
     })?;
     let notified = hook.read(verified).map_err(|error| unreadable(&error))?;
-    let grants = served.refresher.active().content.grants.clone();
+    let grants = state.refresher.active().content.grants.clone();
     let mut scoped = Scoped::new(notified.published, &grants);
     scoped
         .ignored
@@ -289,35 +292,33 @@ async fn read_registry(
     Ok((scoped, notified.others))
 }
 
-fn ring(served: &AppState, scoped: &Scoped) {
-    // To ring for none would be to ring for all.
+fn enqueue_checks(state: &AppState, scoped: &Scoped) {
+    // An empty list would trigger a check of all images.
     if !scoped.repositories.is_empty() {
-        served.bell.announce(scoped.announced.clone());
-        served
+        state.bell.announce(scoped.announced.clone());
+        state
             .bell
             .ring(Trigger::Webhook, scoped.repositories.iter().cloned());
     }
 }
 
-impl Counted {
-    /// Logged once a minute. What was sent is not.
+impl RouteCounters {
+    /// Logged once a minute, without the content.
     fn refuse(&self, why: Unverified) -> Problem {
-        if self.refused.happened() {
+        if self.refused.count_occurrence() {
             tracing::warn!("a delivery of a webhook was refused: {why}");
         }
         let code = match why {
             Unverified::Missing => "unsigned",
             Unverified::Wrong => "wrong-signature",
         };
-        Problem::of(StatusCode::UNAUTHORIZED, code, Diagnostic::of(&why))
+        Problem::from_diagnostic(StatusCode::UNAUTHORIZED, code, Diagnostic::of(&why))
     }
 
-    fn in_time(&self) -> Result<(), Problem> {
+    fn check_rate(&self) -> Result<(), Problem> {
         self.rate.take().map_err(|wait| {
-            if self.flooded.happened() {
-                tracing::warn!(
-                    "deliveries of a webhook are sent away: more than {PER_SECOND} a second come"
-                );
+            if self.flooded.count_occurrence() {
+                tracing::warn!("refusing deliveries of a webhook: more than {PER_SECOND} a second");
             }
             let many = format!("more than {PER_SECOND} deliveries a second come");
             Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-deliveries", many).again_in(wait)
@@ -343,14 +344,14 @@ fn unsupported(wanted: &str) -> Problem {
 }
 
 fn unreadable(error: &Unreadable) -> Problem {
-    Problem::of(StatusCode::BAD_REQUEST, "bad-body", Diagnostic::of(error))
+    Problem::from_diagnostic(StatusCode::BAD_REQUEST, "bad-body", Diagnostic::of(error))
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// Without its parameters.
+/// The media type without its parameters.
 fn media_type(headers: &HeaderMap) -> &str {
     let kind = headers
         .get(header::CONTENT_TYPE)
@@ -359,7 +360,7 @@ fn media_type(headers: &HeaderMap) -> &str {
     kind.split(';').next().unwrap_or_default().trim()
 }
 
-/// Where a registry can be told to send it.
+/// The secret, from the headers in which a registry can send it.
 fn shared_secret(headers: &HeaderMap) -> Option<&str> {
     let bearer = text(headers, "authorization")
         .and_then(|value| value.split_once(' '))

@@ -1,4 +1,4 @@
-//! The HTTP interface. Handlers are: extract, call one function of the domain, answer. The only place that names axum.
+//! The HTTP interface. A handler extracts its input, calls one function of the domain, and responds. Only this crate uses axum.
 
 #![forbid(unsafe_code)]
 
@@ -55,77 +55,77 @@ use refit_service::watch::check_queue::CheckQueue;
 
 use self::problem::Problem;
 
-/// What handlers share.
+/// The state that handlers share.
 #[derive(Clone)]
 pub struct AppState {
     pub refresher: Arc<Refresher>,
-    /// The way to a refresh, and to those that are under way.
+    /// Starts refreshes and tracks the running ones.
     pub runs: Arc<RefreshManager>,
-    /// How webhooks say that something may have been published.
+    /// The queue through which webhooks request a check of the registry.
     pub bell: Arc<CheckQueue>,
     pub hooks: Arc<Hooks>,
-    /// Refreshes that wait for a person.
+    /// Refreshes that wait for approval.
     pub approvals: Arc<Approvals>,
-    /// `None` where nothing is watched.
+    /// The watcher, or `None` if nothing is watched.
     pub watcher: Option<Arc<Watcher>>,
-    /// Under which names the daemon may be asked.
+    /// The host names under which clients may call the daemon.
     pub hosts: Arc<KnownHosts>,
-    /// `None` only if the configuration allows it, and on loopback alone.
+    /// The admin token. `None` only if the configuration allows it, and only on loopback.
     pub token: Option<Arc<AdminToken>>,
-    /// For `/metrics` alone, beside the other one.
+    /// An additional token for `/metrics` only.
     pub metrics_token: Option<Arc<AdminToken>>,
     pub metrics: Arc<Metrics>,
-    /// Whether the engine answers.
+    /// Checks whether the engine responds.
     pub probe: Arc<Probe>,
-    /// Other work that was asked for and goes on when its client has hung up.
+    /// Other requested work that continues after its client disconnects.
     pub work: TaskTracker,
-    /// Set when it was looked for what a killed Refit left half done, whatever came of that.
+    /// Cancelled when the search for interrupted replacements at the start has ended, whatever its result.
     pub recovered: CancellationToken,
-    /// What is still half done.
+    /// The interrupted replacements that are still unfinished.
     pub reconciler: Arc<Reconciler>,
-    /// Set when the daemon is told to stop.
+    /// Cancelled when the daemon has to stop.
     pub stopping: CancellationToken,
 }
 
-/// No request of ours has a body to speak of, but one that brings a policy, which counts for itself.
+/// The largest request body, except for requests that bring a policy, which have a separate limit.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
-/// Answers on `listener` until `until`, and then until the last answer is out.
+/// Serve requests on `listener` until `until` completes, and then until the last response is sent.
 pub async fn serve(
     listener: TcpListener,
-    served: AppState,
+    state: AppState,
     until: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    connections::serve(listener, router(served), until).await;
+    connections::serve(listener, router(state), until).await;
     Ok(())
 }
 
-/// Which routes there are, `routes` says.
-pub fn router(served: AppState) -> Router {
+/// Build the router from the tables in `routes`.
+pub fn router(state: AppState) -> Router {
     let guarded = routes::for_admin()
         .router
         .layer(from_fn(browsers::require_json))
-        .layer(from_fn_with_state(served.clone(), auth::require_token))
+        .layer(from_fn_with_state(state.clone(), auth::require_token))
         .layer(from_fn_with_state(
-            served.clone(),
+            state.clone(),
             browsers::require_known_host,
         ));
     let metrics = routes::for_metrics().router.layer(from_fn_with_state(
-        served.clone(),
+        state.clone(),
         auth::require_metrics_token,
     ));
-    // A collector has a token; without any, pages of others could read them.
-    let metrics = match served.token.is_some() || served.metrics_token.is_some() {
+    // A collector has a token; without any, pages of other sites could read the metrics.
+    let metrics = match state.token.is_some() || state.metrics_token.is_some() {
         true => metrics,
         false => metrics.layer(from_fn_with_state(
-            served.clone(),
+            state.clone(),
             browsers::require_known_host,
         )),
     };
-    routes::open()
+    routes::without_token()
         .router
         .merge(metrics)
-        .merge(routes::for_senders().router)
+        .merge(routes::for_webhooks().router)
         .merge(guarded)
         .fallback(async || {
             Problem::new(StatusCode::NOT_FOUND, "not-found", "there is nothing here")
@@ -139,5 +139,5 @@ pub fn router(served: AppState) -> Router {
         })
         .layer(from_fn(browsers::refuse_other_sites))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(served)
+        .with_state(state)
 }

@@ -1,4 +1,4 @@
-//! `GET /metrics`: all numbers, in the format that whoever collects them likes best.
+//! `GET /metrics`: all metrics, in the format that the collector prefers.
 
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
@@ -22,17 +22,17 @@ use super::AppState;
         (String = "application/openmetrics-text; version=1.0.0; charset=utf-8"),
     ))),
 )]
-pub(super) async fn show(State(served): State<AppState>, headers: HeaderMap) -> Response {
-    // So that it is known although nobody has asked for anything yet.
-    served.probe.is_up().await;
+pub(super) async fn show(State(state): State<AppState>, headers: HeaderMap) -> Response {
+    // Probe the engine now, so that the metric has a value before any other request.
+    state.probe.is_up().await;
     let accepted = headers.get_all(header::ACCEPT).into_iter();
     let accepted: Vec<_> = accepted.filter_map(|value| value.to_str().ok()).collect();
     let format = format(&accepted.join(","));
-    let text = served.metrics.text(format);
+    let text = state.metrics.text(format);
     ([(header::CONTENT_TYPE, format.content_type())], text).into_response()
 }
 
-/// OpenMetrics for who prefers it to plain text. Whoever accepts neither gets plain text, as a browser and curl do.
+/// Choose OpenMetrics for clients that prefer it. Clients that accept neither format get plain text, like browsers and curl.
 fn format(accepted: &str) -> Format {
     let mut best = (Format::Prometheus, 0.0);
     for range in accepted.split(',') {
@@ -65,8 +65,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_format_is_the_one_that_is_liked_best() {
-        // As Prometheus 2.53 and 3 ask.
+    fn format_is_the_preferred_one() {
+        // Prometheus 2.53 and 3 send these headers.
         let old = "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
         let new = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
         for (accepted, expected) in [

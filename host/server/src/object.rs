@@ -1,4 +1,4 @@
-//! An object of JSON in a request. serde takes a list for a struct, field by field, so that `[]` would be a request for everything.
+//! A JSON object in a request. serde would also accept a list for a struct, field by field, so that `[]` would request everything.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -7,7 +7,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// A `T` that was sent as an object.
+/// A `T` that the client sent as an object.
 #[derive(Debug)]
 pub(super) struct JsonObject<T>(pub(super) T);
 
@@ -31,7 +31,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for JsonObject<T> {
     }
 }
 
-/// Parses a body that may be left out: an empty one and `null` are the default.
+/// Parse an optional body: an empty one and `null` mean the default.
 pub(super) fn parse_optional<T>(body: &[u8]) -> Result<T, serde_json::Error>
 where
     T: Default + for<'de> Deserialize<'de>,

@@ -1,6 +1,6 @@
-//! The description of the HTTP interface, OpenAPI 3.1: `GET /v1/openapi.json`, and `refit openapi` without a daemon.
+//! The OpenAPI 3.1 document of the HTTP interface: `GET /v1/openapi.json`, and `refit openapi` without a daemon.
 //!
-//! Made from the table of `routes`; docs/http.md is made from this.
+//! It is generated from the tables in `routes`, and docs/http.md is generated from it.
 
 use axum::Json;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
@@ -10,10 +10,10 @@ use utoipa::openapi::{Components, InfoBuilder, LicenseBuilder, OpenApi, OpenApiB
 use super::problem::Problem;
 use super::routes::{self, Routes};
 
-/// What holds for all routes.
+/// The introduction, which applies to all routes.
 const ABOUT: &str = include_str!("openapi.md");
 
-/// In the order of the page.
+/// The tags, in the order of the page.
 const TAGS: [(&str, &str); 8] = [
     (
         "refreshes",
@@ -40,7 +40,7 @@ const TAGS: [(&str, &str); 8] = [
     ("description", "This description."),
 ];
 
-/// The whole document.
+/// Build the whole document.
 pub fn document() -> OpenApi {
     let mut paths = Paths::new();
     let mut components = Components::new();
@@ -50,9 +50,9 @@ pub fn document() -> OpenApi {
         ..
     } in [
         routes::for_admin(),
-        routes::for_senders(),
+        routes::for_webhooks(),
         routes::for_metrics(),
-        routes::open(),
+        routes::without_token(),
     ] {
         paths.merge(some);
         components.schemas.extend(schemas);
@@ -121,7 +121,7 @@ pub(super) async fn show() -> Json<OpenApi> {
 mod tests {
     use super::*;
 
-    /// Every `Problem` that the source makes, by its status and code, stands in the table.
+    /// The table lists every `Problem` of the source by its status and code.
     #[test]
     fn every_code_is_told_of() {
         let table = ABOUT;
@@ -133,7 +133,7 @@ mod tests {
             }
             let text = std::fs::read_to_string(&path).unwrap();
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-            // `StatusCode::NOT_FOUND, "no-refresh"`, on one line or several.
+            // The pattern is `StatusCode::NOT_FOUND, "no-refresh"`, on one line or several.
             for after in code.split("StatusCode::").skip(1) {
                 let Some((status, rest)) = after.split_once(',') else {
                     continue;
@@ -181,7 +181,7 @@ mod tests {
         }
     }
 
-    /// A reference that leads nowhere is no description.
+    /// Every reference of the document has a schema.
     #[test]
     fn every_schema_that_is_named_is_there() {
         let document = serde_json::to_value(document()).unwrap();

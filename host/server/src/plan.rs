@@ -1,4 +1,4 @@
-//! `POST /v1/plan`: what a refresh would do, and why. Changes nothing and pulls nothing.
+//! `POST /v1/plan`: the refresh that would happen, with the reasons. It changes and pulls nothing.
 
 use axum::Json;
 use axum::extract::State;
@@ -33,24 +33,24 @@ use super::refresh_body::{RefreshBody, RequestBody};
     ),
 )]
 pub(super) async fn plan(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     asked: RequestBody,
 ) -> Result<Response, Problem> {
     let request = RefreshBody::request(asked)?;
-    if served.stopping.is_cancelled() {
+    if state.stopping.is_cancelled() {
         return Err(Problem::stopping());
     }
-    let stopping = served.stopping.clone();
-    let plan = served
+    let stopping = state.stopping.clone();
+    let plan = state
         .refresher
         .run(&request, Mode::Plan, no_events(), stopping);
     match plan.await {
         Ok(report) => Ok(Json(report).into_response()),
-        Err(error) => Err(refused(&error)),
+        Err(error) => Err(to_problem(&error)),
     }
 }
 
-pub(super) fn refused(error: &RefreshError) -> Problem {
+pub(super) fn to_problem(error: &RefreshError) -> Problem {
     let (status, code) = match error {
         RefreshError::UnknownTargets { .. } => (StatusCode::BAD_REQUEST, "unknown-targets"),
         RefreshError::Unlisted { .. } => (StatusCode::BAD_GATEWAY, "engine-unavailable"),
@@ -59,5 +59,5 @@ pub(super) fn refused(error: &RefreshError) -> Problem {
             (StatusCode::INTERNAL_SERVER_ERROR, "policy-failed")
         }
     };
-    Problem::of(status, code, Diagnostic::of(error))
+    Problem::from_diagnostic(status, code, Diagnostic::of(error))
 }

@@ -1,6 +1,6 @@
-//! `/v1/policy`: which policy is in use, another one in its place, the one before it again.
+//! `/v1/policy`: the active policy, swapping it, and rolling back to the one before it.
 //!
-//! `If-Match: "4"` makes a change only where generation 4 is active. A swap goes on when its client has hung up.
+//! With `If-Match: "4"` a change happens only if generation 4 is active. A swap continues if its client disconnects.
 
 use std::time::Duration;
 
@@ -27,13 +27,13 @@ use super::object::JsonObject;
 use super::problem::{Document, Problem};
 use super::requested_by::RequestedBy;
 
-/// A component in JSON is four bytes for three, and there is its configuration.
+/// The largest JSON body: base64 needs four bytes for three, and the body also has the configuration.
 const JSON_BYTES_MAX: usize = limits::COMPONENT_BYTES_MAX / 3 * 4 + CONFIG_BYTES_MAX + 64 * 1024;
 
-/// How long a component may take to arrive: the largest at 400 kB/s.
+/// The time for a component to arrive: the largest at 400 kB/s.
 const ARRIVAL: Duration = Duration::from_secs(120);
 
-/// Components that may be on their way in at once, since each is held in memory.
+/// The concurrent uploads of components, since each is held in memory.
 static ARRIVALS: Semaphore = Semaphore::const_new(2);
 
 /// What is said of the active generation.
@@ -74,7 +74,7 @@ pub(super) struct View {
 }
 
 impl View {
-    fn of(generation: &Generation, generations: &Generations) -> Self {
+    fn from_generation(generation: &Generation, generations: &Generations) -> Self {
         let (policy, record) = (generation.policy(), generation.record());
         Self {
             generation: generation.number,
@@ -119,10 +119,10 @@ pub(super) struct Change {
     tag = "policy",
     responses((status = 200, description = "The active generation.", body = View, headers(("ETag" = String, description = "The number of the active generation, in quotes.")))),
 )]
-pub(super) async fn show(State(served): State<AppState>) -> Response {
-    let generations = served.refresher.generations();
+pub(super) async fn show(State(state): State<AppState>) -> Response {
+    let generations = state.refresher.generations();
     let active = generations.active();
-    tagged(&active, Json(View::of(&active, generations)))
+    with_etag(&active, Json(View::from_generation(&active, generations)))
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -142,10 +142,10 @@ pub(super) struct History {
     tag = "policy",
     responses((status = 200, description = "The generations.", body = History, headers(("ETag" = String, description = "The number of the active generation, in quotes.")))),
 )]
-pub(super) async fn history(State(served): State<AppState>) -> Response {
-    let active = served.refresher.active();
+pub(super) async fn history(State(state): State<AppState>) -> Response {
+    let active = state.refresher.active();
     let generations = active.ledger.history().cloned().collect();
-    tagged(&active, Json(History { generations }))
+    with_etag(&active, Json(History { generations }))
 }
 
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
@@ -214,14 +214,14 @@ pub(super) struct Wanted {
     ),
 )]
 pub(super) async fn swap(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     RequestedBy(named): RequestedBy,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let parameters = readable(parameters)?;
-    let expected = expected(&headers)?;
+    let parameters = parse_query(parameters)?;
+    let expected = expected_generation(&headers)?;
     let kind = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
@@ -230,7 +230,7 @@ pub(super) async fn swap(
     let origin = parameters.origin.unwrap_or_else(|| "an upload".to_owned());
     let (source, config) = match kind {
         "application/wasm" | "application/octet-stream" => {
-            let bytes = arrived(body, limits::COMPONENT_BYTES_MAX).await?;
+            let bytes = read_component(body, limits::COMPONENT_BYTES_MAX).await?;
             let signature = None;
             (
                 Source::Bytes {
@@ -241,7 +241,7 @@ pub(super) async fn swap(
                 None,
             )
         }
-        "application/json" => wanted(&arrived(body, JSON_BYTES_MAX).await?, origin)?,
+        "application/json" => parse_body(&read_component(body, JSON_BYTES_MAX).await?, origin)?,
         _ => {
             let problem = Problem::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -265,14 +265,14 @@ pub(super) async fn swap(
         allow_older: parameters.allow_older.unwrap_or_default(),
         by,
     };
-    let generations = served.refresher.generations().clone();
+    let generations = state.refresher.generations().clone();
     if let Some(after) = parameters.shadow {
         let after = (after > 0).then_some(after);
         let trying = async move { generations.try_out(candidate, after).await };
-        let shadow = spawned(&served, trying).await?;
+        let shadow = spawn_detached(&state, trying).await?;
         return Ok(super::shadow::view(&shadow, StatusCode::ACCEPTED));
     }
-    change(served, async move { generations.swap(candidate).await }).await
+    change(state, async move { generations.swap(candidate).await }).await
 }
 
 /// The policy before it, again
@@ -298,53 +298,53 @@ pub(super) async fn swap(
     ),
 )]
 pub(super) async fn roll_back(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     RequestedBy(named): RequestedBy,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let parameters = readable(parameters)?;
-    let expected = expected(&headers)?;
+    let parameters = parse_query(parameters)?;
+    let expected = expected_generation(&headers)?;
     let by = parameters
         .by
         .or(named)
         .unwrap_or_else(|| "the HTTP interface".to_owned());
-    let generations = served.refresher.generations().clone();
+    let generations = state.refresher.generations().clone();
     change(
-        served,
+        state,
         async move { generations.roll_back(expected, &by).await },
     )
     .await
 }
 
 async fn change(
-    served: AppState,
+    state: AppState,
     swap: impl Future<Output = Result<Swapped, SwapError>> + Send + 'static,
 ) -> Result<Response, Problem> {
     let Swapped {
         generation,
         changed,
         difference,
-    } = spawned(&served, swap).await?;
-    let policy = View::of(&generation, served.refresher.generations());
+    } = spawn_detached(&state, swap).await?;
+    let policy = View::from_generation(&generation, state.refresher.generations());
     let change = Change {
         changed,
         difference,
         policy,
     };
-    Ok(tagged(&generation, Json(change)))
+    Ok(with_etag(&generation, Json(change)))
 }
 
-/// In a task of its own: a client that hangs up has asked all the same.
-async fn spawned<T: Send + 'static>(
-    served: &AppState,
+/// Run the work in a separate task, so that it continues if the client disconnects.
+async fn spawn_detached<T: Send + 'static>(
+    state: &AppState,
     work: impl Future<Output = Result<T, SwapError>> + Send + 'static,
 ) -> Result<T, Problem> {
-    if served.stopping.is_cancelled() {
+    if state.stopping.is_cancelled() {
         return Err(Problem::stopping());
     }
-    match served.work.spawn(work).await {
-        Ok(answer) => answer.map_err(|error| refused(&error)),
+    match state.work.spawn(work).await {
+        Ok(answer) => answer.map_err(|error| to_problem(&error)),
         Err(panicked) => {
             tracing::error!("a swap panicked, please report it: {panicked}");
             Err(Problem::internal())
@@ -352,12 +352,12 @@ async fn spawned<T: Send + 'static>(
     }
 }
 
-fn refused(error: &SwapError) -> Problem {
+fn to_problem(error: &SwapError) -> Problem {
     let (status, code) = match error.source.as_ref() {
         Refusal::Busy => (StatusCode::SERVICE_UNAVAILABLE, "swap-under-way"),
         Refusal::Overtaken { .. } => (StatusCode::CONFLICT, "generation-conflict"),
         Refusal::Withdrawn => (StatusCode::CONFLICT, "withdrawn"),
-        // We asked a registry on the client's behalf, and it may well answer the next time.
+        // A registry failed that Refit queried for the client, and may respond the next time.
         Refusal::Artifact(ArtifactError::Registry { .. } | ArtifactError::TimedOut { .. }) => {
             (StatusCode::BAD_GATEWAY, "registry-failed")
         }
@@ -374,10 +374,10 @@ fn refused(error: &SwapError) -> Problem {
             (StatusCode::UNPROCESSABLE_ENTITY, "policy-refused")
         }
     };
-    Problem::of(status, code, Diagnostic::of(error)).at(error.stage)
+    Problem::from_diagnostic(status, code, Diagnostic::of(error)).at(error.stage)
 }
 
-fn tagged(generation: &Generation, body: impl IntoResponse) -> Response {
+fn with_etag(generation: &Generation, body: impl IntoResponse) -> Response {
     let mut response = body.into_response();
     if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", generation.number)) {
         response.headers_mut().insert(header::ETAG, tag);
@@ -385,8 +385,8 @@ fn tagged(generation: &Generation, body: impl IntoResponse) -> Response {
     response
 }
 
-/// `If-Match`, where it is there: a generation, in quotes or not. `*` is any.
-fn expected(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+/// The generation in `If-Match`, if there is one, in quotes or not. `*` matches any.
+fn expected_generation(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     let Some(value) = headers.get(header::IF_MATCH) else {
         return Ok(None);
     };
@@ -404,7 +404,9 @@ fn expected(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     })
 }
 
-fn readable(parameters: Result<Query<Parameters>, QueryRejection>) -> Result<Parameters, Problem> {
+fn parse_query(
+    parameters: Result<Query<Parameters>, QueryRejection>,
+) -> Result<Parameters, Problem> {
     match parameters {
         Ok(Query(parameters)) => Ok(parameters),
         Err(rejection) => Err(Problem::new(
@@ -416,7 +418,7 @@ fn readable(parameters: Result<Query<Parameters>, QueryRejection>) -> Result<Par
     }
 }
 
-async fn arrived(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
+async fn read_component(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
     let Ok(_arriving) = ARRIVALS.try_acquire() else {
         return Err(Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -427,7 +429,7 @@ async fn arrived(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
     };
     match tokio::time::timeout(ARRIVAL, to_bytes(body, bytes_max)).await {
         Ok(Ok(bytes)) => Ok(bytes),
-        // axum has one error for a body that is too long and one that was cut off.
+        // axum has the same error for a body that is too long and for one that was cut off.
         Ok(Err(error)) => Err(Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "body-refused",
@@ -443,7 +445,7 @@ async fn arrived(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
     }
 }
 
-fn wanted(body: &[u8], origin: String) -> Result<(Source, Option<String>), Problem> {
+fn parse_body(body: &[u8], origin: String) -> Result<(Source, Option<String>), Problem> {
     let bad = |hint: String| {
         Problem::new(
             StatusCode::BAD_REQUEST,

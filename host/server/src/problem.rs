@@ -1,4 +1,4 @@
-//! How a request is refused: `application/problem+json` (RFC 9457), in the words of the command line.
+//! The error responses: `application/problem+json` (RFC 9457), in the words of the command line.
 
 use std::time::Duration;
 
@@ -19,15 +19,15 @@ use super::bounds;
 pub(super) struct Problem {
     status: StatusCode,
     code: &'static str,
-    /// How far a swap came.
+    /// The stage at which a swap failed.
     stage: Option<Stage>,
-    /// When it is worth to ask again.
+    /// The time after which a retry is useful.
     again: Option<Duration>,
-    /// Nothing more is read from whoever asked.
+    /// Whether to close the connection, because the rest of the request is not read.
     closing: bool,
-    /// The approval that is held in the place of another.
+    /// The pending approval that replaces this one.
     superseded_by: Option<approvals::Id>,
-    told: Box<Diagnostic>,
+    diagnostic: Box<Diagnostic>,
 }
 
 /// How a request is refused.
@@ -56,15 +56,19 @@ pub(super) struct Written<'a> {
     hints: &'a [String],
 }
 
-/// As the description of the interface names it.
+/// The schema name in the API description.
 pub(super) type Document = Written<'static>;
 
 impl Problem {
     pub(super) fn new(status: StatusCode, code: &'static str, title: impl Into<String>) -> Self {
-        Self::of(status, code, Diagnostic::new(title))
+        Self::from_diagnostic(status, code, Diagnostic::new(title))
     }
 
-    pub(super) fn of(status: StatusCode, code: &'static str, told: Diagnostic) -> Self {
+    pub(super) fn from_diagnostic(
+        status: StatusCode,
+        code: &'static str,
+        diagnostic: Diagnostic,
+    ) -> Self {
         Self {
             status,
             code,
@@ -72,7 +76,7 @@ impl Problem {
             again: None,
             closing: false,
             superseded_by: None,
-            told: Box::new(told),
+            diagnostic: Box::new(diagnostic),
         }
     }
 
@@ -87,15 +91,15 @@ impl Problem {
     pub(super) fn not_begun(why: &StartError) -> Self {
         match why {
             StartError::Stopping => Self::stopping(),
-            StartError::TooMany => Self::of(
+            StartError::TooMany => Self::from_diagnostic(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "too-many-refreshes",
                 Diagnostic::of(why),
             ),
-            StartError::NotHeld(told) => Self::of(
+            StartError::NotHeld(diagnostic) => Self::from_diagnostic(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "approvals-unavailable",
-                told.clone(),
+                diagnostic.clone(),
             ),
         }
     }
@@ -108,7 +112,7 @@ impl Problem {
         )
     }
 
-    /// Its schema, and those that it names.
+    /// Add the schema of a problem, and the schemas that it refers to.
     pub(super) fn describe(schemas: &mut Vec<(String, RefOr<Schema>)>) {
         schemas.push((Document::name().into_owned(), Document::schema()));
         Document::schemas(schemas);
@@ -135,7 +139,7 @@ impl Problem {
     }
 
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.told.hints.push(hint.into());
+        self.diagnostic.hints.push(hint.into());
         self
     }
 }
@@ -143,13 +147,13 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let document = Written {
-            title: &self.told.error,
-            error: &self.told.error,
+            title: &self.diagnostic.error,
+            error: &self.diagnostic.error,
             code: self.code,
             stage: self.stage,
             superseded_by: self.superseded_by,
-            causes: &self.told.causes,
-            hints: &self.told.hints,
+            causes: &self.diagnostic.causes,
+            hints: &self.diagnostic.hints,
         };
         let mut response = (self.status, axum::Json(document)).into_response();
         response.headers_mut().insert(
@@ -162,11 +166,11 @@ impl IntoResponse for Problem {
                 .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Some(wait) = self.again {
-            let seconds = bounds::seconds(wait);
+            let seconds = bounds::retry_after(wait);
             response.headers_mut().insert(header::RETRY_AFTER, seconds);
         }
         if self.closing {
-            bounds::close(&mut response);
+            bounds::close_connection(&mut response);
         }
         response
     }

@@ -1,17 +1,17 @@
-//! Something that happens again and again, logged in full a few times a minute and then by its count.
+//! A log message that may repeat often: it appears in full a few times a minute, and then as a count.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What somebody who reads the log wants to hear at most of one thing.
+/// The time in which the full messages are limited.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// See the module.
+/// Counts the occurrences of one event, and logs the number that was not logged in full.
 #[derive(Debug)]
 pub(super) struct RateLimitedLog {
-    /// As a sentence: "a wrong admin token was sent".
+    /// The event as a sentence: "a wrong admin token was sent".
     what: &'static str,
-    /// How many in a window are logged in full.
+    /// The number of full messages in a window.
     full: u32,
     window: Duration,
     state: Mutex<State>,
@@ -26,10 +26,10 @@ struct State {
 
 impl RateLimitedLog {
     pub(super) fn new(what: &'static str, full: u32) -> Arc<Self> {
-        Self::within(what, full, WINDOW)
+        Self::with_window(what, full, WINDOW)
     }
 
-    fn within(what: &'static str, full: u32, window: Duration) -> Arc<Self> {
+    fn with_window(what: &'static str, full: u32, window: Duration) -> Arc<Self> {
         Arc::new(Self {
             what,
             full,
@@ -38,8 +38,8 @@ impl RateLimitedLog {
         })
     }
 
-    /// It happened. Whether this one is to be logged in full; those that are not are told by their number when the window ends.
-    pub(super) fn happened(self: &Arc<Self>) -> bool {
+    /// Count an occurrence, and return whether to log it in full. The others are logged as a number when the window ends.
+    pub(super) fn count_occurrence(self: &Arc<Self>) -> bool {
         let now = Instant::now();
         let mut state = self.state();
         if state.more == 0 && state.began.is_none_or(|began| now - began >= self.window) {
@@ -57,21 +57,21 @@ impl RateLimitedLog {
             let rest = state
                 .began
                 .map(|began| (began + self.window).saturating_duration_since(now));
-            let repeated = self.clone();
+            let log = self.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(rest.unwrap_or_default()).await;
-                repeated.tell();
+                log.log_count();
             });
         }
         false
     }
 
-    fn tell(&self) -> u64 {
+    fn log_count(&self) -> u64 {
         let more = std::mem::take(&mut *self.state()).more;
         tracing::warn!(
             times = more,
             within_seconds = self.window.as_secs(),
-            "{}, again and again",
+            "{}, repeatedly",
             self.what
         );
         more
@@ -87,20 +87,20 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_first_few_are_told_in_full_and_the_rest_is_counted() {
-        let repeated = RateLimitedLog::within("it happened", 2, Duration::from_secs(3600));
-        let told: Vec<bool> = (0..5).map(|_| repeated.happened()).collect();
-        assert_eq!(told, [true, true, false, false, false]);
-        assert_eq!(repeated.tell(), 3);
-        assert!(repeated.happened(), "a new window");
+    async fn first_occurrences_are_logged_in_full_and_the_rest_counted() {
+        let log = RateLimitedLog::with_window("it happened", 2, Duration::from_secs(3600));
+        let logged_in_full: Vec<bool> = (0..5).map(|_| log.count_occurrence()).collect();
+        assert_eq!(logged_in_full, [true, true, false, false, false]);
+        assert_eq!(log.log_count(), 3);
+        assert!(log.count_occurrence(), "a new window");
     }
 
     #[tokio::test]
-    async fn what_was_counted_is_told_although_nothing_more_happens() {
-        let repeated = RateLimitedLog::within("it happened", 1, Duration::from_millis(5));
-        while repeated.happened() {}
+    async fn count_is_logged_without_a_further_occurrence() {
+        let log = RateLimitedLog::with_window("it happened", 1, Duration::from_millis(5));
+        while log.count_occurrence() {}
         let counted = async {
-            while repeated.state().more > 0 {
+            while log.state().more > 0 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };

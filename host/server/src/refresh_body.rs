@@ -1,4 +1,4 @@
-//! The body of who asks for a plan or a refresh.
+//! The request body of a plan or a refresh.
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
@@ -33,7 +33,7 @@ impl Default for RefreshBody {
     }
 }
 
-/// What axum makes of the body.
+/// The body as axum extracts it.
 pub(super) type RequestBody = Result<Json<JsonObject<RefreshBody>>, JsonRejection>;
 
 impl RefreshBody {

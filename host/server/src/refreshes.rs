@@ -1,4 +1,4 @@
-//! `POST /v1/refreshes` begins a refresh and answers at once; `DELETE /v1/refreshes/{id}` ends one early.
+//! `POST /v1/refreshes` starts a refresh and responds immediately; `DELETE /v1/refreshes/{id}` ends one early.
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -16,7 +16,7 @@ use super::refresh_body::{RefreshBody, RequestBody};
 use super::requested_by::RequestedBy;
 use super::{AppState, events};
 
-/// As in <https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/>.
+/// The header of <https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/>.
 const KEY: &str = "idempotency-key";
 
 /// A refresh that was begun.
@@ -51,24 +51,24 @@ struct Accepted {
     ),
 )]
 pub(super) async fn begin(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     RequestedBy(by): RequestedBy,
     headers: HeaderMap,
     asked: RequestBody,
 ) -> Result<Response, Problem> {
     let key = key(&headers)?;
     let request = RefreshBody::request(asked)?;
-    // It runs in a task of its own: nobody waits for its end here.
-    let begun = match key {
-        None => served
+    // The refresh runs in a separate task, and this handler does not wait for its end.
+    let started = match key {
+        None => state
             .runs
             .begin(request, by)
             .await
             .map(IdempotencyKeys::Begun),
-        Some(key) => served.runs.begin_once(key, request, by).await,
+        Some(key) => state.runs.begin_once(key, request, by).await,
     };
-    let id = match begun.map_err(|why| Problem::not_begun(&why))? {
-        IdempotencyKeys::Begun(begun) => begun.run.id,
+    let id = match started.map_err(|why| Problem::not_begun(&why))? {
+        IdempotencyKeys::Begun(started) => started.run.id,
         IdempotencyKeys::Before(id) => id,
         IdempotencyKeys::Different => {
             let problem = Problem::new(
@@ -81,7 +81,7 @@ pub(super) async fn begin(
     };
     let accepted = Accepted {
         id,
-        events: events::place(id),
+        events: events::events_path(id),
     };
     let place = format!("/v1/refreshes/{id}");
     Ok((
@@ -96,7 +96,7 @@ fn key(headers: &HeaderMap) -> Result<Option<Key>, Problem> {
     let Some(sent) = headers.get(KEY) else {
         return Ok(None);
     };
-    // The draft has it as a string in quotes, and few clients write them.
+    // The draft defines the key as a quoted string, but few clients send quotes.
     let key = sent.to_str().map_err(|_| KeyError);
     let key = key.and_then(|key| key.trim_matches('"').parse());
     key.map(Some).map_err(|error| {
@@ -126,7 +126,7 @@ fn key(headers: &HeaderMap) -> Result<Option<Key>, Problem> {
     ),
 )]
 pub(super) async fn cancel(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     RequestedBy(by): RequestedBy,
     id: Result<Path<Id>, PathRejection>,
 ) -> Result<Response, Problem> {
@@ -138,7 +138,7 @@ pub(super) async fn cancel(
             "the refresh has ended already",
         )
     };
-    if let Some(run) = served.runs.find(id) {
+    if let Some(run) = state.runs.find(id) {
         if !run.cancel() {
             return Err(ended());
         }
@@ -147,11 +147,11 @@ pub(super) async fn cancel(
             by,
             "a refresh is ended early: what was begun is finished, nothing new is begun"
         );
-        return Ok((StatusCode::ACCEPTED, Json(View::of(&run))).into_response());
+        return Ok((StatusCode::ACCEPTED, Json(View::from_run(&run))).into_response());
     }
-    match history::entry(&served, id).await? {
+    match history::entry(&state, id).await? {
         None => Err(history::none()),
-        Some(entry) if entry.outcome == Outcome::Running => Err(Problem::of(
+        Some(entry) if entry.outcome == Outcome::Running => Err(Problem::from_diagnostic(
             StatusCode::CONFLICT,
             "not-ours",
             Diagnostic::new("another process makes this refresh")

@@ -1,4 +1,4 @@
-//! Who asks, as they say of themselves in `X-Refit-RequestedBy`. For people who look back; nothing is decided by it.
+//! The name that clients give themselves in `X-Refit-By`. It is recorded for people, and decides nothing.
 
 use std::convert::Infallible;
 
@@ -7,10 +7,10 @@ use axum::http::request::Parts;
 
 pub(super) const HEADER: &str = "x-refit-by";
 
-/// As much as the history keeps.
+/// The length that the history stores.
 const CHARACTERS_MAX: usize = 100;
 
-/// Without what would move a cursor or turn a line around. `None` where nothing is left.
+/// The name without characters that move a cursor or reverse a line. `None` if nothing is left.
 pub(super) struct RequestedBy(pub(super) Option<String>);
 
 impl<S: Sync> FromRequestParts<S> for RequestedBy {
@@ -24,13 +24,13 @@ impl<S: Sync> FromRequestParts<S> for RequestedBy {
 
 fn clean(sent: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(sent);
-    let told = text.trim().chars().filter(|c| !hides(*c));
-    let told: String = told.take(CHARACTERS_MAX).collect();
-    Some(told.trim().to_owned()).filter(|told| !told.is_empty())
+    let name = text.trim().chars().filter(|c| !is_hidden(*c));
+    let name: String = name.take(CHARACTERS_MAX).collect();
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
 }
 
-/// Controls, and the marks that change the direction of what follows.
-fn hides(c: char) -> bool {
+/// Whether this is a control character, or a mark that changes the direction of the following text.
+fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
@@ -40,15 +40,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_one_short_line_that_hides_nothing() {
-        for (sent, told) in [
+    fn name_is_one_short_visible_line() {
+        for (sent, name) in [
             ("publish.yml run 42", Some("publish.yml run 42")),
             ("  Ána \t", Some("Ána")),
             ("a\u{1b}[31mb\u{202e}c", Some("a[31mbc")),
             ("", None),
             (" \t", None),
         ] {
-            assert_eq!(clean(sent.as_bytes()).as_deref(), told, "{sent:?}");
+            assert_eq!(clean(sent.as_bytes()).as_deref(), name, "{sent:?}");
         }
         assert_eq!(clean(&[0xff]).as_deref(), Some("\u{fffd}"));
         assert_eq!(

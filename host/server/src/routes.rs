@@ -1,7 +1,7 @@
-//! The table of routes, from which both the router and the document that describes it are made: what is served is described, and
-//! the other way round.
+//! The tables of routes. Both the router and its description are built from them, so every served route is described and vice
+//! versa.
 //!
-//! A route's method, path, parameters and answers stand at its handler, in `#[utoipa::path]`. `openapi` makes a document of them.
+//! The `#[utoipa::path]` of a handler has the route's method, path, parameters and responses. `openapi` makes a document of them.
 
 use std::time::Duration;
 
@@ -22,49 +22,49 @@ use super::{
     shadow, watch, workspace_images,
 };
 
-/// Routes that take the same token.
+/// Routes with the same kind of token.
 pub(super) struct Routes {
-    /// The name of a security scheme of the document.
+    /// The name of the security scheme in the document.
     security: Option<&'static str>,
     pub(super) router: Router<AppState>,
     pub(super) paths: Paths,
     pub(super) schemas: Vec<(String, RefOr<Schema>)>,
 }
 
-/// But for one that brings a policy no request has a body to speak of, so none takes long to come.
+/// The time for a body to arrive. All are small, except one that brings a policy.
 const BODY_TIME: Duration = Duration::from_secs(20);
 
-/// Looks at the history at once: each has a thread and the file. Who finds no place waits, and is sent away after that.
+/// The concurrent queries of the history: each takes a thread and opens the file. A further request waits, and then gets an error.
 const READS: usize = 32;
 const READ_PATIENCE: Duration = Duration::from_secs(5);
-/// A look takes milliseconds; this one waits for a disk that hangs.
+/// The time limit of a query. It takes milliseconds; the limit is for a disk that hangs.
 const READ_TIME: Duration = Duration::from_secs(30);
 
-/// Plans at once: each asks the engine of every container, and runs the policy.
+/// The concurrent plans: each inspects every container on the engine, and runs the policy.
 const PLANS: usize = 8;
 const PLAN_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Questions to the engine whether it is there, at once, and how long it may take to say so. Nobody needs a token to ask.
+/// The concurrent probes of the engine, and their time limit. They require no token.
 const PROBES: usize = 8;
 const PROBE_TIME: Duration = Duration::from_secs(10);
 
-/// Whoever looks after processes has no token.
-pub(super) fn open() -> Routes {
-    let gate = ConcurrencyLimit::new(PROBES, PROBE_TIME, "questions for `/readyz` were sent away");
-    let ready = Routes::open()
+/// The routes for process supervisors, which have no token.
+pub(super) fn without_token() -> Routes {
+    let limit = ConcurrencyLimit::new(PROBES, PROBE_TIME, "questions for `/readyz` were sent away");
+    let ready = Routes::without_token()
         .with(health::__path_ready, health::ready)
-        .layered(|router| {
+        .with_layers(|router| {
             router
-                .layer(from_fn_with_state(PROBE_TIME, bounds::answered_within))
-                .layer(from_fn_with_state(gate, bounds::through))
+                .layer(from_fn_with_state(PROBE_TIME, bounds::request_timeout))
+                .layer(from_fn_with_state(limit, bounds::limit_concurrency))
         });
-    Routes::open()
+    Routes::without_token()
         .with(health::__path_alive, health::alive)
         .merge(ready)
 }
 
-/// Those who send have secrets of their own.
-pub(super) fn for_senders() -> Routes {
+/// The routes for webhooks, whose senders have separate secrets.
+pub(super) fn for_webhooks() -> Routes {
     hooks::routes()
 }
 
@@ -72,14 +72,14 @@ pub(super) fn for_metrics() -> Routes {
     Routes::new(Some("metrics")).with(metrics::__path_show, metrics::show)
 }
 
-/// All others.
+/// All other routes.
 pub(super) fn for_admin() -> Routes {
     let admin = || Routes::new(Some("admin"));
     admin()
         .with(workspace_images::__path_refresh, workspace_images::refresh)
-        .merge(plans(admin()))
+        .merge(add_plan_routes(admin()))
         .with(refreshes::__path_begin, refreshes::begin)
-        .merge(reads(admin()))
+        .merge(add_history_routes(admin()))
         .with(refreshes::__path_cancel, refreshes::cancel)
         .with(events::__path_watch, events::watch)
         .with(watch::__path_show, watch::show)
@@ -97,29 +97,29 @@ pub(super) fn for_admin() -> Routes {
         .with(shadow::__path_show, shadow::show)
         .with(shadow::__path_end, shadow::end)
         .with(openapi::__path_show, openapi::show)
-        .layered(|router| router.layer(from_fn_with_state(BODY_TIME, bounds::sent_within)))
-        // A component is larger, and bounds its way in itself.
+        .with_layers(|router| router.layer(from_fn_with_state(BODY_TIME, bounds::body_timeout)))
+        // A component is larger, so this handler limits its body itself.
         .with(policy::__path_swap, policy::swap)
 }
 
-/// What is answered from the history, soon. What takes long, or streams, is not for here.
-fn reads(routes: Routes) -> Routes {
-    let gate = ConcurrencyLimit::new(READS, READ_PATIENCE, "looks at the history were sent away");
+/// The routes that the history answers quickly. Long or streaming responses do not belong here.
+fn add_history_routes(routes: Routes) -> Routes {
+    let limit = ConcurrencyLimit::new(READS, READ_PATIENCE, "looks at the history were sent away");
     routes
         .with(history::__path_list, history::list)
         .with(history::__path_show, history::show)
-        .layered(|router| {
+        .with_layers(|router| {
             router
-                .layer(from_fn_with_state(READ_TIME, bounds::answered_within))
-                .layer(from_fn_with_state(gate, bounds::through))
+                .layer(from_fn_with_state(READ_TIME, bounds::request_timeout))
+                .layer(from_fn_with_state(limit, bounds::limit_concurrency))
         })
 }
 
-fn plans(routes: Routes) -> Routes {
-    let gate = ConcurrencyLimit::new(PLANS, PLAN_PATIENCE, "plans were sent away");
+fn add_plan_routes(routes: Routes) -> Routes {
+    let limit = ConcurrencyLimit::new(PLANS, PLAN_PATIENCE, "plans were sent away");
     routes
         .with(plan::__path_plan, plan::plan)
-        .layered(|router| router.layer(from_fn_with_state(gate, bounds::through)))
+        .with_layers(|router| router.layer(from_fn_with_state(limit, bounds::limit_concurrency)))
 }
 
 impl Routes {
@@ -132,8 +132,8 @@ impl Routes {
         }
     }
 
-    /// Those that take no token, or one of which they say themselves.
-    pub(super) fn open() -> Self {
+    /// Routes without a token, or with one that each route checks itself.
+    pub(super) fn without_token() -> Self {
         Self::new(None)
     }
 
@@ -144,8 +144,8 @@ impl Routes {
         self
     }
 
-    /// What stands before those that are there.
-    pub(super) fn layered(
+    /// Add layers to all routes so far.
+    pub(super) fn with_layers(
         mut self,
         layer: impl FnOnce(Router<AppState>) -> Router<AppState>,
     ) -> Self {
@@ -153,7 +153,7 @@ impl Routes {
         self
     }
 
-    /// `path` is what `#[utoipa::path]` has made beside the handler.
+    /// Add a route. `path` is the type that `#[utoipa::path]` has generated for the handler.
     pub(super) fn with<P, H, T>(mut self, path: P, handler: H) -> Self
     where
         P: Path + SchemaReferences + Tags<'static>,
@@ -225,7 +225,7 @@ fn needs_token(operation: &mut Operation, security: &str, changes: bool) {
     }
 }
 
-/// A query and a header have no `null`; a parameter that may be left out is not required, and that is all.
+/// Remove `null` from the schema of a query or header parameter, which cannot be `null`: an optional one is only not required.
 fn remove_null(schema: &mut RefOr<Schema>) {
     if let RefOr::T(Schema::Object(object)) = schema
         && let SchemaType::Array(types) = &mut object.schema_type

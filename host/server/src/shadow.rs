@@ -1,4 +1,4 @@
-//! `/v1/policy/shadow`: the candidate on trial, what came of it so far, and its end. It begins with `PUT /v1/policy?shadow=N`.
+//! `/v1/policy/shadow`: the shadow run of a candidate policy, its results so far, and its end. `PUT /v1/policy?shadow=N` starts it.
 
 use axum::Json;
 use axum::extract::State;
@@ -29,7 +29,7 @@ pub(super) struct Told<'a> {
     tally: Tally,
 }
 
-/// As the description of the interface names it.
+/// The schema name in the API description.
 pub(super) type View = Told<'static>;
 
 pub(super) fn view(shadow: &Shadow, status: StatusCode) -> Response {
@@ -70,8 +70,8 @@ fn none() -> Problem {
         (status = 404, description = "`no-shadow`.", body = Document, content_type = "application/problem+json"),
     ),
 )]
-pub(super) async fn show(State(served): State<AppState>) -> Result<Response, Problem> {
-    let shadow = served.refresher.generations().shadow().ok_or_else(none)?;
+pub(super) async fn show(State(state): State<AppState>) -> Result<Response, Problem> {
+    let shadow = state.refresher.generations().shadow().ok_or_else(none)?;
     Ok(view(&shadow, StatusCode::OK))
 }
 
@@ -88,12 +88,12 @@ pub(super) async fn show(State(served): State<AppState>) -> Result<Response, Pro
         (status = 404, description = "`no-shadow`.", body = Document, content_type = "application/problem+json"),
     ),
 )]
-pub(super) async fn end(State(served): State<AppState>) -> Result<Response, Problem> {
-    let shadow = served.refresher.generations().end_shadow();
+pub(super) async fn end(State(state): State<AppState>) -> Result<Response, Problem> {
+    let shadow = state.refresher.generations().end_shadow();
     let shadow = shadow.ok_or_else(none)?;
     tracing::info!(
         candidate = shadow.content().policy.title(),
-        "the trial of a candidate was ended"
+        "ended the shadow run of a candidate"
     );
     Ok(view(&shadow, StatusCode::OK))
 }

@@ -1,4 +1,4 @@
-//! `/v1/watch`: what the watcher knows, and the ways to pause it, resume it, and have it look now.
+//! `/v1/watch`: the state of the watcher, and the operations pause, resume and check now.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use super::object::parse_optional;
 use super::problem::{Document, Problem};
 use super::requested_by::RequestedBy;
 
-/// More than a platform has; with none, all are looked at.
+/// More images than a platform has. An empty list checks all.
 const IMAGES_MAX: usize = 256;
 
 /// Of which images; none means all.
@@ -57,8 +57,8 @@ pub(super) struct CheckBody {
     tag = "watch",
     responses((status = 200, description = "As of its last look.", body = Snapshot)),
 )]
-pub(super) async fn show(State(served): State<AppState>) -> Json<Snapshot> {
-    let snapshot = match &served.watcher {
+pub(super) async fn show(State(state): State<AppState>) -> Json<Snapshot> {
+    let snapshot = match &state.watcher {
         Some(watcher) => Snapshot::clone(&watcher.snapshot()),
         None => Snapshot::off(),
     };
@@ -83,13 +83,13 @@ pub(super) async fn show(State(served): State<AppState>) -> Json<Snapshot> {
     ),
 )]
 pub(super) async fn pause(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     RequestedBy(by): RequestedBy,
     who: Bytes,
 ) -> Result<Json<Snapshot>, Problem> {
     let who: Who = body(&who)?;
-    let watcher = watcher(&served)?;
-    lasting(watcher.pause(who.by.or(by)).await)?;
+    let watcher = watcher(&state)?;
+    check_stored(watcher.pause(who.by.or(by)).await)?;
     Ok(Json(Snapshot::clone(&watcher.snapshot())))
 }
 
@@ -105,9 +105,9 @@ pub(super) async fn pause(
         (status = 500, description = "`watch-not-kept`.", body = Document, content_type = "application/problem+json"),
     ),
 )]
-pub(super) async fn resume(State(served): State<AppState>) -> Result<Json<Snapshot>, Problem> {
-    let watcher = watcher(&served)?;
-    lasting(watcher.resume().await)?;
+pub(super) async fn resume(State(state): State<AppState>) -> Result<Json<Snapshot>, Problem> {
+    let watcher = watcher(&state)?;
+    check_stored(watcher.resume().await)?;
     Ok(Json(Snapshot::clone(&watcher.snapshot())))
 }
 
@@ -127,11 +127,11 @@ pub(super) async fn resume(State(served): State<AppState>) -> Result<Json<Snapsh
     ),
 )]
 pub(super) async fn check(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     check: Bytes,
 ) -> Result<Response, Problem> {
     let check: Check = body(&check)?;
-    let watcher = watcher(&served)?;
+    let watcher = watcher(&state)?;
     if check.images.len() > IMAGES_MAX {
         let problem =
             format!("`images` may have {IMAGES_MAX} entries; with none, all are looked at");
@@ -145,23 +145,27 @@ pub(super) async fn check(
     Ok((StatusCode::ACCEPTED, Json(asked)).into_response())
 }
 
-fn watcher(served: &AppState) -> Result<Arc<Watcher>, Problem> {
-    let off = || {
+fn watcher(state: &AppState) -> Result<Arc<Watcher>, Problem> {
+    let watch_off = || {
         Problem::new(StatusCode::CONFLICT, "watch-off", "nothing is watched")
             .hint("`[watch] enabled` is false, or `IMAGE_AUTO_REFRESH` is not `true`")
     };
-    served.watcher.clone().ok_or_else(off)
+    state.watcher.clone().ok_or_else(watch_off)
 }
 
-/// It holds all the same, until the daemon ends.
-fn lasting(written: Result<(), Diagnostic>) -> Result<(), Problem> {
-    written.map_err(|told| {
-        let problem = Problem::of(StatusCode::INTERNAL_SERVER_ERROR, "watch-not-kept", told);
+/// Report that a change could not be stored. It still applies until the daemon ends.
+fn check_stored(written: Result<(), Diagnostic>) -> Result<(), Problem> {
+    written.map_err(|diagnostic| {
+        let problem = Problem::from_diagnostic(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "watch-not-kept",
+            diagnostic,
+        );
         problem.hint("it holds now, and not after a restart")
     })
 }
 
-/// None is as good as `{}`, whatever type it is said to have.
+/// Parse a body. An empty body counts as `{}`, whatever its content type.
 fn body<T: Default + DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     parse_optional(body).map_err(|error| bad_body(error.to_string()))
 }

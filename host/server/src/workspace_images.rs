@@ -1,6 +1,6 @@
-//! `POST /admin/workspace-images/refresh`: the platform's original endpoint, key for key.
+//! `POST /admin/workspace-images/refresh`: the platform's original endpoint, with the same keys.
 //!
-//! Its vocabulary is runtimes and container names; ours is targets, images and a report, which is added under keys of its own.
+//! Its words are runtimes and container names; ours are targets, images and a report, which the response has under additional keys.
 
 use axum::Json;
 use axum::extract::{Query, State, rejection::QueryRejection};
@@ -48,7 +48,7 @@ pub(super) struct Answer<'a> {
     report: &'a Report,
 }
 
-/// As the description of the interface names it.
+/// The schema name in the API description.
 type Refreshed = Answer<'static>;
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -69,7 +69,7 @@ pub(super) struct Failed {
 }
 
 impl Outcome {
-    fn of(report: &Report) -> Self {
+    fn from_report(report: &Report) -> Self {
         let mut outcome = Self::default();
         for target in &report.targets {
             match report.image(&target.image).map(|image| image.outcome) {
@@ -121,7 +121,7 @@ impl Outcome {
     ),
 )]
 pub(super) async fn refresh(
-    State(served): State<AppState>,
+    State(state): State<AppState>,
     RequestedBy(by): RequestedBy,
     parameters: Result<Query<Parameters>, QueryRejection>,
 ) -> Result<Response, Response> {
@@ -146,24 +146,24 @@ pub(super) async fn refresh(
             .is_none_or(|recreate| recreate == "true"),
         force: false,
     };
-    // It runs in a task of its own: a client that hangs up has asked all the same.
-    let begun = match served.runs.begin(request, by).await {
-        Ok(begun) => begun,
+    // The refresh runs in a separate task, so it continues if the client disconnects.
+    let started = match state.runs.begin(request, by).await {
+        Ok(started) => started,
         Err(not_begun) => return Err(Problem::not_begun(&not_begun).into_response()),
     };
-    match begun.ended().await {
+    match started.ended().await {
         Ok(Ok(report)) => Ok(answer(&report)),
-        Ok(Err(error)) => Err(refused(&error)),
+        Ok(Err(error)) => Err(to_problem(&error)),
         Err(Panicked) => Err(Problem::internal().into_response()),
     }
 }
 
 fn answer(report: &Report) -> Response {
-    let outcome = Outcome::of(report);
+    let outcome = Outcome::from_report(report);
     Json(Answer { outcome, report }).into_response()
 }
 
-fn refused(error: &RefreshError) -> Response {
+fn to_problem(error: &RefreshError) -> Response {
     if let RefreshError::UnknownTargets { asked, known } = error {
         let body = UnknownRuntime {
             error: format!("unknown runtime: {}", asked.join(", ")),
@@ -171,10 +171,13 @@ fn refused(error: &RefreshError) -> Response {
         };
         return (StatusCode::BAD_REQUEST, Json(body)).into_response();
     }
-    let told = Diagnostic::of(error);
+    let diagnostic = Diagnostic::of(error);
     let body = Failed {
-        error: told.sentence(),
-        partial_result: error.partial().map(Outcome::of).unwrap_or_default(),
+        error: diagnostic.sentence(),
+        partial_result: error
+            .partial()
+            .map(Outcome::from_report)
+            .unwrap_or_default(),
         hints: error.hints(),
     };
     (StatusCode::INTERNAL_SERVER_ERROR, Json(body)).into_response()

@@ -1,6 +1,6 @@
-//! A stream whose other side must go on reading: one that takes nothing for a while is given up.
+//! A stream with a write timeout: it fails if the other side stops reading for a while.
 //!
-//! Without it an answer that nobody reads would hold its connection, and its place among them, for ever.
+//! Without it, a response that nobody reads would hold its connection and its slot forever.
 
 use std::io;
 use std::pin::Pin;
@@ -10,11 +10,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-/// See the module.
+/// A stream that fails if the other side reads nothing for a limited time.
 pub(super) struct WriteTimeoutStream<S> {
     stream: S,
     limit: Duration,
-    /// Since the other side took nothing.
+    /// Runs since the other side stopped reading.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
@@ -95,7 +95,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     #[tokio::test]
-    async fn one_that_takes_nothing_is_given_up_and_one_that_is_slow_is_not() {
+    async fn stalled_writer_times_out_and_a_slow_one_does_not() {
         let (ours, mut theirs) = tokio::io::duplex(8);
         let mut ours = WriteTimeoutStream::new(ours, Duration::from_millis(200));
         let reading = async {

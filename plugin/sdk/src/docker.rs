@@ -1,8 +1,7 @@
-//! What a policy may do: the engine as far as the host lends it, and the host's own small services.
+//! The functions that a policy can call: the container engine, as far as the host grants it, and the host's own small services.
 //!
 //! Policies are written against the two traits, so the same code runs in a component (`lent`) and in a unit test
-//! ([`fake`](crate::fake)). The handles are opaque for the same reason that they are handles in the contract: nobody can make
-//! one out of a name.
+//! ([`fake`](crate::fake)). The handles are opaque, like the handles in the contract: no policy can make one from a name.
 
 use std::cell::OnceCell;
 
@@ -15,11 +14,11 @@ use crate::fake as source;
 #[cfg(target_family = "wasm")]
 use crate::lent as source;
 
-/// A container lent to this refresh: the one that was there when it was listed, never another that took its name.
+/// A handle of a container in this refresh. It always refers to the listed container, never to another one that took its name.
 #[derive(Debug)]
 pub struct Container {
     pub(crate) handle: source::ContainerHandle,
-    // Each question to a handle is a call into the host, and its answer never changes.
+    // Each query of a handle is a call into the host, and its answer never changes.
     name: OnceCell<String>,
 }
 
@@ -31,13 +30,13 @@ impl Container {
         }
     }
 
-    /// Its name when it was listed, without the leading slash.
+    /// The container's name at the time of the list, without the leading slash.
     pub fn name(&self) -> &str {
         self.name.get_or_init(|| self.handle.name())
     }
 }
 
-/// An image that is on this machine now. Only [`Docker::pull`] makes one.
+/// An image that is on this machine now. Only [`Docker::pull`] creates one.
 #[derive(Debug)]
 pub struct PulledImage {
     pub(crate) handle: source::ImageHandle,
@@ -56,24 +55,24 @@ impl PulledImage {
         }
     }
 
-    /// As it was asked for.
+    /// The image reference in the request.
     pub fn reference(&self) -> &str {
         self.reference.get_or_init(|| self.handle.reference())
     }
 
-    /// The image's id on this engine, comparable with [`ContainerInfo::image_id`]. In a plan it may be a stand-in that equals
-    /// no container's.
+    /// The image's id on this engine, comparable with [`ContainerInfo::image_id`]. In a plan it may be a placeholder that equals no
+    /// container's image id.
     pub fn id(&self) -> &str {
         self.id.get_or_init(|| self.handle.id())
     }
 
-    /// The digest under which the registry serves it, where it is known.
+    /// The digest under which the registry serves the image, if it is known.
     pub fn digest(&self) -> Option<&str> {
         self.digest.get_or_init(|| self.handle.digest()).as_deref()
     }
 }
 
-/// One container, the image it shall run, and how it gets there.
+/// A container, its new image, and the strategy of the replacement.
 #[derive(Debug, Clone, Copy)]
 pub struct Recreation<'a> {
     pub container: &'a Container,
@@ -81,36 +80,37 @@ pub struct Recreation<'a> {
     pub strategy: Strategy,
 }
 
-/// The container engine. Each batch runs concurrently and is answered in the order asked; one failure leaves the others alone.
+/// The container engine. The calls of a batch run concurrently, and the answers have the order of the calls; a failure does not
+/// affect the other calls.
 pub trait Docker {
-    /// All containers that this policy's grant covers, in whatever state, sorted by name.
+    /// List all containers that this policy's grant covers, in any state, sorted by name.
     fn containers(&mut self) -> Result<Vec<Container>, EngineError>;
 
     fn inspect(&mut self, containers: &[&Container]) -> Vec<Result<ContainerInfo, EngineError>>;
 
-    /// Bring each image to this machine.
+    /// Pull each image to this machine.
     fn pull(&mut self, images: &[String]) -> Vec<Result<PulledImage, PullError>>;
 
-    /// One wave. It returns when every recreation in it is proven, refused or put back.
+    /// Recreate one wave. This returns when every recreation in it is healthy, refused or rolled back.
     fn recreate(&mut self, wave: &[Recreation<'_>]) -> Vec<Result<Recreated, RecreateError>>;
 }
 
-/// What else a policy may ask of its host.
+/// The other services of the host.
 pub trait Host {
-    /// A line in the host's log, under the policy's name.
+    /// Write a line to the host's log, under the policy's name.
     fn log(&mut self, level: Level, message: &str);
 
-    /// Seconds since the Unix epoch, as this refresh is to see it.
+    /// The time of this refresh, in seconds since the Unix epoch.
     fn now(&self) -> u64;
 
-    /// What this policy stored under this key, in this refresh or an earlier one.
+    /// The value that this policy stored under this key, in this refresh or an earlier one.
     fn state_get(&self, key: &str) -> Option<String>;
 
     /// Store a value, or remove it with `None`.
     fn state_set(&mut self, key: &str, value: Option<&str>) -> Result<(), StateError>;
 }
 
-/// All that a refresh may use.
+/// The traits that a refresh may use.
 pub struct Context<'a> {
     pub docker: &'a mut dyn Docker,
     pub host: &'a mut dyn Host,

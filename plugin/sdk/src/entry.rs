@@ -1,12 +1,12 @@
-//! From the host's call to the policy's trait: the configuration becomes a type, or a list of problems.
+//! Connects the host's call with the policy's trait: it parses the configuration into a type, or into a list of problems.
 //!
-//! Whatever an operator wrote, the answer is a value: a panic here would end the call as a trap, and say nothing.
+//! Any configuration gets a value as an answer: a panic here would end the call as a trap, without an explanation.
 
 use crate::docker::Context;
 use crate::facts::{ConfigProblem, Failure, Report, Request};
 use crate::policy::Policy;
 
-/// The configuration that this JSON holds, if it has the right shape and the policy accepts it.
+/// Parse the JSON configuration, if it has the right shape and the policy accepts it.
 pub fn configuration<P: Policy>(json: &str) -> Result<P::Config, Vec<ConfigProblem>> {
     let config = parse(json).map_err(|problem| vec![problem])?;
     match P::check(&config) {
@@ -15,7 +15,7 @@ pub fn configuration<P: Policy>(json: &str) -> Result<P::Config, Vec<ConfigProbl
     }
 }
 
-/// One refresh with the configuration as the host hands it over.
+/// Run one refresh with the configuration from the host.
 pub(crate) fn refresh<P: Policy>(
     json: &str,
     request: &Request,
@@ -28,19 +28,19 @@ pub(crate) fn refresh<P: Policy>(
 fn parse<C: serde::de::DeserializeOwned>(json: &str) -> Result<C, ConfigProblem> {
     // In two steps, because an error of the first has a line in the text, and an error of the second a path in the value.
     let value: serde_json::Value = match json.trim() {
-        // A host that was given no configuration at all.
+        // The host has no configuration at all.
         "" => serde_json::Value::Object(serde_json::Map::new()),
         json => serde_json::from_str(json)
             .map_err(|error| ConfigProblem::new("", format!("this is no JSON: {error}")))?,
     };
     if !value.is_object() {
-        // serde would take a list for the fields in their order.
+        // serde would accept a list with the fields in their order.
         return Err(ConfigProblem::new("", "must be keys and values"));
     }
     serde_path_to_error::deserialize(value).map_err(
         |error: serde_path_to_error::Error<serde_json::Error>| {
             let path = error.path().to_string();
-            // `.` is the whole.
+            // `.` is the whole configuration.
             let path = if path == "." { String::new() } else { path };
             ConfigProblem::new(path, error.into_inner().to_string())
         },

@@ -1,7 +1,7 @@
-//! The plain types of the contract, and what makes them pleasant to use from Rust.
+//! The plain types of the contract, with convenient methods for Rust.
 //!
-//! The types themselves are generated from `wit/policy.wit`, whose comments say what each field means. Only those that a policy
-//! meets are named here; imported functions and handles are not.
+//! The types are generated from `wit/policy.wit`, whose comments explain each field. This module has only the types that a policy
+//! uses; imported functions and handles are elsewhere.
 
 use serde::{Deserialize, Deserializer};
 
@@ -24,7 +24,7 @@ impl ContainerInfo {
         value(&self.labels, key)
     }
 
-    /// A variable of its environment. Absent also where no grant lets this policy see it.
+    /// A variable of the container's environment. `None` also if no grant lets this policy read it.
     pub fn variable(&self, name: &str) -> Option<&str> {
         value(&self.environment, name)
     }
@@ -38,8 +38,8 @@ fn value<'a>(pairs: &'a [(String, String)], key: &str) -> Option<&'a str> {
 }
 
 impl RecreateError {
-    /// Whether a replacement was tried and failed, which is what a canary is for. The others only say that it was not tried:
-    /// see [`Evidence`](crate::Evidence).
+    /// Whether a replacement was tried and failed, which a canary is meant to find out. The other errors only say that it was not
+    /// tried: see [`Evidence`](crate::Evidence).
     pub fn is_failed_replacement(&self) -> bool {
         matches!(
             self,
@@ -58,7 +58,8 @@ impl Target {
 }
 
 impl ConfigProblem {
-    /// `path` is where it is, for example `runtimes[2]`; `problem` a sentence fragment, lower case and without a full stop.
+    /// `path` is the place of the problem, for example `runtimes[2]`; `problem` is a sentence fragment, lower case and without a
+    /// full stop.
     pub fn new(path: impl Into<String>, problem: impl Into<String>) -> Self {
         Self {
             path: path.into(),
@@ -67,7 +68,7 @@ impl ConfigProblem {
     }
 }
 
-/// By the names used in the contract, so that a configuration can hold a strategy as it is.
+/// Accepts the contract's names, so that a configuration can contain a strategy directly.
 impl<'de> Deserialize<'de> for Strategy {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]

@@ -1,7 +1,7 @@
-//! An engine in memory, so that a policy is tested with `cargo test` and nothing else.
+//! An engine in memory, for testing a policy with `cargo test` alone.
 //!
-//! It keeps containers and a registry, answers as the contract says, fails where it is told to, and notes every call. It does
-//! not imitate the host's limits and grants, nor how a replacement works inside. Not compiled into components.
+//! It keeps containers and a registry, answers according to the contract, fails where a test says so, and records every call. It
+//! does not imitate the host's limits and grants, nor the steps of a replacement. It is not compiled into components.
 //!
 //! ```
 //! # use refit_policy::{*, fake::{self, FakeDocker, FakeHost}};
@@ -37,18 +37,18 @@ pub use host::FakeHost;
 use samples::hex;
 pub use samples::{container_info, image_id, request, rolled_back};
 
-/// What a policy asked of the engine.
+/// A call of the policy to the engine.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Call {
     Containers,
-    /// Names, in the order asked.
+    /// The names, in the order of the call.
     Inspect(Vec<String>),
     Pull(Vec<String>),
-    /// Name, image and strategy of each container of the wave.
+    /// The name, image and strategy of each container in the wave.
     Recreate(Vec<(String, String, Strategy)>),
 }
 
-/// Containers, images and faults. Build it up with the methods that take `self`.
+/// Containers, images and faults. The methods that take `self` add to it.
 #[derive(Debug, Clone, Default)]
 pub struct FakeDocker {
     containers: BTreeMap<String, ContainerInfo>,
@@ -74,7 +74,7 @@ impl FakeDocker {
         Self::default()
     }
 
-    /// An image whose copy on this machine may be older than the registry's: two words, which [`image_id`] makes into ids.
+    /// Add an image whose local copy may be older than the registry's: two words, which [`image_id`] converts to ids.
     pub fn image(mut self, reference: &str, local: &str, remote: &str) -> Self {
         self.images.push(Image {
             reference: reference.to_owned(),
@@ -84,12 +84,12 @@ impl FakeDocker {
         self
     }
 
-    /// A running container on the copy of the image that is on this machine, or on one nobody knows.
+    /// Add a running container with the local copy of the image, or with an unknown image if there is none.
     pub fn container(self, name: &str, image: &str) -> Self {
         self.container_with(name, image, |_| {})
     }
 
-    /// Like [`container`](Self::container), and then changed.
+    /// Add a container like [`container`](Self::container), and then change it.
     pub fn container_with(
         mut self,
         name: &str,
@@ -115,7 +115,8 @@ impl FakeDocker {
         self
     }
 
-    /// Until [`heal`](Self::heal). An image that was never announced with [`image`](Self::image) fails with `not-found` by itself.
+    /// Make pulls of this image fail until [`heal`](Self::heal). An image that was never added with [`image`](Self::image) fails
+    /// with `not-found` anyway.
     pub fn pull_fails(mut self, reference: &str, error: PullError) -> Self {
         self.pull_errors.insert(reference.to_owned(), error);
         self
@@ -126,7 +127,7 @@ impl FakeDocker {
         self
     }
 
-    /// Between two refreshes: the registry has another image under this reference now.
+    /// Between two refreshes: publish another image under this reference in the registry.
     pub fn publish(&mut self, reference: &str, remote: &str) {
         let at = self
             .images
@@ -142,19 +143,19 @@ impl FakeDocker {
         }
     }
 
-    /// Between two refreshes: something about a container is different now. Nothing happens where there is none of this name.
+    /// Between two refreshes: change a container. Does nothing if there is none with this name.
     pub fn change(&mut self, name: &str, change: impl FnOnce(&mut ContainerInfo)) {
         if let Some(info) = self.containers.get_mut(name) {
             change(info);
         }
     }
 
-    /// Between two refreshes: somebody removed it.
+    /// Between two refreshes: remove a container.
     pub fn remove(&mut self, name: &str) {
         self.containers.remove(name);
     }
 
-    /// Between two refreshes: no listing, inspection, pull or recreation fails any more, and the calls so far are forgotten.
+    /// Between two refreshes: remove all faults of listings, inspections, pulls and recreations, and forget the calls so far.
     pub fn heal(&mut self) {
         self.listing_error = None;
         self.inspect_errors.clear();
@@ -163,12 +164,12 @@ impl FakeDocker {
         self.calls.clear();
     }
 
-    /// Everything that was asked, in order.
+    /// All calls, in order.
     pub fn calls(&self) -> &[Call] {
         &self.calls
     }
 
-    /// The names in each wave, in order.
+    /// The container names in each wave, in order.
     pub fn waves<'a>(&'a self) -> Vec<Vec<&'a str>> {
         let wave = |call: &'a Call| match call {
             Call::Recreate(wave) => Some(wave.iter().map(|(name, ..)| name.as_str()).collect()),
@@ -177,7 +178,7 @@ impl FakeDocker {
         self.calls.iter().filter_map(wave).collect()
     }
 
-    /// What runs under this name now.
+    /// The container that has this name now.
     pub fn container_named(&self, name: &str) -> Option<&ContainerInfo> {
         self.containers.get(name)
     }
@@ -286,7 +287,7 @@ impl Docker for FakeDocker {
     }
 }
 
-/// One refresh, just as the host calls it: with the configuration as JSON.
+/// Run one refresh like the host, with the configuration as JSON.
 pub fn refresh<P: Policy>(
     docker: &mut FakeDocker,
     host: &mut FakeHost,

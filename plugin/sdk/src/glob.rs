@@ -1,10 +1,10 @@
-//! Name patterns: `*` for any run of characters (also none), `?` for exactly one. Nothing else is special.
+//! Name patterns: `*` matches any run of characters (also none), `?` exactly one. Nothing else is special.
 //!
-//! A pattern is anchored: it matches a whole name or not at all, so `ws-*` is a prefix and never a substring. Container names
-//! are one flat word, which is why this knows no path separators, character classes or escapes, and why a pattern library
-//! would only make the component larger.
+//! A pattern is anchored: it matches a whole name or not at all, so `ws-*` is a prefix and never a substring. Container names are
+//! one flat word, so this module needs no path separators, character classes or escapes; a pattern library would only make the
+//! component larger.
 
-/// Whether the whole of `name` fits `pattern`.
+/// Whether `pattern` matches the whole of `name`.
 ///
 /// Takes at most `pattern.len() * name.len()` steps, whatever the pattern.
 ///
@@ -17,8 +17,8 @@ pub fn matches(pattern: &str, name: &str) -> bool {
     let pattern: Vec<char> = pattern.chars().collect();
     let name: Vec<char> = name.chars().collect();
     let (mut p, mut n) = (0, 0);
-    // Only the latest star ever needs to be tried again with more: whatever an earlier one could take besides, this one can
-    // take as well. That is what keeps the steps few.
+    // Only the latest star needs another try with more characters: any characters that an earlier star could take in addition, this
+    // one can take as well. So the number of steps stays small.
     let mut latest_star = None;
     while n < name.len() {
         match pattern.get(p) {
@@ -43,8 +43,8 @@ pub fn matches(pattern: &str, name: &str) -> bool {
     pattern[p..].iter().all(|&c| c == '*')
 }
 
-/// Why no container's name can fit this pattern, for the person who wrote it. Such a pattern would pass silently, and refresh
-/// nothing for ever.
+/// The reason why no container's name can match this pattern, for its author. Without this check such a pattern would silently
+/// refresh nothing.
 pub fn problem(pattern: &str) -> Option<String> {
     let is_possible =
         |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '*' | '?');
@@ -96,7 +96,7 @@ mod tests {
         assert!(!matches(&format!("{}b", "a*".repeat(200)), &name));
     }
 
-    /// The definition itself, too slow for anything but short words.
+    /// The definition itself, which is too slow except for short words.
     fn by_definition(pattern: &[char], name: &[char]) -> bool {
         match (pattern, name) {
             ([], []) => true,

@@ -1,6 +1,7 @@
-//! Inside a component: the traits of [`docker`](crate::docker) on what the host lends, and the exports on a [`Policy`].
+//! The host's side inside a component: it implements the traits of [`docker`](crate::docker) on the imports, and the exports on a
+//! [`Policy`].
 //!
-//! The only module that calls imported functions. It is not compiled for other targets, where those functions do not exist.
+//! Only this module calls imported functions. It is not compiled for other targets, which lack those functions.
 
 use std::marker::PhantomData;
 
@@ -74,7 +75,7 @@ impl Host for LentHost {
     }
 }
 
-/// A policy as the host sees it. Named only by [`export_policy!`](crate::export_policy).
+/// A policy as the host sees it. Only [`export_policy!`](crate::export_policy) uses it.
 pub struct Component<P>(PhantomData<P>);
 
 impl<P: Policy> Guest for Component<P> {

@@ -1,8 +1,8 @@
 //! Write a Refit policy in Rust.
 //!
-//! Refit gives running containers a new image. Which containers, whether, how and in what order is decided by a policy: a
-//! WebAssembly component that the host lends an engine to. This crate makes one out of a single trait. A custom matcher is a
-//! list of targets and one function:
+//! Refit gives running containers a new image. A policy decides which containers, whether, how and in what order: a WebAssembly
+//! component that gets access to an engine from the host. This crate builds one from a single trait. A custom matcher is a list of
+//! targets and one function:
 //!
 //! ```
 //! use refit_policy::{Candidate, Choice, ContainerInfo, Description, Policy, Strategy, Target};
@@ -32,12 +32,12 @@
 //!         vec![Target::new("app", &config.image)]
 //!     }
 //!
-//!     // Which containers follow a target. Without this: all whose image is of the target's repository.
+//!     // The containers that follow a target. Without this: all with an image from the target's repository.
 //!     fn matches(_: &Config, container: &ContainerInfo, target: &Target) -> bool {
 //!         container.label("acme.follows") == Some(&target.name)
 //!     }
 //!
-//!     // What becomes of one that matches. Without this: recreate what runs and is behind.
+//!     // The decision about a matching container. Without this: recreate running, outdated containers.
 //!     fn decide(_: &Config, candidate: &Candidate<'_>) -> Choice {
 //!         match candidate.container.label("acme.busy") {
 //!             Some("yes") if !candidate.is_current() => Choice::stale("busy", "somebody works in it"),
@@ -61,11 +61,11 @@
 //! assert_eq!(docker.waves(), [["one"]]);
 //! ```
 //!
-//! The layers of the trait, from the one most policies need to the one that few do: [`Policy::matches`], [`Policy::decide`],
-//! [`Policy::refresh`]. The last is written with [`survey()`] and a [`Rollout`]: canaries first, then waves, until something fails.
-//! Containers get their image in the order of [`Survey::due`], so a policy that wants another one sorts that.
+//! The layers of the trait, from the most used to the least: [`Policy::matches`], [`Policy::decide`], [`Policy::refresh`]. The last
+//! is written with [`survey()`] and a [`Rollout`]: canaries first, then waves, until something fails. Containers get their image in
+//! the order of [`Survey::due`], so a policy can sort that.
 //!
-//! What must outlast a refresh, the policy keeps with [`Host::state_set`]. Here the rest follows a day after its canary:
+//! A policy stores data across refreshes with [`Host::state_set`]. In this example the rest follows a day after its canary:
 //!
 //! ```
 //! use refit_policy::fake::{self, FakeDocker, FakeHost};
@@ -96,7 +96,7 @@
 //!         let Some(first) = survey.due.first() else {
 //!             return Ok(survey.into_report());
 //!         };
-//!         // Which image it was is part of the key: a newer one begins anew.
+//!         // The image is part of the key, so a newer image starts from the beginning.
 //!         let image = first.image.id().to_owned();
 //!         let begun = context.host.state_get(&image).and_then(|at| at.parse::<u64>().ok());
 //!         match begun {
@@ -122,7 +122,7 @@
 //!     .image("acme/app", "monday", "tuesday")
 //!     .container("a", "acme/app")
 //!     .container("b", "acme/app");
-//! // The fakes keep what a refresh did to them, so the next one goes on from there.
+//! // The fakes keep the changes of a refresh for the next one.
 //! let mut host = FakeHost::at(1_700_000_000);
 //! let mut refresh = |host: &mut FakeHost| fake::refresh::<NextDay>(&mut docker, host, "{}", &fake::request()).unwrap();
 //! refresh(&mut host);
@@ -133,7 +133,7 @@
 //! assert_eq!(docker.waves(), [["a"], ["b"]]);
 //! ```
 //!
-//! The contract itself is `wit/policy.wit`; its comments say what every field and every error means.
+//! The contract itself is `wit/policy.wit`; its comments explain every field and every error.
 
 mod docker;
 mod facts;
@@ -151,7 +151,7 @@ pub mod fake;
 #[cfg(target_family = "wasm")]
 mod lent;
 
-// Its modules are named by `export_policy!`, and by nobody else.
+// Only `export_policy!` names these modules.
 #[doc(hidden)]
 pub mod bindings;
 
@@ -172,10 +172,10 @@ pub use entry::configuration;
 #[doc(hidden)]
 pub use lent::Component;
 
-/// Make this crate's library the component of a policy. Once per crate, which must be a `cdylib`.
+/// Make this crate's library the component of a policy. Use it once in a crate, which must be a `cdylib`.
 ///
-/// Natively it only checks that the type is a [`Policy`], because the functions that a component exports cannot be linked into
-/// a test or a program.
+/// Natively it only checks that the type is a [`Policy`], because the exported functions of a component cannot be linked into a
+/// test or a program.
 #[macro_export]
 macro_rules! export_policy {
     ($policy:ty) => {

@@ -1,8 +1,8 @@
-//! The trait that a policy implements, and the rules that it inherits.
+//! The trait that a policy implements, and its default rules.
 //!
-//! The trait has layers. Most policies name their targets and override [`matches`](Policy::matches); some add reasons of their
-//! own in [`decide`](Policy::decide); a few take [`refresh`](Policy::refresh) into their own hands and build it from
-//! [`survey`](fn@crate::survey) and a [`Rollout`](crate::Rollout). No layer knows the engine's API or a credential: the host keeps those.
+//! The trait has layers. Most policies name their targets and override [`matches`](Policy::matches); some add reasons in
+//! [`decide`](Policy::decide); a few override [`refresh`](Policy::refresh) and build it from [`survey`](fn@crate::survey) and a
+//! [`Rollout`](crate::Rollout). No layer sees the engine's API or a credential: the host keeps those.
 
 use std::borrow::Cow;
 
@@ -17,78 +17,78 @@ use crate::facts::{
 use crate::reference::same_repository;
 use crate::survey::survey;
 
-/// The rules that the defaults decide by, as they stand in [`Decision::rule`](crate::Decision). The names are stable: people
+/// The rules of the default decisions, as they appear in [`Decision::rule`](crate::Decision). The names are stable, because people
 /// count and filter by them.
 pub mod rule {
     /// The container runs another image than the one just pulled.
     pub const IMAGE_MOVED: &str = "image-moved";
-    /// It runs that very image, and the request asked to recreate it all the same.
+    /// The container runs that image, but the request forces recreation.
     pub const FORCED: &str = "forced";
-    /// It runs that very image.
+    /// The container runs that image.
     pub const UP_TO_DATE: &str = "up-to-date";
-    /// It is behind, and stands still: it was stopped on purpose, or somebody else is at work on it.
+    /// The container is outdated and not running: somebody stopped it on purpose, or is working on it.
     pub const NOT_RUNNING: &str = "not-running";
-    /// It is behind, and the request asked to change no container.
+    /// The container is outdated, but the request asked to change no container.
     pub const RECREATE_NOT_ASKED: &str = "recreate-not-asked";
-    /// Its image could not be pulled, so nobody knows whether it is behind.
+    /// The image could not be pulled, so it is unknown whether the container is outdated.
     pub const PULL_FAILED: &str = "pull-failed";
-    /// It could not be inspected, so nobody knows what it runs.
+    /// The container could not be inspected, so its image is unknown.
     pub const INSPECT_FAILED: &str = "inspect-failed";
-    /// It is behind, and the refresh ended before its turn came.
+    /// The container is outdated, but the refresh ended before its turn.
     pub const NOT_REACHED: &str = "not-reached";
-    /// It is behind, and a container that got the same image before it did not come up.
+    /// The container is outdated, but another one that got the same image earlier did not become healthy.
     pub const CANARY_FAILED: &str = "canary-failed";
-    /// It is behind, and too many of those that came before it failed.
+    /// The container is outdated, but too many of the previous ones failed.
     pub const HALTED: &str = "halted";
 }
 
-/// Which containers are refreshed, whether, how, and in what order.
+/// Decides which containers are refreshed, whether, how, and in what order.
 ///
-/// A policy has no instance: each call comes with the configuration, and what must outlast a refresh goes into
+/// A policy has no instance: each call gets the configuration, and data for later refreshes goes into
 /// [`Host::state_set`](crate::Host::state_set).
 pub trait Policy: Sized {
-    /// What an operator may set. Give it `#[serde(deny_unknown_fields)]`, so that a misspelt key is an error and not a
-    /// surprise; [`NoConfig`] where there is nothing to set.
+    /// The settings of an operator. Give it `#[serde(deny_unknown_fields)]`, so that a misspelt key is an error. Use [`NoConfig`]
+    /// if there are no settings.
     type Config: DeserializeOwned;
 
-    /// Who this policy is. Computes only: nothing may be asked of the host.
+    /// The name and version of this policy. It only computes, and must not call the host.
     fn describe() -> Description;
 
-    /// What is wrong with a configuration that has the right shape. All of it at once. Computes only.
+    /// All problems of a configuration with the right shape. It only computes.
     fn check(config: &Self::Config) -> Vec<ConfigProblem> {
         let _ = config;
         Vec::new()
     }
 
-    /// The policy's own names, each with the image it stands for, in the order in which a person should read them.
+    /// The policy's own names, each with its image, in the order for a person to read.
     fn targets(config: &Self::Config) -> Vec<Target>;
 
-    /// Whether a container of this name can match at all. It spares the engine an inspection, and a container that could not
-    /// be inspected is reported only where this holds.
+    /// Whether a container of this name can match at all. `false` saves an inspection on the engine, and a failed inspection is
+    /// reported only if this is `true`.
     fn considers(config: &Self::Config, name: &str) -> bool {
         let _ = (config, name);
         true
     }
 
-    /// Whether this container follows this target. Where several targets match, the first counts.
+    /// Whether this container follows this target. If several targets match, the first counts.
     fn matches(config: &Self::Config, container: &ContainerInfo, target: &Target) -> bool {
         let _ = config;
         same_repository(&container.image, &target.image)
     }
 
-    /// How a container gets its new image.
+    /// The strategy of giving a container its new image.
     fn strategy(config: &Self::Config, container: &ContainerInfo) -> Strategy {
         let _ = (config, container);
         Strategy::Replace
     }
 
-    /// What becomes of one container that matches and whose image is here. Start from [`Candidate::by_default`] and change
-    /// what is different.
+    /// Decide about a container that matches a target whose image is here. Start from [`Candidate::by_default`] and change what
+    /// differs.
     fn decide(config: &Self::Config, candidate: &Candidate<'_>) -> Choice {
         candidate.by_default(Self::strategy(config, candidate.container))
     }
 
-    /// The whole refresh: look, pull, decide, and recreate what is due in one wave.
+    /// Run the whole refresh: check, pull, decide, and recreate the due containers in one wave.
     fn refresh(
         config: &Self::Config,
         request: &Request,
@@ -100,17 +100,17 @@ pub trait Policy: Sized {
     }
 }
 
-/// The configuration of a policy that takes none.
+/// The configuration of a policy without settings.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NoConfig {}
 
-/// A container that matched a target, and what is known when it is decided about.
+/// A container that matched a target, with the facts for the decision.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidate<'a> {
     pub container: &'a ContainerInfo,
     pub target: &'a Target,
-    /// The target's image. Where a pull failed nothing can be decided, and `decide` is not asked.
+    /// The target's image. If its pull failed, there is nothing to decide, and `decide` is not called.
     pub image: &'a PulledImage,
     pub request: &'a Request,
     /// Seconds since the Unix epoch, the same for all containers of a refresh.
@@ -118,12 +118,12 @@ pub struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
-    /// Whether the container runs the very image that was pulled.
+    /// Whether the container runs the pulled image.
     pub fn is_current(&self) -> bool {
         self.container.image_id == self.image.id()
     }
 
-    /// The rules without a policy's own: recreate what runs and is behind, or what runs and was asked for by force.
+    /// The default decision: recreate a running container if it is outdated or the request forces it.
     pub fn by_default(&self, strategy: Strategy) -> Choice {
         let (container, image) = (self.container, self.image.reference());
         let is_asked = self.request.recreate;
@@ -167,17 +167,17 @@ impl Candidate<'_> {
     }
 }
 
-/// What shall become of a container, and why.
+/// The decision about a container, with its reason.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
     pub action: Action,
-    /// A short stable name for the rule that decided.
+    /// A short stable name of the deciding rule.
     pub rule: Cow<'static, str>,
     /// A sentence fragment for a person: lower case, no full stop.
     pub reason: String,
 }
 
-/// What shall become of a container. The verdicts of the contract, with what a recreation needs to know.
+/// The action on a container: the verdicts of the contract, with the data for a recreation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Action {
     Recreate(Strategy),
@@ -212,7 +212,7 @@ impl Choice {
         }
     }
 
-    /// It gets the image now.
+    /// The container gets the image now.
     pub fn recreate(
         strategy: Strategy,
         rule: impl Into<Cow<'static, str>>,
@@ -221,22 +221,22 @@ impl Choice {
         Self::new(Action::Recreate(strategy), rule, reason)
     }
 
-    /// It already runs the image it should.
+    /// The container runs the right image already.
     pub fn current(rule: impl Into<Cow<'static, str>>, reason: impl Into<String>) -> Self {
         Self::new(Action::Current, rule, reason)
     }
 
-    /// It is behind and left as it is, on purpose.
+    /// The container is outdated and stays as it is, on purpose.
     pub fn stale(rule: impl Into<Cow<'static, str>>, reason: impl Into<String>) -> Self {
         Self::new(Action::Stale, rule, reason)
     }
 
-    /// It cannot be told whether it is behind.
+    /// It is unknown whether the container is outdated.
     pub fn unknown(rule: impl Into<Cow<'static, str>>, reason: impl Into<String>) -> Self {
         Self::new(Action::Unknown, rule, reason)
     }
 
-    /// It is none of this policy's business.
+    /// The container does not concern this policy.
     pub fn leave(rule: impl Into<Cow<'static, str>>, reason: impl Into<String>) -> Self {
         Self::new(Action::Leave, rule, reason)
     }

@@ -1,19 +1,19 @@
-//! Image references, taken apart the way an engine does it.
+//! Parses image references like an engine.
 //!
-//! Policies compare repositories, and a comparison of strings gets it wrong: `localhost:5000/web` has a port and no tag, and
-//! `nginx` is `docker.io/library/nginx`. This module knows the grammar and the defaults of Docker Hub. It knows nothing of
-//! registries, and does not check whether an image exists.
+//! Policies compare repositories, and comparing strings gives wrong results: `localhost:5000/web` has a port and no tag, and
+//! `nginx` is `docker.io/library/nginx`. This module knows the grammar and the defaults of Docker Hub. It does not contact
+//! registries or check that an image exists.
 
 use std::fmt;
 use std::str::FromStr;
 
 const DEFAULT_REGISTRY: &str = "docker.io";
-/// Images of Docker Hub that are named by one word live here.
+/// The namespace of one-word images on Docker Hub.
 const DEFAULT_NAMESPACE: &str = "library";
 /// The engine's own limit for registry and repository together.
 const NAME_CHARS_MAX: usize = 255;
 const TAG_CHARS_MAX: usize = 128;
-/// A shorter digest could be met by chance.
+/// A shorter digest could match by chance.
 const DIGEST_HEX_CHARS_MIN: usize = 32;
 
 /// A checked image reference. `nginx` and `docker.io/library/nginx` parse to equal values.
@@ -25,7 +25,7 @@ pub struct Reference {
     digest: Option<String>,
 }
 
-/// Why a text is no image reference.
+/// Why a text is not an image reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReferenceError {
     #[error("an image reference must not be empty")]
@@ -48,8 +48,8 @@ pub enum ReferenceError {
     Digest(String),
 }
 
-/// Whether two references mean the same repository of the same registry, whatever their tags and digests. A text that is no
-/// reference, such as an image id, is the same as nothing.
+/// Whether two references have the same repository in the same registry, whatever their tags and digests. A text that is not a
+/// reference, such as an image id, equals nothing.
 ///
 /// ```
 /// use refit_policy::reference::same_repository;
@@ -63,7 +63,7 @@ pub fn same_repository(a: &str, b: &str) -> bool {
     }
 }
 
-/// Why a text is no image reference, for the person who wrote it.
+/// The reason why a text is not an image reference, for its author.
 pub fn problem(text: &str) -> Option<String> {
     text.parse::<Reference>()
         .err()
@@ -71,22 +71,22 @@ pub fn problem(text: &str) -> Option<String> {
 }
 
 impl Reference {
-    /// For example `ghcr.io` or `localhost:5000`; `docker.io` where none was written.
+    /// The registry, for example `ghcr.io` or `localhost:5000`. `docker.io` if the reference names none.
     pub fn registry(&self) -> &str {
         &self.registry
     }
 
-    /// For example `acme/app`; `library/nginx` for `nginx`.
+    /// The repository, for example `acme/app`, or `library/nginx` for `nginx`.
     pub fn repository(&self) -> &str {
         &self.repository
     }
 
-    /// Only what was written: without a tag and a digest an engine takes `latest`.
+    /// The tag, if the reference has one: without a tag and a digest an engine uses `latest`.
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
     }
 
-    /// For example `sha256:…`. Where it is there, an engine ignores the tag.
+    /// The digest, for example `sha256:…`. If there is one, an engine ignores the tag.
     pub fn digest(&self) -> Option<&str> {
         self.digest.as_deref()
     }
@@ -135,7 +135,7 @@ impl FromStr for Reference {
     }
 }
 
-/// With the defaults written out, except for the tag.
+/// Writes the defaults out, except for the tag.
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.registry, self.repository)?;
@@ -149,8 +149,8 @@ impl fmt::Display for Reference {
     }
 }
 
-/// The first component names a registry only where it cannot be a directory of Docker Hub: with a dot, a port or capital
-/// letters, or as `localhost`.
+/// Split off the registry. The first component names a registry only if it cannot be a namespace of Docker Hub: with a dot, a port
+/// or capital letters, or as `localhost`.
 fn split_registry(name: &str) -> Result<(&str, &str), ReferenceError> {
     match name.split_once('/') {
         Some((first, path))
@@ -159,7 +159,7 @@ fn split_registry(name: &str) -> Result<(&str, &str), ReferenceError> {
                 || first.chars().any(|c| c.is_ascii_uppercase()) =>
         {
             check_registry(first)?;
-            // The name under which Docker Hub was reached long ago is still written.
+            // The old name of Docker Hub is still in use.
             Ok((
                 if first == "index.docker.io" {
                     DEFAULT_REGISTRY
@@ -206,7 +206,7 @@ fn check_component(text: &str) -> Result<(), ReferenceError> {
     let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let is_separator =
         |run: &str| matches!(run, "." | "_" | "__") || run.bytes().all(|b| b == b'-');
-    // Between two words there is exactly one separator; the empty pieces are those between neighbouring letters.
+    // Between two words there is exactly one separator; the empty pieces are those between neighboring letters.
     let fits = text.starts_with(is_word)
         && text.ends_with(is_word)
         && text
@@ -231,7 +231,7 @@ fn checked_digest(text: &str) -> Result<String, ReferenceError> {
         .split_once(':')
         .is_some_and(|(algorithm, hex)| match algorithm {
             "sha256" => is_sha256(hex),
-            // Others exist, and are rare enough that their lengths are the registry's business.
+            // Other algorithms are rare, so the registry checks their lengths.
             _ => {
                 algorithm.starts_with(|c: char| c.is_ascii_alphabetic())
                     && algorithm

@@ -1,8 +1,8 @@
-//! In what order and how carefully the containers of a [`Survey`] get their image: canaries, waves, and when to stop.
+//! The order and the caution with which the containers of a [`Survey`] get their image: canaries, waves, and when to stop.
 //!
-//! A [`Rollout`] is a plan of four numbers and knows no container; [`Survey::roll_out`] carries it out. Read [`Evidence`] first:
-//! what counts as a failure is decided there and nowhere else. What should happen *between* refreshes is a policy's own, which has
-//! the clock and the state of its host for it.
+//! A [`Rollout`] is a plan of four numbers and knows no container; [`Survey::roll_out`] executes it. Read [`Evidence`] first: it
+//! alone defines which results count as failures. A policy decides itself what happens *between* refreshes, with the clock and the
+//! state of its host.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -13,7 +13,7 @@ use crate::policy::rule;
 use crate::survey::{Due, Survey};
 use crate::words;
 
-/// How carefully containers are recreated.
+/// The caution with which containers are recreated.
 ///
 /// ```
 /// use refit_policy::*;
@@ -29,7 +29,7 @@ use crate::words;
 ///         vec![Target::new("app", "acme/app")]
 ///     }
 ///
-///     // One first. Then two at a time, until a second one of those fails.
+///     // One first, then two at a time, until two of those have failed.
 ///     fn refresh(config: &NoConfig, request: &Request, context: &mut Context<'_>) -> Result<Report, Failure> {
 ///         let mut survey = survey::<Self>(config, request, context)?;
 ///         survey.roll_out(context.docker, &Rollout::in_waves_of(2).with_canaries(1).stop_after(2));
@@ -45,7 +45,7 @@ use crate::words;
 /// fake::refresh::<Careful>(&mut docker, &mut FakeHost::default(), "{}", &fake::request()).unwrap();
 /// assert_eq!(docker.waves(), [vec!["a"], vec!["b", "c"], vec!["d", "e"]]);
 ///
-/// // The image is bad: the canary has its old container back, and nobody else was touched.
+/// // The image is bad: the canary is rolled back, and no other container was touched.
 /// let mut docker = five().recreate_fails("a", fake::rolled_back("unhealthy"));
 /// let report = fake::refresh::<Careful>(&mut docker, &mut FakeHost::default(), "{}", &fake::request()).unwrap();
 /// assert_eq!(docker.waves(), [["a"]]);
@@ -58,17 +58,18 @@ pub struct Rollout {
     failures_max: usize,
 }
 
-/// What the outcome of a recreation says about the image.
+/// What the result of a recreation says about the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evidence {
-    /// A container came up on it, and the host has proven that. (After `remove` somebody else still has to make one.)
+    /// A container became healthy on the image, as the host has checked. (After `remove`, another program still has to create one.)
     Works,
     /// A replacement was tried and failed: `aborted`, `rolled-back`, `stranded`.
     Fails,
-    /// It was not tried, for reasons of the container: `current`, `gone`, `replaced-by-other`, `busy`, `unsupported`, `denied`,
-    /// `other`. No reason to doubt the image, and none to trust it, even where somebody else's container runs it by now.
+    /// The replacement was not tried, for reasons of the container: `current`, `gone`, `replaced-by-other`, `busy`, `unsupported`,
+    /// `denied`, `other`. This is no reason to doubt the image, and none to trust it, even if another program's container runs it
+    /// already.
     Nothing,
-    /// It was not tried, and nothing else will be: `cancelled`, `quota-exceeded`. No fault of the image.
+    /// The replacement was not tried, and no other will be: `cancelled`, `quota-exceeded`. The image is not the cause.
     Over,
 }
 
@@ -95,11 +96,11 @@ impl Evidence {
     }
 }
 
-/// A container that was given to the host, and what came of it.
+/// A container that was given to the host, with the result.
 #[derive(Debug)]
 pub struct Outcome {
     pub container: String,
-    /// Name of the target that it follows.
+    /// The name of the container's target.
     pub target: String,
     pub image: Rc<PulledImage>,
     pub result: Result<Recreated, RecreateError>,
@@ -112,12 +113,12 @@ impl Outcome {
 }
 
 impl Rollout {
-    /// All that is due in one wave. What [`Policy::refresh`](crate::Policy::refresh) does by itself.
+    /// All due containers in one wave, like the default of [`Policy::refresh`](crate::Policy::refresh).
     pub fn at_once() -> Self {
         Self::in_waves_of(usize::MAX)
     }
 
-    /// At most so many at a time, and no further wave after one in which something failed. One is the least.
+    /// At most this many at a time, and no further wave after one with a failure. The minimum is one.
     pub fn in_waves_of(most: usize) -> Self {
         Self {
             canaries: 0,
@@ -126,15 +127,15 @@ impl Rollout {
         }
     }
 
-    /// First so many of *each image*, since what a canary proves, it proves of the image that it runs. Where one fails, the
-    /// rest of its image is held back by the rule [`rule::CANARY_FAILED`], and other images go on. A canary that says nothing
-    /// (see [`Evidence`]) has its place taken by the next one.
+    /// Recreate this many of *each image* first, since a canary proves only the image that it runs. If one fails, the rest of its
+    /// image is held back by the rule [`rule::CANARY_FAILED`], and other images continue. If a canary gives no evidence (see
+    /// [`Evidence`]), the next one takes its place.
     pub fn with_canaries(self, canaries: usize) -> Self {
         Self { canaries, ..self }
     }
 
-    /// Begin no further wave when so many have failed, canaries aside; the rest is held back by the rule [`rule::HALTED`]. One is
-    /// the least, and what a rollout begins with.
+    /// Start no further wave after this many failures, not counting canaries; the rest is held back by the rule [`rule::HALTED`].
+    /// The minimum, and the default, is one.
     pub fn stop_after(self, failures: usize) -> Self {
         Self {
             failures_max: failures.max(1),
@@ -142,17 +143,17 @@ impl Rollout {
         }
     }
 
-    /// Go on whatever fails.
+    /// Continue after any failure.
     pub fn never_stop(self) -> Self {
         self.stop_after(usize::MAX)
     }
 }
 
 impl Survey {
-    /// Recreate what is due, in the order in which it stands in [`Survey::due`], and say what came of each that was tried.
+    /// Recreate the due containers in the order of [`Survey::due`], and return the result of each that was tried.
     ///
-    /// Afterwards nothing is due any more: what was not reached is settled by the rule that held it back, as
-    /// `stale` (or `current`, where only force made it due).
+    /// Afterwards nothing is due: containers that were not reached are settled by the rule that held them back, as `stale` (or
+    /// `current`, if only force made them due).
     pub fn roll_out(&mut self, docker: &mut dyn Docker, rollout: &Rollout) -> Vec<Outcome> {
         let mut done = self.canaries(docker, rollout.canaries);
         let mut failures = 0;
@@ -186,8 +187,8 @@ impl Survey {
         done
     }
 
-    /// The first part of [`roll_out`](Self::roll_out) alone: so many canaries of each image. Those of an image whose canary failed
-    /// are held back; all others are still due, for a policy that wants to wait before it goes on.
+    /// Do only the first part of [`roll_out`](Self::roll_out): this many canaries of each image. The containers of an image with a
+    /// failed canary are held back; all others stay due, for a policy that wants to wait before it continues.
     pub fn canaries(&mut self, docker: &mut dyn Docker, most: usize) -> Vec<Outcome> {
         let mut done = Vec::new();
         let mut proven: HashMap<String, usize> = HashMap::new();
@@ -209,7 +210,7 @@ impl Survey {
         done
     }
 
-    /// The first of each image of which fewer than `most` are proven.
+    /// The first container of each image that has fewer than `most` proven ones.
     fn next_canaries(&mut self, most: usize, proven: &HashMap<String, usize>) -> Vec<Due> {
         let mut missing: HashMap<String, usize> = HashMap::new();
         let is_canary = |due: &mut Due| {

@@ -1,7 +1,7 @@
-//! The first half of every refresh: select, pull, list, inspect, match, decide. And single waves for the second half.
+//! The first half of every refresh: select, pull, list, inspect, match, decide. It also has the single waves of the second half.
 //!
-//! A policy that wants more than one wave takes a [`Survey`] and spends it as it likes: with a [`Rollout`](crate::Rollout), or
-//! wave by wave. Nothing here changes a container before [`Survey::wave`].
+//! A policy with more than one wave uses a [`Survey`]: with a [`Rollout`](crate::Rollout), or wave by wave. Nothing here changes a
+//! container before [`Survey::wave`].
 
 use std::rc::Rc;
 
@@ -15,16 +15,16 @@ use crate::reference::same_repository;
 use crate::rollout::Outcome;
 use crate::words;
 
-/// What a refresh found: the containers that are due, and the decisions about all others.
+/// The findings of a refresh: the due containers, and the decisions about all others.
 #[derive(Debug, Default)]
 pub struct Survey {
     /// The targets that the request selected, in the policy's order.
     pub targets: Vec<Target>,
-    /// Containers to recreate, in the order in which [`Survey::wave`] takes them: by name, until somebody sorts them.
+    /// Containers to recreate, in the order in which [`Survey::wave`] takes them: by name, unless the policy sorts them.
     pub due: Vec<Due>,
-    /// What needs no more work.
+    /// The decisions that need no more work.
     pub settled: Vec<Decision>,
-    /// What was seen of those containers that follow a target and were settled at once: up to date, for example.
+    /// Containers that follow a target and were settled immediately, for example because they are up to date.
     pub others: Vec<Other>,
 }
 
@@ -32,29 +32,29 @@ pub struct Survey {
 #[derive(Debug)]
 pub struct Other {
     pub info: ContainerInfo,
-    /// Name of the target that it follows.
+    /// The name of the container's target.
     pub target: String,
     pub image: Rc<PulledImage>,
 }
 
-/// A container that is to be recreated, with all that takes.
+/// A container to recreate, with the data for that.
 #[derive(Debug)]
 pub struct Due {
     pub container: Container,
     pub info: ContainerInfo,
-    /// Name of the target that it follows.
+    /// The name of the container's target.
     pub target: String,
-    /// Shared by all containers that follow it.
+    /// The image, which all containers of the target share.
     pub image: Rc<PulledImage>,
     pub strategy: Strategy,
     pub rule: String,
     pub reason: String,
 }
 
-/// Look at everything the request selects, and decide about each container.
+/// Check everything that the request selects, and decide about each container.
 ///
-/// Fails where the request names a target that the policy does not know, and where containers are to be recreated and could
-/// not be listed. Everything else that goes wrong becomes a decision.
+/// Fails if the request names an unknown target, or if containers are to be recreated and cannot be listed. Every other error
+/// becomes a decision.
 pub fn survey<P: Policy>(
     config: &P::Config,
     request: &Request,
@@ -114,7 +114,7 @@ pub fn survey<P: Policy>(
             now,
         };
         let choice = match P::decide(config, &candidate) {
-            // Whatever a policy decides: who asked for images only gets images only.
+            // The request overrides the policy: it asked for images only.
             Choice {
                 action: Action::Recreate(strategy),
                 ..
@@ -146,8 +146,8 @@ pub fn survey<P: Policy>(
 }
 
 impl Survey {
-    /// Recreate the next containers that are due, `most` at the most, and say what came of each. An empty answer means that
-    /// nothing is due any more.
+    /// Recreate the next due containers, at most `most`, and return their results. An empty answer means that nothing is due any
+    /// more.
     pub fn wave(
         &mut self,
         docker: &mut dyn Docker,
@@ -158,7 +158,7 @@ impl Survey {
         outcomes.into_iter().map(|outcome| outcome.result).collect()
     }
 
-    /// One wave of these.
+    /// Recreate these containers in one wave.
     pub(crate) fn recreate(&mut self, docker: &mut dyn Docker, wave: Vec<Due>) -> Vec<Outcome> {
         if wave.is_empty() {
             return Vec::new();
@@ -171,7 +171,7 @@ impl Survey {
                 strategy: due.strategy,
             })
             .collect();
-        // Each was given to the host, and is told so, even if a host gave fewer answers than it was asked for.
+        // Each container was given to the host, so it gets a result, even if a host returned fewer answers.
         let no_answer = || Err(RecreateError::Other("the host gave no answer".to_owned()));
         let results = docker.recreate(&recreations).into_iter();
         let results = results.chain(std::iter::repeat_with(no_answer));
@@ -190,15 +190,15 @@ impl Survey {
         outcomes
     }
 
-    /// Leave whatever is still due as it is, for this reason: the end of a refresh whose canary failed. It is settled as `stale`,
-    /// or as `current` where only force made it due, so the reason had better not say which.
+    /// Leave all due containers as they are, for this reason: the end of a refresh with a failed canary. They are settled as
+    /// `stale`, or as `current` if only force made them due, so the reason should not say which.
     pub fn hold_back(&mut self, rule: &str, reason: &str) {
         for due in std::mem::take(&mut self.due) {
             self.settle_stale(due, rule, reason);
         }
     }
 
-    /// Leave those that are due and for which this holds as they are; the others stay due.
+    /// Leave the due containers as they are for which `is_held` is true; the others stay due.
     pub fn hold_back_if(&mut self, rule: &str, reason: &str, is_held: impl Fn(&Due) -> bool) {
         let held: Vec<Due> = self.due.extract_if(.., |due| is_held(due)).collect();
         for due in held {
@@ -207,7 +207,7 @@ impl Survey {
     }
 
     pub(crate) fn settle_stale(&mut self, due: Due, rule: &str, reason: &str) {
-        // A forced refresh has also those that are up to date among its due.
+        // In a forced refresh, containers that are up to date are also due.
         let choice = match due.info.image_id == due.image.id() {
             true => Choice::current(rule.to_owned(), reason),
             false => Choice::stale(rule.to_owned(), reason),
@@ -215,7 +215,7 @@ impl Survey {
         self.settle(due.container.name(), choice);
     }
 
-    /// The answer to the host. What is still due is reported as stale.
+    /// The report for the host. Containers that are still due are reported as stale.
     pub fn into_report(mut self) -> Report {
         self.hold_back(rule::NOT_REACHED, "the refresh ended before its turn");
         self.settled
@@ -226,7 +226,7 @@ impl Survey {
         }
     }
 
-    /// Note what was decided about a container. For policies that fill a survey themselves.
+    /// Add a decision about a container, for policies that fill a survey themselves.
     pub fn settle(&mut self, container: &str, choice: Choice) {
         self.settled.push(Decision {
             container: container.to_owned(),
@@ -237,7 +237,7 @@ impl Survey {
     }
 }
 
-/// The targets that the request means, in the policy's order.
+/// The targets that the request selects, in the policy's order.
 fn select(all: Vec<Target>, request: &Request) -> Result<Vec<Target>, Failure> {
     let is_known = |name: &String| all.iter().any(|target| target.name == *name);
     let unknown: Vec<String> = request
@@ -268,7 +268,7 @@ fn select(all: Vec<Target>, request: &Request) -> Result<Vec<Target>, Failure> {
         .collect())
 }
 
-/// Every container that the policy considers.
+/// List every container that the policy considers.
 fn list<P: Policy>(
     config: &P::Config,
     request: &Request,
@@ -278,7 +278,7 @@ fn list<P: Policy>(
         Ok(containers) => containers,
         Err(error) if request.recreate => return Err(error),
         Err(error) => {
-            // Only images were asked for, and those are here.
+            // Only images were requested, and those are here.
             let cause = words::engine_error(&error);
             context.host.log(
                 Level::Warn,
@@ -291,7 +291,7 @@ fn list<P: Policy>(
     Ok(containers)
 }
 
-/// One batch of pulls; the answer has one entry a target. Targets that share an image share its pull.
+/// Pull in one batch; the answer has one entry for each target. Targets with the same image share its pull.
 fn pull(targets: &[Target], docker: &mut dyn Docker) -> Vec<Result<Rc<PulledImage>, PullError>> {
     let mut images: Vec<String> = Vec::new();
     for target in targets {

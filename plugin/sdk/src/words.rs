@@ -1,11 +1,10 @@
-//! The contract's errors as a person reads them: sentence fragments, lower case, no full stop.
+//! The contract's errors for a person: sentence fragments, lower case, no full stop.
 //!
-//! Made for [`Decision::reason`](crate::Decision). What a policy *does* about an error it takes from the variant, never from
-//! these words.
+//! They are for [`Decision::reason`](crate::Decision). A policy *handles* an error by its variant, never by these words.
 
 use crate::facts::{EngineError, PullError, RecreateError};
 
-/// Why this image is not here.
+/// The reason why this image is not here.
 pub fn pull_error(image: &str, error: &PullError) -> String {
     match error {
         PullError::Denied(why) => format!("`{image}` may not be pulled: {why}"),
@@ -33,7 +32,7 @@ pub fn pull_error(image: &str, error: &PullError) -> String {
     }
 }
 
-/// Why a question about containers was not answered.
+/// The reason why a query about containers failed.
 pub fn engine_error(error: &EngineError) -> String {
     match error {
         EngineError::Denied(why) | EngineError::Other(why) => why.clone(),
@@ -44,7 +43,7 @@ pub fn engine_error(error: &EngineError) -> String {
     }
 }
 
-/// Why a container was not recreated.
+/// The reason why a container was not recreated.
 pub fn recreate_error(error: &RecreateError) -> String {
     match error {
         RecreateError::Denied(why)

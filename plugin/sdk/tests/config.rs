@@ -1,4 +1,4 @@
-//! From the JSON that the host hands over to a configuration, or to problems that a person can find.
+//! Tests the parsing of JSON configurations, and the problems that it reports.
 
 use refit_policy::fake::{self, FakeDocker, FakeHost};
 use refit_policy::*;
@@ -50,7 +50,7 @@ impl Policy for Named {
     }
 }
 
-// That it compiles natively is the test.
+// The test is that this compiles natively.
 export_policy!(Named);
 
 #[test]

@@ -1,10 +1,10 @@
-//! What a policy inherits: the whole refresh, on the fake engine, with a policy that overrides nothing it need not.
+//! Tests the default refresh on the fake engine, with a policy that overrides only what it must.
 
 use refit_policy::fake::{self, Call, FakeDocker, FakeHost};
 use refit_policy::*;
 use serde::Deserialize;
 
-/// `a` and `b`, or the names that the configuration gives; a target's image goes by the first letter of its name.
+/// Targets `a` and `b`, or those in the configuration; the first letter of a target's name determines its image.
 struct Plain;
 
 #[derive(Deserialize)]
@@ -69,7 +69,7 @@ fn rules(report: &Report) -> Vec<(&str, Verdict, &str)> {
 #[test]
 fn what_is_behind_is_recreated_in_one_wave_after_one_batch_of_pulls() {
     let mut docker = behind()
-        // Another tag of the repository is another image to the fake, so it is told what runs there.
+        // The fake treats another tag of the repository as another image, so this sets what the container runs.
         .container_with("one", "acme/a:v1", |info| {
             info.image_id = fake::image_id("old")
         })

@@ -1,10 +1,11 @@
-//! Canaries, waves and their ends, on the fake engine: who is touched, in which order, and what is said of the others.
+//! Tests canaries, waves and their ends on the fake engine: the touched containers, their order, and the decisions about the
+//! others.
 
 use refit_policy::fake::{self, FakeDocker, FakeHost};
 use refit_policy::*;
 use serde::Deserialize;
 
-/// Whatever the configuration says, over two images.
+/// A policy with the rollout of its configuration, for two images.
 struct Rolled;
 
 #[derive(Deserialize)]
@@ -59,7 +60,7 @@ impl Policy for Rolled {
     }
 }
 
-/// `a1` … `a4` and `b1` … `b2`, all behind.
+/// The outdated containers `a1` … `a4` and `b1` … `b2`.
 fn six() -> FakeDocker {
     let docker = FakeDocker::new()
         .image("acme/a", "old a", "new a")
@@ -70,7 +71,7 @@ fn six() -> FakeDocker {
     })
 }
 
-/// Which containers each wave had, and which rule decided about each container that was not in one.
+/// Check the containers in each wave, and the rules for the containers in none.
 #[track_caller]
 fn check(mut docker: FakeDocker, config: &str, waves: &[&[&str]], held: &[(&str, &str)]) {
     let mut host = FakeHost::default();
@@ -104,7 +105,7 @@ fn without_canaries_waves_follow_the_order_of_what_is_due() {
         &[&["b2", "b1", "a4", "a3"], &["a2", "a1"]],
         &[],
     );
-    // No wave of nobody, for ever.
+    // There must not be an endless series of empty waves.
     let one_by_one: &[&[&str]] = &[&["a1"], &["a2"], &["a3"], &["a4"], &["b1"], &["b2"]];
     check(six(), r#"{"wave": 0}"#, one_by_one, &[]);
 }
@@ -177,7 +178,7 @@ fn a_canary_that_says_nothing_is_replaced_by_the_next_one() {
             &[],
         );
     }
-    // Where nobody can be canary, everybody was asked, and nobody twice.
+    // If no container can be a canary, each was tried once.
     let docker = ["a1", "a2", "a3", "a4"].iter().fold(six(), |docker, name| {
         docker.recreate_fails(name, RecreateError::Busy)
     });
@@ -223,7 +224,7 @@ fn so_many_failures_end_a_rollout_and_canaries_are_not_among_them() {
             ("a4", rule::CANARY_FAILED),
         ],
     );
-    // What says nothing of the image is no failure.
+    // A result without evidence about the image is no failure.
     check(
         six().recreate_fails("a1", RecreateError::Busy),
         r#"{"wave": 3}"#,

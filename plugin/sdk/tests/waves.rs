@@ -1,9 +1,9 @@
-//! A policy that takes the refresh into its own hands: a canary, on the fake engine.
+//! Tests a policy that overrides the refresh, with a canary, on the fake engine.
 
 use refit_policy::fake::{self, FakeDocker, FakeHost};
 use refit_policy::*;
 
-/// One wave of one, and the rest only if that went well.
+/// One wave of one container, and the rest only after its success.
 struct Canary;
 
 impl Policy for Canary {
@@ -18,7 +18,7 @@ impl Policy for Canary {
     }
 
     fn decide(_: &NoConfig, candidate: &Candidate<'_>) -> Choice {
-        // Careless on purpose: it says so even where the request forbids it.
+        // Wrong on purpose: it recreates even if the request forbids it.
         let _ = candidate;
         Choice::recreate(Strategy::Overlap, "always", "because")
     }

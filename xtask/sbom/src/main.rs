@@ -1,10 +1,11 @@
-//! Reduces the SBOMs that cargo-cyclonedx writes to what one program contains, and merges them. `cargo xtask dist` runs it.
+//! Reduces the SBOMs of cargo-cyclonedx to the components of one program, and merges them. `cargo xtask dist` runs it.
 //!
-//! cargo-cyclonedx reads `cargo metadata`, which unifies the features of a whole workspace and knows no program: its SBOM has
-//! crates of the tests, of macros and of features that are off. `cargo tree` knows exactly what is compiled into a program.
+//! cargo-cyclonedx reads `cargo metadata`, which unifies the features of a whole workspace and does not distinguish programs: its
+//! SBOM has crates of the tests, of macros and of disabled features. `cargo tree` lists exactly the crates that are compiled into a
+//! program.
 //!
-//! `refit-sbom ROOT SBOM TREE [SBOM TREE]…`: `TREE` is a file of lines `name vVERSION`. The first SBOM is the program's, and the
-//! others are those of components that are embedded in it. `ROOT` is the checkout, of which the output names no path.
+//! `refit-sbom ROOT SBOM TREE [SBOM TREE]…`: `TREE` is a file of lines `name vVERSION`. The first SBOM is the program's, the others
+//! are those of embedded components. `ROOT` is the checkout, whose path the output must not contain.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -46,7 +47,7 @@ fn string(value: &Value, key: &str) -> anyhow::Result<String> {
         .to_owned())
 }
 
-/// `tokio@1.54.1`.
+/// The identity of a component: `tokio@1.54.1`.
 fn identity(component: &Value) -> anyhow::Result<String> {
     Ok(format!(
         "{}@{}",
@@ -55,7 +56,7 @@ fn identity(component: &Value) -> anyhow::Result<String> {
     ))
 }
 
-/// The SBOM with those components that the tree lists.
+/// Keep only the components of the SBOM that the tree lists.
 fn reduce(mut sbom: Value, tree: &str) -> anyhow::Result<Value> {
     let mut listed = BTreeSet::new();
     for line in tree.lines().filter(|line| !line.trim().is_empty()) {
@@ -68,14 +69,14 @@ fn reduce(mut sbom: Value, tree: &str) -> anyhow::Result<Value> {
         listed.insert(format!("{name}@{version}"));
     }
     let main = &mut sbom["metadata"]["component"];
-    // A library is called by the name of its target, which has no hyphens.
+    // A library has the name of its target, which has no hyphens.
     let target = identity(main)?.replace('-', "_");
     let package = listed.iter().find(|it| it.replace('-', "_") == target);
     let package = package.with_context(|| format!("the tree is not that of {target}"))?;
     let package = package.clone();
     listed.remove(&package);
     main["name"] = json!(package.split('@').next());
-    // Its library and binary, as if they were parts.
+    // The library and the binary of the package, listed like parts.
     if let Some(main) = main.as_object_mut() {
         main.remove("components");
     }
@@ -105,7 +106,7 @@ fn reduce(mut sbom: Value, tree: &str) -> anyhow::Result<Value> {
     }
     sbom["components"] = Value::Array(components);
     sbom["dependencies"] = Value::Array(dependencies);
-    // Of the run that wrote it, which had all targets in it or one that is not this program's.
+    // These describe the run of cargo-cyclonedx, which had all targets or another program's.
     if let Some(metadata) = sbom["metadata"].as_object_mut() {
         metadata.remove("properties");
     }
@@ -119,7 +120,7 @@ fn list(sbom: &mut Value, key: &str) -> anyhow::Result<Vec<Value>> {
     }
 }
 
-/// The program's SBOM with those components that only the embedded one has, and the embedded one itself.
+/// Add the embedded component to the program's SBOM, with its own parts that the program lacks.
 fn embed(mut program: Value, mut embedded: Value) -> anyhow::Result<Value> {
     let mut component = embedded["metadata"]["component"].take();
     component["type"] = json!("library");
@@ -160,7 +161,7 @@ fn names(list: &[Value], key: &str) -> anyhow::Result<BTreeSet<String>> {
     list.iter().map(|item| string(item, key)).collect()
 }
 
-/// A crate may need more in the one than in the other: it was compiled with other features.
+/// A crate may have more dependencies in one of the two, which was compiled with other features.
 fn add_needed(dependency: &mut Value, other: &Value) {
     let mut needed: BTreeSet<String> = BTreeSet::new();
     for list in [&dependency["dependsOn"], &other["dependsOn"]] {

@@ -1,4 +1,4 @@
-//! The file of a scenario, and the engine that it describes.
+//! The file format of a scenario, and the engine that it describes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,32 +18,32 @@ use sha2::{Digest as _, Sha256};
 
 use super::expect::Expect;
 
-/// When a scenario takes place that does not say so.
+/// The time of a scenario that does not set one.
 const SOME_TIME: &str = "2026-01-01T00:00:00Z";
 
-/// The largest file that is read. Those that people write have some kilobytes; what is larger belongs in a snapshot.
+/// The largest file. Handwritten files have some kilobytes; a larger one should be a snapshot.
 const BYTES_MAX: u64 = 1 << 20;
 
-/// Files that one run takes. A folder that holds more is the wrong folder.
+/// The largest number of files in one run. A folder with more is the wrong folder.
 const FILES_MAX: usize = 1_000;
 
-/// A scenario, complete: nothing is read any more.
+/// A complete scenario: it refers to no other files any more.
 pub struct Scenario {
-    /// Of its file, without the extension.
+    /// The file name without the extension.
     pub name: String,
     pub path: PathBuf,
     pub about: Option<String>,
-    /// JSON.
+    /// The policy's configuration as JSON.
     pub config: String,
-    /// What the policy kept before.
+    /// The state that the policy has stored before.
     pub state: BTreeMap<String, String>,
     pub(super) grants: Grants,
-    /// Before the first step.
+    /// The engine before the first step.
     pub(super) engine: Snapshot,
     pub(super) steps: Vec<Step>,
 }
 
-/// One refresh: what has changed until then, what is asked, and what must come of it.
+/// One refresh: the changes before it, the request, and the expected result.
 pub(super) struct Step {
     pub(super) when: When,
     pub(super) changes: Changes,
@@ -53,11 +53,11 @@ pub(super) struct Step {
 
 pub(super) enum When {
     At(Timestamp),
-    /// The step before.
+    /// A duration after the previous step.
     After(SignedDuration),
 }
 
-/// What is different on the engine from a step on.
+/// The changes on the engine from a step on.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     images: BTreeMap<String, ImageText>,
@@ -79,7 +79,7 @@ pub enum ScenarioError {
     None { path: PathBuf },
 }
 
-/// What is wrong with a scenario's text.
+/// The problem with a scenario's text.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
     #[error(transparent)]
@@ -111,7 +111,7 @@ impl Hints for ScenarioError {
     }
 }
 
-/// All scenarios that these paths mean: files, and folders that hold some, by name.
+/// Read all scenarios of these paths: files, and folders with files, sorted by name.
 pub fn read_all(paths: &[PathBuf]) -> Result<Vec<Scenario>, ScenarioError> {
     let mut scenarios = Vec::new();
     for path in paths {
@@ -176,13 +176,13 @@ impl Scenario {
         })
     }
 
-    /// A refresh over what was recorded, of which nothing is expected.
-    pub fn of_snapshot(path: &Path, config: String) -> Result<Self, ScenarioError> {
+    /// A refresh on a recorded snapshot, without expectations.
+    pub fn from_snapshot(path: &Path, config: String) -> Result<Self, ScenarioError> {
         let wrong = |source: Problem| ScenarioError::Wrong {
             path: path.to_owned(),
             source,
         };
-        let engine = Snapshot::read(path).map_err(|error| wrong(error.into()))?;
+        let engine = Snapshot::load(path).map_err(|error| wrong(error.into()))?;
         let grants = GrantsText::default().grants(&engine);
         let step = Step {
             when: When::At(engine.taken),
@@ -206,18 +206,18 @@ impl Scenario {
         })
     }
 
-    /// `path` gives it its name, and is where its snapshot is looked for.
+    /// `path` determines the name, and the folder in which the snapshot is looked up.
     pub fn parse(text: &str, path: &Path) -> Result<Self, Problem> {
         let document: Document = toml::from_str(text)?;
         let mut engine = match &document.snapshot {
             None => Snapshot::new(SOME_TIME.parse().unwrap_or(Timestamp::UNIX_EPOCH)),
             Some(snapshot) => {
                 let folder = path.parent().unwrap_or(Path::new("."));
-                Snapshot::read(&folder.join(snapshot))?
+                Snapshot::load(&folder.join(snapshot))?
             }
         };
         let (steps, config) = (document.steps(engine.taken)?, document.config);
-        // All that is said of containers is looked at once before anything runs.
+        // Check all statements about containers before anything runs.
         let mut known = engine.clone();
         for step in &steps {
             step.changes.apply(&mut known)?;
@@ -245,7 +245,7 @@ impl Scenario {
 }
 
 impl Scenario {
-    /// Whether it is about a configuration that the policy refuses.
+    /// Whether the scenario expects the policy to refuse the configuration.
     pub(super) fn expects_invalid_config(&self) -> bool {
         self.steps
             .iter()
@@ -380,7 +380,7 @@ impl RequestText {
     }
 }
 
-/// As in `refit.toml`. What is not said is granted, since a scenario is about the policy.
+/// The grants, as in `refit.toml`. Unset grants allow everything, since a scenario tests the policy.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct GrantsText {
@@ -438,7 +438,7 @@ struct ContainerText {
     networks: Option<Vec<String>>,
     restart_policy: Option<String>,
     platform: Option<String>,
-    /// Why it cannot be inspected.
+    /// The reason why the container cannot be inspected.
     inspection_fails: Option<String>,
 }
 
@@ -470,8 +470,8 @@ impl Changes {
     }
 }
 
-/// A reference as the host writes it; what is none stays as it is.
-pub(super) fn normal(reference: &str) -> String {
+/// Normalize an image reference like the host. An invalid one stays as it is.
+pub(super) fn normalize_reference(reference: &str) -> String {
     match reference.parse::<ImageRef>() {
         Ok(parsed) => parsed.to_string(),
         Err(_) => reference.to_owned(),
@@ -538,7 +538,7 @@ fn new_container(name: &str, image: String) -> ContainerFacts {
     }
 }
 
-/// The id that a word stands for.
+/// The image id for a word of the scenario.
 pub(super) fn image_id(word: &str) -> ImageId {
     if word.starts_with("sha256:") {
         ImageId::new(word)

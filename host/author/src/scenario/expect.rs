@@ -1,4 +1,4 @@
-//! What must come of a step, and where it did not.
+//! The expected result of a step, and its comparison with the actual one.
 
 use std::collections::BTreeMap;
 
@@ -10,19 +10,19 @@ use refit_refresh::DryRunResult;
 use refit_sandbox::{Decisions, Failure, PolicyError, PolicyState};
 use serde::{Deserialize, Serialize};
 
-use super::document::{image_id, normal};
+use super::document::{image_id, normalize_reference};
 
-/// `None`: nothing is said of it.
+/// The expectations of a step. `None` means that the scenario does not check this.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Expect {
-    /// Exhaustive.
+    /// The complete list of decisions.
     decisions: Option<BTreeMap<String, ExpectedDecision>>,
     pulls: Option<Vec<String>>,
     waves: Option<Vec<Vec<String>>>,
     #[serde(default)]
     outcomes: BTreeMap<String, RecreationOutcome>,
-    /// Which image a container runs afterwards.
+    /// The image of each container after the step.
     #[serde(default)]
     runs: BTreeMap<String, String>,
     failure: Option<FailureKind>,
@@ -44,7 +44,7 @@ enum ExpectedDecision {
 struct FullDecision {
     verdict: Verdict,
     rule: Option<String>,
-    /// A part of it.
+    /// A part of the reason.
     reason: Option<String>,
 }
 
@@ -58,7 +58,7 @@ enum FailureKind {
 }
 
 impl FailureKind {
-    fn of(failure: &Failure) -> Self {
+    fn from_failure(failure: &Failure) -> Self {
         match failure {
             Failure::UnknownTargets { .. } => Self::UnknownTargets,
             Failure::InvalidConfig(_) => Self::InvalidConfig,
@@ -68,10 +68,10 @@ impl FailureKind {
     }
 }
 
-/// Something that was to be otherwise.
+/// A difference between the expected and the actual result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Mismatch {
-    /// For example ``decision about `ws-a` ``.
+    /// The subject, for example ``decision about `ws-a` ``.
     pub what: String,
     pub expected: String,
     pub found: String,
@@ -116,13 +116,13 @@ impl Expect {
             }
         }
         if let Some(expected) = &self.pulls {
-            let expected: Vec<String> = expected.iter().map(|it| normal(it)).collect();
+            let expected: Vec<String> = expected.iter().map(|it| normalize_reference(it)).collect();
             found.check("pulls", inline(expected), inline(pulls(&answer.record)));
         }
         for (name, expected) in &self.outcomes {
             let outcome = outcome(&answer.record, name);
-            let told = outcome.map_or("not given to `recreate`".to_owned(), word);
-            found.check(&format!("outcome of `{name}`"), word(expected), told);
+            let actual = outcome.map_or("not given to `recreate`".to_owned(), word);
+            found.check(&format!("outcome of `{name}`"), word(expected), actual);
         }
         for (name, expected) in &self.runs {
             let runs = engine.containers.iter().find(|it| it.name == *name);
@@ -130,15 +130,15 @@ impl Expect {
             match runs {
                 Some(facts) if facts.image_id == image_id(expected) => {}
                 Some(facts) => {
-                    found.add(&what, expected.clone(), known_as(&facts.image_id, engine))
+                    found.add(&what, expected.clone(), find_word(&facts.image_id, engine))
                 }
                 None => found.add(&what, expected.clone(), "there is no such container".into()),
             }
         }
         for (key, expected) in &self.state {
             let kept = state.get(key);
-            let told = kept.map_or("nothing is kept".to_owned(), |value| format!("{value:?}"));
-            found.check(&format!("state `{key}`"), format!("{expected:?}"), told);
+            let actual = kept.map_or("nothing is kept".to_owned(), |value| format!("{value:?}"));
+            found.check(&format!("state `{key}`"), format!("{expected:?}"), actual);
         }
         found.0
     }
@@ -155,9 +155,9 @@ impl Expect {
         match said {
             Ok(Ok(_)) if self.failure.is_none() => {}
             Ok(Ok(_)) => found.add(what, expected, "a report".into()),
-            Ok(Err(failure)) if self.failure == Some(FailureKind::of(failure)) => {}
+            Ok(Err(failure)) if self.failure == Some(FailureKind::from_failure(failure)) => {}
             Ok(Err(failure)) => {
-                let kind = word(FailureKind::of(failure));
+                let kind = word(FailureKind::from_failure(failure));
                 found.add(what, expected, format!("the failure `{kind}`: {failure}"));
             }
             Err(error) => found.add(what, expected, format!("none: {error}")),
@@ -170,23 +170,27 @@ impl Expect {
         };
         for (name, expected) in expected {
             let decision = decisions.by_container.get(name);
-            if !expected.is_met_by(decision) {
-                let told = decision.map_or("it says nothing of it".to_owned(), told);
-                found.add(&format!("decision about `{name}`"), expected.told(), told);
+            if !expected.matches(decision) {
+                let actual = decision.map_or("it says nothing of it".to_owned(), describe_decision);
+                found.add(
+                    &format!("decision about `{name}`"),
+                    expected.describe(),
+                    actual,
+                );
             }
         }
         for (name, decision) in &decisions.by_container {
             if !expected.contains_key(name) && decision.verdict != Verdict::Leave {
                 let what = format!("decision about `{name}`");
-                found.add(&what, "none".into(), told(decision));
+                found.add(&what, "none".into(), describe_decision(decision));
             }
         }
     }
 }
 
 impl ExpectedDecision {
-    fn is_met_by(&self, decision: Option<&Decision>) -> bool {
-        // To leave a container alone and to say nothing of it is the same.
+    fn matches(&self, decision: Option<&Decision>) -> bool {
+        // Leaving a container alone is the same as not reporting it.
         let Some(decision) = decision else {
             return *self == Self::Verdict(Verdict::Leave);
         };
@@ -203,7 +207,7 @@ impl ExpectedDecision {
         }
     }
 
-    fn told(&self) -> String {
+    fn describe(&self) -> String {
         match self {
             Self::Verdict(verdict) => word(verdict),
             Self::Full(full) => {
@@ -215,7 +219,7 @@ impl ExpectedDecision {
     }
 }
 
-fn told(decision: &Decision) -> String {
+fn describe_decision(decision: &Decision) -> String {
     let Decision {
         verdict,
         rule,
@@ -253,8 +257,8 @@ fn outcome(record: &Record, name: &str) -> Option<RecreationOutcome> {
     of_it.next_back().map(|it| it.outcome)
 }
 
-/// The name under which somebody would know an image id: a word of the scenario is not in it any more.
-fn known_as(id: &refit_model::image::ImageId, engine: &Snapshot) -> String {
+/// The scenario's name for an image id, since the id no longer contains the word.
+fn find_word(id: &refit_model::image::ImageId, engine: &Snapshot) -> String {
     let is_it = |facts: &refit_capabilities::snapshot::ImageFacts| matches!(facts, refit_capabilities::snapshot::ImageFacts::Pulled { id: it, .. } if it == id);
     match engine.images.iter().find(|(_, facts)| is_it(facts)) {
         Some((reference, _)) => format!("what `{reference}` stands for"),
@@ -262,7 +266,7 @@ fn known_as(id: &refit_model::image::ImageId, engine: &Snapshot) -> String {
     }
 }
 
-/// Enumerations are told as they are written.
+/// Format an enumeration value as in the file.
 fn word(value: impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,
@@ -274,13 +278,13 @@ fn inline(value: impl Serialize) -> String {
     serde_json::to_string(&value).unwrap_or_default()
 }
 
-/// What came of a step, as it would be expected: to be pasted into the scenario.
-pub(super) fn as_expectation(answer: &DryRunResult) -> String {
+/// Format the result of a step as an expectation, to paste into the scenario.
+pub(super) fn format_expectation(answer: &DryRunResult) -> String {
     let mut text = String::new();
     let decisions = match &answer.said {
         Ok(Ok(decisions)) => decisions,
         Ok(Err(failure)) => {
-            return format!("failure = {:?}\n", word(FailureKind::of(failure)));
+            return format!("failure = {:?}\n", word(FailureKind::from_failure(failure)));
         }
         Err(_) => return text,
     };
@@ -298,7 +302,7 @@ pub(super) fn as_expectation(answer: &DryRunResult) -> String {
     text
 }
 
-/// Bare where TOML lets it be.
+/// A TOML key, unquoted if possible.
 fn key(name: &str) -> String {
     let is_bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     if !name.is_empty() && name.chars().all(is_bare) {

@@ -1,6 +1,6 @@
-//! A scenario: an engine as it might be, a question, and what a policy is expected to make of it. One file, for a review.
+//! A scenario: an engine's state, a request, and the expected decisions of a policy, in one file for a review.
 //!
-//! `document` is the file, `run` asks a policy, `expect` compares.
+//! `document` has the file format, `run` calls the policy, and `expect` compares.
 
 mod document;
 mod expect;

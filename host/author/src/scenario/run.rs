@@ -1,4 +1,5 @@
-//! Asks a policy, step by step. The same bytes each time: the clock stands, what is random is not, nothing is concurrent.
+//! Calls a policy step by step. The result is reproducible: the clock stands still, random bytes are fixed, and nothing runs
+//! concurrently.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,26 +11,26 @@ use refit_refresh::{Bounds, DryRunInput, DryRunRequest, DryRunResult, ask};
 use refit_sandbox::{Clock, Concurrency, Cost, LogLine, Policy, PolicyError, PolicyState};
 
 use super::document::{Scenario, When};
-use super::expect::{Mismatch, as_expectation};
+use super::expect::{Mismatch, format_expectation};
 
-/// For the whole of a refresh. Nothing is waited for, so it is what a policy may compute, and the machine's other work.
+/// The time limit of a refresh. Nothing waits, so it covers the policy's computing time and the machine's other load.
 const WHOLE: Duration = Duration::from_secs(60);
 
-/// What came of a scenario.
+/// The result of a scenario.
 #[derive(Debug, serde::Serialize)]
 pub struct Ran {
-    /// What is wrong with its configuration, as the policy says: nothing was asked then.
+    /// The configuration problems that the policy reports. If there are any, no step has run.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub config_problems: Vec<String>,
     pub steps: Vec<RanStep>,
 }
 
-/// What came of one refresh of it.
+/// The result of one refresh of a scenario.
 #[derive(Debug, serde::Serialize)]
 pub struct RanStep {
     pub at: Timestamp,
     pub mismatches: Vec<Mismatch>,
-    /// What it came to, as an expectation in TOML.
+    /// The actual result, as an expectation in TOML.
     pub came_to: String,
     pub log: Vec<LogLine>,
     pub decisions: usize,
@@ -42,7 +43,7 @@ impl Ran {
     }
 }
 
-/// Fails where the policy cannot even be asked about its configuration; a trap in a refresh is a mismatch.
+/// Run a scenario. This fails if the policy cannot check its configuration; a trap in a refresh is a mismatch.
 pub async fn run(policy: &Policy, scenario: &Scenario) -> Result<Ran, PolicyError> {
     let problems = policy.validate_config(&scenario.config).await?;
     let expects_that = scenario.expects_invalid_config();
@@ -52,7 +53,7 @@ pub async fn run(policy: &Policy, scenario: &Scenario) -> Result<Ran, PolicyErro
             steps: vec![],
         });
     }
-    let state = PolicyState::holding(scenario.state.clone());
+    let state = PolicyState::in_memory(scenario.state.clone());
     let grants = Arc::new(scenario.grants.clone());
     let mut engine = scenario.engine.clone();
     let mut steps = Vec::new();
@@ -61,7 +62,7 @@ pub async fn run(policy: &Policy, scenario: &Scenario) -> Result<Ran, PolicyErro
             When::At(now) => now,
             When::After(after) => engine.taken.saturating_add(after).unwrap_or(engine.taken),
         };
-        // Looked at when the scenario was read.
+        // `parse` has checked the changes already.
         let _ = step.changes.apply(&mut engine);
         let replay = Arc::new(SnapshotCapabilities::new(
             engine.clone(),
@@ -81,7 +82,7 @@ pub async fn run(policy: &Policy, scenario: &Scenario) -> Result<Ran, PolicyErro
         };
         let answer = ask(asked, question).await;
         engine = replay.snapshot();
-        // Faults are a step's own.
+        // Faults apply to one step only.
         engine.recreations.clear();
         engine.listing_fails = None;
         let (log, decisions, cost) = match &answer.said {
@@ -91,7 +92,7 @@ pub async fn run(policy: &Policy, scenario: &Scenario) -> Result<Ran, PolicyErro
         steps.push(RanStep {
             at: engine.taken,
             mismatches: step.expect.compare(&answer, &state, &engine),
-            came_to: as_expectation(&answer),
+            came_to: format_expectation(&answer),
             log,
             decisions,
             cost,
@@ -114,7 +115,7 @@ fn bounds() -> Bounds {
             pulls: most,
             recreates: most,
         },
-        // One after the other, so that what was asked is asked in the same order each time.
+        // One call at a time, so that the calls have the same order each time.
         concurrency: Concurrency {
             inspects: 1,
             pulls: 1,

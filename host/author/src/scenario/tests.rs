@@ -1,4 +1,4 @@
-//! The built-in policy over scenarios: what passes, what does not, and in which words.
+//! Tests of scenarios with the built-in policy: passes, failures, and their messages.
 
 use std::path::Path;
 
@@ -34,7 +34,7 @@ fn told(ran: &Ran) -> Vec<String> {
         .collect()
 }
 
-/// Two that are behind, one of them stopped, over two refreshes.
+/// Two outdated containers, one of them stopped, and two refreshes.
 const TWO: &str = r#"
 config = { runtimes = ["hermes"] }
 [images]
@@ -67,7 +67,7 @@ runs = { ws-b = "old" }
 "#;
 
 #[tokio::test]
-async fn what_comes_as_expected_passes_and_each_step_goes_on_from_the_last() {
+async fn expected_result_passes_and_steps_build_on_each_other() {
     let ran = ran(TWO).await;
     assert_eq!(told(&ran), Vec::<String>::new());
     assert!(ran.passed());
@@ -76,7 +76,7 @@ async fn what_comes_as_expected_passes_and_each_step_goes_on_from_the_last() {
 }
 
 #[tokio::test]
-async fn what_comes_otherwise_is_told_with_what_was_found() {
+async fn mismatch_is_reported_with_the_actual_result() {
     let text = TWO
         .replace("rule = \"image-moved\"", "rule = \"moved\"")
         .replace("ws-b = \"stale\"\n", "")
@@ -101,7 +101,7 @@ async fn what_comes_otherwise_is_told_with_what_was_found() {
 }
 
 #[tokio::test]
-async fn what_it_came_to_is_an_expectation_that_is_met() {
+async fn printed_result_is_an_expectation_that_passes() {
     let bare = r#"
 config = { runtimes = ["hermes"] }
 images = { "IMAGE" = { failed = "rate-limited" } }
@@ -115,7 +115,7 @@ containers = { ws-a = { image = "IMAGE" }, other = { image = "IMAGE" } }
 }
 
 #[tokio::test]
-async fn a_configuration_that_is_refused_is_a_failure_unless_that_is_expected() {
+async fn refused_configuration_fails_unless_expected() {
     let text = "config = { runtime = 1 }\n[expect]\nwaves = []\n";
     let refused = ran(text).await;
     assert!(!refused.passed());
@@ -125,7 +125,7 @@ async fn a_configuration_that_is_refused_is_a_failure_unless_that_is_expected() 
 }
 
 #[tokio::test]
-async fn an_engine_that_does_not_answer_is_a_scenario_too() {
+async fn unreachable_engine_is_a_valid_scenario() {
     let unlisted = ran("listing-fails = \"it is down\"\n[expect]\nfailure = \"unlisted\"\n").await;
     assert_eq!(told(&unlisted), Vec::<String>::new());
     let text = r#"
@@ -139,7 +139,7 @@ ws-a = { verdict = "unknown", rule = "inspect-failed" }
 }
 
 #[tokio::test]
-async fn the_same_comes_of_it_each_time() {
+async fn result_is_reproducible() {
     let policy = policy().await;
     let scenario = scenario(TWO);
     let mut texts = Vec::new();
@@ -172,7 +172,7 @@ async fn instructions_are_counted_by_a_metering_engine_and_the_same_each_time() 
 }
 
 #[test]
-fn a_scenario_that_would_pass_whatever_happens_is_none() {
+fn scenario_without_expectations_is_invalid() {
     assert_eq!(
         problem(""),
         "`[expect]` expects nothing, so it would pass whatever the policy does"
@@ -184,7 +184,7 @@ fn a_scenario_that_would_pass_whatever_happens_is_none() {
 }
 
 #[test]
-fn what_is_misspelt_or_missing_is_told() {
+fn misspelt_or_missing_key_is_reported() {
     assert!(problem("[expect]\nwave = []\n").contains("unknown field `wave`"));
     assert_eq!(
         problem("[containers.a]\nruns = \"new\"\n[expect]\nwaves = []\n"),
@@ -194,7 +194,7 @@ fn what_is_misspelt_or_missing_is_told() {
 }
 
 #[test]
-fn what_is_no_image_is_told() {
+fn invalid_image_is_reported() {
     let text = "[images]\n\"a b\" = \"new\"\n[expect]\nwaves = []\n";
     assert!(problem(text).contains("a b"), "{}", problem(text));
 }

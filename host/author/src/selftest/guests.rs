@@ -1,46 +1,46 @@
-//! The hostile guests: what each must come to, and which limits it crosses. What it tries is said in its own first line
-//! (`host/author/selftest/guests`).
+//! The hostile guests, with the expected result of each and the limits that it exceeds. The first line of a guest's file says what
+//! it tries (`host/author/selftest/guests`).
 
 use refit_sandbox::limits::{COMPONENT_BYTES_MAX, Limit};
 use refit_sandbox::{DEFAULT_POLICY, PolicyErrorKind as Kind, Task};
 
 use super::RECREATES_MAX;
 
-// `BUILT`: name, what it tries, component; written by `host/author/selftest/build.rs`.
+// `host/author/selftest/build.rs` generates `BUILT`: name, attempt, component.
 include!(concat!(env!("OUT_DIR"), "/selftest.rs"));
 
-/// What a guest must come to.
+/// The expected result of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// It does not become a policy: loading ends in this error.
+    /// The component does not load, with this error.
     Refused(Kind),
-    /// It is stopped while it does this.
+    /// The host stops the guest during this call.
     Stopped(Task, Kind),
-    /// It gets no more than it may, and a report comes out. Some of these trap by themselves where they do get more.
+    /// The host limits the guest, and its report is valid. Some guests trap themselves if they get more than allowed.
     Held,
-    /// As `Held`, and part of what it says was left out or cut.
+    /// Like `Held`, and the host drops or cuts part of the guest's text.
     Cut,
-    /// It says itself that it cannot make the refresh.
+    /// The guest itself reports that it cannot make the refresh.
     Fails,
 }
 
-/// Which clock it runs by. Everything but the time is as in production for all of them.
+/// The time limits of a guest. Everything else is as in production for all guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
-    /// All the time that a policy has.
+    /// The production time limits.
     Full,
-    /// A fraction of a second to compute, so that a dozen guests that never end take seconds and not minutes.
+    /// A fraction of a second of computing time, so that a dozen endless guests take seconds, not minutes.
     Short,
 }
 
 #[derive(Clone, Debug)]
 pub struct Guest {
     pub name: &'static str,
-    /// A sentence without a full stop.
+    /// What the guest tries: a sentence without a full stop.
     pub tries: &'static str,
     pub crosses: &'static [Limit],
     pub ending: Ending,
-    /// How many containers it may get recreated before it ends.
+    /// The number of containers that the guest may recreate before it ends.
     pub recreates: usize,
     pub pace: Pace,
     source: Source,
@@ -49,13 +49,13 @@ pub struct Guest {
 #[derive(Clone, Copy, Debug)]
 enum Source {
     Built(&'static [u8]),
-    /// Bytes that are no component, or too large to be kept in the program.
+    /// Bytes that are not a component, or too large to embed in the program.
     Made(fn() -> Vec<u8>),
 }
 
 impl Guest {
-    /// Seconds, while the others take milliseconds.
-    pub(super) fn takes_its_time(&self) -> bool {
+    /// Whether the guest takes seconds. The others take milliseconds.
+    pub(super) fn is_slow(&self) -> bool {
         self.pace == Pace::Full && self.ending == stopped(Kind::Interrupted)
     }
 
@@ -67,13 +67,13 @@ impl Guest {
     }
 }
 
-/// The component of one, by name.
+/// The component of the guest with this name.
 pub fn component(name: &str) -> Option<Vec<u8>> {
     let guest = guests().into_iter().find(|guest| guest.name == name)?;
     Some(guest.bytes())
 }
 
-/// All of them, in the order in which they are run and shown.
+/// All guests, in the order in which the selftest runs and shows them.
 pub fn guests() -> Vec<Guest> {
     let built = EXPECTED.iter().map(|&(name, crosses, ending)| {
         let found = BUILT.iter().find(|(built, ..)| *built == name);
@@ -113,7 +113,7 @@ pub fn guests() -> Vec<Guest> {
 use Ending::{Cut, Fails, Held, Refused, Stopped};
 use Task::{CheckConfig, Describe, Refresh};
 
-/// Stopped while it makes a refresh.
+/// The host stops the guest during a refresh.
 const fn stopped(kind: Kind) -> Ending {
     Stopped(Refresh, kind)
 }
@@ -159,7 +159,7 @@ const EXPECTED: &[(&str, &[Limit], Ending)] = &[
     ("pulls-for-ever", &[Limit::Pulls], Held),
     ("recreates-more-than-it-may", &[Limit::Recreates], Held),
     ("asks-for-much-randomness", &[Limit::RandomBytes], stopped(Kind::Broke)),
-    // What it says and what it keeps.
+    // Messages and stored state.
     ("logs-for-ever", &[Limit::LogLines], Cut),
     ("logs-long-lines", &[Limit::LogLineBytes, Limit::LogBytes], Cut),
     ("prints-for-ever", &[Limit::OutputBytes], Cut),
@@ -204,7 +204,7 @@ const EXPECTED: &[(&str, &[Limit], Ending)] = &[
     ("decides-twice", &[], stopped(Kind::BadAnswer)),
     ("decides-about-a-stranger", &[], stopped(Kind::BadAnswer)),
     ("decides-without-looking", &[], stopped(Kind::BadAnswer)),
-    // What no grant covers.
+    // Calls without a grant.
     ("acts-while-it-is-described", &[], Held),
     ("pulls-what-no-grant-covers", &[], Held),
     ("pulls-from-within", &[], Held),
@@ -213,7 +213,7 @@ const EXPECTED: &[(&str, &[Limit], Ending)] = &[
     ("looks-for-strangers", &[], Held),
     ("looks-for-files", &[], Held),
     ("looks-around", &[], Held),
-    // What is no policy for this host.
+    // Bytes that are not a policy for this host.
     ("opens-a-socket", &[], Refused(Kind::UnknownImport)),
     ("speaks-http", &[], Refused(Kind::UnknownImport)),
     ("wants-wasi-0-3", &[], Refused(Kind::UnknownImport)),
@@ -245,7 +245,7 @@ const MADE: &[Made] = &[
     ("nests-without-end", "Is a component of twenty thousand empty ones", &[Limit::Nested], Kind::Invalid,
         || sections((0..20_000).map(|_| section(NESTED_COMPONENT, COMPONENT)))),
     ("imports-one-type-again-and-again", "Imports an instance of two hundred functions two thousand times, under as many names", &[Limit::Names], Kind::Invalid,
-        imports_again_and_again),
+        repeated_imports),
     ("is-nobody", "Is a component with nothing in it", &[], Kind::NotAPolicy, || COMPONENT.to_vec()),
     ("is-cut-off", "Is the first half of a good policy", &[], Kind::Invalid, || DEFAULT_POLICY[..DEFAULT_POLICY.len() / 2].to_vec()),
     ("is-garbled", "Is a good policy of which every hundredth byte was changed", &[], Kind::Invalid,
@@ -254,7 +254,7 @@ const MADE: &[Made] = &[
 
 const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
 
-/// Numbers of sections in a component.
+/// Section numbers in a component.
 const NESTED_COMPONENT: u8 = 4;
 const TYPES: u8 = 7;
 const IMPORTS: u8 = 10;
@@ -269,7 +269,7 @@ fn section(number: u8, content: &[u8]) -> Vec<u8> {
     [&[number], &*leb128(content.len()), content].concat()
 }
 
-/// A number as WebAssembly writes it.
+/// Encode a number as in a WebAssembly binary.
 fn leb128(mut number: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     while number >= 0x80 {
@@ -284,10 +284,10 @@ fn text(text: &str) -> Vec<u8> {
     [leb128(text.len()), text.as_bytes().to_vec()].concat()
 }
 
-fn imports_again_and_again() -> Vec<u8> {
+fn repeated_imports() -> Vec<u8> {
     const FUNCTIONS: usize = 200;
     const TIMES: usize = 2_000;
-    // An instance type: a function type without parameters and results, and exports of it.
+    // An instance type: a function type without parameters and results, and exports of that type.
     let mut instance = [&[0x42][..], &leb128(1 + FUNCTIONS), &[1, 0x40, 0, 1, 0]].concat();
     for number in 0..FUNCTIONS {
         let name = text(&format!("function-{number}"));

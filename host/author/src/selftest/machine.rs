@@ -1,4 +1,4 @@
-//! A machine made of memory: a few containers, of which some are behind. What is done to them is written down.
+//! An engine in memory: a few containers, some of them outdated. It records the changes to them.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,19 +13,20 @@ use refit_model::recreation::Strategy;
 use refit_recreate::RecreateError;
 use serde_json::json;
 
-/// What all workspaces here were made from.
+/// The image of all workspaces here.
 const IMAGE: &str = "ghcr.io/molecule-ai/workspace-template-hermes:latest";
 
-/// Workspaces `ws-00`, `ws-01`, …: more than a hostile guest needs to keep too many handles within the lists that it may have.
+/// The number of workspaces `ws-00`, `ws-01`, …: enough for a hostile guest to exceed the limit on handles within its limit on
+/// lists.
 pub(super) const WORKSPACES: usize = 24;
 
-/// The first of them, which run an older image.
+/// The number of workspaces, from the first, that run an older image.
 pub(super) const BEHIND: usize = 3;
 
-/// A container that is nobody's workspace.
+/// A container that is not a workspace.
 const STRANGER: &str = "database";
 
-/// In the environment of every container. No guest may find it.
+/// A value in the environment of every container, which no guest may read.
 const SECRET: &str = "canary-5f2c9e";
 
 pub(super) struct Machine {
@@ -47,7 +48,7 @@ impl Machine {
         }
     }
 
-    /// The names of those that were, in that order.
+    /// The names of the recreated containers, in order.
     pub(super) fn recreated(&self) -> Vec<String> {
         self.recreated
             .lock()
@@ -133,7 +134,7 @@ impl Capabilities for Machine {
         recreation: Recreation,
     ) -> Result<Recreated, CallError<RecreateError>> {
         let name = recreation.container.name;
-        // As a real one, it takes its time: a policy that is stopped meanwhile must not stop it.
+        // Yield like a real recreation, which takes time: stopping the policy must not stop it.
         tokio::task::yield_now().await;
         let from = self
             .runs()

@@ -1,8 +1,7 @@
-//! Hostile policies, each against one promise of the host, and after each the built-in policy on the same engine.
+//! Runs hostile policies, each against one guarantee of the host, and after each the built-in policy on the same engine.
 //!
-//! `refit selftest` runs them on an operator's machine, and the tests run them from the same table ([`guests()`]). No container
-//! engine, no network and no file is needed: what policies act on is a machine made of memory, behind the guard and the
-//! journal of every refresh.
+//! `refit selftest` runs them on an operator's machine, and the tests run them from the same table ([`guests()`]). They need no
+//! container engine, network or files: the policies act on an engine in memory, behind the guard and the journal of every refresh.
 
 mod guests;
 mod machine;
@@ -32,39 +31,38 @@ use self::machine::{BEHIND, Machine, WORKSPACES};
 
 pub use self::guests::{Ending, Guest, Pace, component, guests};
 
-/// The limits in time of a guest that would take all of them. Far apart, so that on a busy machine the one is not taken for the
-/// other.
+/// The time limits of a guest that would use all of its time. They are far apart, so that a busy machine does not confuse them.
 const SHORT: Times = Times {
     compute: Duration::from_millis(200),
     probe: Duration::from_secs(5),
 };
 
-/// For a whole refresh of such a guest.
+/// The time limit of a whole refresh of such a guest.
 const SHORT_REFRESH: Duration = Duration::from_secs(5);
 
-/// For any other. None comes near.
+/// The time limit of any other refresh. None comes close to it.
 const REFRESH: Duration = Duration::from_secs(120);
 
-/// How many containers a guest may get recreated: one less than there are behind.
+/// The number of containers that a guest may recreate: one less than are outdated.
 const RECREATES_MAX: usize = BEHIND - 1;
 
-/// The longest message about a guest, whatever it puts into names and texts.
+/// The longest message about a guest, whatever the guest writes into names and texts.
 const MESSAGE_BYTES_MAX: usize = 2 * TEXT_BYTES_MAX;
 
-/// What became of a guest.
+/// The result of a guest.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Outcome {
     pub guest: &'static str,
     pub tries: &'static str,
-    /// As in the table of guests, in a few words.
+    /// The expected result, as in the table of guests, in a few words.
     pub expected: String,
     pub got: String,
-    /// What an operator would be told.
+    /// The message for an operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub told: Option<String>,
     pub duration_ms: u64,
     pub passed: bool,
-    /// What is wrong, where it did not pass.
+    /// The problems, if the guest did not pass.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
 }
@@ -107,7 +105,7 @@ fn words(kind: PolicyErrorKind) -> &'static str {
     }
 }
 
-/// An engine to run guests on, and the built-in policy on the same one.
+/// An engine to run guests on, and the built-in policy on the same engine.
 struct Host {
     engine: PolicyEngine,
     good: Policy,
@@ -126,7 +124,7 @@ impl Host {
     }
 }
 
-/// The hosts that guests run on. Making one compiles the built-in policy twice.
+/// The hosts that guests run on. Creating them compiles the built-in policy twice.
 pub struct Selftest {
     full: Host,
     short: Host,
@@ -140,12 +138,11 @@ impl Selftest {
         })
     }
 
-    /// All guests, one after the other; beside them runs the one that computes for as long as a policy may. `each` is told of an
-    /// outcome as it is there.
+    /// Run all guests, one after the other, and concurrently the guest that computes as long as a policy may. Calls `each` with an
+    /// outcome as soon as it is known.
     pub async fn run_all(self: Arc<Self>, mut each: impl FnMut(&Outcome)) -> Vec<Outcome> {
         let guests = guests();
-        let (long, short): (Vec<Guest>, Vec<Guest>) =
-            guests.into_iter().partition(Guest::takes_its_time);
+        let (long, short): (Vec<Guest>, Vec<Guest>) = guests.into_iter().partition(Guest::is_slow);
         let beside: Vec<_> = long
             .into_iter()
             .map(|guest| {
@@ -167,7 +164,7 @@ impl Selftest {
         outcomes
     }
 
-    /// One guest, and the built-in policy after it.
+    /// Run one guest, and the built-in policy after it.
     pub async fn run(&self, guest: &Guest) -> Outcome {
         let host = match guest.pace {
             Pace::Full => &self.full,
@@ -193,7 +190,7 @@ impl Selftest {
             tries: guest.tries,
             expected: guest.ending.to_string(),
             got: came_to.ending().to_string(),
-            told: came_to.told(),
+            told: came_to.message(),
             duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
             passed: problems.is_empty(),
             problems,
@@ -201,7 +198,7 @@ impl Selftest {
     }
 }
 
-/// What a guest came to, as its host has it.
+/// The actual result of a guest, as its host sees it.
 enum CameTo {
     Refused(PolicyError),
     Stopped(Task, PolicyError),
@@ -220,7 +217,7 @@ impl CameTo {
         }
     }
 
-    fn told(&self) -> Option<String> {
+    fn message(&self) -> Option<String> {
         match self {
             Self::Refused(error) | Self::Stopped(_, error) => Some(error.to_string()),
             Self::Answered(_) | Self::Failed(_) => None,
@@ -291,7 +288,7 @@ impl Host {
         }
     }
 
-    /// Whether the built-in policy, on the engine that a guest has just been on, does what it is there for.
+    /// Check that the built-in policy still works on the engine that a guest has just used.
     async fn answers(&self) -> Result<(), String> {
         let machine = Arc::new(Machine::new());
         let (answer, recreated) = refresh(&self.good, machine.clone(), BEHIND, REFRESH).await;
@@ -315,7 +312,7 @@ impl Host {
     }
 }
 
-/// A refresh of the machine behind guard and journal, and how many recreations the journal has as done.
+/// Run a refresh on the engine in memory behind guard and journal, and count the recreations in the journal.
 async fn refresh(
     policy: &Policy,
     machine: Arc<Machine>,
@@ -323,7 +320,7 @@ async fn refresh(
     limit: Duration,
 ) -> (Result<Result<Decisions, Failure>, PolicyError>, usize) {
     let grants = Arc::new(grants());
-    // Inspections as in production; of the others few, so that few calls cross them.
+    // The production limit on inspections, and low limits on the rest, so that few calls exceed them.
     let counts = Counts {
         inspects: 20_000,
         pulls: 8,
@@ -369,7 +366,7 @@ fn grants() -> Grants {
     .expect("three patterns that a test has tried")
 }
 
-/// The page `docs/hostile-guests.md`. A test compares it, so it cannot fall behind the table.
+/// Generate the page `docs/hostile-guests.md`. A test compares the two, so the page always matches the table.
 ///
 /// `limits` is `[limits]` of the default configuration.
 pub fn page(limits: &serde_json::Value) -> String {

@@ -1,8 +1,9 @@
-//! What a policy saw of an engine at one moment, as a document: to decide again over it, elsewhere and later.
+//! A document of what a policy saw of an engine at one moment, so that the policy can decide on it again, elsewhere and later.
 //!
-//! [`record`] writes one while a policy works, [`replay`] is the engine that it makes: the same four verbs, no engine, the same
-//! answers each time. The document holds what crosses the contract and nothing else, so that it can be kept beside a policy's
-//! source and read in a review: no mounts, no commands, and of the environment only what a grant lets a policy read.
+//! [`record`] writes a snapshot while a policy runs. [`replay`] acts as the engine of a snapshot: the same four operations, without
+//! an engine and with the same answers each time. A snapshot holds only data that crosses the contract, so that it can be stored
+//! with a policy's source and be reviewed: no mounts, no commands, and only the environment variables that a grant lets a policy
+//! read.
 
 pub mod record;
 pub mod replay;
@@ -25,34 +26,34 @@ use serde_json::{Value, json};
 
 use crate::CallError;
 
-/// The form of the document. A host reads those that it knows.
+/// The version of the document format. A host reads the versions that it knows.
 pub const FORM: u32 = 1;
 
-/// The largest document that is read: some 30,000 containers.
+/// The largest document that Refit reads: some 30,000 containers.
 pub const BYTES_MAX: usize = 32 << 20;
 
-/// Of what is wrong with a document, in an error.
+/// The longest quotation of a parse error in an error message.
 const PROBLEM_BYTES_MAX: usize = 1000;
 
-/// Sorted throughout, so that two of the same engine differ only in what changed.
+/// The state of an engine as a policy saw it. Everything is sorted, so that two snapshots of one engine differ only in the changes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Snapshot {
     pub snapshot: u32,
-    /// When it was taken; a policy that decides over it is told this time.
+    /// The time of the snapshot. A policy that decides on it gets this time.
     pub taken: jiff::Timestamp,
-    /// By name.
+    /// The containers, sorted by name.
     pub containers: Vec<ContainerFacts>,
-    /// What a pull of each image came to, by reference.
+    /// The result of pulling each image, by reference.
     #[serde(default)]
     pub images: BTreeMap<String, ImageFacts>,
-    /// What giving a container its image came to, by name; whoever is not here succeeds.
+    /// The failures of recreations, by container name. A recreation that is not listed succeeds.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub recreations: BTreeMap<String, RecreationFault>,
-    /// Why the containers cannot be listed. Nobody records that; it is written by hand, to see what a policy makes of it.
+    /// Why the containers cannot be listed. Recording never sets this; a person writes it to test a policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listing_fails: Option<String>,
-    /// Why these containers cannot be inspected, by name. Written by hand, too.
+    /// Why these containers cannot be inspected, by name. A person writes this, too.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub inspections_fail: BTreeMap<String, String>,
 }
@@ -62,7 +63,7 @@ pub struct Snapshot {
 pub struct ContainerFacts {
     pub name: String,
     pub id: ContainerId,
-    /// As it was asked for.
+    /// The image reference in the container's configuration.
     pub image: String,
     pub image_id: ImageId,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -86,12 +87,12 @@ pub struct ContainerFacts {
     pub restart_policy: String,
 }
 
-/// What came of a pull.
+/// The result of a pull.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 pub enum ImageFacts {
     Pulled {
-        /// As this engine has it.
+        /// The id on this engine.
         id: ImageId,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         digest: Option<String>,
@@ -103,7 +104,7 @@ pub enum ImageFacts {
     },
 }
 
-/// Why an image was not pulled, as far as a policy can tell.
+/// Why an image was not pulled, as far as a policy can see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PullFault {
@@ -115,7 +116,7 @@ pub enum PullFault {
     Other,
 }
 
-/// Why a container was not recreated, as far as a policy can tell.
+/// Why a container was not recreated, as far as a policy can see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RecreationFault {
@@ -127,7 +128,7 @@ pub enum RecreationFault {
     Stranded,
 }
 
-/// A document that cannot be decided over.
+/// Why a document is not a usable snapshot.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     #[error("cannot read the snapshot `{origin}`")]
@@ -158,7 +159,7 @@ impl Snapshot {
         }
     }
 
-    pub fn read(path: &std::path::Path) -> Result<Self, SnapshotError> {
+    pub fn load(path: &std::path::Path) -> Result<Self, SnapshotError> {
         use std::io::Read as _;
         let origin = path.display().to_string();
         let mut text = Vec::new();
@@ -173,7 +174,7 @@ impl Snapshot {
     pub fn parse(text: &[u8], origin: &str) -> Result<Self, SnapshotError> {
         let wrong = |problem: String| SnapshotError::Wrong {
             origin: origin.to_owned(),
-            // It quotes the document.
+            // The text quotes the document.
             problem: printable(&problem, PROBLEM_BYTES_MAX),
         };
         if text.len() > BYTES_MAX {
@@ -199,14 +200,14 @@ impl Snapshot {
         }
     }
 
-    /// As it is kept: indented, ending with a line break.
+    /// The document as it is stored: indented, with a line break at the end.
     pub fn to_text(&self) -> String {
         let text = serde_json::to_string_pretty(self).unwrap_or_default();
         text + "\n"
     }
 
-    /// Values of variables whose names say that they are secret become `redacted`: a document that is shared needs none of
-    /// them, even where a grant lets the policy read them.
+    /// Replace the values of variables and labels with secret-looking names by `redacted`: a shared document needs none of them,
+    /// even if a grant lets the policy read them.
     pub fn redact(&mut self) {
         for container in &mut self.containers {
             for (name, value) in &mut container.environment {
@@ -240,8 +241,8 @@ fn is_secret(name: &str) -> bool {
 }
 
 impl ContainerFacts {
-    /// As a policy may see it.
-    pub fn of(container: &Container, grants: &Grants) -> Self {
+    /// The facts that a policy may see.
+    pub fn from_container(container: &Container, grants: &Grants) -> Self {
         let environment = container
             .environment()
             .filter(|(name, _)| grants.may_read_variable(name));
@@ -265,7 +266,7 @@ impl ContainerFacts {
         }
     }
 
-    fn listed(&self) -> ContainerSummary {
+    fn summary(&self) -> ContainerSummary {
         ContainerSummary {
             id: self.id.clone(),
             name: self.name.clone(),
@@ -275,7 +276,7 @@ impl ContainerFacts {
         }
     }
 
-    /// The same facts where the host looks for them.
+    /// Convert the facts back to the container that the host works with.
     fn container(&self) -> Container {
         let environment: Vec<String> = self
             .environment
@@ -312,7 +313,7 @@ impl ContainerFacts {
 }
 
 impl PullFault {
-    fn of(error: &CallError<PullError>) -> Self {
+    fn from_error(error: &CallError<PullError>) -> Self {
         match error {
             CallError::Failed(PullError::NotFound { .. }) => Self::NotFound,
             CallError::Failed(PullError::Unauthorized { .. } | PullError::Credentials { .. }) => {
@@ -370,22 +371,22 @@ impl PullFault {
 }
 
 impl ImageFacts {
-    fn failed(error: &CallError<PullError>) -> Self {
+    fn from_error(error: &CallError<PullError>) -> Self {
         let message = match error {
             CallError::Failed(error) => Diagnostic::of(error).sentence(),
             CallError::Denied(text) | CallError::QuotaExceeded(text) => text.clone(),
             CallError::Cancelled => "the refresh was being ended".to_owned(),
         };
         Self::Failed {
-            failed: PullFault::of(error),
+            failed: PullFault::from_error(error),
             message,
         }
     }
 }
 
 impl RecreationFault {
-    /// `None` where the container is as it should be, or was not to be touched for a reason that the policy knows already.
-    fn of(error: &CallError<RecreateError>) -> Option<Self> {
+    /// The fault, or `None` if the container is up to date or was refused for a reason that the policy knows already.
+    fn from_error(error: &CallError<RecreateError>) -> Option<Self> {
         let CallError::Failed(error) = error else {
             return None;
         };
@@ -483,10 +484,10 @@ mod tests {
     fn a_container_is_the_same_before_and_after_and_hides_what_no_grant_shows() {
         let container = facts().container();
         assert_eq!(
-            ContainerFacts::of(&container, &reads(&["WS_VERSION"])),
+            ContainerFacts::from_container(&container, &reads(&["WS_VERSION"])),
             facts()
         );
-        let hidden = ContainerFacts::of(&container, &reads(&[]));
+        let hidden = ContainerFacts::from_container(&container, &reads(&[]));
         assert_eq!(hidden.environment, BTreeMap::new());
     }
 
@@ -513,21 +514,21 @@ mod tests {
 
     #[test]
     fn what_is_no_snapshot_is_refused_in_words() {
-        let told = |text: &str| {
+        let refusal = |text: &str| {
             Snapshot::parse(text.as_bytes(), "x")
                 .unwrap_err()
                 .to_string()
         };
-        assert!(told("[]").starts_with("`x` is no snapshot: "));
+        assert!(refusal("[]").starts_with("`x` is no snapshot: "));
         let other = r#"{"snapshot": 7, "taken": "2026-11-23T10:00:00Z", "containers": []}"#;
         assert_eq!(
-            told(other),
+            refusal(other),
             "`x` is no snapshot: its form is 7, and this host reads 1"
         );
         let mut twice = Snapshot::new(jiff::Timestamp::UNIX_EPOCH);
         twice.containers = vec![facts(), facts()];
         assert_eq!(
-            told(&twice.to_text()),
+            refusal(&twice.to_text()),
             "`x` is no snapshot: it has two containers `ws-a`"
         );
     }

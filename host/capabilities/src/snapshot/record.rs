@@ -1,4 +1,4 @@
-//! Writes down what a policy is shown while it works. Stands outside of grants and counts: what they refuse is not shown.
+//! Records what the host shows a policy while it runs. It wraps grants and counts, so it does not record refused calls.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,11 +13,11 @@ use refit_recreate::RecreateError;
 use super::{ContainerFacts, ImageFacts, RecreationFault, Snapshot};
 use crate::{CallError, Capabilities, PulledImage, Recreated, Recreation};
 
-/// Bounded by the counts of the guard, which stands inside.
+/// Records a [`Snapshot`]. The counts of the guard, which it wraps, limit its size.
 pub struct Recorder {
     inner: Arc<dyn Capabilities>,
     grants: Arc<Grants>,
-    seen: Mutex<Snapshot>,
+    snapshot: Mutex<Snapshot>,
     listed: Mutex<Vec<ContainerSummary>>,
 }
 
@@ -26,19 +26,19 @@ impl Recorder {
         Self {
             inner,
             grants,
-            seen: Mutex::new(Snapshot::new(jiff::Timestamp::now())),
+            snapshot: Mutex::new(Snapshot::new(jiff::Timestamp::now())),
             listed: Mutex::default(),
         }
     }
 
-    /// What was seen so far. A container that was listed and never looked at is not in it.
-    pub fn seen(&self) -> Snapshot {
-        let mut seen = self.lock().clone();
-        seen.containers.sort_by(|a, b| a.name.cmp(&b.name));
-        seen
+    /// The snapshot so far. It lacks containers that were listed and never inspected.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut snapshot = self.lock().clone();
+        snapshot.containers.sort_by(|a, b| a.name.cmp(&b.name));
+        snapshot
     }
 
-    /// The containers that the policy was shown when it listed them last.
+    /// The containers in the last list that the policy received.
     pub fn listed(&self) -> Vec<ContainerSummary> {
         self.listed
             .lock()
@@ -46,8 +46,8 @@ impl Recorder {
             .clone()
     }
 
-    /// Looks at every container that may be seen, also those that the policy passed over.
-    pub async fn look_at_all(&self) -> Result<(), CallError<EngineError>> {
+    /// Inspect every container that the policy may see, including those that it skipped.
+    pub async fn inspect_all(&self) -> Result<(), CallError<EngineError>> {
         for container in self.containers().await? {
             match self.inspect(&container).await {
                 Err(CallError::Failed(error)) if error.is_not_found() => {}
@@ -58,7 +58,7 @@ impl Recorder {
     }
 
     fn lock(&self) -> MutexGuard<'_, Snapshot> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -76,11 +76,11 @@ impl Capabilities for Recorder {
     ) -> Result<Container, CallError<EngineError>> {
         let answer = self.inner.inspect(container).await;
         if let Ok(container) = &answer {
-            let facts = ContainerFacts::of(container, &self.grants);
-            let mut seen = self.lock();
-            // The first look is what was decided by.
-            if !seen.containers.iter().any(|it| it.name == facts.name) {
-                seen.containers.push(facts);
+            let facts = ContainerFacts::from_container(container, &self.grants);
+            let mut snapshot = self.lock();
+            // The policy decided on its first inspection.
+            if !snapshot.containers.iter().any(|it| it.name == facts.name) {
+                snapshot.containers.push(facts);
             }
         }
         answer
@@ -97,7 +97,7 @@ impl Capabilities for Recorder {
                 id: pulled.id.clone(),
                 digest: pulled.digest.clone(),
             },
-            Err(error) => ImageFacts::failed(error),
+            Err(error) => ImageFacts::from_error(error),
         };
         self.lock().images.insert(image.to_string(), facts);
         answer
@@ -118,7 +118,7 @@ impl Capabilities for Recorder {
         let name = recreation.container.name.clone();
         let answer = self.inner.recreate(recreation).await;
         if let Err(error) = &answer
-            && let Some(fault) = RecreationFault::of(error)
+            && let Some(fault) = RecreationFault::from_error(error)
         {
             self.lock().recreations.insert(name, fault);
         }

@@ -1,4 +1,4 @@
-//! The engine that a snapshot makes. Nothing is done, and the same is answered each time.
+//! Acts as the engine of a snapshot. It changes nothing outside and gives the same answers each time.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,17 +13,17 @@ use refit_recreate::{RecreateError, guard};
 use super::{ContainerFacts, ImageFacts, PullFault, Snapshot};
 use crate::{CallError, Capabilities, PulledImage, Recreated, Recreation, Transfer};
 
-/// A snapshot that answers. Containers that are recreated run the new image afterwards, as on a real engine.
+/// Capabilities that answer from a snapshot. A recreated container runs the new image afterwards, as on a real engine.
 pub struct SnapshotCapabilities {
     now: Mutex<Snapshot>,
     force: bool,
-    beyond: Option<Beyond>,
+    fallback: Option<Fallback>,
 }
 
-/// Where to look for what the snapshot does not have: nobody looked at it when the snapshot was taken.
-struct Beyond {
+/// The source of data that the snapshot lacks because no policy requested it when the snapshot was taken.
+struct Fallback {
     listed: Vec<ContainerSummary>,
-    /// Which must not do anything.
+    /// Capabilities that must not change anything.
     plan: Arc<dyn Capabilities>,
 }
 
@@ -32,11 +32,11 @@ impl SnapshotCapabilities {
         Self {
             now: Mutex::new(snapshot),
             force,
-            beyond: None,
+            fallback: None,
         }
     }
 
-    /// With all containers that were listed at that time; what is not known of them is asked of `plan`.
+    /// Also list all containers that existed at that time, and query `plan` for what the snapshot lacks.
     pub fn with_plan(
         snapshot: Snapshot,
         force: bool,
@@ -46,11 +46,11 @@ impl SnapshotCapabilities {
         Self {
             now: Mutex::new(snapshot),
             force,
-            beyond: Some(Beyond { listed, plan }),
+            fallback: Some(Fallback { listed, plan }),
         }
     }
 
-    /// The engine as it has become.
+    /// The snapshot with the changes since.
     pub fn snapshot(&self) -> Snapshot {
         self.lock().clone()
     }
@@ -60,14 +60,14 @@ impl SnapshotCapabilities {
     }
 }
 
-fn fails(action: String, why: &str) -> EngineError {
+fn broken_error(action: String, why: &str) -> EngineError {
     EngineError::Broken {
         action,
         source: why.to_owned().into(),
     }
 }
 
-fn absent(container: &ContainerSummary) -> EngineError {
+fn not_found_error(container: &ContainerSummary) -> EngineError {
     EngineError::NotFound {
         action: format!("inspect container `{}`", container.name),
         source: "the snapshot has no such container".into(),
@@ -77,15 +77,15 @@ fn absent(container: &ContainerSummary) -> EngineError {
 #[async_trait]
 impl Capabilities for SnapshotCapabilities {
     async fn containers(&self) -> Result<Vec<ContainerSummary>, CallError<EngineError>> {
-        if let Some(beyond) = &self.beyond {
-            return Ok(beyond.listed.clone());
+        if let Some(fallback) = &self.fallback {
+            return Ok(fallback.listed.clone());
         }
         let now = self.lock();
         if let Some(why) = &now.listing_fails {
-            return Err(fails("list the containers".to_owned(), why).into());
+            return Err(broken_error("list the containers".to_owned(), why).into());
         }
         let mut listed: Vec<ContainerSummary> =
-            now.containers.iter().map(ContainerFacts::listed).collect();
+            now.containers.iter().map(ContainerFacts::summary).collect();
         listed.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(listed)
     }
@@ -98,21 +98,21 @@ impl Capabilities for SnapshotCapabilities {
             let now = self.lock();
             if let Some(why) = now.inspections_fail.get(&container.name) {
                 let action = format!("inspect container `{}`", container.name);
-                return Err(fails(action, why).into());
+                return Err(broken_error(action, why).into());
             }
             let found = now.containers.iter().find(|facts| facts.id == container.id);
             found.map(ContainerFacts::container)
         };
-        match (known, &self.beyond) {
+        match (known, &self.fallback) {
             (Some(container), _) => Ok(container),
-            (None, Some(beyond)) => beyond.plan.inspect(container).await,
-            (None, None) => Err(absent(container).into()),
+            (None, Some(fallback)) => fallback.plan.inspect(container).await,
+            (None, None) => Err(not_found_error(container).into()),
         }
     }
 
     async fn pull(&self, image: &ImageRef) -> Result<PulledImage, CallError<PullError>> {
         let known = self.lock().images.get(&image.to_string()).cloned();
-        match (known, &self.beyond) {
+        match (known, &self.fallback) {
             (Some(ImageFacts::Pulled { id, digest }), _) => Ok(PulledImage {
                 reference: image.clone(),
                 id,
@@ -124,19 +124,22 @@ impl Capabilities for SnapshotCapabilities {
             (Some(ImageFacts::Failed { failed, message }), _) => {
                 Err(failed.error(image, &message).into())
             }
-            (None, Some(beyond)) => beyond.plan.pull(image).await,
+            (None, Some(fallback)) => fallback.plan.pull(image).await,
             (None, None) => Err(PullFault::NotFound
                 .error(image, "the snapshot knows nothing of this image")
                 .into()),
         }
     }
 
-    async fn recreate(&self, wanted: Recreation) -> Result<Recreated, CallError<RecreateError>> {
-        match (self.recreate_known(&wanted), &self.beyond) {
+    async fn recreate(
+        &self,
+        recreation: Recreation,
+    ) -> Result<Recreated, CallError<RecreateError>> {
+        match (self.recreate_known(&recreation), &self.fallback) {
             (Some(outcome), _) => Ok(outcome?),
-            (None, Some(beyond)) => beyond.plan.recreate(wanted).await,
+            (None, Some(fallback)) => fallback.plan.recreate(recreation).await,
             (None, None) => Err(RecreateError::Gone {
-                name: wanted.container.name,
+                name: recreation.container.name,
             }
             .into()),
         }
@@ -144,30 +147,30 @@ impl Capabilities for SnapshotCapabilities {
 }
 
 impl SnapshotCapabilities {
-    /// `None` where the snapshot does not have the container.
-    fn recreate_known(&self, wanted: &Recreation) -> Option<Result<Recreated, RecreateError>> {
-        let name = wanted.container.name.clone();
+    /// The result, or `None` if the snapshot does not have the container.
+    fn recreate_known(&self, recreation: &Recreation) -> Option<Result<Recreated, RecreateError>> {
+        let name = recreation.container.name.clone();
         let mut now = self.lock();
         let at = now
             .containers
             .iter()
-            .position(|facts| facts.id == wanted.container.id)?;
+            .position(|facts| facts.id == recreation.container.id)?;
         if let Some(fault) = now.recreations.get(&name) {
-            return Some(Err(fault.error(&wanted.container)));
+            return Some(Err(fault.error(&recreation.container)));
         }
         let facts = &mut now.containers[at];
-        if facts.image_id == wanted.image.id && !self.force {
+        if facts.image_id == recreation.image.id && !self.force {
             return Some(Err(RecreateError::Current { name }));
         }
         if facts.state != State::Running {
             let reason = guard::not_running(facts.state);
             return Some(Err(RecreateError::Unsupported { name, reason }));
         }
-        let from_image_id = std::mem::replace(&mut facts.image_id, wanted.image.id.clone());
-        let stays = wanted.strategy != Strategy::Remove;
+        let from_image_id = std::mem::replace(&mut facts.image_id, recreation.image.id.clone());
+        let stays = recreation.strategy != Strategy::Remove;
         if stays {
-            facts.image = wanted.image.reference.to_string();
-            facts.id = successor(&facts.id, &wanted.image.id);
+            facts.image = recreation.image.reference.to_string();
+            facts.id = successor(&facts.id, &recreation.image.id);
         }
         let id = stays.then(|| facts.id.clone());
         if !stays {
@@ -175,7 +178,7 @@ impl SnapshotCapabilities {
         }
         Some(Ok(Recreated {
             id,
-            image_id: wanted.image.id.clone(),
+            image_id: recreation.image.id.clone(),
             from_image_id,
             gap: stays.then_some(Duration::ZERO),
             followers: vec![],
@@ -184,7 +187,7 @@ impl SnapshotCapabilities {
     }
 }
 
-/// Another id, the same each time.
+/// A different id, the same each time.
 fn successor(old: &ContainerId, image: &ImageId) -> ContainerId {
     use sha2::{Digest as _, Sha256};
     let digest = Sha256::digest(format!("{old} {}", image.as_str()));

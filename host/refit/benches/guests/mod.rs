@@ -1,4 +1,4 @@
-//! The policies that are measured: the one that is built in, and those that `cargo xtask guests` has built.
+//! The policies in the benchmarks: the built-in one, and those that `cargo xtask guests` has built.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,7 +7,8 @@ use bytes::Bytes;
 use refit::model::grants::{GrantPatterns, Verb};
 use refit::sandbox::DEFAULT_POLICY;
 
-/// Where `cargo xtask bench` has put those that are not in Rust. Not `REFIT_…`: those are keys of the configuration.
+/// The variable with the folder in which `cargo xtask bench` puts the guests in other languages. Not `REFIT_…`, since those are
+/// keys of the configuration.
 const FOLDER: &str = "BENCH_GUESTS";
 
 pub(crate) fn all() -> Vec<(&'static str, Bytes)> {

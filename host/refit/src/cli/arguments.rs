@@ -1,4 +1,4 @@
-//! What can be typed. Types only.
+//! The command-line arguments, types only.
 
 #[cfg(feature = "compiler")]
 pub(super) mod author;
@@ -38,7 +38,7 @@ pub(super) struct Arguments {
     pub(super) command: Command,
 }
 
-/// All that people may type. clap's generators show hidden commands as well.
+/// The commands for users. clap's generators would show hidden commands as well.
 pub(super) fn visible() -> clap::Command {
     use clap::CommandFactory as _;
     let whole = Arguments::command();

@@ -1,6 +1,6 @@
-//! Progress while a refresh runs: bars on a terminal, lines elsewhere. On stderr.
+//! Shows the progress of a refresh on stderr: bars on a terminal, lines elsewhere.
 //!
-//! Nothing here has a colour, so `NO_COLOR` changes nothing; a terminal that cannot move its cursor (`TERM=dumb`) gets lines.
+//! Nothing here has a color, so `NO_COLOR` changes nothing. A terminal that cannot move its cursor (`TERM=dumb`) gets lines.
 
 use std::collections::HashMap;
 use std::io::{IsTerminal as _, Write as _};
@@ -14,16 +14,16 @@ use refit_model::pull::Transferred;
 
 use super::table::{image_line, recreation_line};
 
-/// How often a spinner turns.
-const TURN: Duration = Duration::from_millis(120);
+/// The interval of a spinner.
+const SPINNER_INTERVAL: Duration = Duration::from_millis(120);
 
-/// How long a pull may go on without a line where there are no bars. Layers would only be noise in a log, and a job that says
-/// nothing for minutes is taken for one that hangs.
-const QUIET: Duration = Duration::from_secs(30);
+/// How long a pull runs without a line if there are no bars. Layers would only be noise in a log, and a job that prints nothing for
+/// minutes looks hung.
+const LINE_INTERVAL: Duration = Duration::from_secs(30);
 
 pub(super) fn events(bars: MultiProgress) -> Events {
     let term = std::env::var("TERM").ok();
-    if !animated(std::io::stderr().is_terminal(), term.as_deref()) {
+    if !can_animate(std::io::stderr().is_terminal(), term.as_deref()) {
         let plain = Mutex::new(Plain::default());
         return Arc::new(move |event| {
             let line = {
@@ -44,17 +44,17 @@ pub(super) fn events(bars: MultiProgress) -> Events {
         shown
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .on(event)
+            .show_event(event)
     })
 }
 
-/// Whether lines can be drawn over. A terminal without a name is one of which nobody knows.
-fn animated(terminal: bool, term: Option<&str>) -> bool {
+/// Whether the terminal can overwrite lines. A terminal without a name is unknown.
+fn can_animate(terminal: bool, term: Option<&str>) -> bool {
     terminal && term.is_some_and(|term| !term.is_empty() && term != "dumb")
 }
 
-/// `3 of 7 layers, 12.00 MiB of 40.10 MiB`; empty until there is something to say.
-fn so_far(pull: &Transferred) -> String {
+/// The progress: `3 of 7 layers, 12.00 MiB of 40.10 MiB`. Empty at the start.
+fn progress_text(pull: &Transferred) -> String {
     let (done, layers) = pull.layers();
     let (current, total) = pull.bytes();
     match (layers, total) {
@@ -68,11 +68,11 @@ fn so_far(pull: &Transferred) -> String {
     }
 }
 
-/// What is told where there are no bars: what ended, and now and then how far a long pull is. Why one failed
-/// is in the report, once for all of them.
+/// Prints lines if there are no bars: finished steps, and sometimes the progress of a long pull. The report has the reasons of
+/// failures, once for all of them.
 #[derive(Default)]
 struct Plain {
-    /// With the time of the last line about it.
+    /// The running pulls, with the time of the last line about each.
     pulls: HashMap<ImageRef, (Transferred, Instant)>,
 }
 
@@ -85,13 +85,16 @@ impl Plain {
                 None
             }
             Event::Layer { image, layer } => {
-                let (pull, told) = self.pulls.get_mut(image)?;
+                let (pull, last_line) = self.pulls.get_mut(image)?;
                 pull.on(layer);
-                if now.duration_since(*told) < QUIET {
+                if now.duration_since(*last_line) < LINE_INTERVAL {
                     return None;
                 }
-                *told = now;
-                Some(format!("pulling           {image}  {}", so_far(pull)))
+                *last_line = now;
+                Some(format!(
+                    "pulling           {image}  {}",
+                    progress_text(pull)
+                ))
             }
             Event::PullEnded(record) => {
                 self.pulls.remove(&record.image);
@@ -115,7 +118,7 @@ struct Pull {
 }
 
 impl Shown {
-    fn on(&mut self, event: Event) {
+    fn show_event(&mut self, event: Event) {
         match event {
             Event::PullStarted { image } => {
                 let bar = self.spinner(format!("pulling {image}"));
@@ -132,7 +135,7 @@ impl Shown {
                     return;
                 };
                 if pull.transferred.on(&layer) {
-                    let so_far = so_far(&pull.transferred);
+                    let so_far = progress_text(&pull.transferred);
                     pull.bar.set_message(format!("pulling {image}  {so_far}"));
                 }
             }
@@ -140,7 +143,7 @@ impl Shown {
                 if let Some(pull) = self.pulls.remove(&record.image) {
                     pull.bar.finish_and_clear();
                 }
-                self.say(&image_line(&record));
+                self.print_line(&image_line(&record));
             }
             Event::RecreateStarted { container } => {
                 let bar = self.spinner(format!("recreating {container}"));
@@ -155,7 +158,7 @@ impl Shown {
                 if let Some(bar) = self.recreations.remove(&record.container) {
                     bar.finish_and_clear();
                 }
-                self.say(&recreation_line(&record));
+                self.print_line(&recreation_line(&record));
             }
         }
     }
@@ -167,11 +170,11 @@ impl Shown {
                 .unwrap_or_else(|_| ProgressStyle::default_spinner()),
         );
         bar.set_message(message);
-        bar.enable_steady_tick(TURN);
+        bar.enable_steady_tick(SPINNER_INTERVAL);
         bar
     }
 
-    fn say(&self, line: &str) {
+    fn print_line(&self, line: &str) {
         let _ = self.bars.println(line);
     }
 }
@@ -210,29 +213,29 @@ mod tests {
     }
 
     #[test]
-    fn only_a_terminal_that_can_is_drawn_on() {
-        assert!(animated(true, Some("xterm-256color")));
+    fn only_a_capable_terminal_is_animated() {
+        assert!(can_animate(true, Some("xterm-256color")));
         for (terminal, term) in [
             (false, Some("xterm")),
             (true, Some("dumb")),
             (true, Some("")),
             (true, None),
         ] {
-            assert!(!animated(terminal, term), "{terminal} {term:?}");
+            assert!(!can_animate(terminal, term), "{terminal} {term:?}");
         }
     }
 
     #[test]
-    fn a_short_pull_is_one_line_and_a_long_one_says_now_and_then_that_it_lives() {
+    fn short_pull_is_one_line_and_a_long_one_reports_progress() {
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
         let mut plain = Plain::default();
         let started = Event::PullStarted { image: image() };
         assert_eq!(plain.line(&started, at(0)), None);
         assert_eq!(plain.line(&layer("Downloading", 1024), at(29)), None);
-        let told = plain.line(&layer("Downloading", 2048), at(30));
+        let line = plain.line(&layer("Downloading", 2048), at(30));
         assert_eq!(
-            told.as_deref(),
+            line.as_deref(),
             Some("pulling           ghcr.io/acme/app:1  0 of 1 layers, 2.00 KiB of 4.00 KiB")
         );
         assert_eq!(plain.line(&layer("Extracting", 1), at(31)), None);

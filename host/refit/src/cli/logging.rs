@@ -1,4 +1,4 @@
-//! The log: to stderr, and around the progress display where there is one.
+//! Writes the log to stderr, without disturbing the progress display.
 
 use std::io::{self, IsTerminal as _, Write};
 
@@ -13,9 +13,10 @@ use tracing_subscriber::{Layer as _, Registry};
 
 use super::arguments::LogFormat;
 
-/// Returns the place where progress bars are drawn, which log lines step aside for.
+/// Start the log, and return the target for progress bars, which are hidden while a log line is written.
 pub(super) fn start(filter: &str, format: LogFormat) -> Result<MultiProgress, Diagnostic> {
-    // Not `EnvFilter`: its regular expressions take a tenth of a second and eight megabytes, for fields that nobody filters by.
+    // Not `EnvFilter`: its regular expressions take a tenth of a second and eight megabytes, for filters on fields that Refit does
+    // not need.
     let targets: Targets = filter.parse().map_err(|error: ParseError| {
         Diagnostic::new(format!("`{filter}` is no log level or filter"))
             .because(error.to_string())
@@ -27,7 +28,7 @@ pub(super) fn start(filter: &str, format: LogFormat) -> Result<MultiProgress, Di
         .with_writer(AroundBars(bars.clone()));
     let layer = match format {
         LogFormat::Text => layer.compact().with_target(false).boxed(),
-        // A span's fields once: there is none within another.
+        // Print a span's fields once, since spans are not nested.
         LogFormat::Json => layer.json().with_span_list(false).boxed(),
     };
     // A second start (in one process, in tests) keeps the first log.
@@ -35,7 +36,7 @@ pub(super) fn start(filter: &str, format: LogFormat) -> Result<MultiProgress, Di
     Ok(bars)
 }
 
-/// See <https://no-color.org>.
+/// Whether to use color, see <https://no-color.org>.
 fn coloured() -> bool {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     io::stderr().is_terminal()
@@ -56,7 +57,7 @@ impl<'a> MakeWriter<'a> for AroundBars {
     }
 }
 
-/// Written as a whole when it is complete, while the bars are off the screen.
+/// A log line, which is written as a whole when it is complete, while the bars are hidden.
 struct Line {
     bars: MultiProgress,
     text: Vec<u8>,

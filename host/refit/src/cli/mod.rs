@@ -1,6 +1,6 @@
-//! The command line: what was typed, which command it means, and the status it ends with.
+//! The command line: it parses the arguments, runs the command, and returns the exit status.
 //!
-//! stdout is data, stderr is everything else. The only place that names clap.
+//! stdout is for data, stderr for everything else. Only this module and its submodules use clap.
 
 mod arguments;
 mod commands;
@@ -18,16 +18,16 @@ use refit_model::diagnostic::Diagnostic;
 
 use self::arguments::{Arguments, Command};
 
-/// How `refit` ends. Documented in README.md.
+/// The exit status of `refit`, as README.md documents it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
-    /// Done; or nothing was to be done.
+    /// The command has succeeded, or there was nothing to do.
     Done,
-    /// Some of what was asked for did not come about. The report says what.
+    /// Some of the requested work failed. The report has the details.
     SomeFailed,
-    /// It could not run: wrong usage, wrong configuration, no engine, a policy that does not load.
+    /// The command could not run: wrong usage, wrong configuration, no engine, a policy that does not load.
     CouldNotRun,
-    /// Only with `--detailed-exitcode`: there is something to do.
+    /// With `--detailed-exitcode` only: there is something to do.
     SomethingToDo,
 }
 
@@ -42,10 +42,10 @@ impl From<Status> for ExitCode {
     }
 }
 
-/// The program. clap ends it itself, with 2, for a command line that it does not understand.
+/// Run the program. clap ends the process itself, with 2, if the command line is invalid.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // Before there is a thread: it limits itself first of all.
+    // This comes before any thread exists, because the worker restricts itself first.
     if let Command::PolicyWorker(arguments) = &arguments.command {
         return run_worker(arguments);
     }
@@ -57,7 +57,7 @@ pub fn main() -> ExitCode {
         Err(error) => return failed(&Diagnostic::new("cannot start").because(error.to_string())),
     };
     let outcome = runtime.block_on(run(arguments));
-    // A credential helper that hangs must not keep the process.
+    // A hanging credential helper must not block the exit.
     runtime.shutdown_background();
     match outcome {
         Ok(status) => status.into(),
@@ -76,10 +76,10 @@ async fn run(arguments: Arguments) -> Result<Status, Diagnostic> {
     let common = commands::Common { config, engine };
     let usual = match command {
         Command::Serve(_) => "refit=info",
-        // What the guests of a selftest log and print is part of what they try.
+        // The guests' log and output are part of the test.
         #[cfg(feature = "compiler")]
         Command::Selftest(_) => "refit=error",
-        // Which file was found is said in every run.
+        // Every run logs which file was found.
         _ => "refit=warn,refit::config::places=info",
     };
     let bars = logging::start(log.as_deref().unwrap_or(usual), log_format)?;
@@ -125,7 +125,7 @@ fn tell(error: &Diagnostic) {
     eprint!("{error}");
 }
 
-/// Data for stdout. A reader that went away (`refit plan | head`) is no failure of ours.
+/// Print data to stdout. A closed reader (`refit plan | head`) is no error.
 fn print(text: &str) {
     use std::io::Write as _;
     let _ = std::io::stdout().lock().write_all(text.as_bytes());

@@ -1,4 +1,4 @@
-//! The page `docs/commands.md`, made of the types that read the command line. `cargo xtask references` writes it.
+//! Generates the page `docs/commands.md` from the types that parse the command line. `cargo xtask references` writes it.
 
 use std::fmt::Write as _;
 
@@ -13,7 +13,7 @@ const HEAD: &str = "\
 
 ";
 
-/// The whole page.
+/// Generate the whole page.
 pub fn commands() -> String {
     let mut program = visible().disable_help_subcommand(true);
     program.build();
@@ -43,7 +43,7 @@ pub fn commands() -> String {
     page + "\n"
 }
 
-/// A command, and those below it.
+/// Add a command and its subcommands.
 fn push_command(page: &mut String, command: &Command, level: usize) {
     /// Deeper headings are too many for a table of contents.
     const LEVEL_MAX: usize = 3;
@@ -63,7 +63,7 @@ fn push_command(page: &mut String, command: &Command, level: usize) {
             (full_name(it), about.unwrap_or_default())
         }),
     );
-    // What needs one of those below it does nothing itself.
+    // A command that requires a subcommand does nothing itself.
     if !command.is_subcommand_required_set() {
         push(page, &usage(command));
         push_table(page, "argument", command.get_positionals().map(row));
@@ -85,7 +85,7 @@ fn options(command: &Command) -> impl Iterator<Item = &Arg> {
     command.get_arguments().filter(shown)
 }
 
-/// Without the word `Usage:`, as a block of code.
+/// The usage as a code block, without the word `Usage:`.
 fn usage(command: &Command) -> String {
     let text = command.clone().render_usage().to_string();
     let text = text.trim_start_matches("Usage:");
@@ -93,7 +93,7 @@ fn usage(command: &Command) -> String {
     format!("```\n{}\n```", lines.collect::<Vec<_>>().join("\n"))
 }
 
-/// What is typed, and what `--help` says of it.
+/// The argument as a user types it, and its `--help` text.
 fn row(argument: &Arg) -> (String, String) {
     let short = argument
         .get_short()
@@ -144,7 +144,7 @@ fn push_table(page: &mut String, title: &str, rows: impl Iterator<Item = (String
     }
 }
 
-/// Outside of code an angle bracket would begin HTML.
+/// Escape angle brackets outside of code, which would start HTML.
 fn prose(text: &str) -> String {
     let parts = text.split('`').enumerate();
     let parts = parts.map(|(at, part)| match at % 2 {
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_has_every_command_that_is_shown() {
+    fn page_has_every_visible_command() {
         let page = commands();
         let mut all = vec![visible()];
         let mut seen = 0;
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_markup_is_not() {
+    fn markup_is_escaped() {
         assert_eq!(prose("an <a> and `<b>`"), "an &lt;a> and `<b>`");
         let mut page = String::new();
         push_table(&mut page, "x", [("a|b".into(), "c|d".into())].into_iter());

@@ -1,4 +1,4 @@
-//! Requests to a daemon, over HTTP and without TLS: it listens on loopback, or behind something that ends TLS for it.
+//! Sends requests to a daemon over HTTP without TLS: the daemon listens on loopback, or behind a proxy that terminates TLS.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -12,22 +12,22 @@ use refit_model::secret::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-/// The longest answer: the compilation of the largest policy, behind another one.
+/// The longest time of a response: compiling the largest policy after another one.
 const ANSWER: Duration = Duration::from_secs(15 * 60);
 const CONNECT: Duration = Duration::from_secs(10);
-/// A history with the largest configurations.
+/// The largest response: a history with the largest configurations.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
-/// Who asks.
+/// The header with the requester's name.
 const BY: &str = "x-refit-by";
 
-/// A daemon, and how to be let in.
+/// A daemon's address and token.
 pub(super) struct Daemon {
     authority: String,
     token: Option<SecretString>,
 }
 
-/// What is asked. The body comes with its type.
+/// A request. The body comes with its content type.
 pub(super) struct Ask<'a> {
     pub(super) method: Method,
     pub(super) path: String,
@@ -35,7 +35,7 @@ pub(super) struct Ask<'a> {
     pub(super) body: Option<(&'a str, Bytes)>,
 }
 
-/// The daemon understood, and said yes or no.
+/// A response of the daemon: success or refusal.
 pub(super) enum Answer {
     Done(Value),
     Refused(Diagnostic),
@@ -61,7 +61,7 @@ impl Daemon {
         })
     }
 
-    /// The daemon of this machine, wherever it listens.
+    /// The daemon of this machine, on whatever address it listens.
     pub(super) fn listening_on(mut address: SocketAddr, token: Option<SecretString>) -> Self {
         if address.ip().is_unspecified() {
             address.set_ip(match address.ip() {
@@ -79,7 +79,7 @@ impl Daemon {
         self.ask_as(None, ask).await
     }
 
-    /// The same, and says who asks.
+    /// Send a request with the requester's name.
     pub(super) async fn ask_as(
         &self,
         by: Option<&str>,
@@ -119,7 +119,7 @@ impl Daemon {
         Ok(Answer::Refused(problem(status, &body)))
     }
 
-    /// Whether it answers 200 at a path that needs no token, before `limit` has passed.
+    /// Check that a path without a token responds with 200 before `limit` has passed.
     pub(super) async fn is_well(&self, path: &str, limit: Duration) -> Result<(), Diagnostic> {
         let not = |cause: String| {
             Diagnostic::new(format!(
@@ -161,7 +161,7 @@ impl Daemon {
             request = request.header(header::IF_MATCH, format!("\"{expected}\""));
         }
         if let Some(by) = by {
-            // A name may have any character; what a header cannot carry is left out.
+            // The name may contain any character; characters that are invalid in a header are dropped.
             let by: String = by.chars().filter(|c| !c.is_control()).collect();
             request = request.header(BY, HeaderValue::from_bytes(by.as_bytes())?);
         }
@@ -180,7 +180,7 @@ async fn exchange(
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| error.to_string())?;
-    // It ends when the sender is dropped, or the daemon closes it.
+    // The task ends when the sender is dropped, or when the daemon closes the connection.
     tokio::spawn(connection);
     let answer = sender.send_request(request).await;
     let answer = answer.map_err(|error| error.to_string())?;
@@ -190,7 +190,7 @@ async fn exchange(
     Ok((status, body.to_bytes()))
 }
 
-/// As the daemon has put it.
+/// The problem in the daemon's words.
 fn problem(status: StatusCode, body: &Value) -> Diagnostic {
     let text = |key: &str| body[key].as_str().map(str::to_owned);
     let texts = |key: &str| -> Vec<String> {

@@ -1,73 +1,73 @@
-//! What a daemon tells whoever started it, in systemd's way (sd_notify(3)): that it serves, that it lives, that it stops. Where
-//! nobody asked to be told, nothing is said.
+//! Reports the daemon's state to the service manager with systemd's protocol (sd_notify(3)): ready, alive, stopping. Without a
+//! service manager it reports nothing.
 
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// Of the time after which a service is taken for dead, the part after which it says that it lives: systemd advises half.
-const PART: u32 = 2;
-/// Nobody is served by more.
-const OFTEN: Duration = Duration::from_millis(100);
-/// What may wait to be told. More wait only where nobody listens.
-const WAITING_MAX: usize = 8;
+/// The watchdog interval as a fraction of the manager's timeout: systemd recommends half.
+const WATCHDOG_DIVISOR: u32 = 2;
+/// The shortest interval; more messages help nobody.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// The queue of messages. It fills up only if the manager reads none.
+const QUEUE_MAX: usize = 8;
 
-/// A way to the service manager. Telling it may take as long as it likes, so that is done in a thread of its own.
+/// A connection to the service manager. Sending may block, so a separate thread does it.
 #[derive(Clone)]
 pub(super) struct Supervisor(SyncSender<NotifyState<'static>>);
 
 impl Supervisor {
-    pub(super) fn find() -> Self {
-        let (told, telling) = sync_channel(WAITING_MAX);
-        let begun = std::thread::Builder::new()
+    pub(super) fn connect() -> Self {
+        let (sender, receiver) = sync_channel(QUEUE_MAX);
+        let thread = std::thread::Builder::new()
             .name("supervisor".into())
-            .spawn(move || tell(&telling));
-        if let Err(error) = begun {
+            .spawn(move || send_messages(&receiver));
+        if let Err(error) = thread {
             tracing::warn!("cannot tell the service manager anything: {error}");
         }
-        Self(told)
+        Self(sender)
     }
 
-    /// It answers from now on.
-    pub(super) fn serving(&self) {
-        self.say(NotifyState::Ready);
+    /// Report that the daemon is ready.
+    pub(super) fn report_ready(&self) {
+        self.queue(NotifyState::Ready);
     }
 
-    /// It was told to stop, and finishes what was begun.
-    pub(super) fn stopping(&self) {
-        self.say(NotifyState::Stopping);
+    /// Report that the daemon stops, and finishes its started work.
+    pub(super) fn report_stopping(&self) {
+        self.queue(NotifyState::Stopping);
     }
 
-    /// Says again and again that it lives, until the process ends: what is finished after a stop is watched too. A runtime whose
-    /// threads all hang runs no task, and then says nothing.
-    pub(super) async fn lives(self) {
+    /// Report regularly that the daemon is alive, until the process ends: the work after a stop is watched too. If all threads of
+    /// the runtime hang, this task does not run, and the reports stop.
+    pub(super) async fn report_alive(self) {
         let Some(watched) = sd_notify::watchdog_enabled() else {
             return;
         };
-        let mut times = tokio::time::interval((watched / PART).max(OFTEN));
+        let mut times = tokio::time::interval((watched / WATCHDOG_DIVISOR).max(INTERVAL_MIN));
         times.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             times.tick().await;
-            self.say(NotifyState::Watchdog);
+            self.queue(NotifyState::Watchdog);
         }
     }
 
-    fn say(&self, state: NotifyState<'static>) {
+    fn queue(&self, state: NotifyState<'static>) {
         if let Err(TrySendError::Full(state)) = self.0.try_send(state) {
             tracing::debug!("the service manager does not listen, and is not told `{state}`");
         }
     }
 }
 
-fn tell(telling: &Receiver<NotifyState<'static>>) {
-    // It is told several times a second that the daemon lives; that it cannot be is worth a line.
-    let mut works = true;
-    for state in telling {
-        let told = sd_notify::notify(std::slice::from_ref(&state));
-        if let (true, Err(error)) = (works, &told) {
+fn send_messages(receiver: &Receiver<NotifyState<'static>>) {
+    // Messages are sent several times a second, so a failure is logged once.
+    let mut is_reachable = true;
+    for state in receiver {
+        let result = sd_notify::notify(std::slice::from_ref(&state));
+        if let (true, Err(error)) = (is_reachable, &result) {
             tracing::warn!("cannot tell the service manager `{state}`: {error}");
         }
-        works = told.is_ok();
+        is_reachable = result.is_ok();
     }
 }

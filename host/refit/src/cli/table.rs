@@ -1,4 +1,4 @@
-//! A report as a person reads it.
+//! Formats reports for a person.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,7 @@ use refit_model::request::{Mode, Trigger};
 use refit_model::unfinished::UnfinishedState;
 use refit_recreate::recover::{Outcome, Recovered};
 
-/// `pulled       ghcr.io/…/workspace-template-hermes:latest`
+/// A line such as `pulled       ghcr.io/…/workspace-template-hermes:latest`.
 pub(super) fn image_line(record: &ImageRecord) -> String {
     let word = match record.outcome {
         ImageOutcome::Pulled => "pulled",
@@ -31,8 +31,8 @@ pub(super) fn recreation_line(record: &RecreationRecord) -> String {
     line(word(record.outcome), &record.container, &detail)
 }
 
-/// One line: which, when, how long, what came of it, who asked, under which policy, and in numbers.
-pub(super) fn entry(entry: &Entry) -> String {
+/// One line: id, time, duration, outcome, requester, policy, and counts.
+pub(super) fn history_line(entry: &Entry) -> String {
     let took = match entry.duration_ms {
         Some(milliseconds) => format!("{:.1} s", milliseconds as f64 / 1000.0),
         None => "-".to_owned(),
@@ -42,20 +42,20 @@ pub(super) fn entry(entry: &Entry) -> String {
     let line = format!(
         "{:<6} {} {took:>9}  {:<11} {:<16} {policy:<24} {}",
         entry.id,
-        when(entry.started),
-        ended(entry.outcome),
-        asked_by(entry),
-        came_to(entry)
+        format_time(entry.started),
+        outcome_word(entry.outcome),
+        requester_text(entry),
+        result_text(entry)
     );
     line.trim_end().to_owned()
 }
 
-pub(super) fn when(time: jiff::Timestamp) -> String {
+pub(super) fn format_time(time: jiff::Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
 }
 
-/// Those that somebody should look at stand out.
-pub(super) fn ended(outcome: refit_history::Outcome) -> &'static str {
+/// The outcome, in capitals if a person should act on it.
+pub(super) fn outcome_word(outcome: refit_history::Outcome) -> &'static str {
     match outcome {
         refit_history::Outcome::Running => "running",
         refit_history::Outcome::Done => "done",
@@ -66,12 +66,12 @@ pub(super) fn ended(outcome: refit_history::Outcome) -> &'static str {
     }
 }
 
-pub(super) fn asked_by(entry: &Entry) -> String {
-    asked(entry.request.trigger, entry.by.as_deref())
+pub(super) fn requester_text(entry: &Entry) -> String {
+    trigger_text(entry.request.trigger, entry.by.as_deref())
 }
 
-/// What asked, and who.
-pub(super) fn asked(trigger: Trigger, by: Option<&str>) -> String {
+/// The trigger and the requester.
+pub(super) fn trigger_text(trigger: Trigger, by: Option<&str>) -> String {
     let trigger = trigger.as_str();
     match by {
         Some(by) => format!("{trigger} {by}"),
@@ -79,7 +79,7 @@ pub(super) fn asked(trigger: Trigger, by: Option<&str>) -> String {
     }
 }
 
-fn came_to(entry: &Entry) -> String {
+fn result_text(entry: &Entry) -> String {
     if let Some(container) = &entry.container {
         let gap = container.gap_ms.map(|gap| format!(", {gap} ms down"));
         return format!(
@@ -90,14 +90,14 @@ fn came_to(entry: &Entry) -> String {
         );
     }
     let summary = entry.summary.unwrap_or_default();
-    let told = (entry.rolled_back + entry.stranded) as usize;
+    let named = (entry.rolled_back + entry.stranded) as usize;
     let counted = [
         (summary.recreated, "recreated"),
         (summary.removed, "removed"),
         (entry.rolled_back as usize, "rolled back"),
         (entry.stranded as usize, "STRANDED"),
         (
-            summary.recreate_failed.saturating_sub(told),
+            summary.recreate_failed.saturating_sub(named),
             "not recreated",
         ),
         (summary.unknown, "unknown"),
@@ -114,8 +114,8 @@ fn came_to(entry: &Entry) -> String {
     }
 }
 
-/// A line for each replacement that was found half done.
-pub(super) fn recovered(recovered: &[Recovered]) -> String {
+/// A line for each interrupted replacement.
+pub(super) fn recovered_lines(recovered: &[Recovered]) -> String {
     let word = |outcome| match outcome {
         Outcome::Finished => "finished",
         Outcome::Undone => "undone",
@@ -126,7 +126,13 @@ pub(super) fn recovered(recovered: &[Recovered]) -> String {
     };
     recovered
         .iter()
-        .map(|one| line(word(one.outcome), &one.container, &one.detail) + "\n")
+        .map(|recovered| {
+            line(
+                word(recovered.outcome),
+                &recovered.container,
+                &recovered.detail,
+            ) + "\n"
+        })
         .collect()
 }
 
@@ -152,8 +158,8 @@ pub(super) fn line(word: &str, subject: &str, detail: &str) -> String {
     )
 }
 
-/// The whole of it: images, containers with the reason for each, what failed and why, and a sum.
-pub(super) fn report(report: &Report) -> String {
+/// The whole report: images, containers with the reason for each, failures with their causes, and totals.
+pub(super) fn format_report(report: &Report) -> String {
     let mut text = String::new();
     for image in &report.images {
         let _ = writeln!(text, "{}", image_line(image));
@@ -164,14 +170,18 @@ pub(super) fn report(report: &Report) -> String {
     for container in &report.containers {
         let _ = writeln!(text, "{}", container_line(container));
     }
-    for one in &report.unfinished {
-        let word = match one.state {
+    for unfinished in &report.unfinished {
+        let word = match unfinished.state {
             UnfinishedState::HalfDone => "HALF DONE",
             UnfinishedState::InProgress => "in progress",
             UnfinishedState::LeftOver => "left over",
             UnfinishedState::Stranded => "STRANDED",
         };
-        let _ = writeln!(text, "{}", line(word, &one.container, &one.detail));
+        let _ = writeln!(
+            text,
+            "{}",
+            line(word, &unfinished.container, &unfinished.detail)
+        );
     }
     let failures = report
         .images
@@ -209,7 +219,7 @@ pub(super) fn report(report: &Report) -> String {
     if !text.is_empty() {
         text.push('\n');
     }
-    let _ = writeln!(text, "{}", sum(report));
+    let _ = writeln!(text, "{}", totals_line(report));
     text
 }
 
@@ -244,7 +254,7 @@ fn container_line(container: &ContainerReport) -> String {
     line(word, &container.name, &detail)
 }
 
-fn sum(report: &Report) -> String {
+fn totals_line(report: &Report) -> String {
     let summary = &report.summary;
     let counted = [
         (summary.pulled, "pulled"),

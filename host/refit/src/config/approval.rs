@@ -1,4 +1,4 @@
-//! `[approval]`: which refreshes wait for a person, and how long.
+//! `[approval]`: the refreshes that wait for a person's approval, and for how long.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 
-/// A month. What nobody has looked at by then is due anew, and is better looked at as it is then.
+/// A month. A refresh that waited longer should be planned again.
 const SECONDS_MAX: u64 = 30 * 24 * 60 * 60;
 
 /// Refreshes that wait for a person.
@@ -43,7 +43,7 @@ impl Default for ApprovalConfig {
     fn default() -> Self {
         Self {
             required_for: vec![],
-            // Somebody looks once a day.
+            // Enough for a person who checks once a day.
             expires_seconds: 24 * 60 * 60,
         }
     }

@@ -1,4 +1,4 @@
-//! `[credentials]`: logins at registries. Types only; a secret is in a file that is named here, never here.
+//! `[credentials]`: logins at registries. Types only; secrets are in separate files, which this section names.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::ConfigError;
 use super::hooks::{is_registry, no_registry};
 
-/// Each is a file that is read at the start. Nobody pulls from more registries.
+/// Each is a file that is read at the start. No platform pulls from more registries.
 const LOGINS_MAX: usize = 64;
 
 /// Logins at registries.
@@ -99,7 +99,7 @@ impl CredentialsConfig {
         Ok(())
     }
 
-    /// For [`refit_registry::credentials::Credentials::new`]. What was checked has one file each.
+    /// The logins for [`refit_registry::credentials::Credentials::new`]. A checked login has exactly one file.
     pub fn logins(&self) -> Vec<FileLogin> {
         let login = |login: &LoginConfig| {
             let file = login.password_file.as_ref();

@@ -1,4 +1,4 @@
-//! `[hooks]`: who may say by a webhook that an image was published. Types only; secrets are in files or variables, never here.
+//! `[hooks]`: the webhooks that may announce published images. Types only; secrets are in files or variables.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 
-/// Each is a secret that a request is compared with, and a name in logs. Nobody has more.
+/// Each is a secret to compare with, and a name in logs. No platform has more.
 const REGISTRIES_MAX: usize = 32;
 
 /// Who may say by a webhook that an image was published.
@@ -93,7 +93,7 @@ impl HooksConfig {
     }
 }
 
-/// Whether an image's name can begin with it.
+/// Whether an image's name can start with this host.
 pub(super) fn is_registry(host: &str) -> bool {
     format!("{host}/image")
         .parse::<ImageRef>()

@@ -1,7 +1,7 @@
-//! The keys of `refit.toml`, their defaults, and the reasons for these. Types only.
+//! The keys of `refit.toml`, with their defaults and the reasons for these. Types only.
 //!
-//! The comment on a key is what people read of it, in docs/configuration.md and in their editor: after a change,
-//! `cargo xtask references` writes the page anew.
+//! The comment on a key appears in docs/configuration.md and in editors. Run `cargo xtask references` after a change to update the
+//! page.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,13 +23,13 @@ pub use super::hooks::HooksConfig;
 pub use super::metrics::MetricsConfig;
 pub use super::notify::NotifyConfig;
 
-/// A week. More than that is a slip of the finger, and sums of larger times could overflow.
+/// A week. A larger value is a typing error, and sums of larger times could overflow.
 pub(super) const SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
-/// Some thirty times the default: every query and every end of a refresh walks through them.
+/// Some thirty times the default: every query and every end of a refresh reads all of them.
 pub(super) const KEEP_MAX: u32 = 30_000;
 /// Ten years.
 pub(super) const DAYS_MAX: u32 = 3650;
-/// A day; counts of half a year are nobody's.
+/// A day. Counts over half a year are useless.
 const REQUESTS_WINDOW_MAX: u64 = 24 * 60 * 60;
 
 /// A key may be left out anywhere; [`Config::default`] says what then holds.
@@ -86,7 +86,7 @@ pub enum KeepPrevious {
 impl KeepPrevious {
     const ALL: &str = "all";
 
-    /// `None` where nothing is removed.
+    /// The number of kept images, or `None` if nothing is removed.
     pub fn number(self) -> Option<usize> {
         match self {
             Self::All => None,
@@ -96,7 +96,7 @@ impl KeepPrevious {
 }
 
 impl Default for KeepPrevious {
-    /// The one before, and one more for whoever notices late. Without a bound a tag that moves each night fills any disk.
+    /// The previous image, and one more for a late rollback. Without a limit, a tag that moves each night fills any disk.
     fn default() -> Self {
         Self::Newest(2)
     }
@@ -303,7 +303,7 @@ impl Default for RegistriesConfig {
     fn default() -> Self {
         Self {
             plain_http: vec![],
-            // Five looks at a hundred images. GHCR lets 44,000 through in a minute.
+            // Five checks of a hundred images. GHCR allows 44,000 requests in a minute.
             requests_max: 600,
             requests_window_seconds: 60,
         }
@@ -363,7 +363,7 @@ impl Default for GrantsConfig {
 impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
-            // The slowest call seen, a start on a loaded machine, took 0.7 s; a minute means that the engine hangs.
+            // The slowest call, a start on a loaded machine, took 0.7 s; after a minute the engine hangs.
             engine_seconds: 60,
             // 7 GB at 4 MB/s.
             pull_seconds: 30 * 60,
@@ -376,10 +376,10 @@ impl Default for LimitsConfig {
             // The engine is the bottleneck. Stop and start of forty containers, so many at a time, took it on two processors: one 23.6 s
             // with a gap of 0.58 s, two 17.8 and 0.86, three 15.9 and 1.11, four 16.1 and 1.49.
             recreate_concurrency: 2,
-            // A proof is nothing but waiting, and two containers a second take over meanwhile: enough for one of fifteen seconds. More
-            // would be down at once where a release works nowhere.
+            // A health check mostly waits, and two containers a second start in that time: enough for one of fifteen seconds. A
+            // higher limit would take down more containers at once if a release is broken.
             recreate_pipeline: 32,
-            // Policies of 18 MB (Python) took 15 s. 19 MB of nothing but code took 47 s and 687 MiB in a debug build, two cores,
+            // Policies of 18 MB (Python) took 15 s. 19 MB of code alone took 47 s and 687 MiB in a debug build, on two cores,
             // 2026-11-23: this is more than twice that.
             compile_seconds: 120,
             compile_megabytes: 2048,
@@ -399,9 +399,9 @@ impl Default for ProofConfig {
 impl Default for HistoryConfig {
     fn default() -> Self {
         Self {
-            // A month of them, where thirty a day are published; of 40 containers each, 30 MB.
+            // A month, with thirty refreshes a day; for 40 containers each, 30 MB.
             keep: 1000,
-            // Who asks what a container ran last quarter finds it.
+            // Long enough for questions about the last quarter.
             keep_days: 100,
         }
     }

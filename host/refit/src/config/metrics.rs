@@ -1,4 +1,4 @@
-//! `[metrics]`: who may look at them.
+//! `[metrics]`: access to the metrics.
 
 use std::path::PathBuf;
 

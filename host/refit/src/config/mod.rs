@@ -1,8 +1,8 @@
-//! What is in force: defaults, `refit.toml`, the environment and flags, in this order, each over the one before.
+//! Loads the configuration from defaults, `refit.toml`, the environment and flags, in this order; each overrides the one before.
 //!
-//! Made once; afterwards only the type. Here are the layers and what is wrong with a value; [`keys`] has the keys and their
-//! defaults. Knows where each value came from, for `refit config show`, and which keys there are, so that a misspelt one is an
-//! error and not a surprise.
+//! It is loaded once; after that, only the type is used. This module has the layers and the errors of values; [`keys`] has the keys
+//! and their defaults. The layers remember the source of each value, for `refit config show`, and know all keys, so that a misspelt
+//! key is an error.
 
 pub mod approval;
 pub mod credentials;
@@ -37,10 +37,10 @@ use refit_sandbox::{Concurrency, WorkerLimits};
 
 use self::keys::{DAYS_MAX, KEEP_MAX, SECONDS_MAX};
 
-/// Begins every variable that sets a key: `REFIT_LIMITS__PULL_SECONDS` is `[limits] pull_seconds`.
+/// The prefix of variables that set a key: `REFIT_LIMITS__PULL_SECONDS` is `[limits] pull_seconds`.
 const PREFIX: &str = "REFIT_";
 
-/// A configuration that cannot be used. Nothing was done.
+/// Why a configuration cannot be used. Nothing was done.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read the configuration `{}`", .path.display())]
@@ -82,15 +82,15 @@ impl Hints for ConfigError {
     }
 }
 
-/// A configuration and where each of its values came from.
+/// A configuration, with the source of each value.
 pub struct Loaded {
     pub config: Config,
-    /// The file that was read; `None` if there is none, and the defaults hold.
+    /// The configuration file, or `None` if there is none, and the defaults apply.
     pub file: Option<PathBuf>,
     figment: Figment,
 }
 
-/// What flags say. `None` leaves the layer below as it is.
+/// The values of flags. `None` keeps the value of the layer below.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Flags {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -118,7 +118,8 @@ pub struct ServeFlags {
     pub listen: SocketAddr,
 }
 
-/// `file` is what `--config` names; it must exist. Otherwise the file of the user, then that of the machine.
+/// Load the configuration. `file` is the value of `--config`, and must exist. Otherwise the user's file is used, then the
+/// machine's.
 pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Loaded, ConfigError> {
     let found = match file.filter(|file| !file.as_os_str().is_empty()) {
         Some(file) => Some(file.to_owned()),
@@ -157,7 +158,7 @@ pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Loaded, ConfigError> {
             inner: Serialized::default("watch.enabled", enabled),
         });
     }
-    // `REFIT_CONFIG` names the file and is no key.
+    // `REFIT_CONFIG` names the file and is not a key.
     figment = figment.merge(Env::prefixed(PREFIX).ignore(&["config", "log"]).split("__"));
     figment = figment.merge(Named {
         name: "a flag",
@@ -171,7 +172,7 @@ pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Loaded, ConfigError> {
     })
 }
 
-/// Reads one document over the defaults, without the environment and flags. `origin` is for people.
+/// Parse one document over the defaults, without environment and flags. `origin` is for people.
 pub fn parse(text: &str, origin: &str) -> Result<Config, ConfigError> {
     let defaults = Figment::from(Serialized::defaults(Config::default()));
     extract(&defaults.merge(NamedToml {
@@ -186,7 +187,7 @@ fn extract(figment: &Figment) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// A layer under a name that a person recognises.
+/// A layer with a name for people.
 struct Named<P> {
     name: &'static str,
     inner: P,
@@ -204,7 +205,7 @@ impl<P: figment::Provider> figment::Provider for Named<P> {
     }
 }
 
-/// The file under its own path.
+/// The file with its own path as name.
 struct NamedToml {
     name: String,
     text: String,
@@ -245,14 +246,14 @@ fn wrong(error: &figment::Error) -> ConfigError {
                 vec![format!("the keys there are {valid}")],
             )
         }
-        // A message of several lines, with a picture of the place.
+        // A message of several lines, with an excerpt of the file.
         Kind::Message(message) if key.is_empty() => {
             let message = without_addresses(message.trim());
             let said = [place.trim_start(), &message];
             let said = said.into_iter().filter(|part| !part.is_empty());
             (said.collect::<Vec<_>>().join(": "), vec![])
         }
-        // What stands there may be an address that is in the wrong place.
+        // The value may be an address in the wrong place.
         Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected)
             if key.starts_with("notify") =>
         {
@@ -267,7 +268,7 @@ fn wrong(error: &figment::Error) -> ConfigError {
     ConfigError::Wrong { problem, hints }
 }
 
-/// The picture without lines of the file that may hold a secret: the addresses of those who are notified do.
+/// The excerpt without lines of the file that may hold a secret, such as the addresses of notifications.
 fn without_addresses(message: &str) -> String {
     let line = |line: &str| match line.split_once(" | ") {
         Some((number, text))
@@ -367,7 +368,7 @@ impl Config {
         self.platform().map(drop)
     }
 
-    /// The one answer to "which platform", for pulls and creates alike.
+    /// The platform for pulls and creates.
     pub fn platform(&self) -> Result<Option<Platform>, ConfigError> {
         image_platform(self.images.platform.as_deref()).map_err(|error| ConfigError::Value {
             key: "images.platform",
@@ -425,23 +426,23 @@ impl Config {
         }
     }
 
-    /// Where state is kept: as configured, or the usual folder of the user, or for root of the machine.
+    /// The state folder: the configured one, otherwise the user's default folder, or the machine's for root.
     pub fn state_folder(&self) -> PathBuf {
         self.state_dir.clone().unwrap_or_else(places::state_folder)
     }
 }
 
-/// One value that is in force.
+/// A value of the configuration.
 #[derive(Clone, Debug, Serialize)]
 pub struct Setting {
     pub key: String,
     pub value: serde_json::Value,
-    /// A file, a variable, `a flag` or `default`.
+    /// The source: a file, a variable, `a flag` or `default`.
     pub from: String,
 }
 
 impl Loaded {
-    /// Every value that is in force, with its key and where it came from, sorted by key.
+    /// All values with their keys and sources, sorted by key.
     pub fn settings(&self) -> Result<Vec<Setting>, Diagnostic> {
         let whole: Value = self
             .figment

@@ -1,4 +1,4 @@
-//! `[[notify]]`: who is told what came of refreshes, and how. Types only; an address may be a secret, and is never printed.
+//! `[[notify]]`: the recipients of notifications about refreshes. Types only; an address may be a secret, and is never printed.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -12,12 +12,12 @@ use serde_json::Value;
 
 use super::ConfigError;
 
-/// Each is a queue and a task.
+/// Each has a queue and a task.
 const SINKS_MAX: usize = 16;
-/// An hour: longer than that, and it is no notification any more.
+/// An hour. A later message is no notification any more.
 const BATCH_SECONDS_MAX: u64 = 60 * 60;
 
-/// Stands where an address would be.
+/// The text in place of an address.
 const HIDDEN: &str = "(hidden)";
 
 /// One who is told.
@@ -47,12 +47,13 @@ pub struct NotifyConfig {
     pub batch_seconds: u64,
 }
 
-/// What went wrong, what was done, and what waits for a person. What is only behind will be done.
+/// The default: failures, changes, and requests for approval. An outdated container alone is not reported, because a refresh
+/// follows.
 fn usual() -> Vec<Kind> {
     vec![Kind::Failed, Kind::Recreated, Kind::Held]
 }
 
-/// A push of several images, or refreshes of one hour, are told of together.
+/// The default batch joins a push of several images, or the refreshes of one hour.
 fn batch_seconds() -> u64 {
     10
 }
@@ -69,7 +70,7 @@ fn hidden<S: Serializer>(url: &Option<SecretString>, serializer: S) -> Result<S:
     }
 }
 
-/// Addresses in what the configuration says as it was written.
+/// Hide the addresses in the configuration as it was written.
 pub(super) fn hide(sinks: &mut Value) {
     for sink in sinks.as_array_mut().into_iter().flatten() {
         if let Some(url) = sink.get_mut("url") {

@@ -1,7 +1,7 @@
-//! Where a configuration is looked for, and which files may be one: those that nobody but this user and root can change.
+//! Finds the configuration file, and accepts only files that no other user except root can change.
 //!
-//! The working folder is not looked at: whoever can put a `refit.toml` into a folder in which somebody runs Refit could send that
-//! person's logins to a registry of their own. Reads the environment and asks the file system; parses nothing.
+//! The working folder is not searched: anybody who can put a `refit.toml` into a folder where a user runs Refit could send that
+//! user's logins to another registry. This module reads the environment and file metadata; it parses nothing.
 
 use std::path::{Path, PathBuf};
 
@@ -9,12 +9,12 @@ use super::ConfigError;
 
 /// The machine's configuration.
 const MACHINE: &str = "/etc/refit/refit.toml";
-/// In the folder of the user's configurations.
+/// The path in the user's configuration folder.
 const USER: &str = "refit/refit.toml";
-/// In a working folder, where earlier versions looked first.
+/// The path in the working folder, where earlier versions looked first.
 const HERE: &str = "refit.toml";
 
-/// The file that is used if nobody names one: the user's, then the machine's.
+/// The default file: the user's, then the machine's.
 pub(super) fn find() -> Option<PathBuf> {
     let places = user_folder().map(|folder| folder.join(USER)).into_iter();
     let mut places = places.chain([PathBuf::from(MACHINE)]);
@@ -35,12 +35,12 @@ pub(super) fn find() -> Option<PathBuf> {
 }
 
 fn user_folder() -> Option<PathBuf> {
-    folder_of("XDG_CONFIG_HOME").or_else(|| home().map(|home| home.join(".config")))
+    folder_from_variable("XDG_CONFIG_HOME").or_else(|| home().map(|home| home.join(".config")))
 }
 
-/// Where state is kept if the configuration does not say: the user's folder, or for root the machine's.
+/// The default state folder: the user's folder, or the machine's for root.
 pub(super) fn state_folder() -> PathBuf {
-    let state = folder_of("XDG_STATE_HOME").or_else(|| {
+    let state = folder_from_variable("XDG_STATE_HOME").or_else(|| {
         let home = home().filter(|home| home != "/root");
         home.map(|home| home.join(".local/state"))
     });
@@ -51,12 +51,12 @@ pub(super) fn state_folder() -> PathBuf {
 }
 
 fn home() -> Option<PathBuf> {
-    folder_of("HOME")
+    folder_from_variable("HOME")
 }
 
-/// A folder that a variable names. Empty means unset, and so does a relative path, which would depend on the working folder. For
-/// root, a folder of somebody else (`sudo` with their `HOME`) is none.
-fn folder_of(variable: &str) -> Option<PathBuf> {
+/// The folder in a variable. An empty variable is unset, and so is a relative path, which would depend on the working folder. For
+/// root, another user's folder (`sudo` with their `HOME`) does not count.
+fn folder_from_variable(variable: &str) -> Option<PathBuf> {
     let folder = PathBuf::from(std::env::var_os(variable)?);
     (folder.is_absolute() && !is_strange_to_root(&folder)).then_some(folder)
 }
@@ -67,7 +67,7 @@ fn is_strange_to_root(folder: &Path) -> bool {
     if !rustix::process::geteuid().is_root() {
         return false;
     }
-    // What is not there yet belongs to the owner of the folder in which it is made.
+    // A missing folder belongs to the owner of its parent.
     let mut existing = folder
         .ancestors()
         .filter_map(|it| std::fs::metadata(it).ok());
@@ -79,7 +79,7 @@ fn is_strange_to_root(_: &Path) -> bool {
     false
 }
 
-/// Refuses a file that somebody else could change, or put another one in the place of.
+/// Refuse a file that another user could change or replace.
 #[cfg(unix)]
 pub(super) fn check(path: &Path) -> Result<(), ConfigError> {
     let unreadable = |source| ConfigError::Unreadable {
@@ -89,11 +89,11 @@ pub(super) fn check(path: &Path) -> Result<(), ConfigError> {
     let file = std::fs::canonicalize(path).map_err(unreadable)?;
     for part in file.ancestors() {
         let found = std::fs::metadata(part).map_err(unreadable)?;
-        // Mounted into a container, for example: whoever it belongs to cannot change it from here.
+        // A read-only mount, for example into a container: its owner cannot change the file from here.
         if is_read_only(part) {
             continue;
         }
-        if let Some(problem) = changed_by(&found) {
+        if let Some(problem) = who_can_change(&found) {
             return Err(ConfigError::Insecure {
                 path: path.to_owned(),
                 part: part.to_owned(),
@@ -115,9 +115,9 @@ fn is_read_only(path: &Path) -> bool {
     statvfs(path).is_ok_and(|found| found.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
-/// Who else can change a file, or what is in a folder.
+/// The other users who can change a file, or the content of a folder.
 #[cfg(unix)]
-fn changed_by(found: &std::fs::Metadata) -> Option<&'static str> {
+fn who_can_change(found: &std::fs::Metadata) -> Option<&'static str> {
     use std::os::unix::fs::MetadataExt as _;
     let user = rustix::process::geteuid().as_raw();
     problem(found.uid(), found.gid(), found.mode(), found.is_dir(), user)
@@ -129,14 +129,14 @@ fn problem(owner: u32, group: u32, mode: u32, is_folder: bool, user: u32) -> Opt
     if owner != 0 && owner != user {
         return Some("belongs to another user");
     }
-    // In such a folder nobody moves or removes what belongs to somebody else.
+    // In such a folder, users cannot move or remove the files of others.
     if is_folder && mode & STICKY != 0 {
         return None;
     }
     if mode & 0o002 != 0 {
         return Some("can be written to by everybody");
     }
-    // The group that many systems make for each user has the user's number.
+    // Many systems give each user a group with the user's number.
     let private_group = group == owner || group == 0;
     (mode & 0o020 != 0 && !private_group).then_some("can be written to by its group")
 }
@@ -160,7 +160,7 @@ mod tests {
             (1001, 1001, 0o644, false, false),
             (1001, 1001, 0o755, true, false),
             (1001, 1001, 0o1755, true, false),
-            // The sticky bit of a file means nothing.
+            // The sticky bit of a file has no effect.
             (ME, ME, 0o1666, false, false),
         ] {
             let found = problem(owner, group, mode, is_folder, ME);
@@ -176,7 +176,7 @@ mod tests {
         );
     }
 
-    /// Only root can give a folder away; for others nothing is strange.
+    /// Only root can give a folder to another user.
     #[test]
     fn folder_of_another_user_is_none_for_root() {
         let folder = tempfile::tempdir().unwrap();

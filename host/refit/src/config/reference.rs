@@ -1,4 +1,4 @@
-//! The tables of keys in docs/configuration.md, made of the schema. What stands between them is written by hand, and stays.
+//! Generates the tables of keys in docs/configuration.md from the schema. The text between them is written by hand, and stays.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,14 +8,14 @@ use serde_json::Value;
 
 use super::{Config, schema};
 
-/// Begins a table: `<!-- keys of [limits] -->`, `<!-- keys of [[policy.keys]] -->`, or with [`TOP`] for those in no table.
+/// The start of a table: `<!-- keys of [limits] -->`, `<!-- keys of [[policy.keys]] -->`, or with [`TOP`] for top-level keys.
 const BEGIN: &str = "<!-- keys of ";
 const END: &str = "<!-- end of keys -->";
 const TOP: &str = "the top level";
 
 const HEAD: &str = "| key | default | meaning |\n| --- | --- | --- |\n";
 
-/// A page that cannot be filled.
+/// Why a page cannot be filled.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PageError {
     #[error("line {line}: there is no `{table}` in the configuration")]
@@ -28,8 +28,8 @@ pub enum PageError {
     NoPlace(String),
 }
 
-/// The page with its tables as they are to be.
-pub fn filled(page: &str) -> Result<String, PageError> {
+/// The page with generated tables.
+pub fn fill_page(page: &str) -> Result<String, PageError> {
     let tables = tables();
     let mut missing: BTreeSet<&str> = tables.iter().map(|table| table.name.as_str()).collect();
     let mut filled = String::new();
@@ -70,7 +70,7 @@ struct Table {
 }
 
 fn tables() -> Vec<Table> {
-    // The schema has its keys by the alphabet; a person finds what belongs together side by side, as in the types.
+    // The schema sorts its keys alphabetically; the types keep related keys together.
     let text = serde_json::to_string(&Config::default()).unwrap_or_default();
     let order = serde_json::from_str(&text).unwrap_or_default();
     let mut tables = Vec::new();
@@ -78,24 +78,24 @@ fn tables() -> Vec<Table> {
     tables
 }
 
-/// A table, and those within it. One whose keys nobody here knows is a key like any other.
+/// Collect a table and the tables within it. A table with arbitrary keys is a single key.
 fn collect(path: &str, schema: &Value, order: &Order, tables: &mut Vec<Table>) {
     let mut rows = String::new();
     let mut below = Vec::new();
-    for (key, schema) in ordered(schema, order) {
+    for (key, schema) in sort_by_type_order(schema, order) {
         let inner = match path {
             "" => key.to_owned(),
             path => format!("{path}.{key}"),
         };
         if is_table(schema) {
-            collect(&inner, schema, order.below(key), &mut below);
+            collect(&inner, schema, order.child(key), &mut below);
             continue;
         }
         rows.push_str(&row(key, &default(schema), schema));
         if is_table(&schema["items"]) {
             below.push(Table {
                 name: format!("[[{inner}]]"),
-                text: of_several(&schema["items"]),
+                text: array_of_tables_text(&schema["items"]),
             });
         }
     }
@@ -116,8 +116,8 @@ fn is_table(schema: &Value) -> bool {
     schema["properties"].is_object()
 }
 
-/// The keys of a table that there may be several of: what each must have comes first.
-fn of_several(schema: &Value) -> String {
+/// The keys of an array of tables, with the required ones first.
+fn array_of_tables_text(schema: &Value) -> String {
     let required = schema["required"].as_array().into_iter().flatten();
     let required: Vec<&str> = required.filter_map(Value::as_str).collect();
     let order = Order(
@@ -126,7 +126,7 @@ fn of_several(schema: &Value) -> String {
             .map(|it| ((*it).to_owned(), Order::default()))
             .collect(),
     );
-    let rows: String = ordered(schema, &order)
+    let rows: String = sort_by_type_order(schema, &order)
         .into_iter()
         .map(|(key, schema)| match required.contains(&key) {
             true => row(key, "required", schema),
@@ -136,25 +136,25 @@ fn of_several(schema: &Value) -> String {
     format!("{HEAD}{rows}")
 }
 
-fn ordered<'a>(schema: &'a Value, order: &Order) -> Vec<(&'a str, &'a Value)> {
+fn sort_by_type_order<'a>(schema: &'a Value, order: &Order) -> Vec<(&'a str, &'a Value)> {
     let keys = schema["properties"].as_object().into_iter().flatten();
     let mut keys: Vec<(&str, &Value)> = keys.map(|(key, schema)| (key.as_str(), schema)).collect();
-    keys.sort_by_key(|(key, _)| order.place(key));
+    keys.sort_by_key(|(key, _)| order.position_of(key));
     keys
 }
 
-/// Names in the order in which they were written.
+/// Names in the order of the types.
 #[derive(Default)]
 struct Order(Vec<(String, Order)>);
 
 impl Order {
-    /// What is not in it comes last.
-    fn place(&self, key: &str) -> usize {
+    /// The position of a key. Unknown keys come last.
+    fn position_of(&self, key: &str) -> usize {
         let place = self.0.iter().position(|(name, _)| name == key);
         place.unwrap_or(usize::MAX)
     }
 
-    fn below(&self, key: &str) -> &Self {
+    fn child(&self, key: &str) -> &Self {
         static NONE: Order = Order(Vec::new());
         let found = self.0.iter().find(|(name, _)| name == key);
         found.map_or(&NONE, |(_, order)| order)
@@ -224,7 +224,7 @@ fn row(key: &str, default: &str, schema: &Value) -> String {
     )
 }
 
-/// As it would be written in the file.
+/// The default as in the file.
 fn default(schema: &Value) -> String {
     match &schema["default"] {
         Value::Null => "unset".to_owned(),
@@ -246,7 +246,7 @@ fn toml(value: &Value) -> String {
                 .map(|(key, value)| format!("{key} = {}", toml(value)));
             format!("{{ {} }}", entries.collect::<Vec<_>>().join(", "))
         }
-        // JSON's strings, numbers and booleans are TOML's too.
+        // JSON's strings, numbers and booleans are valid TOML, too.
         plain => plain.to_string(),
     }
 }
@@ -264,8 +264,8 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_between_the_tables_stays() {
-        let page = filled(&format!("before\n{}after\n", places())).unwrap();
+    fn text_between_the_tables_stays() {
+        let page = fill_page(&format!("before\n{}after\n", places())).unwrap();
         assert!(page.starts_with("before\n") && page.ends_with("after\n"));
         assert!(
             page.contains("\n| `grace_seconds` | 5 | How long it must keep running. |\n"),
@@ -275,27 +275,30 @@ mod tests {
         assert!(page.contains("| `engine` | unset |"), "{page}");
         assert!(page.contains("| `name` | required |"), "{page}");
         assert_eq!(
-            filled(&page).unwrap(),
+            fill_page(&page).unwrap(),
             page,
             "a second time changes nothing"
         );
     }
 
     #[test]
-    fn a_page_with_a_place_too_few_or_too_many() {
+    fn page_with_a_missing_or_additional_table_fails() {
         let page = places();
         let without = page.replace(&format!("{BEGIN}[proof] -->\n{END}\n"), "");
         assert_ne!(without, page);
-        assert_eq!(filled(&without), Err(PageError::NoPlace("[proof]".into())));
         assert_eq!(
-            filled(&format!("\n{BEGIN}[prof] -->\n{END}\n{page}")),
+            fill_page(&without),
+            Err(PageError::NoPlace("[proof]".into()))
+        );
+        assert_eq!(
+            fill_page(&format!("\n{BEGIN}[prof] -->\n{END}\n{page}")),
             Err(PageError::NoSuchTable {
                 line: 2,
                 table: "[prof]".into()
             })
         );
         assert_eq!(
-            filled(&format!("{page}{BEGIN}[proof] -->\n")),
+            fill_page(&format!("{page}{BEGIN}[proof] -->\n")),
             Err(PageError::NoEnd {
                 line: page.lines().count() + 1
             })

@@ -1,7 +1,7 @@
-//! The JSON Schema of `refit.toml`: editors complete and check by it, and the tables of docs/configuration.md are made of it.
+//! The JSON Schema of `refit.toml`, for completion and checks in editors, and for the tables of docs/configuration.md.
 //!
-//! It is made of the types in [`super::keys`], their comments and their defaults. Where a value has a grammar of its own, the
-//! type that parses it is the judge, and the schema here says as much as a pattern can.
+//! It is generated from the types in [`super::keys`], their comments and their defaults. If a value has a special grammar, the type
+//! that parses it decides, and the schema has the nearest pattern.
 
 use schemars::generate::SchemaSettings;
 use schemars::{Schema, SchemaGenerator, json_schema};
@@ -9,16 +9,16 @@ use serde_json::Value;
 
 use super::Config;
 
-/// As it is printed by `refit config schema`.
+/// The output of `refit config schema`.
 pub fn text() -> String {
     let text = serde_json::to_string_pretty(&schema()).unwrap_or_default();
     text + "\n"
 }
 
-/// Of draft 7, which the editors' plugins for TOML know.
+/// Draft 7, which the TOML plugins of editors support.
 pub fn schema() -> Value {
     let settings = SchemaSettings::draft07().with(|settings| {
-        // A reader of a table finds all of it in one place, and so do those plugins that resolve no references.
+        // A person finds all of a table in one place, and some plugins resolve no references.
         settings.inline_subschemas = true;
     });
     let schema = settings.into_generator().into_root_schema_for::<Config>();
@@ -27,7 +27,7 @@ pub fn schema() -> Value {
     schema
 }
 
-/// TOML has no null: what may be left out is left out.
+/// Remove `null`, which TOML lacks: an optional key is left out.
 fn without_null(value: &mut Value) {
     match value {
         Value::Object(object) => {
@@ -44,7 +44,7 @@ fn without_null(value: &mut Value) {
             if let Some(Value::Array(values)) = object.get_mut("enum") {
                 values.retain(|it| !it.is_null());
             }
-            // Defaults of tables are values, and no schemas, but have no null that anybody could write either.
+            // Defaults of tables are values and no schemas, but they cannot contain `null` either.
             for (_, below) in object.iter_mut() {
                 without_null(below);
             }
@@ -55,7 +55,7 @@ fn without_null(value: &mut Value) {
     }
 }
 
-/// A policy: a file, or a reference into a registry that names a version.
+/// A policy: a file, or a versioned reference into a registry.
 pub(super) fn component(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "string",

@@ -1,4 +1,4 @@
-//! `[watch]`: whether registries are watched, how often, and when what was found may be adopted.
+//! `[watch]`: whether registries are watched, how often, and when updates may be applied.
 
 use refit_service::watch::schedule::Schedule;
 use refit_service::watch::windows::Windows;
@@ -53,36 +53,36 @@ pub struct WindowConfig {
     pub time_zone: Option<String>,
 }
 
-/// As much of it as a pattern can say.
+/// The part of the grammar that a pattern can express.
 const TIME_OF_DAY: &str = "^[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?$";
 
 impl Default for WatchConfig {
     fn default() -> Self {
         Self {
             enabled: false,
-            // As the platform's own watcher had it.
+            // The interval of the platform's own watcher.
             interval_seconds: 300,
             cron: None,
             time_zone: None,
-            // Machines that were started together do not ask together.
+            // Spreads the requests of machines that were started together.
             jitter_seconds: 30,
             minimum_age_seconds: 0,
-            // A container that always rolls back is interrupted for its proof each time.
+            // A container that always rolls back is down for its health check each time.
             retry_seconds: 300,
             windows: vec![],
         }
     }
 }
 
-/// A week. More than that is a slip of the finger.
+/// A week. A larger value is a typing error.
 const SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
-/// Half a year: somebody may want to be that careful.
+/// Half a year, for very careful operators.
 const AGE_MAX: u64 = 180 * 24 * 60 * 60;
-/// One for each hour of a week is more than anybody has typed.
+/// One for each hour of a week is more than any operator needs.
 const WINDOWS_MAX: usize = 168;
 
 impl WatchConfig {
-    /// As it is worked with. `ticks` is whether it looks by itself.
+    /// The settings for the watcher. `ticks` says whether it checks on a schedule.
     pub fn settings(&self) -> Result<WatchSettings, ConfigError> {
         let value = |key: &'static str, problem: String| ConfigError::Value { key, problem };
         let seconds: [(&'static str, u64, u64, u64); 4] = [
@@ -137,7 +137,7 @@ impl WatchConfig {
     }
 }
 
-/// What `IMAGE_AUTO_REFRESH` says. The platform's own watcher ran for `true` alone; blank is as good as unset.
+/// The value of `IMAGE_AUTO_REFRESH`. The platform's own watcher ran only for `true`; a blank value counts as unset.
 pub(super) fn auto_refresh(variable: &str) -> Option<bool> {
     match variable.trim().to_ascii_lowercase().as_str() {
         "" => None,

@@ -1,10 +1,10 @@
-//! Where the bytes of components are parsed and compiled: in this process, or in a process of its own with limits.
+//! The place where components are parsed and compiled: in this process, or in a separate process with limits.
 //!
-//! Parsers and compilers have the largest attack surface of all that a component reaches. Small components can make them take hours
-//! or gigabytes, and nothing interrupts them from within. So the daemon does neither: it starts a *worker*, its own program with the
-//! hidden subcommand [`WORKER_SUBCOMMAND`]. The worker limits its time and memory, gives up all system calls that it does not need
-//! (`restrict`), and only then reads the component (`worker`). The daemon bounds what it reads of the answer, and kills a worker that
-//! takes too long (`process`).
+//! Parsers and compilers have the largest attack surface that a component reaches. Small components can make them run for hours or
+//! take gigabytes, and nothing interrupts them from within. So the daemon does neither: it starts a *worker*, which is the same
+//! program with the hidden subcommand [`WORKER_SUBCOMMAND`]. The worker limits its time and memory, gives up all system calls that
+//! it does not need (`restrict`), and only then reads the component (`worker`). The daemon limits the size of the answer, and kills
+//! a worker that takes too long (`process`).
 
 mod process;
 mod restrict;
@@ -25,45 +25,45 @@ use super::{DEFAULT_POLICY, Metering, PolicyError, error};
 
 pub use self::worker::run_worker;
 
-/// The subcommand that is the worker.
+/// The subcommand that runs the worker.
 pub const WORKER_SUBCOMMAND: &str = "policy-worker";
 
-/// What a worker does with a component.
+/// The task of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Job {
-    /// Say whether it is valid, and what it imports and exports.
+    /// Check that the component is valid, and list its imports and exports.
     Examine,
-    /// Make machine code of it.
+    /// Compile the component to machine code.
     Compile(Metering),
 }
 
-/// Where components are parsed and compiled.
+/// The place where components are parsed and compiled.
 #[derive(Clone, Debug, Default)]
 pub enum Isolation {
-    /// In this process, without a limit. For a program that embeds the library and loads its own policies only.
+    /// In this process, without limits. For a program that embeds the library and loads only its own policies.
     #[default]
     InProcess,
-    /// In a process of its own. `program` has the subcommand [`WORKER_SUBCOMMAND`], which calls [`run_worker`].
+    /// In a separate process. `program` has the subcommand [`WORKER_SUBCOMMAND`], which calls [`run_worker`].
     Process {
         program: PathBuf,
         limits: WorkerLimits,
     },
 }
 
-/// What a worker may use.
+/// The resources that a worker may use.
 #[derive(Clone, Copy, Debug)]
 pub struct WorkerLimits {
-    /// Computing time of all its threads together.
+    /// The computing time of all its threads together.
     pub computing: Duration,
-    /// Address space.
+    /// The address space.
     pub memory_bytes: u64,
 }
 
 impl Isolation {
-    /// The program that runs now, as its own worker.
+    /// Use the running program as its own worker.
     pub fn this_program(limits: WorkerLimits) -> Self {
-        // The very file that was started, also after an upgrade has put another one at its path: that one would be another compiler,
-        // and this process could not use its work.
+        // The exact file of this process, even after an upgrade has replaced the file at its path: the new file is another
+        // compiler, and this process could not use its code.
         let itself = PathBuf::from("/proc/self/exe");
         let program = if itself.exists() {
             itself
@@ -73,19 +73,19 @@ impl Isolation {
         Self::Process { program, limits }
     }
 
-    /// Whether the bytes are a valid component, and what it says of itself. Nothing of it is compiled, and nothing of it runs.
+    /// Check that the bytes are a valid component, and list its facts. This compiles and runs nothing.
     pub(super) async fn examine(
         &self,
         bytes: Bytes,
         origin: &str,
     ) -> Result<Examined, PolicyError> {
-        error::admit(&bytes, origin)?;
+        error::check_file_format(&bytes, origin)?;
         let invalid = |cause| PolicyError::Invalid {
             origin: origin.to_owned(),
             cause,
         };
         let facts = match self {
-            // The built-in policy is part of this program, and trusted as it is.
+            // The built-in policy is part of this program, and is trusted.
             Self::Process { program, limits } if bytes != DEFAULT_POLICY => {
                 let answer = process::run(program, *limits, Job::Examine, &bytes).await;
                 let answer = answer.map_err(|cause| PolicyError::Examiner {
@@ -104,7 +104,7 @@ impl Isolation {
             }
             Self::Process { .. } | Self::InProcess => {
                 let component = bytes.clone();
-                // Tens of milliseconds for the largest, during which no thread of ours may wait.
+                // This takes tens of milliseconds for the largest component, so it must not block an async thread.
                 match tokio::task::spawn_blocking(move || Facts::read(&component)).await {
                     Ok(facts) => facts.map_err(invalid)?,
                     Err(panicked) => return Err(invalid(panicked.to_string())),
@@ -114,7 +114,7 @@ impl Isolation {
         Ok(Examined::new(bytes, origin, facts))
     }
 
-    /// Machine code of a component.
+    /// Compile a component to machine code.
     #[cfg(feature = "compiler")]
     pub(super) async fn compile(
         &self,

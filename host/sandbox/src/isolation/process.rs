@@ -1,4 +1,4 @@
-//! The daemon's side of a worker: starts it, hands it the component, and bounds its time and its answer.
+//! The daemon's side of a worker: it starts the worker, sends the component, and limits the time and the size of the answer.
 
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -11,18 +11,18 @@ use super::{Job, WORKER_SUBCOMMAND, WorkerLimits};
 use crate::Metering;
 use crate::compile::COMPILED_BYTES_MAX;
 
-/// Of a worker's last words, or of what it says of an invalid component.
+/// The limit on a worker's error output, and on its message about an invalid component.
 const MESSAGE_BYTES_MAX: usize = 8 << 10;
 
-/// Of what an examination finds out. The largest example, Python's, has 15 KB.
+/// The limit on the facts about a component. The largest example, Python's, has 15 KB.
 const FACTS_BYTES_MAX: usize = 4 << 20;
 
-/// The wall clock may take so many times the computing time: a busy machine must not fail a swap.
+/// The wall-clock limit as a multiple of the computing time, so that a busy machine does not make a swap fail.
 const WALL_CLOCK_FACTOR: u32 = 4;
 
 pub(super) enum Answer {
     Done(Bytes),
-    /// The component is invalid, and this is why.
+    /// The component is invalid, for this reason.
     Invalid(String),
 }
 
@@ -30,7 +30,7 @@ pub(super) enum Answer {
 pub(super) const DONE: u8 = 0;
 pub(super) const INVALID: u8 = 1;
 
-/// Has a worker do a job. The error says how the worker ended without an answer.
+/// Let a worker do a job. The error says how the worker ended without an answer.
 pub(super) async fn run(
     program: &Path,
     limits: WorkerLimits,
@@ -65,7 +65,7 @@ async fn exchange(
         .args(["--cpu-seconds", &limits.computing.as_secs().to_string()])
         .args(["--memory-bytes", &limits.memory_bytes.to_string()])
         .args(is_metered.then_some("--metering"))
-        // It has no use for a token or a login, so it does not get any.
+        // The worker needs no token or login, so it gets none.
         .env_clear()
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -79,7 +79,7 @@ async fn exchange(
     let stdout = child.stdout.take().ok_or_else(missing)?;
     let stderr = child.stderr.take().ok_or_else(missing)?;
     let writing = async move {
-        // A process that ended early has closed its end; its status says more than the broken pipe.
+        // If the process has ended early, this pipe is broken, and its exit status says more about that.
         let _ = stdin.write_all(&(bytes.len() as u64).to_le_bytes()).await;
         let _ = stdin.write_all(bytes).await;
     };
@@ -116,11 +116,11 @@ async fn exchange(
     }))
 }
 
-/// How the worker ended, by its status. Its last line on stderr is quoted.
+/// Describe the end of the worker by its status, and quote its last line on stderr.
 fn describe_end(status: ExitStatus, errors: &[u8], limits: WorkerLimits) -> String {
     let errors = String::from_utf8_lossy(errors);
     let mut lines = errors.lines().filter(|line| !line.trim().is_empty());
-    // The line after it tells how to get a backtrace.
+    // The line after it explains how to get a backtrace.
     let last = lines.rfind(|line| !line.starts_with("note: "));
     let quoted = last.map_or_else(String::new, |line| {
         format!(" (it said: {})", printable(line.trim(), 300))
@@ -131,14 +131,14 @@ fn describe_end(status: ExitStatus, errors: &[u8], limits: WorkerLimits) -> Stri
 
         use rustix::process::Signal;
         let signal = status.signal().and_then(Signal::from_named_raw);
-        // The kernel sends XCPU at the soft limit of time, and KILL at the hard one.
+        // The kernel sends XCPU at the soft time limit, and KILL at the hard one.
         if signal == Some(Signal::XCPU) {
             return format!(
                 "it took more than {} s of computing time",
                 limits.computing.as_secs()
             );
         }
-        // Rust aborts when an allocation fails. musl's abort ends with SEGV in a thread that may not signal itself.
+        // Rust aborts if an allocation fails. musl's abort ends with SEGV in a thread that may not signal itself.
         if signal == Some(Signal::ABORT) || signal == Some(Signal::SEGV) {
             return format!(
                 "it needed more than {} MiB of memory, or more stack than there is{quoted}",

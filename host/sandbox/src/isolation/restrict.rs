@@ -1,4 +1,4 @@
-//! What a worker takes from itself before it reads a component: time, memory, files, and most system calls.
+//! The restrictions that a worker puts on itself before it reads a component: time, memory, files, and most system calls.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use super::WorkerLimits;
 #[cfg(unix)]
 pub(super) fn limit_resources(limits: WorkerLimits) -> io::Result<()> {
     use rustix::process::{Resource, Rlimit, setrlimit};
-    // If the machine's memory ends, the kernel ends the worker first, and not the daemon. Only Linux has this, and not everywhere.
+    // If the machine runs out of memory, the kernel kills the worker before the daemon. Only Linux has this, and not everywhere.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let seconds = limits.computing.as_secs().max(1);
     let limit = |resource, soft: u64, hard: u64| {
@@ -18,10 +18,10 @@ pub(super) fn limit_resources(limits: WorkerLimits) -> io::Result<()> {
         setrlimit(resource, limit)
     };
     limit(Resource::Cpu, seconds, seconds + 1)?;
-    // It writes to a pipe and nowhere else, and leaves no core dump.
+    // The worker writes only to a pipe, and leaves no core dump.
     limit(Resource::Fsize, 0, 0)?;
     limit(Resource::Core, 0, 0)?;
-    // Not every system has this one; all have the limit of time.
+    // Some systems lack this limit. All have the time limit.
     let _ = limit(Resource::As, limits.memory_bytes, limits.memory_bytes);
     Ok(())
 }
@@ -31,8 +31,8 @@ pub(super) fn limit_resources(_: WorkerLimits) -> io::Result<()> {
     Ok(())
 }
 
-/// Leaves this process memory, threads, and the files that are open. A kernel without seccomp, or an architecture that `seccompiler`
-/// does not know, leaves the other limits.
+/// Restrict this process to memory, threads, and its open files. If the kernel has no seccomp, or `seccompiler` does not know the
+/// architecture, only the other limits apply.
 #[cfg(target_os = "linux")]
 pub(super) fn limit_system_calls() {
     if let Ok(filters) = linux::filters() {
@@ -54,7 +54,7 @@ mod linux {
         SeccompFilter, SeccompRule, TargetArch,
     };
 
-    /// Calls that a worker may make with any arguments.
+    /// System calls that a worker may make with any arguments.
     const ALLOWED: [i64; 30] = [
         // The pipes.
         libc::SYS_read,
@@ -62,7 +62,7 @@ mod linux {
         libc::SYS_write,
         libc::SYS_writev,
         libc::SYS_close,
-        // Memory. What makes it executable is in `conditional`.
+        // Memory. `conditional` has the calls that make it executable.
         libc::SYS_munmap,
         libc::SYS_mremap,
         libc::SYS_madvise,
@@ -93,10 +93,10 @@ mod linux {
         libc::SYS_getrandom,
     ];
 
-    /// In the order in which they are installed: the kernel obeys the strictest of them.
+    /// The filters, in the order of installation. The kernel obeys the strictest.
     pub(super) fn filters() -> Result<[BpfProgram; 2], BackendError> {
         let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
-        // glibc makes threads by `clone3`, whose flags a filter cannot read. Told that the kernel has no such call, it takes `clone`.
+        // glibc creates threads by `clone3`, whose flags a filter cannot read. If the kernel seems to lack it, glibc uses `clone`.
         let no_clone3 = SeccompFilter::new(
             BTreeMap::from([(libc::SYS_clone3, vec![])]),
             SeccompAction::Allow,
@@ -115,7 +115,7 @@ mod linux {
         Ok([no_clone3.try_into()?, allowed.try_into()?])
     }
 
-    /// Calls that are allowed with some arguments only.
+    /// System calls that are allowed with some arguments only.
     fn conditional() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
         let has_bits = |index, bits: u64, value: u64| {
             let operator = SeccompCmpOp::MaskedEq(bits);
@@ -131,9 +131,9 @@ mod linux {
         Ok(BTreeMap::from([
             (libc::SYS_mmap, rule(vec![has_bits(2, executable, 0)?])?),
             (libc::SYS_mprotect, rule(vec![has_bits(2, executable, 0)?])?),
-            // A thread, and no process: that one would have a time limit of its own.
+            // This allows a thread but no process, because a process would have a separate time limit.
             (libc::SYS_clone, rule(vec![has_bits(0, thread, thread)?])?),
-            // `abort` of glibc, and that of musl on the first thread.
+            // The `abort` of glibc, and that of musl on the first thread.
             (libc::SYS_tgkill, rule(vec![is(0, process)?])?),
             (libc::SYS_tkill, rule(vec![is(0, process)?, is(1, abort)?])?),
             (
@@ -149,7 +149,7 @@ mod linux {
 
         use super::*;
 
-        /// In a thread of its own: a filter stays until its thread ends.
+        /// In a separate thread, because a filter stays until its thread ends.
         #[test]
         fn restricted_thread_computes_and_reaches_nothing() {
             let restricted = std::thread::spawn(|| {

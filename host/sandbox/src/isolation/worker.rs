@@ -1,7 +1,7 @@
-//! What a worker does: it restricts itself, reads a component from stdin, and writes its answer to stdout.
+//! The worker: it restricts itself, reads a component from stdin, and writes its answer to stdout.
 //!
-//! The component comes after its length (8 bytes, little-endian). The answer is a byte that says which kind it is, and then the facts
-//! as JSON, the machine code, or a message.
+//! The input is the component's length (8 bytes, little-endian) and the component. The answer is a byte for its kind, followed by
+//! the facts as JSON, the machine code, or a message.
 
 use std::io::{Error, Read as _, Result, Write as _};
 
@@ -12,7 +12,7 @@ use crate::Metering;
 use crate::examine::Facts;
 use crate::limits::COMPONENT_BYTES_MAX;
 
-/// Does one job. It restricts this process for good, so its caller does nothing else afterwards, and has started no thread before.
+/// Do one job. This restricts the process permanently, so the caller does nothing afterwards, and has started no thread before.
 pub fn run_worker(job: Job, limits: WorkerLimits) -> Result<()> {
     restrict::limit_resources(limits)?;
     restrict::limit_system_calls();
@@ -54,7 +54,7 @@ fn read_component() -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// By the same configuration as the daemon's engine, which would refuse other code.
+/// Compile with the configuration of the daemon's engine, which refuses other code.
 #[cfg(feature = "compiler")]
 fn compile(metering: Metering, bytes: &[u8]) -> std::result::Result<Vec<u8>, String> {
     wasmtime::Engine::new(&crate::configuration(metering))

@@ -194,7 +194,7 @@ impl Metrics {
         ] {
             drop(self.pulls.get_or_create(&by_outcome(outcome.as_str())));
         }
-        for kind in PolicyErrorKind::OF_A_REFRESH {
+        for kind in PolicyErrorKind::REFRESH_KINDS {
             drop(self.traps.get_or_create(&[("kind", kind.as_str())]));
         }
     }

@@ -144,7 +144,7 @@ fn numbers_of_others_are_asked_for_and_strange_names_are_escaped() {
 
 #[test]
 fn every_kind_is_called_as_in_json() {
-    for kind in PolicyErrorKind::OF_A_REFRESH {
+    for kind in PolicyErrorKind::REFRESH_KINDS {
         assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
     }
     for outcome in RecreationOutcome::ALL {

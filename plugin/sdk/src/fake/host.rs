@@ -5,20 +5,20 @@ use std::collections::BTreeMap;
 use crate::docker::Host;
 use crate::facts::{Level, StateError};
 
-/// A log, a clock that stands still until somebody moves it, and state in memory. Use the same one for several refreshes, and
-/// each finds what the one before it stored.
+/// A log, a clock that a test moves, and state in memory. If several refreshes use the same host, each finds the state that the
+/// previous one stored.
 #[derive(Debug, Clone, Default)]
 pub struct FakeHost {
     pub log: Vec<(Level, String)>,
     /// Seconds since the Unix epoch.
     pub now: u64,
     pub state: BTreeMap<String, String>,
-    /// What storing a value comes to, where it shall fail.
+    /// The error of storing a value, if it has to fail.
     pub state_error: Option<StateError>,
 }
 
 impl FakeHost {
-    /// Seconds since the Unix epoch.
+    /// A host at this time, in seconds since the Unix epoch.
     pub fn at(now: u64) -> Self {
         Self {
             now,
@@ -26,12 +26,12 @@ impl FakeHost {
         }
     }
 
-    /// So many seconds later.
+    /// Move the clock forward by this many seconds.
     pub fn passes(&mut self, seconds: u64) {
         self.now = self.now.saturating_add(seconds);
     }
 
-    /// Whether a line of the log holds this.
+    /// Whether a line of the log contains this text.
     pub fn logged(&self, part: &str) -> bool {
         self.log.iter().any(|(_, line)| line.contains(part))
     }

@@ -1,11 +1,11 @@
-//! Requests, containers and ids with nothing remarkable about them, for tests to change what they are about.
+//! Ordinary requests, containers and ids, which a test changes where it needs to.
 
 use crate::facts::{
     ContainerInfo, ContainerState, FailedStep, Health, RecreateError, Request, RestartPolicy,
     Trigger,
 };
 
-/// What an operator asks for with no flags: everything, containers included.
+/// The request of an operator without flags: everything, containers included.
 pub fn request() -> Request {
     Request {
         trigger: Trigger::Operator,
@@ -16,7 +16,7 @@ pub fn request() -> Request {
     }
 }
 
-/// A replacement that did not prove itself, for this cause.
+/// The error of a replacement that did not become healthy, for this cause.
 pub fn rolled_back(cause: &str) -> RecreateError {
     RecreateError::RolledBack(FailedStep {
         step: "prove".to_owned(),
@@ -24,7 +24,7 @@ pub fn rolled_back(cause: &str) -> RecreateError {
     })
 }
 
-/// A running container with nothing remarkable about it.
+/// An ordinary running container.
 pub fn container_info(name: &str, image: &str) -> ContainerInfo {
     ContainerInfo {
         id: hex(name),
@@ -45,7 +45,7 @@ pub fn container_info(name: &str, image: &str) -> ContainerInfo {
     }
 }
 
-/// The image id that a word stands for: always the same, and shaped like a real one.
+/// The image id for a word: always the same, and shaped like a real one.
 pub fn image_id(word: &str) -> String {
     format!("sha256:{}", hex(word))
 }

@@ -1,4 +1,4 @@
-//! The grammar of references, as tables, and two properties.
+//! Tests of the reference grammar: tables, and two properties.
 
 use super::*;
 use proptest::prelude::*;

@@ -1,5 +1,5 @@
-//! What compiles policies or makes some, and so can be typed only where there is a compiler: the commands of those who write
-//! policies, and the selftest. Types only.
+//! The arguments of commands that compile or build policies, which need a compiler: those for policy authors, and the selftest.
+//! Types only.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! `refit approvals …`: what a daemon holds until somebody approves it. All of it asks the daemon.
+//! `refit approvals …`: the refreshes that wait for approval in a daemon. Each command calls the daemon.
 
 use bytes::Bytes;
 use http::Method;
@@ -37,7 +37,9 @@ pub(in super::super) async fn approvals(
         ApprovalsCommand::Show { id, json, server } => {
             let daemon = policy::daemon(&config, &server)?;
             let ask = read(&format!("/v1/approvals/{id}"));
-            answered(daemon.ask(ask).await?, json, |body| told(body, shown))
+            answered(daemon.ask(ask).await?, json, |body| {
+                format_body(body, approval_text)
+            })
         }
         ApprovalsCommand::Request {
             runtimes,
@@ -50,7 +52,7 @@ pub(in super::super) async fn approvals(
             let body = json!({ "targets": runtimes, "recreate": !no_recreate, "force": force });
             let ask = post("/v1/approvals".to_owned(), Some(&body));
             let daemon = policy::daemon(&config, &server)?;
-            changed(asked(&daemon, by, ask).await?, json, requested)
+            print_change(asked(&daemon, by, ask).await?, json, request_text)
         }
         ApprovalsCommand::Approve {
             id,
@@ -60,8 +62,8 @@ pub(in super::super) async fn approvals(
         } => {
             let ask = post(format!("/v1/approvals/{id}/approve"), None);
             let daemon = policy::daemon(&config, &server)?;
-            changed(asked(&daemon, by, ask).await?, json, |body| {
-                told(body, decided)
+            print_change(asked(&daemon, by, ask).await?, json, |body| {
+                format_body(body, decision_text)
             })
         }
         ApprovalsCommand::Reject {
@@ -74,8 +76,8 @@ pub(in super::super) async fn approvals(
             let body = json!({ "reason": reason });
             let ask = post(format!("/v1/approvals/{id}/reject"), Some(&body));
             let daemon = policy::daemon(&config, &server)?;
-            changed(asked(&daemon, by, ask).await?, json, |body| {
-                told(body, decided)
+            print_change(asked(&daemon, by, ask).await?, json, |body| {
+                format_body(body, decision_text)
             })
         }
     }
@@ -95,8 +97,8 @@ async fn asked(daemon: &Daemon, by: ByArguments, ask: Ask<'_>) -> Result<Answer,
     daemon.ask_as(Some(&by), ask).await
 }
 
-/// A daemon that says no has answered: it runs, and nothing was done.
-fn changed(
+/// A refusal is a valid answer of the daemon: it runs, and nothing was changed.
+fn print_change(
     answer: Answer,
     json: bool,
     words: impl Fn(&Value) -> String,
@@ -108,8 +110,8 @@ fn changed(
     answered(answer, json, words)
 }
 
-/// A daemon of another version may have words in it that are not known here.
-fn told<T: DeserializeOwned>(body: &Value, words: impl Fn(&T) -> String) -> String {
+/// A daemon of another version may use unknown words.
+fn format_body<T: DeserializeOwned>(body: &Value, words: impl Fn(&T) -> String) -> String {
     match serde_json::from_value(body.clone()) {
         Ok(value) => words(&value),
         Err(_) => {
@@ -121,44 +123,44 @@ fn told<T: DeserializeOwned>(body: &Value, words: impl Fn(&T) -> String) -> Stri
 fn list(body: &Value) -> String {
     let mut lines = String::new();
     for entry in body["approvals"].as_array().into_iter().flatten() {
-        lines += &told(entry, line);
+        lines += &format_body(entry, entry_line);
     }
     if lines.is_empty() {
         lines += "no refresh is held that is like this\n";
     }
     if body["problem"].is_object() {
-        lines += &told(&body["problem"], |problem: &Diagnostic| {
+        lines += &format_body(&body["problem"], |problem: &Diagnostic| {
             format!("\n{problem}")
         });
     }
     lines
 }
 
-/// Which, when, what became of it, who asked, what it is about, and in numbers.
-fn line(entry: &Entry) -> String {
+/// One line: id, time, state, requester, subject, and counts.
+fn entry_line(entry: &Entry) -> String {
     let images = entry.findings.iter().map(|found| found.image.to_string());
     let images: Vec<String> = images.collect();
     let line = format!(
         "{:<6} {}  {:<11} {:<16} {}  {}",
         entry.id,
-        table::when(entry.created),
-        word(&entry.fate),
-        table::asked(entry.request.trigger, entry.by.as_deref()),
-        counted(&entry.summary),
+        table::format_time(entry.created),
+        state_word(&entry.fate),
+        table::trigger_text(entry.request.trigger, entry.by.as_deref()),
+        counts_text(&entry.summary),
         images.join(", ")
     );
     line.trim_end().to_owned() + "\n"
 }
 
-/// Those that somebody should look at stand out.
-fn word(fate: &ApprovalState) -> &'static str {
+/// The state, in capitals if a person should act on it.
+fn state_word(fate: &ApprovalState) -> &'static str {
     match fate {
         ApprovalState::Waiting => "WAITING",
         other => other.state().as_str(),
     }
 }
 
-fn counted(summary: &Summary) -> String {
+fn counts_text(summary: &Summary) -> String {
     let counted = [
         (summary.would_pull, "to pull"),
         (summary.would_recreate, "to recreate"),
@@ -168,41 +170,41 @@ fn counted(summary: &Summary) -> String {
     table::counts(&counted).unwrap_or_else(|| "nothing to do".to_owned())
 }
 
-fn requested(body: &Value) -> String {
+fn request_text(body: &Value) -> String {
     if body["state"] == "nothing-to-do" {
         return "nothing to do, and nothing is held\n".to_owned();
     }
-    told(body, |held: &PendingApproval| {
+    format_body(body, |held: &PendingApproval| {
         format!(
             "held              approval {}, until {}: {}\n",
             held.id,
-            table::when(held.expires),
-            counted(&held.plan.summary)
+            table::format_time(held.expires),
+            counts_text(&held.plan.summary)
         )
     })
 }
 
-fn decided(held: &PendingApproval) -> String {
+fn decision_text(held: &PendingApproval) -> String {
     let what = match &held.fate {
         ApprovalState::Approved {
             refresh: Some(refresh),
             ..
         } => format!("refresh {refresh} has begun; `refit history show {refresh}` tells of it"),
         ApprovalState::Approved { refresh: None, .. } => "it begins as soon as it can".to_owned(),
-        _ => counted(&held.plan.summary),
+        _ => counts_text(&held.plan.summary),
     };
     let word = held.fate.state().as_str();
     format!("{word:<17} approval {}: {what}\n", held.id)
 }
 
-fn shown(held: &PendingApproval) -> String {
+fn approval_text(held: &PendingApproval) -> String {
     let mut text = format!(
         "approval  {}, {}\nheld      {}, until {}\nasked by  {}, for {}\n",
         held.id,
-        became(&held.fate),
-        table::when(held.created),
-        table::when(held.expires),
-        table::asked(held.request.trigger, held.by.as_deref()),
+        result_text(&held.fate),
+        table::format_time(held.created),
+        table::format_time(held.expires),
+        table::trigger_text(held.request.trigger, held.by.as_deref()),
         asked_for(&held.request),
     );
     let policy = &held.plan.policy;
@@ -214,12 +216,12 @@ fn shown(held: &PendingApproval) -> String {
     text
 }
 
-fn became(fate: &ApprovalState) -> String {
+fn result_text(fate: &ApprovalState) -> String {
     let by = |who: &Option<String>| {
         let who = who.as_ref().map(|who| format!(" by {who}"));
         who.unwrap_or_default()
     };
-    let word = word(fate);
+    let word = state_word(fate);
     match fate {
         ApprovalState::Waiting | ApprovalState::Expired => word.to_owned(),
         ApprovalState::Approved {
@@ -231,7 +233,7 @@ fn became(fate: &ApprovalState) -> String {
                 Some(refresh) => format!("refresh {refresh}"),
                 None => "not begun yet".to_owned(),
             };
-            let when = table::when(*decided_at);
+            let when = table::format_time(*decided_at);
             format!("{word}{} at {when}, {refresh}", by(decided_by))
         }
         ApprovalState::Rejected {
@@ -240,7 +242,7 @@ fn became(fate: &ApprovalState) -> String {
             reason,
         } => {
             let reason = reason.as_ref().map(|reason| format!(": {reason}"));
-            let when = table::when(*decided_at);
+            let when = table::format_time(*decided_at);
             format!(
                 "{word}{} at {when}{}",
                 by(decided_by),
@@ -257,13 +259,13 @@ fn became(fate: &ApprovalState) -> String {
                 .iter()
                 .map(|what| format!("\n          {what}"))
                 .collect();
-            let when = table::when(*decided_at);
+            let when = table::format_time(*decided_at);
             format!("{word}{} at {when}{moved}", by.unwrap_or_default())
         }
     }
 }
 
-/// As `refit plan` has it, with the digests that are approved.
+/// The plan like `refit plan`, with the approved digests.
 fn plan(plan: &Plan) -> String {
     let mut text = String::new();
     for image in &plan.images {
@@ -287,7 +289,7 @@ fn plan(plan: &Plan) -> String {
         }
         text += &(table::line("would recreate", &container.name, &detail) + "\n");
     }
-    text + "\n" + &counted(&plan.summary) + "\n"
+    text + "\n" + &counts_text(&plan.summary) + "\n"
 }
 
 #[cfg(test)]
@@ -295,8 +297,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_daemon_of_another_version_is_no_reason_to_fail() {
-        let told = told(&json!({ "id": "seven" }), decided);
-        assert!(told.contains("another version"), "{told}");
+    fn unknown_state_of_another_version_is_shown() {
+        let text = format_body(&json!({ "id": "seven" }), decision_text);
+        assert!(text.contains("another version"), "{text}");
     }
 }

@@ -1,5 +1,4 @@
-//! What goes along with a program where it is installed: completions for shells, and manual pages. Both are made of the same
-//! types that read the command line.
+//! Generates shell completions and manual pages for installations, from the types that parse the command line.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! `refit policy swap --shadow | shadow | record`: what a policy would do beside another one, and what it is told.
+//! `refit policy swap --shadow | shadow | record`: shadow runs of a policy next to the active one, and recorded snapshots.
 
 use refit_model::diagnostic::Diagnostic;
 use refit_model::request::{Request, Trigger};
@@ -13,8 +13,8 @@ use super::{Common, isolation};
 use crate::config::{Flags, PolicyFlags};
 use crate::setup;
 
-/// A trial began, or the candidate was refused.
-pub(super) fn begun(answer: Answer, json: bool) -> Result<Status, Diagnostic> {
+/// Print the start of a shadow run, or the refusal of the candidate.
+pub(super) fn print_start(answer: Answer, json: bool) -> Result<Status, Diagnostic> {
     if let Answer::Refused(problem) = &answer {
         tell(problem);
         return Ok(Status::SomeFailed);
@@ -42,7 +42,7 @@ pub(super) fn trial(body: &Value) -> String {
     lines
 }
 
-/// One comparison in which the two did not come to the same.
+/// Format one comparison in which the two policies decided differently.
 pub(super) fn comparison_lines(comparison: &Value) -> String {
     let mut lines = String::new();
     let at = text(&comparison["at"])
@@ -60,7 +60,7 @@ pub(super) fn comparison_lines(comparison: &Value) -> String {
             ("active", &difference["old"]),
             ("candidate", &difference["new"]),
         ] {
-            lines += &format!("    {side:<10} {}\n", said_line(said));
+            lines += &format!("    {side:<10} {}\n", decision_line(said));
         }
     }
     if let Some(more) = comparison["more"].as_u64() {
@@ -69,20 +69,20 @@ pub(super) fn comparison_lines(comparison: &Value) -> String {
     lines
 }
 
-/// `recreate  image-moved: the tag moved; replace to sha256:…`
-pub(super) fn said_line(said: &Value) -> String {
-    if said.is_null() {
+/// Format a decision: `recreate  image-moved: the tag moved; replace to sha256:…`.
+pub(super) fn decision_line(decision: &Value) -> String {
+    if decision.is_null() {
         return "says nothing of it".to_owned();
     }
-    let mut line = match (said["verdict"].as_str(), text(&said["rule"])) {
+    let mut line = match (decision["verdict"].as_str(), text(&decision["rule"])) {
         (None, _) => "decided nothing".to_owned(),
-        (Some(verdict), rule) => format!("{verdict}  {rule}: {}", text(&said["reason"])),
+        (Some(verdict), rule) => format!("{verdict}  {rule}: {}", text(&decision["reason"])),
     };
-    if said["recreation"].is_object() {
+    if decision["recreation"].is_object() {
         line += &format!(
             "; {} to {}",
-            text(&said["recreation"]["strategy"]),
-            text(&said["recreation"]["to_image_id"])
+            text(&decision["recreation"]["strategy"]),
+            text(&decision["recreation"]["to_image_id"])
         );
     }
     line

@@ -1,4 +1,4 @@
-//! `refit doctor`: what a refresh would find, checked one by one, so that a person need not read it out of a failed one.
+//! `refit doctor`: check everything that a refresh needs, so that problems show before one fails.
 
 use std::collections::BTreeSet;
 
@@ -79,7 +79,7 @@ pub(in super::super) async fn doctor(
     let mut checks = vec![Check::passed("config", found)];
     checks.extend(engine(&config).await);
     let credentials = setup::credentials(&config);
-    // Where they cannot be read, that is told of them, and not of the policy.
+    // If the logins cannot be read, only their own check reports it.
     let at_hand = credentials.as_ref().ok().cloned().unwrap_or_default();
     checks.extend(policy(&config, at_hand).await);
     checks.extend(keys(&config));
@@ -170,7 +170,7 @@ async fn engine(config: &Config) -> Vec<Check> {
     checks
 }
 
-/// Which operations do not work because something before the engine refuses calls.
+/// The operations that fail because a proxy in front of the engine refuses calls.
 async fn engine_calls(engine: &DockerEngine) -> Vec<Check> {
     let permissions = probe_calls(engine, &EngineCall::ALL).await;
     let mut checks = Vec::new();
@@ -248,7 +248,7 @@ async fn policy(config: &Config, credentials: Credentials) -> Vec<Check> {
     checks
 }
 
-/// What a daemon would do that is started now. `refit refresh` and `refit plan` use what is configured.
+/// The policy that a daemon would use if it started now. `refit refresh` and `refit plan` use the configured one.
 async fn swapped_in(config: &Config, credentials: Credentials) -> Option<Check> {
     match Store::below(&config.state_folder()).read() {
         Ok(None) => return None,
@@ -276,7 +276,7 @@ async fn swapped_in(config: &Config, credentials: Credentials) -> Option<Check> 
     })
 }
 
-/// Who may ship policies, where not anybody may.
+/// The keys of trusted signers, if signatures are required.
 fn keys(config: &Config) -> Option<Check> {
     if config.policy.keys.is_empty() {
         return None;
@@ -324,7 +324,7 @@ fn grants(config: &Config) -> Vec<Check> {
     vec![Check::passed("grants", found.join("; "))]
 }
 
-/// Whether refreshes can be written down. One that cannot be goes on all the same.
+/// Whether refreshes can be recorded. A refresh works without a record, too.
 fn history(config: &Config) -> Option<Check> {
     if config.history.keep == 0 {
         return None;
@@ -348,7 +348,7 @@ fn history(config: &Config) -> Option<Check> {
     Some(Check::of("history", found))
 }
 
-/// What a daemon holds, where it has held anything. What waits, it knows itself.
+/// The stored approvals of a daemon, if it has any. The pending ones are in its memory.
 fn approvals(config: &Config) -> Option<Check> {
     let found = approvals::health(&config.state_folder());
     let found = found.map(|health| {
@@ -367,7 +367,7 @@ fn approvals(config: &Config) -> Option<Check> {
     }
 }
 
-/// One line for each registry that the policy or a granted image can come from.
+/// One line for each registry of the policy or of a granted image.
 async fn logins(config: &Config, credentials: Result<Credentials, Diagnostic>) -> Vec<Check> {
     let credentials = match credentials {
         Ok(credentials) => credentials,
@@ -400,7 +400,7 @@ async fn logins(config: &Config, credentials: Result<Credentials, Diagnostic>) -
     checks
 }
 
-/// The registry that a pattern of images names, if it names one.
+/// The registry that an image pattern names, if any.
 fn registry_of(pattern: &str) -> Option<String> {
     let literal = pattern.replace(['*', '?'], "x");
     let registry = literal.parse::<ImageRef>().ok()?.registry().to_owned();

@@ -1,4 +1,4 @@
-//! `refit healthcheck`: asks a daemon how it is. An image without a shell has nothing else that could.
+//! `refit healthcheck`: query a daemon's health, since an image without a shell has no other program for it.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use super::super::{Status, tell};
 use super::Common;
 use crate::config::Flags;
 
-/// A daemon that is alive answers in milliseconds, and one that is ready within the time of an answer of its engine. Docker gives
-/// a check 30 s of its own accord.
+/// The time limit. A live daemon responds in milliseconds, and a ready one as soon as its engine does. Docker's default for a check
+/// is 30 s.
 const LIMIT: Duration = Duration::from_secs(10);
 
 pub(in super::super) async fn healthcheck(
@@ -28,7 +28,7 @@ pub(in super::super) async fn healthcheck(
     };
     match daemon.is_well(path, LIMIT).await {
         Ok(()) => Ok(Status::Done),
-        // Docker knows 0 and 1, and keeps 2 for itself.
+        // Docker defines 0 and 1, and reserves 2.
         Err(error) => {
             tell(&error);
             Ok(Status::SomeFailed)

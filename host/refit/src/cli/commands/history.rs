@@ -1,4 +1,4 @@
-//! `refit history`: what became of the refreshes on this machine, a daemon's and those of the command line.
+//! `refit history`: the results of refreshes on this machine, by a daemon and by the command line.
 
 use refit_history::{Archive, Id, Outcome, Query, Shown};
 use refit_model::diagnostic::Diagnostic;
@@ -34,7 +34,7 @@ pub(in super::super) fn history(
         print("no refresh is written down that is like this\n");
     }
     for entry in &page.refreshes {
-        print(&(table::entry(entry) + "\n"));
+        print(&(table::history_line(entry) + "\n"));
     }
     Ok(Status::Done)
 }
@@ -46,7 +46,11 @@ fn show(archive: &Archive, id: Id, as_json: bool) -> Result<Status, Diagnostic> 
             error.hint("`refit history` lists those there are; `[history]` says how many are kept")
         );
     };
-    let text = if as_json { json(&shown)? } else { told(&shown) };
+    let text = if as_json {
+        json(&shown)?
+    } else {
+        format_entry(&shown)
+    };
     print(&text);
     Ok(Status::Done)
 }
@@ -57,8 +61,8 @@ fn json(value: &impl serde::Serialize) -> Result<String, Diagnostic> {
     Ok(text + "\n")
 }
 
-/// What is not in the report, and then what `refit refresh` has printed.
-fn told(shown: &Shown) -> String {
+/// The facts outside the report, followed by the output of `refit refresh`.
+fn format_entry(shown: &Shown) -> String {
     let entry = &shown.entry;
     let policy = &entry.policy;
     let took = entry
@@ -67,10 +71,10 @@ fn told(shown: &Shown) -> String {
     let mut text = format!(
         "refresh   {}, {}\nbegan     {}{}\nasked by  {}, for {}\npolicy    {} {}, generation {}, {}\n\n",
         entry.id,
-        table::ended(entry.outcome),
-        table::when(entry.started),
+        table::outcome_word(entry.outcome),
+        table::format_time(entry.started),
         took.unwrap_or_default(),
-        table::asked_by(entry),
+        table::requester_text(entry),
         asked_for(&entry.request),
         policy.name,
         policy.version,
@@ -80,10 +84,10 @@ fn told(shown: &Shown) -> String {
     if let Some(failure) = &entry.failure {
         text += &format!("{failure}\n");
     }
-    // Another version may have words in it that are not known here.
+    // Another version may use unknown words.
     let report = shown.report.clone().map(serde_json::from_value::<Report>);
     text += &match (report, entry.outcome) {
-        (Some(Ok(report)), _) => table::report(&report),
+        (Some(Ok(report)), _) => table::format_report(&report),
         (Some(Err(_)), _) => "its report was written by another version of Refit: `--json` prints it\n".to_owned(),
         (None, Outcome::Running) => "it is under way: what came of it is here when it has ended\n".to_owned(),
         (None, Outcome::Interrupted) => {

@@ -1,4 +1,4 @@
-//! What each command does: configuration, one call of the library, an answer.
+//! The commands. Each loads the configuration, calls the library once, and prints the answer.
 
 mod approvals;
 #[cfg(feature = "compiler")]
@@ -48,10 +48,10 @@ pub(super) use self::selftest::selftest;
 pub(super) use self::serve::serve;
 pub(super) use self::watch::watch;
 
-/// How long a refresh that has ended waits for its row in the history, where the disk hangs.
+/// How long a finished refresh waits for its history entry if the disk hangs.
 const WRITTEN: Duration = Duration::from_secs(5);
 
-/// What every command takes.
+/// The input of every command.
 #[derive(Clone)]
 pub(super) struct Common {
     pub(super) config: Option<PathBuf>,
@@ -89,7 +89,7 @@ pub(super) async fn plan(
     bars: MultiProgress,
 ) -> Result<Status, Diagnostic> {
     let json = arguments.selection.json;
-    let snapshot = arguments.snapshot.as_deref().map(Snapshot::read);
+    let snapshot = arguments.snapshot.as_deref().map(Snapshot::load);
     let snapshot = snapshot.transpose()?;
     let report = run(common, arguments.selection, Mode::Plan, snapshot, bars).await?;
     show(&report, json)?;
@@ -161,7 +161,7 @@ async fn run(
 
 fn show(report: &Report, json: bool) -> Result<(), Diagnostic> {
     if !json {
-        print(&table::report(report));
+        print(&table::format_report(report));
         return Ok(());
     }
     let text = serde_json::to_string_pretty(report)
@@ -175,13 +175,13 @@ pub(super) async fn recover(
     arguments: RecoverArguments,
 ) -> Result<Status, Diagnostic> {
     let config = common.load(Flags::default())?.config;
-    let recovered = setup::workshop(&config)?.recover().await?;
+    let recovered = setup::engine_context(&config)?.recover().await?;
     if arguments.json {
         print(&(serde_json::to_string_pretty(&recovered).unwrap_or_default() + "\n"));
     } else if recovered.is_empty() {
         print("nothing to recover\n");
     } else {
-        print(&table::recovered(&recovered));
+        print(&table::recovered_lines(&recovered));
     }
     Ok(if recovered.iter().any(Recovered::is_abandoned) {
         Status::SomeFailed
@@ -230,12 +230,12 @@ pub(super) fn openapi() -> Result<Status, Diagnostic> {
     Ok(Status::Done)
 }
 
-/// Components of others are examined and compiled by this program, in a process of its own.
+/// Examine and compile untrusted components in a separate process of this program.
 fn isolation(config: &Config) -> Isolation {
     Isolation::this_program(config.worker_limits())
 }
 
-/// What that process does.
+/// Run the task of that process.
 pub(super) fn run_worker(arguments: &WorkerArguments) -> Result<Status, Diagnostic> {
     let limits = WorkerLimits {
         computing: Duration::from_secs(arguments.cpu_seconds),
@@ -252,8 +252,8 @@ pub(super) fn run_worker(arguments: &WorkerArguments) -> Result<Status, Diagnost
     }
 }
 
-/// Ctrl-C or SIGTERM. Listened for from the call on, not from the first look at the future: a daemon that has said that it
-/// serves can be told to stop.
+/// A future that completes at Ctrl-C or SIGTERM. It listens from this call on, not from the first poll, so that a daemon can be
+/// stopped as soon as it has reported that it serves.
 fn shutdown_signal() -> impl Future<Output = ()> + Send + 'static {
     #[cfg(unix)]
     let mut terminate = {

@@ -1,4 +1,4 @@
-//! `refit notify test`: whether those who are to be told hear it.
+//! `refit notify test`: check that notifications arrive.
 
 use std::time::Instant;
 
@@ -40,7 +40,7 @@ pub(in super::super) async fn notify(
     let mut status = Status::Done;
     for sink in sinks {
         let began = Instant::now();
-        // Once: a person waits, and can ask again.
+        // One attempt only: a person waits, and can try again.
         match sink.post(&client, &message).await {
             Ok(answer) => print(&format!(
                 "{}: answered {answer} after {} ms\n",
@@ -49,9 +49,9 @@ pub(in super::super) async fn notify(
             )),
             Err(error) => {
                 status = Status::SomeFailed;
-                let told = Diagnostic::of(&error);
-                print(&format!("{}: {}\n", sink.name, told.sentence()));
-                for hint in told.hints {
+                let diagnostic = Diagnostic::of(&error);
+                print(&format!("{}: {}\n", sink.name, diagnostic.sentence()));
+                for hint in diagnostic.hints {
                     print(&format!("  hint: {hint}\n"));
                 }
             }

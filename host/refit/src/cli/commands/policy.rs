@@ -1,5 +1,5 @@
-//! `refit policy …`: what is in use, what was, another one in its place. Whatever names a component and is no swap is done
-//! here (`shipping`); all else asks the daemon.
+//! `refit policy …`: show, swap and roll back the active policy. Commands on a component without a swap run here (`shipping`); all
+//! others call the daemon.
 
 mod shipping;
 
@@ -33,7 +33,7 @@ pub(in super::super) async fn policy(
     arguments: PolicyArguments,
 ) -> Result<Status, Diagnostic> {
     let config = match &arguments.command {
-        // Whoever writes a policy may have no platform, or one whose configuration is broken.
+        // A policy author may have no platform, or one with a broken configuration.
         #[cfg(feature = "compiler")]
         PolicyCommand::Author(AuthorCommand::New(_) | AuthorCommand::Build(_)) => Config::default(),
         PolicyCommand::Wit => Config::default(),
@@ -57,10 +57,10 @@ pub(in super::super) async fn policy(
             }
             let daemon = daemon(&config, &server)?;
             match shadow {
-                None => changed(daemon.ask(ask).await?, json),
+                None => print_change(daemon.ask(ask).await?, json),
                 Some(after) => {
                     ask.path += &format!("&shadow={after}");
-                    compare::begun(daemon.ask(ask).await?, json)
+                    compare::print_start(daemon.ask(ask).await?, json)
                 }
             }
         }
@@ -91,7 +91,7 @@ pub(in super::super) async fn policy(
                 expected: expect,
                 body: None,
             };
-            changed(daemon(&config, &server)?.ask(ask).await?, json)
+            print_change(daemon(&config, &server)?.ask(ask).await?, json)
         }
         PolicyCommand::History { json, server } => {
             let ask = read("/v1/policy/history");
@@ -180,7 +180,7 @@ pub(super) fn read(path: &str) -> Ask<'static> {
     }
 }
 
-/// An object as it was typed, or a file that holds one.
+/// Parse an object on the command line, or a file with one.
 pub(super) fn object(text: &str) -> Result<Value, Diagnostic> {
     let typed = text.trim_start().starts_with('{');
     let content = if typed {
@@ -205,10 +205,10 @@ pub(super) fn object(text: &str) -> Result<Value, Diagnostic> {
 
 pub(super) fn daemon(config: &Config, server: &ServerArguments) -> Result<Daemon, Diagnostic> {
     let state = config.state_folder();
-    // The token that a daemon made here is for no daemon elsewhere.
+    // The token of this machine's daemon must not go to another daemon.
     let here = server.server.as_deref().is_none_or(is_here);
     let configured = config.serve.token_file.as_deref();
-    let token = admin_token::for_command(configured, here.then_some(&*state))
+    let token = admin_token::load_for_command(configured, here.then_some(&*state))
         .map_err(|error| Diagnostic::from(error).hint("or set `ADMIN_TOKEN`"))?;
     match &server.server {
         Some(url) => Daemon::at(url, token),
@@ -216,7 +216,7 @@ pub(super) fn daemon(config: &Config, server: &ServerArguments) -> Result<Daemon
     }
 }
 
-/// Whether the address of a daemon means this machine, whatever a name server says.
+/// Whether a daemon's address is this machine, whatever a name server says.
 fn is_here(url: &str) -> bool {
     let host = url.parse::<http::Uri>().ok().and_then(|uri| {
         uri.host()
@@ -228,7 +228,7 @@ fn is_here(url: &str) -> bool {
     })
 }
 
-/// Who is at the keyboard, for the record; nothing depends on it.
+/// The user at the keyboard, for the record only.
 pub(super) fn caller() -> String {
     let name = ["USER", "LOGNAME"]
         .iter()
@@ -260,8 +260,8 @@ pub(super) fn answered(
     }
 }
 
-/// A swap that was refused is an answer: the daemon runs, and goes on with what it had.
-fn changed(answer: Answer, json: bool) -> Result<Status, Diagnostic> {
+/// A refused swap is a valid answer: the daemon continues with its policy.
+fn print_change(answer: Answer, json: bool) -> Result<Status, Diagnostic> {
     if let Answer::Refused(problem) = &answer {
         tell(problem);
         return Ok(Status::SomeFailed);
@@ -366,7 +366,7 @@ fn inspected(body: &Value) -> String {
     lines
 }
 
-/// As the daemon, or `shipping`, has put it.
+/// The signer, as the daemon or `shipping` reports it.
 fn signer(value: &Value) -> Option<String> {
     let signer = Signer::deserialize(value).ok()?;
     Some(signer.to_string())

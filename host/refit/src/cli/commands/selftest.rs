@@ -1,4 +1,4 @@
-//! `refit selftest`: the hostile guests on this machine, one line for each as it ends.
+//! `refit selftest`: run the hostile guests on this machine, and print one line for each as it ends.
 
 use std::sync::Arc;
 

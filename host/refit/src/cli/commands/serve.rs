@@ -1,4 +1,4 @@
-//! `refit serve`: the daemon, and what makes it look at its policy again.
+//! `refit serve`: run the daemon, and reload its policy on signals and file changes.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub(in super::super) async fn serve(
         serve: arguments.listen.map(|listen| ServeFlags { listen }),
         ..Flags::default()
     };
-    // Before anything that takes long: without a handler the signal ends the process.
+    // Set up the handler before any long work: without it the signal ends the process.
     let reloads = reload_signals();
     let loaded = common.clone().load(flags.clone())?;
     let file = loaded
@@ -34,12 +34,12 @@ pub(in super::super) async fn serve(
         .map_or_else(|| "none".to_owned(), |file| file.display().to_string());
     let config = loaded.config;
     setup::check_state_folder(&config)?;
-    let token = AdminToken::find(
+    let token = AdminToken::load(
         config.serve.token_file.as_deref(),
         &config.state_folder(),
         config.serve.allow_no_token,
     )?;
-    let metrics_token = AdminToken::of_metrics(config.metrics.token_file.as_deref())?;
+    let metrics_token = AdminToken::load_metrics_token(config.metrics.token_file.as_deref())?;
     daemon::may_listen(config.serve.listen, token.as_ref())?;
     let hooks = setup::hooks(&config)?;
     let notifier = setup::notifier(&config)?;
@@ -53,7 +53,7 @@ pub(in super::super) async fn serve(
     };
     let listener = refit_server::listen(config.serve.listen).map_err(cannot)?;
     let address = listener.local_addr().map_err(cannot)?;
-    // They end with the process; a swap that it ends is either written down or did not happen.
+    // These end with the process: a swap is either recorded at that moment, or did not happen.
     let (followed, follow) = tokio::sync::watch::channel(followed_file(&config));
     let generations = refresher.generations();
     tokio::spawn(watch::follow(generations.clone(), follow));
@@ -64,18 +64,18 @@ pub(in super::super) async fn serve(
         common,
         flags,
     ));
-    let supervisor = Supervisor::find();
-    let (told, stopping) = (shutdown_signal(), supervisor.clone());
+    let supervisor = Supervisor::connect();
+    let (signal, stopping) = (shutdown_signal(), supervisor.clone());
     let shutdown = async move {
-        told.await;
-        stopping.stopping();
+        signal.await;
+        stopping.report_stopping();
     };
     let active = refresher.active();
     tracing::info!(%address, config = file, generation = active.number, policy = active.policy().title(), digest = active.policy().digest, token = token.is_some(), "serving");
     drop(active);
-    tokio::spawn(supervisor.clone().lives());
-    // The socket takes connections from here on.
-    supervisor.serving();
+    tokio::spawn(supervisor.clone().report_alive());
+    // From here on the socket accepts connections.
+    supervisor.report_ready();
     let parts = daemon::Parts {
         refresher,
         approval: setup::approval(&config),
@@ -92,11 +92,14 @@ pub(in super::super) async fn serve(
     Ok(Status::Done)
 }
 
-/// What the watcher follows now.
+/// The configured policy that the watcher follows now.
 type Followed = tokio::sync::watch::Sender<Option<ConfiguredPolicy>>;
 
 fn followed_file(config: &Config) -> Option<ConfiguredPolicy> {
-    config.policy.watch.then(|| setup::asked(config))
+    config
+        .policy
+        .watch
+        .then(|| setup::configured_policy(config))
 }
 
 #[cfg(unix)]
@@ -110,8 +113,8 @@ fn reload_signals() -> Reloads {
         .ok()
 }
 
-/// At each SIGHUP the configuration is read again, and its policy swapped in where it has changed. The rest of it holds from the
-/// next start on.
+/// At each SIGHUP, reload the configuration, and swap in its policy if it has changed. The rest of the configuration applies after
+/// the next start.
 #[cfg(unix)]
 async fn reload(
     reloads: Reloads,
@@ -135,8 +138,11 @@ async fn reload(
             }
         };
         followed.send_replace(followed_file(&config));
-        // One that fails has told of it itself.
-        if let Ok(None) = generations.reload(setup::asked(&config), "SIGHUP").await {
+        // A failed reload has logged its error.
+        if let Ok(None) = generations
+            .reload(setup::configured_policy(&config), "SIGHUP")
+            .await
+        {
             tracing::info!(
                 "the configuration was read again, and asks for the same policy as before; {} stays in use",
                 generations.active().title()

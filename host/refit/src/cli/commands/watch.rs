@@ -1,4 +1,4 @@
-//! `refit watch …`: asks a daemon what its watcher knows, and tells it to pause, to go on, or to look now.
+//! `refit watch …`: show the state of a daemon's watcher, pause or resume it, or request a check.
 
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,8 @@ use super::policy::{JSON, answered, caller, daemon, print_json, read, text};
 use crate::config::Flags;
 
 const PATH: &str = "/v1/watch";
-/// A look at a hundred images takes a second or two; one behind a registry that hangs is given up after three minutes.
-const LOOKED: Duration = Duration::from_secs(4 * 60);
+/// The time limit of a check. A hundred images take a second or two; the daemon gives up on a hanging registry after three minutes.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(4 * 60);
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 pub(in super::super) async fn watch(
@@ -27,15 +27,15 @@ pub(in super::super) async fn watch(
     let to = |server: &ServerArguments| daemon(&config, server);
     match arguments.command {
         WatchCommand::Status { json, server } => {
-            answered(to(&server)?.ask(read(PATH)).await?, json, told)
+            answered(to(&server)?.ask(read(PATH)).await?, json, format_status)
         }
         WatchCommand::Pause { json, server } => {
             let ask = post("pause", &json!({ "by": caller() }));
-            answered(to(&server)?.ask(ask).await?, json, told)
+            answered(to(&server)?.ask(ask).await?, json, format_status)
         }
         WatchCommand::Resume { json, server } => {
             let ask = post("resume", &json!({}));
-            answered(to(&server)?.ask(ask).await?, json, told)
+            answered(to(&server)?.ask(ask).await?, json, format_status)
         }
         WatchCommand::Check {
             images,
@@ -54,7 +54,7 @@ fn post(what: &str, body: &Value) -> Ask<'static> {
     }
 }
 
-/// Asks for a look, and waits for it.
+/// Request a check, and wait for its result.
 async fn check(daemon: &Daemon, images: &[ImageRef], json: bool) -> Result<Status, Diagnostic> {
     let asked = daemon
         .ask(post("check", &json!({ "images": images })))
@@ -63,7 +63,7 @@ async fn check(daemon: &Daemon, images: &[ImageRef], json: bool) -> Result<Statu
         Answer::Refused(problem) => return Err(problem),
         Answer::Done(body) => time(&body["asked"]),
     };
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         let body = match daemon.ask(read(PATH)).await? {
             Answer::Refused(problem) => return Err(problem),
@@ -73,15 +73,18 @@ async fn check(daemon: &Daemon, images: &[ImageRef], json: bool) -> Result<Statu
         if looked.is_some() && looked >= asked {
             match json {
                 true => print_json(&body),
-                false => print(&told(&body)),
+                false => print(&format_status(&body)),
             }
             return Ok(match body["last_look"]["failure"].is_object() {
                 true => Status::SomeFailed,
                 false => Status::Done,
             });
         }
-        if begun.elapsed() > LOOKED {
-            let error = format!("the daemon has not looked within {} s", LOOKED.as_secs());
+        if started.elapsed() > CHECK_TIMEOUT {
+            let error = format!(
+                "the daemon has not looked within {} s",
+                CHECK_TIMEOUT.as_secs()
+            );
             return Err(Diagnostic::new(error).hint("`refit watch status` shows what it does"));
         }
         tokio::time::sleep(ASK_AGAIN).await;
@@ -92,8 +95,8 @@ fn time(value: &Value) -> Option<jiff::Timestamp> {
     text(value).parse().ok()
 }
 
-/// As a person reads it: first how it is watched, then a line for each image.
-fn told(body: &Value) -> String {
+/// Format the state for a person: the schedule first, then a line for each image.
+fn format_status(body: &Value) -> String {
     if body["enabled"] == false {
         return "nothing is watched: `[watch] enabled` is false\n".to_owned();
     }
@@ -103,25 +106,28 @@ fn told(body: &Value) -> String {
         let by = pause
             .get("by")
             .map_or(String::new(), |by| format!(", by {}", text(by)));
-        line("PAUSED", format!("since {}{by}", when(&pause["since"])));
+        line(
+            "PAUSED",
+            format!("since {}{by}", format_time(&pause["since"])),
+        );
     }
     let last = &body["last_look"];
     if last.is_object() {
         let took = last["duration_ms"].as_u64().unwrap_or_default() as f64 / 1000.0;
         let (images, trigger) = (&last["images"], text(&last["trigger"]));
-        let when = when(&last["started"]);
+        let when = format_time(&last["started"]);
         line(
             "last look",
             format!("{when}, {images} images in {took:.1} s ({trigger})"),
         );
         if last["failure"].is_object() {
-            line("FAILED", sentence(&last["failure"]));
+            line("FAILED", problem_sentence(&last["failure"]));
         }
     }
     line(
         "next look",
         match body["next_look"].is_string() {
-            true => when(&body["next_look"]),
+            true => format_time(&body["next_look"]),
             false if body["last_look"].is_null() => {
                 "the first, as soon as the daemon is ready (`/readyz` says what it waits for)"
                     .into()
@@ -130,7 +136,7 @@ fn told(body: &Value) -> String {
         },
     );
     if body["problem"].is_object() {
-        line("PROBLEM", sentence(&body["problem"]));
+        line("PROBLEM", problem_sentence(&body["problem"]));
     }
     for image in body["images"].as_array().into_iter().flatten() {
         let verdict = match text(&image["verdict"]) {
@@ -147,7 +153,7 @@ fn told(body: &Value) -> String {
 
 fn detail(image: &Value) -> String {
     if image["reason"].is_object() {
-        return format!(": {}", sentence(&image["reason"]));
+        return format!(": {}", problem_sentence(&image["reason"]));
     }
     if image["verdict"] == "current" {
         return String::new();
@@ -163,7 +169,10 @@ fn detail(image: &Value) -> String {
     if image["local"] != image["remote"] && image["local"].is_string() {
         detail += &format!(" over {}", short(&image["local"]));
     }
-    detail += &format!(", {containers} containers, since {}", when(&image["since"]));
+    detail += &format!(
+        ", {containers} containers, since {}",
+        format_time(&image["since"])
+    );
     let held = &image["held"];
     if held.is_object() {
         detail += &format!(", waits for {}", text(&held["by"]));
@@ -171,21 +180,21 @@ fn detail(image: &Value) -> String {
             detail += &format!(" {approval}");
         }
         if held["until"].is_string() {
-            detail += &format!(" until {}", when(&held["until"]));
+            detail += &format!(" until {}", format_time(&held["until"]));
         }
     }
     detail
 }
 
-fn sentence(told: &Value) -> String {
-    let causes = told["causes"].as_array().into_iter().flatten();
+fn problem_sentence(problem: &Value) -> String {
+    let causes = problem["causes"].as_array().into_iter().flatten();
     let causes: String = causes.map(|cause| format!(": {}", text(cause))).collect();
-    format!("{}{causes}", text(&told["error"]))
+    format!("{}{causes}", text(&problem["error"]))
 }
 
-/// To the second.
-fn when(value: &Value) -> String {
-    time(value).map_or_else(String::new, super::super::table::when)
+/// Format a time to the second.
+fn format_time(value: &Value) -> String {
+    time(value).map_or_else(String::new, super::super::table::format_time)
 }
 
 #[cfg(test)]
@@ -207,7 +216,7 @@ mod tests {
             ],
         });
         assert_eq!(
-            told(&body),
+            format_status(&body),
             "PAUSED      since 2026-11-25 12:00:00Z, by ana\n\
              last look   2026-11-25 12:05:00Z, 3 images in 0.3 s (schedule)\n\
              next look   2026-11-25 12:10:00Z\n\

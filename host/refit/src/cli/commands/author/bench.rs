@@ -1,5 +1,5 @@
-//! `refit policy bench`: what the decisions of a policy cost. What is counted is the same each time, and can be compared with a
-//! baseline in CI; times are shown and not compared.
+//! `refit policy bench`: the cost of a policy's decisions. The counts are reproducible, so CI can compare them with a baseline;
+//! times are only shown.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,7 +17,7 @@ use crate::cli::commands::policy::{object, print_json};
 use crate::cli::{Status, print};
 use crate::config::Config;
 
-/// A whole scenario, all of its refreshes together.
+/// The counts of a whole scenario, all of its refreshes together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Counted {
@@ -31,16 +31,16 @@ struct Measured {
     #[serde(flatten)]
     counted: Counted,
     decisions: usize,
-    /// Of one run, in microseconds.
+    /// The median time of one run, in microseconds.
     median_us: u128,
     slowest_us: u128,
 }
 
-/// What is saved, to be committed beside the policy.
+/// The file with the baseline, to commit together with the policy.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Baseline {
-    /// For people; another policy may be compared with it.
+    /// The policy's name, for people. Another policy may be compared with it.
     policy: String,
     scenarios: BTreeMap<String, Counted>,
 }
@@ -67,7 +67,7 @@ pub(in super::super) async fn bench(
             return Err(Diagnostic::new(twice).hint("a baseline goes by their names"));
         }
     }
-    let grown = baseline.map(|baseline| grown(&baseline, &measured, arguments.threshold));
+    let grown = baseline.map(|baseline| find_growth(&baseline, &measured, arguments.threshold));
     if let Some(path) = &arguments.save {
         save(path, &policy.title(), &measured)?;
     }
@@ -96,7 +96,7 @@ fn inputs(paths: &[PathBuf], over_snapshots: &str) -> Result<Vec<Scenario>, Diag
             .extension()
             .is_some_and(|extension| extension == "json")
         {
-            scenarios.push(Scenario::of_snapshot(path, over_snapshots.to_owned())?);
+            scenarios.push(Scenario::from_snapshot(path, over_snapshots.to_owned())?);
         } else {
             scenarios.extend(read_all(std::slice::from_ref(path))?);
         }
@@ -110,7 +110,7 @@ async fn measure(
     scenario: &Scenario,
     runs: u32,
 ) -> Result<Measured, Diagnostic> {
-    let ran = completed(scenario, run(metered, scenario).await?)?;
+    let ran = check_completed(scenario, run(metered, scenario).await?)?;
     let mut times: Vec<Duration> = Vec::new();
     for _ in 0..runs {
         let began = Instant::now();
@@ -131,17 +131,19 @@ async fn measure(
     })
 }
 
-/// Whether it meets what a scenario expects is for `test` to say; one that did nothing has cost nothing.
-fn completed(scenario: &Scenario, ran: Ran) -> Result<Ran, Diagnostic> {
+/// Return an error if the scenario did not run to its end, since then it has no cost. `test` checks its expectations.
+fn check_completed(scenario: &Scenario, ran: Ran) -> Result<Ran, Diagnostic> {
     if ran.config_problems.is_empty() {
         return Ok(ran);
     }
     let name = &scenario.name;
     let error = format!("the policy does not accept the configuration of `{name}`");
-    let told = ran.config_problems.iter();
-    Err(told.fold(Diagnostic::new(error), |told, problem| {
-        told.because(problem.clone())
-    }))
+    let problems = ran.config_problems.iter();
+    Err(
+        problems.fold(Diagnostic::new(error), |diagnostic, problem| {
+            diagnostic.because(problem.clone())
+        }),
+    )
 }
 
 fn read(path: &Path) -> Result<Baseline, Diagnostic> {
@@ -171,8 +173,8 @@ fn save(
     })
 }
 
-/// A line for each number that grew beyond the threshold, and for each scenario that is no longer measured.
-fn grown(
+/// One line for each number that grew beyond the threshold, and for each scenario that has disappeared.
+fn find_growth(
     baseline: &Baseline,
     measured: &BTreeMap<String, Measured>,
     threshold: f64,
@@ -197,7 +199,7 @@ fn grown(
         for (what, before, now) in numbers {
             let percent = (now as f64 / before.max(1) as f64 - 1.0) * 100.0;
             if percent > threshold {
-                let (before, now) = (grouped(before), grouped(now));
+                let (before, now) = (group_digits(before), group_digits(now));
                 lines.push(format!(
                     "{name}: {percent:.1} % more {what}, {now} after {before}"
                 ));
@@ -219,7 +221,7 @@ fn table(measured: &BTreeMap<String, Measured>) -> String {
             text,
             "{name:<width$}  {:>9}  {:>14}  {:>6.1} MiB  {:>10}  {:>10}  {:>10}",
             it.decisions,
-            grouped(it.counted.instructions),
+            group_digits(it.counted.instructions),
             it.counted.memory_bytes as f64 / f64::from(1 << 20),
             it.counted.host_calls,
             milliseconds(it.median_us),
@@ -229,8 +231,8 @@ fn table(measured: &BTreeMap<String, Measured>) -> String {
     text
 }
 
-/// `1,234,567`
-fn grouped(number: u64) -> String {
+/// Format a number like `1,234,567`.
+fn group_digits(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -267,28 +269,28 @@ mod tests {
     }
 
     #[test]
-    fn what_grew_is_told_and_what_shrank_is_not() {
+    fn growth_is_reported_and_shrinking_is_not() {
         let now = BTreeMap::from([("s".to_owned(), measured(1_200_000))]);
         assert_eq!(
-            grown(&baseline("s", 1_000_000), &now, 10.0),
+            find_growth(&baseline("s", 1_000_000), &now, 10.0),
             ["s: 20.0 % more instructions, 1,200,000 after 1,000,000"]
         );
-        assert!(grown(&baseline("s", 1_000_000), &now, 20.0).is_empty());
-        assert!(grown(&baseline("s", 2_000_000), &now, 0.0).is_empty());
+        assert!(find_growth(&baseline("s", 1_000_000), &now, 20.0).is_empty());
+        assert!(find_growth(&baseline("s", 2_000_000), &now, 0.0).is_empty());
     }
 
     #[test]
-    fn a_scenario_that_is_gone_does_not_pass() {
+    fn missing_scenario_does_not_pass() {
         let now = BTreeMap::from([("s".to_owned(), measured(1))]);
         assert_eq!(
-            grown(&baseline("other", 1), &now, 10.0),
+            find_growth(&baseline("other", 1), &now, 10.0),
             ["other: it is in the baseline, and was not measured"]
         );
     }
 
     #[test]
     fn numbers_are_grouped_by_three() {
-        let told = [0, 999, 1_000, 1_234_567].map(grouped);
-        assert_eq!(told, ["0", "999", "1,000", "1,234,567"]);
+        let texts = [0, 999, 1_000, 1_234_567].map(group_digits);
+        assert_eq!(texts, ["0", "999", "1,000", "1,234,567"]);
     }
 }

@@ -1,4 +1,4 @@
-//! `refit policy build`: a project's component.
+//! `refit policy build`: build the component of a project.
 
 use refit_author::project::Project;
 use refit_model::diagnostic::Diagnostic;

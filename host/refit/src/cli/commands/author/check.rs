@@ -1,4 +1,4 @@
-//! `refit policy check`: what a swap would find out about a component, as a list.
+//! `refit policy check`: the checks of a swap on a component, as a list.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::cli::{Status, print};
 use crate::config::Config;
 use crate::setup;
 
-/// In the order in which they are found out.
+/// The stages, in the order of a swap.
 const STAGES: &[Stage] = &[
     Stage::Fetch,
     Stage::Size,
@@ -38,9 +38,9 @@ const STAGES: &[Stage] = &[
 enum Outcome {
     Pass,
     Fail,
-    /// A swap would go through; its author should know all the same.
+    /// A swap would succeed, but the author should know this.
     Warn,
-    /// What came before has failed.
+    /// A previous stage has failed.
     Skipped,
 }
 
@@ -53,7 +53,7 @@ struct Line {
     failure: Option<Diagnostic>,
 }
 
-/// What was seen on the way.
+/// The facts that the checks have found.
 #[derive(Default)]
 struct Seen {
     lines: Vec<Line>,
@@ -67,7 +67,7 @@ pub(in super::super) async fn check(
     arguments: CheckArguments,
 ) -> Result<Status, Diagnostic> {
     let source = super::component_of(arguments.source)?;
-    let (seen, outcome) = look(config, &source, arguments.policy_config.as_deref()).await?;
+    let (seen, outcome) = run_stages(config, &source, arguments.policy_config.as_deref()).await?;
     let failed = outcome.is_err();
     if arguments.json {
         print_json(&seen.json(outcome.as_ref().ok()));
@@ -84,13 +84,13 @@ pub(in super::super) async fn check(
     })
 }
 
-/// For somebody who does something else at the moment: one line, or the list where something is wrong. Whether it passes.
-pub(super) async fn quietly(
+/// Print one line, or the list if a check failed, for users who do something else. Returns whether the component passes.
+pub(super) async fn print_summary(
     config: &Config,
     source: &artifact::Source,
     policy_config: Option<&str>,
 ) -> Result<bool, Diagnostic> {
-    let (seen, outcome) = look(config, source, policy_config).await?;
+    let (seen, outcome) = run_stages(config, source, policy_config).await?;
     match &outcome {
         Ok(content) => print(&format!("check       {} passes\n", content.policy.title())),
         Err(_) => print(&seen.text()),
@@ -98,7 +98,7 @@ pub(super) async fn quietly(
     Ok(outcome.is_ok())
 }
 
-async fn look(
+async fn run_stages(
     config: &Config,
     source: &artifact::Source,
     policy_config: Option<&str>,
@@ -185,7 +185,7 @@ impl Seen {
         });
         let at = STAGES.iter().position(|it| *it == stage);
         for stage in STAGES.iter().skip(at.map_or(STAGES.len(), |at| at + 1)) {
-            // The configuration's shape is looked at before anything else.
+            // The shape of the configuration is checked first.
             let is_told = self
                 .lines
                 .iter()
@@ -196,7 +196,7 @@ impl Seen {
         }
     }
 
-    /// What only a policy that runs can tell, and what would not keep it from being swapped in.
+    /// Add the facts that only a running policy gives, and warnings, which would not prevent a swap.
     fn describe(&mut self, content: &PolicyRevision, config: &str) {
         let policy = &content.policy;
         for line in &mut self.lines {
@@ -222,7 +222,7 @@ impl Seen {
         }
     }
 
-    /// `docker and host of refit:policy@0.1.0; 12 of WASI`
+    /// The imports, for example `docker and host of refit:policy@0.1.0; 12 of WASI`.
     fn imports(&self) -> String {
         let Some(examined) = &self.examined else {
             return String::new();
@@ -291,14 +291,14 @@ impl Seen {
     }
 }
 
-/// `a component, built with rustc 1.95.0, wit-bindgen-rust 0.61.0`
+/// The tools, for example `a component, built with rustc 1.95.0, wit-bindgen-rust 0.61.0`.
 fn tools(examined: &Examined) -> String {
     let named = examined
         .tools
         .iter()
         .map(|tool| match tool.version.as_str() {
             "" => tool.name.clone(),
-            // `1.95.0 (59807616e 2026-04-14)`
+            // A version such as `1.95.0 (59807616e 2026-04-14)`.
             version => {
                 let version = version.split_whitespace().next().unwrap_or_default();
                 format!("{} {version}", tool.name)

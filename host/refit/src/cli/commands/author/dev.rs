@@ -1,6 +1,7 @@
-//! `refit policy dev`: build, check, test, and stand beside the active policy of a daemon, each time that a source changes.
+//! `refit policy dev`: on each change of a source, build, check and test the policy, and run it as a shadow of a daemon's active
+//! policy.
 //!
-//! Where no daemon answers, it builds, checks and tests all the same.
+//! If no daemon responds, the command still builds, checks and tests.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -20,10 +21,10 @@ use crate::cli::remote::{Answer, Ask, Daemon};
 use crate::cli::{Status, print, tell};
 use crate::config::Config;
 
-/// How often sources are looked at, and the daemon is asked what came of its comparisons.
-const LOOK: Duration = Duration::from_millis(500);
+/// The interval of checking the sources, and of requesting new comparisons from the daemon.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Sources that are looked at. A project has dozens; what has more has its tools among them.
+/// The largest number of watched files. A project has dozens; one with more contains its tools.
 const FILES_MAX: usize = 10_000;
 
 pub(in super::super) async fn dev(
@@ -31,7 +32,7 @@ pub(in super::super) async fn dev(
     arguments: DevArguments,
 ) -> Result<Status, Diagnostic> {
     let project = Project::find(&arguments.folder)?;
-    let mut beside = Beside {
+    let mut shadow_slot = ShadowSlot {
         daemon: daemon(config, &arguments.server)?,
         policy_config: arguments.policy_config,
         component: String::new(),
@@ -41,64 +42,68 @@ pub(in super::super) async fn dev(
     };
     let ended = shutdown_signal();
     tokio::select! {
-        () = work(config, &project, &mut beside) => {}
+        () = watch_sources(config, &project, &mut shadow_slot) => {}
         () = ended => {}
     }
-    beside.end().await;
+    shadow_slot.end().await;
     Ok(Status::Done)
 }
 
-/// Until somebody ends it.
-async fn work(config: &Config, project: &Project, beside: &mut Beside) {
+/// Run until the user ends it.
+async fn watch_sources(config: &Config, project: &Project, shadow_slot: &mut ShadowSlot) {
     loop {
         let seen = fingerprint(&project.sources());
-        let outcome = round(config, project, beside).await;
+        let outcome = run_round(config, project, shadow_slot).await;
         if let Err(problem) = outcome {
             tell(&problem);
         }
         note("watching    the sources; Ctrl-C ends\n");
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
             let now = fingerprint(&project.sources());
-            // An editor that writes several files is let finish.
-            if now != seen && now == after(LOOK, &project.sources()).await {
+            // Wait until an editor has written all of its files.
+            if now != seen && now == after(POLL_INTERVAL, &project.sources()).await {
                 break;
             }
-            beside.listen().await;
+            shadow_slot.print_comparisons().await;
         }
     }
 }
 
-/// One build, and what comes of it.
-async fn round(config: &Config, project: &Project, beside: &mut Beside) -> Result<(), Diagnostic> {
+/// Run one build and all that follows it.
+async fn run_round(
+    config: &Config,
+    project: &Project,
+    shadow_slot: &mut ShadowSlot,
+) -> Result<(), Diagnostic> {
     let running = |command: &str| note(&format!("running     {command}\n"));
     project.tools(&running).await?;
     project.build(&running).await?;
     let component = built(project)?;
-    let policy_config = beside.policy_config.as_deref();
-    if !check::quietly(config, &component, policy_config).await? {
+    let policy_config = shadow_slot.policy_config.as_deref();
+    if !check::print_summary(config, &component, policy_config).await? {
         return Ok(());
     }
     if project.scenarios().is_dir() {
-        test::quietly(config, &component, &[project.scenarios()]).await?;
+        test::print_summary(config, &component, &[project.scenarios()]).await?;
     }
-    beside.try_out(&project.component_path()).await
+    shadow_slot.try_out(&project.component_path()).await
 }
 
-/// The candidate's place beside the policy of a daemon.
-struct Beside {
+/// The shadow run of the candidate in a daemon.
+struct ShadowSlot {
     daemon: Daemon,
     policy_config: Option<String>,
-    /// Digest of the one that was tried out last.
+    /// The digest of the last candidate.
     component: String,
     on_trial: bool,
-    /// When the last comparison was that has been told, of those that differed.
+    /// The time of the last printed comparison with a difference.
     told_until: Option<jiff::Timestamp>,
-    /// How many there were by then, in all.
+    /// The number of all comparisons until then.
     compared: u64,
 }
 
-impl Beside {
+impl ShadowSlot {
     async fn try_out(&mut self, path: &Path) -> Result<(), Diagnostic> {
         let bytes = std::fs::read(path).map_err(|error| {
             Diagnostic::new(format!("cannot read `{}`", path.display())).because(error.to_string())
@@ -110,7 +115,7 @@ impl Beside {
         }
         let source = refit_revisions::artifact::Source::File(path.to_owned());
         let mut ask = swap(&source, self.policy_config.as_deref(), None)?;
-        // It never takes over by itself.
+        // The candidate never becomes active automatically.
         ask.path += "&shadow=0";
         let body = match self.daemon.ask(ask).await {
             Ok(Answer::Done(body)) => body,
@@ -128,7 +133,7 @@ impl Beside {
             "beside      generation {}, on trial\n",
             body["beside"]
         ));
-        // Nobody may ask for a refresh for hours; a plan is a question, too, and changes nothing.
+        // The next refresh may be hours away. A plan calls the policy too, and changes nothing.
         let plan = Ask {
             method: Method::POST,
             path: "/v1/plan".to_owned(),
@@ -141,14 +146,14 @@ impl Beside {
         }
     }
 
-    /// Tells what has come of the comparisons since.
-    async fn listen(&mut self) {
+    /// Print the new comparisons.
+    async fn print_comparisons(&mut self) {
         if !self.on_trial {
             return;
         }
-        // One that cannot be asked now can be asked later.
+        // If the daemon does not respond now, the next round tries again.
         match self.daemon.ask(read("/v1/policy/shadow")).await {
-            Ok(Answer::Done(body)) => self.tell_new(&body),
+            Ok(Answer::Done(body)) => self.print_new(&body),
             Ok(Answer::Refused(problem)) => {
                 note(&format!("beside      {}\n", problem.sentence()));
                 self.on_trial = false;
@@ -157,7 +162,7 @@ impl Beside {
         }
     }
 
-    fn tell_new(&mut self, body: &Value) {
+    fn print_new(&mut self, body: &Value) {
         for comparison in body["differing"].as_array().into_iter().flatten() {
             let at = comparison["at"].as_str().and_then(|at| at.parse().ok());
             if at > self.told_until {
@@ -175,7 +180,7 @@ impl Beside {
         }
     }
 
-    /// A candidate that nobody works on any more has no business beside a policy.
+    /// End the shadow run, because the author has stopped working on the candidate.
     async fn end(&self) {
         if !self.on_trial {
             return;
@@ -194,7 +199,7 @@ async fn after(pause: Duration, sources: &[PathBuf]) -> Vec<Seen> {
     fingerprint(sources)
 }
 
-/// What tells a file from what it was: path, length, time of the last change.
+/// The signature of a file: path, length, time of the last change.
 type Seen = (PathBuf, u64, Option<SystemTime>);
 
 fn fingerprint(sources: &[PathBuf]) -> Vec<Seen> {
@@ -223,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_changes_comes_or_goes_is_seen() {
+    fn changed_added_or_removed_file_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         let below = folder.path().join("src");
         std::fs::create_dir(&below).unwrap();

@@ -1,4 +1,4 @@
-//! `refit policy diff`: what two policies decide over what was written down.
+//! `refit policy diff`: the decisions of two policies on recorded snapshots.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,15 +17,15 @@ use serde_json::{Value, json};
 
 use super::is_built_in;
 use crate::cli::arguments::author::DiffArguments;
-use crate::cli::commands::compare::said_line;
+use crate::cli::commands::compare::decision_line;
 use crate::cli::commands::isolation;
 use crate::cli::commands::policy::{object, print_json};
 use crate::cli::{Status, print};
 use crate::config::Config;
 use crate::setup;
 
-/// Loaded as a start would, and never put anywhere.
-async fn loaded(
+/// Load a policy like at a start, without activating it.
+async fn load_revision(
     config: &Config,
     source: &Source,
     text: serde_json::Map<String, Value>,
@@ -49,11 +49,11 @@ pub(super) async fn diff(config: &Config, arguments: DiffArguments) -> Result<St
         Some(Value::Object(other)) => other,
         _ => in_force.clone(),
     };
-    let old = loaded(config, &arguments.old, in_force).await?;
-    let new = loaded(config, &arguments.new, other).await?;
+    let old = load_revision(config, &arguments.old, in_force).await?;
+    let new = load_revision(config, &arguments.new, other).await?;
     let mut results = Vec::new();
     for path in &arguments.snapshots {
-        results.push(compared(config, path, arguments.force, &old, &new).await?);
+        results.push(compare_policies(config, path, arguments.force, &old, &new).await?);
     }
     let differ = results.iter().any(|(_, _, found)| !found.is_empty());
     if arguments.json {
@@ -63,7 +63,7 @@ pub(super) async fn diff(config: &Config, arguments: DiffArguments) -> Result<St
         print_json(&json!({ "snapshots": results.collect::<Vec<_>>() }));
     } else {
         for (path, of, found) in &results {
-            print(&told(path, *of, found));
+            print(&format_differences(path, *of, found));
         }
     }
     Ok(if differ && arguments.detailed_exitcode {
@@ -73,14 +73,14 @@ pub(super) async fn diff(config: &Config, arguments: DiffArguments) -> Result<St
     })
 }
 
-async fn compared<'a>(
+async fn compare_policies<'a>(
     config: &Config,
     path: &'a Path,
     force: bool,
     old: &Generations,
     new: &Generations,
 ) -> Result<(&'a Path, usize, Vec<Difference>), Diagnostic> {
-    let snapshot = Snapshot::read(path)?;
+    let snapshot = Snapshot::load(path)?;
     let request = Request {
         trigger: Trigger::Operator,
         targets: vec![],
@@ -103,14 +103,14 @@ async fn compared<'a>(
     Ok((path, snapshot.containers.len(), found))
 }
 
-fn told(path: &Path, of: usize, found: &[Difference]) -> String {
+fn format_differences(path: &Path, of: usize, found: &[Difference]) -> String {
     let mut lines = match found.len() {
         0 => format!("the same           {} ({of} containers)\n", path.display()),
         count => format!("{count} of {of} differ  {}\n", path.display()),
     };
     for difference in found {
         lines += &format!("  {}\n", difference.container);
-        let line = |said: &Option<ShadowDecision>| said_line(&json!(said));
+        let line = |decision: &Option<ShadowDecision>| decision_line(&json!(decision));
         lines += &format!("    old  {}\n", line(&difference.old));
         lines += &format!("    new  {}\n", line(&difference.new));
     }

@@ -1,4 +1,4 @@
-//! Scenarios as a report in JUnit's XML, which most CIs show.
+//! Formats scenario results as JUnit XML, which most CI systems show.
 
 use std::io;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! `refit policy new | build | check | test | bench | dev | diff`: a policy on its author's machine. All of it compiles policies, or
-//! makes some, so a build without a compiler has none of it.
+//! `refit policy new | build | check | test | bench | dev | diff`: the commands of a policy author. All of them compile or build
+//! policies, so a program without a compiler lacks them.
 
 mod bench;
 mod build;
@@ -35,14 +35,14 @@ pub(super) async fn author(config: &Config, command: AuthorCommand) -> Result<St
     }
 }
 
-/// Instead of a component's file.
+/// The argument in place of a component's file.
 const BUILT_IN: &str = "built-in";
 
 fn is_built_in(source: &Source) -> bool {
     matches!(source, Source::File(path) if path.as_os_str() == BUILT_IN)
 }
 
-/// The component that is meant, and the scenarios: as they were typed, or as the project here has them.
+/// The component and the scenarios: from the arguments, or from the project in this folder.
 fn chosen(
     policy: Option<Source>,
     paths: Vec<PathBuf>,
@@ -64,7 +64,7 @@ fn component_of(source: Option<Source>) -> Result<Source, Diagnostic> {
 fn built(project: &Project) -> Result<Source, Diagnostic> {
     let component = project.component_path();
     if component.is_file() {
-        // As short as it can be said from here.
+        // The shortest path from here.
         let here = std::env::current_dir().unwrap_or_default();
         let short = component.strip_prefix(here).unwrap_or(&component);
         return Ok(Source::File(short.to_owned()));
@@ -81,7 +81,7 @@ fn note(text: &str) {
     eprint!("{text}");
 }
 
-/// A component, whoever signed it: nobody has to be trusted to try a policy out.
+/// Read a component without checking its signature: trying out a policy requires no trust.
 async fn component(config: &Config, source: &Source) -> Result<(Vec<u8>, String), Diagnostic> {
     if is_built_in(source) {
         return Ok((DEFAULT_POLICY.to_vec(), "the built-in policy".to_owned()));

@@ -1,4 +1,4 @@
-//! `refit policy new`: a project to begin with.
+//! `refit policy new`: create a new project.
 
 use std::path::Path;
 

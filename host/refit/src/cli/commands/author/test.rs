@@ -1,4 +1,4 @@
-//! `refit policy test`: scenarios, one line each, and for those that fail what was to be otherwise.
+//! `refit policy test`: run scenarios, and print one line for each, with the differences if it fails.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use crate::cli::commands::policy::print_json;
 use crate::cli::{Status, print};
 use crate::config::Config;
 
-/// A scenario that has run.
+/// The result of a scenario.
 pub(super) struct Case {
     pub(super) scenario: Scenario,
     pub(super) ran: Ran,
@@ -28,9 +28,9 @@ pub(in super::super) async fn test(
     arguments: TestArguments,
 ) -> Result<Status, Diagnostic> {
     let (source, paths) = super::chosen(arguments.policy, arguments.paths)?;
-    let (policy, cases) = all(config, &source, &paths).await?;
+    let (policy, cases) = run_all(config, &source, &paths).await?;
     if !arguments.json {
-        cases.iter().for_each(|case| print(&told(case)));
+        cases.iter().for_each(|case| print(&format_case(case)));
     }
     let failed = cases.iter().filter(|case| !case.ran.passed()).count();
     let passed = cases.len() - failed;
@@ -64,27 +64,27 @@ pub(in super::super) async fn test(
     })
 }
 
-/// For somebody who does something else at the moment: a sum, and what failed.
-pub(super) async fn quietly(
+/// Print the totals and the failures, for users who do something else.
+pub(super) async fn print_summary(
     config: &Config,
     source: &Source,
     paths: &[PathBuf],
 ) -> Result<(), Diagnostic> {
-    let (_, cases) = all(config, source, paths).await?;
+    let (_, cases) = run_all(config, source, paths).await?;
     let (passed, failed): (Vec<&Case>, Vec<&Case>) =
         cases.iter().partition(|case| case.ran.passed());
-    failed.iter().for_each(|case| print(&told(case)));
+    failed.iter().for_each(|case| print(&format_case(case)));
     let (passed, failed) = (passed.len(), failed.len());
     print(&format!("test        {passed} passed, {failed} failed\n"));
     Ok(())
 }
 
-async fn all(
+async fn run_all(
     config: &Config,
     source: &Source,
     paths: &[PathBuf],
 ) -> Result<(Policy, Vec<Case>), Diagnostic> {
-    // All of them are read before one runs: a misspelt key is no failure of the policy.
+    // Read all scenarios before running one: a misspelt key is not the policy's failure.
     let scenarios = read_all(paths)?;
     let component = super::component(config, source).await?;
     let policy = super::load(config, &component, Metering::Off).await?;
@@ -101,7 +101,7 @@ async fn all(
     Ok((policy, cases))
 }
 
-fn told(case: &Case) -> String {
+fn format_case(case: &Case) -> String {
     let name = &case.scenario.name;
     if case.ran.passed() {
         let about = case.scenario.about.as_deref().unwrap_or_default();
@@ -114,7 +114,7 @@ fn told(case: &Case) -> String {
     )
 }
 
-/// What was to be otherwise, and what would have to be expected for it to be right.
+/// The differences, and the expectation that would pass.
 pub(super) fn failure(ran: &Ran) -> String {
     let mut text = String::new();
     for problem in &ran.config_problems {

@@ -1,4 +1,4 @@
-//! Components on their way: looked at, put into a registry, got from there. Nobody's policy changes by it.
+//! Inspects components, pushes them to a registry, and pulls them. These commands change no active policy.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -22,15 +22,15 @@ fn carrier(config: &Config) -> Result<Carrier, Diagnostic> {
     Ok(setup::carrier(config, setup::credentials(config)?))
 }
 
-/// Loads it as a swap would, down to the word it says about itself, and swaps nothing.
+/// Load the component like a swap, including its description, without swapping.
 pub(super) async fn inspect(config: &Config, source: &Source) -> Result<Value, Diagnostic> {
     let carrier = carrier(config)?;
     let artifact = carrier.fetch(source, limits::COMPONENT_BYTES_MAX).await?;
-    let vouched = Vouched::of(config, &artifact)?;
+    let signature_check = SignatureCheck::new(config, &artifact)?;
     let (origin, length) = (artifact.origin.clone(), artifact.bytes.len());
     let (examined, policy) = load(config, artifact).await?;
     let schema: Value = serde_json::from_str(&policy.config_schema).unwrap_or_default();
-    let (signer, signature) = vouched.told();
+    let (signer, signature) = signature_check.into_parts();
     Ok(json!({
         "name": policy.name,
         "version": policy.version,
@@ -57,15 +57,15 @@ async fn load(config: &Config, artifact: Artifact) -> Result<(Examined, Policy),
     Ok((examined, policy))
 }
 
-/// What this machine makes of a signature. To look at a policy, or to ship it, nobody has to be trusted.
-enum Vouched {
+/// The result of checking a signature on this machine. Inspecting or shipping a policy requires no trust.
+enum SignatureCheck {
     By(Signer),
-    /// Why by nobody.
+    /// Why no trusted key has signed it.
     Not(String),
 }
 
-impl Vouched {
-    fn of(config: &Config, artifact: &Artifact) -> Result<Self, Diagnostic> {
+impl SignatureCheck {
+    fn new(config: &Config, artifact: &Artifact) -> Result<Self, Diagnostic> {
         let trust = setup::trust(config)?;
         let signature = artifact.signature.as_deref();
         Ok(match trust.verify(&artifact.bytes, signature) {
@@ -83,7 +83,7 @@ impl Vouched {
         })
     }
 
-    fn told(self) -> (Option<Signer>, Option<String>) {
+    fn into_parts(self) -> (Option<Signer>, Option<String>) {
         match self {
             Self::By(signer) => (Some(signer), None),
             Self::Not(why) => (None, Some(why)),
@@ -107,8 +107,8 @@ pub(super) async fn push(
     let carrier = carrier(config)?;
     let source = Source::File(file);
     let artifact = carrier.fetch(&source, limits::COMPONENT_BYTES_MAX).await?;
-    let vouched = Vouched::of(config, &artifact)?;
-    // What is no policy here would be none where it is pulled.
+    let signature_check = SignatureCheck::new(config, &artifact)?;
+    // A file that is not a policy here would not be one after a pull either.
     let (_, policy) = load(config, artifact.clone()).await?;
     let title = Title {
         name: policy.name.clone(),
@@ -119,11 +119,11 @@ pub(super) async fn push(
     let pinned = Source::Registry(pinned);
     if !json {
         let title = policy.title();
-        let line = vouched.line();
+        let line = signature_check.line();
         print(&format!("pushed            {title} to {pinned}\n{line}"));
         return Ok(Status::Done);
     }
-    let (signer, signature) = vouched.told();
+    let (signer, signature) = signature_check.into_parts();
     print_json(&json!({
         "reference": pinned,
         "name": policy.name,
@@ -156,11 +156,11 @@ pub(super) async fn pull(
     let carrier = carrier(config)?;
     let source = Source::Registry(reference);
     let artifact = carrier.fetch(&source, limits::COMPONENT_BYTES_MAX).await?;
-    let vouched = Vouched::of(config, &artifact)?;
+    let signature_check = SignatureCheck::new(config, &artifact)?;
     let cannot = |error: io::Error| {
         Diagnostic::new(format!("cannot write `{}`", path.display())).because(error.to_string())
     };
-    // An old signature must not stand beside new bytes, not even for a moment.
+    // An old signature must never be next to new bytes.
     match fs::remove_file(&signature_path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(cannot(error)),
         _ => {}
@@ -170,12 +170,12 @@ pub(super) async fn pull(
         put(&signature_path, signature.as_bytes()).map_err(cannot)?;
     }
     if !json {
-        let line = vouched.line();
+        let line = signature_check.line();
         let (path, origin) = (path.display(), &artifact.origin);
         print(&format!("pulled            {origin} to {path}\n{line}"));
         return Ok(Status::Done);
     }
-    let (signer, signature) = vouched.told();
+    let (signer, signature) = signature_check.into_parts();
     print_json(&json!({
         "file": path.display().to_string(),
         "reference": artifact.origin,
@@ -186,16 +186,16 @@ pub(super) async fn pull(
     Ok(Status::Done)
 }
 
-/// Beside, and moved into place: whoever looks finds all of it or none.
+/// Write atomically: a reader finds the whole file or none.
 fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
-    let written = File::create(&beside)
+    let mut temporary_file = path.as_os_str().to_owned();
+    temporary_file.push(".new");
+    let temporary_file = PathBuf::from(temporary_file);
+    let written = File::create(&temporary_file)
         .and_then(|mut file| {
             file.write_all(bytes)?;
             file.sync_all()
         })
-        .and_then(|()| fs::rename(&beside, path));
-    written.inspect_err(|_| drop(fs::remove_file(&beside)))
+        .and_then(|()| fs::rename(&temporary_file, path));
+    written.inspect_err(|_| drop(fs::remove_file(&temporary_file)))
 }
