@@ -89,18 +89,22 @@ pub async fn run(
     let recovered = CancellationToken::new();
     let told = notifier.clone();
     let on_change = Arc::new(move |now: &[Unfinished], before: &[Unfinished]| {
-        told.tell_all(Outcome::of_unfinished(now, before));
+        told.notify_all(Outcome::from_unfinished(now, before));
     });
-    let reconciler = Arc::new(Reconciler::new(refresher.workshop().clone(), on_change));
+    let reconciler = Arc::new(Reconciler::new(
+        refresher.engine_context().clone(),
+        on_change,
+    ));
     work.spawn(reconciler.clone().run(stopping.clone(), recovered.clone()));
     let metrics = Arc::new(Metrics::default());
     let observers: Vec<Arc<dyn Observer>> =
         vec![metrics.clone(), notifier.clone(), reconciler.clone()];
     let runs = RefreshManager::new(refresher.clone(), observers, work.clone(), stopping.clone());
-    let probe = Arc::new(Probe::new(refresher.workshop().engine.clone()));
-    metrics.ask(sources(&runs, &probe, &reconciler));
+    let probe = Arc::new(Probe::new(refresher.engine_context().engine.clone()));
+    metrics.set_sources(sources(&runs, &probe, &reconciler));
     let told = notifier.clone();
-    let held: approvals::Observer = Arc::new(move |held| told.tell(Notification::held(held)));
+    let held: approvals::Observer =
+        Arc::new(move |held| told.notify(Notification::approval_needed(held)));
     let approvals = Approvals::open(approval, Arc::new(runs.clone()), Some(held)).await;
     work.spawn(begin_the_approved(
         approvals.clone(),
@@ -109,20 +113,24 @@ pub async fn run(
     ));
     let watcher = watching.map(|watching| {
         let (ready, stopping) = (recovered.clone(), stopping.clone());
-        let adopt = Arc::new(approvals.gate(Arc::new(runs.clone())));
+        let adopt = Arc::new(approvals.dispatcher(Arc::new(runs.clone())));
         let (watcher, watch) = Watcher::new(watching, refresher.clone(), adopt, ready, stopping);
         if !notifier.is_silent() {
             let told = notifier.clone();
-            watcher.tell_after_looks(Arc::new(move |seen| told.tell_all(Outcome::of_look(seen))));
+            watcher.set_teller(Arc::new(move |seen| {
+                told.notify_all(Outcome::from_check(seen))
+            }));
         }
         work.spawn(watch);
         watcher
     });
     if let Some(watcher) = &watcher {
-        metrics.ask_watcher(watched(watcher));
+        metrics.set_watched(watched(watcher));
     }
     // Nobody hears it where nothing is watched; then no webhook is taken either.
-    let bell = watcher.as_ref().map(|watcher| watcher.bell().clone());
+    let bell = watcher
+        .as_ref()
+        .map(|watcher| watcher.check_queue().clone());
     let served = AppState {
         refresher,
         runs,
@@ -181,12 +189,12 @@ fn sources(
     );
     let (runs, probe, reconciler) = (runs.clone(), probe.clone(), reconciler.clone());
     Sources {
-        unfinished: Box::new(move || reconciler.abandoned()),
+        unfinished: Box::new(move || reconciler.abandoned_count()),
         under_way: Box::new(move || runs.under_way().len()),
         policy: Box::new(move || generations.active().policy_report()),
         history_writable: Box::new(move || {
             let history = history.as_ref();
-            history.map(|history| history.trouble().is_none())
+            history.map(|history| history.last_error().is_none())
         }),
         engine_up: Box::new(move || probe.last_known()),
     }
@@ -205,7 +213,7 @@ fn watched(watcher: &Arc<Watcher>) -> Watched {
                 unknown: it.unknown,
             })
         }),
-        registry_requests: Box::new(move || requests.requests()),
+        registry_requests: Box::new(move || requests.request_counts()),
     }
 }
 
@@ -219,5 +227,5 @@ async fn begin_the_approved(
         () = stopping.cancelled() => return,
         () = recovered.cancelled() => {}
     }
-    approvals.begin_the_approved(stopping).await;
+    approvals.start_approved(stopping).await;
 }

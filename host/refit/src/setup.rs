@@ -170,14 +170,15 @@ pub fn workshop(config: &Config) -> Result<EngineContext, Diagnostic> {
     })
 }
 
-/// Where refreshes are written down, for [`Refresher::written_down_in`]. `None` where none is kept. `by` is who asks for all that
+/// Where refreshes are written down, for [`Refresher::with_history`]. `None` where none is kept. `by` is who asks for all that
 /// this process refreshes.
 pub fn history(config: &Config, by: Option<String>) -> Option<Arc<History>> {
     let keep = refit_history::Retention {
         refreshes: config.history.keep,
         days: config.history.keep_days,
     };
-    (keep.refreshes > 0).then(|| Arc::new(History::open(&config.state_folder(), keep).by(by)))
+    (keep.refreshes > 0)
+        .then(|| Arc::new(History::open(&config.state_folder(), keep).with_client(by)))
 }
 
 /// The webhooks that are taken, with their secrets.
@@ -222,10 +223,7 @@ pub fn hooks(config: &Config) -> Result<Hooks, Diagnostic> {
             return Err(Diagnostic::new(error).hint(format!("set `secret_file`, or `{REGISTRY}`")));
         };
         let secrets = SharedSecrets::new(&secrets);
-        if let Some(other) = registries
-            .iter()
-            .find(|it| it.secrets.shares_one_with(&secrets))
-        {
+        if let Some(other) = registries.iter().find(|it| it.secrets.overlaps(&secrets)) {
             let error = format!(
                 "`{}` and `{}` in `[[hooks.registry]]` have the same secret",
                 other.name, registry.name
@@ -260,7 +258,7 @@ pub fn sinks(config: &Config) -> Result<Vec<Sink>, Diagnostic> {
             .map(|file| read(sink, "the token", file))
             .transpose()?;
         let batch = Duration::from_secs(sink.batch_seconds);
-        Ok(Sink::new(&sink.name, sink.kind, url, token)?.told_of(sink.on.clone(), batch))
+        Ok(Sink::new(&sink.name, sink.kind, url, token)?.with_kinds(sink.on.clone(), batch))
     };
     config.notify.iter().map(sink).collect()
 }
@@ -271,7 +269,7 @@ pub fn notifier(config: &Config) -> Result<Arc<Notifier>, Diagnostic> {
     if sinks.is_empty() {
         return Ok(Notifier::silent());
     }
-    Notifier::start(sinks, Memory::below(&config.state_folder()))
+    Notifier::start(sinks, Memory::load(&config.state_folder()))
 }
 
 /// How refreshes are held for approval.
@@ -299,13 +297,13 @@ pub fn watching(
     rung: bool,
 ) -> Result<Option<Watching>, Diagnostic> {
     let settings = config.watch.settings()?;
-    if settings.ticks.is_none() && !rung {
+    if settings.schedule.is_none() && !rung {
         return Ok(None);
     }
     Ok(Some(Watching {
         settings,
         digests: workshop.digests.clone(),
-        bell: Arc::default(),
+        check_queue: Arc::default(),
         state_folder: config.state_folder(),
     }))
 }

@@ -68,8 +68,8 @@ pub(super) async fn list(
     let state = state.map_err(|error: approvals::StateError| wrong(error.to_string()))?;
     let held = served.approvals.list(state);
     let listed = Listed {
-        approvals: held.iter().map(|held| Entry::of(held)).collect(),
-        problem: served.approvals.problem(),
+        approvals: held.iter().map(|held| Entry::from_approval(held)).collect(),
+        problem: served.approvals.last_error(),
     };
     Ok(Json(listed).into_response())
 }
@@ -291,5 +291,5 @@ fn refused(error: &ApprovalError) -> Problem {
         ApprovalError::Superseded { superseded_by, .. } => *superseded_by,
         _ => None,
     };
-    Problem::of(status, code, error.told()).superseded_by(superseded_by)
+    Problem::of(status, code, error.diagnostic()).superseded_by(superseded_by)
 }

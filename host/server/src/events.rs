@@ -99,8 +99,8 @@ pub(super) async fn watch(
             .hint(format!("`GET /v1/refreshes/{id}` says what became of it")),
         });
     };
-    let since = run.feed.since(position, 1);
-    if since.ended && since.told.is_empty() {
+    let since = run.event_log.events_since(position, 1);
+    if since.ended && since.events.is_empty() {
         // For a browser's `EventSource` that means: do not come back.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
@@ -212,7 +212,7 @@ fn events(
     place: SemaphorePermit<'static>,
 ) -> impl Stream<Item = Result<Event, Infallible>> {
     let watcher = Watcher {
-        changes: run.feed.changes(),
+        changes: run.event_log.subscribe(),
         run,
         position,
         held: VecDeque::new(),
@@ -242,9 +242,9 @@ impl Watcher {
                 return None;
             }
             self.changes.mark_unchanged();
-            let since = self.run.feed.since(self.position, HELD);
+            let since = self.run.event_log.events_since(self.position, HELD);
             self.ended = since.ended;
-            self.held = since.told.into();
+            self.held = since.events.into();
             if self.held.is_empty() && !self.ended {
                 // The feed lives as long as the run that we hold.
                 self.changes.changed().await.ok()?;

@@ -234,7 +234,7 @@ async fn from_registry(
         .hooks
         .registries
         .iter()
-        .find(|hook| hook.secrets.has(secret));
+        .find(|hook| hook.secrets.contains(secret));
     let hook = hook.ok_or_else(|| counted.refuse(Unverified::Wrong).hint(SEND))?;
     counted.in_time()?;
     let (scoped, others) = read_registry(&served, hook, secret, &parts, body).await?;
@@ -269,7 +269,7 @@ async fn read_registry(
         ));
     }
     let body = whole(body, BODY_BYTES_MAX, BODY_TIME).await?;
-    let verified = hook.secrets.vouch(secret, &body);
+    let verified = hook.secrets.verify(secret, &body);
     let verified = verified.map_err(|why| {
         Problem::of(
             StatusCode::UNAUTHORIZED,
@@ -295,7 +295,7 @@ fn ring(served: &AppState, scoped: &Scoped) {
         served.bell.announce(scoped.announced.clone());
         served
             .bell
-            .ring(Trigger::Webhook, scoped.repositories.iter().cloned());
+            .enqueue(Trigger::Webhook, scoped.repositories.iter().cloned());
     }
 }
 

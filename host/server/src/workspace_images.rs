@@ -151,7 +151,7 @@ pub(super) async fn refresh(
         Ok(begun) => begun,
         Err(not_begun) => return Err(Problem::not_begun(&not_begun).into_response()),
     };
-    match begun.ended().await {
+    match begun.wait().await {
         Ok(Ok(report)) => Ok(answer(&report)),
         Ok(Err(error)) => Err(refused(&error)),
         Err(Panicked) => Err(Problem::internal().into_response()),

@@ -142,7 +142,7 @@ fn line(entry: &Entry) -> String {
         "{:<6} {}  {:<11} {:<16} {}  {}",
         entry.id,
         table::when(entry.created),
-        word(&entry.fate),
+        word(&entry.state),
         table::asked(entry.request.trigger, entry.by.as_deref()),
         counted(&entry.summary),
         images.join(", ")
@@ -154,7 +154,7 @@ fn line(entry: &Entry) -> String {
 fn word(fate: &ApprovalState) -> &'static str {
     match fate {
         ApprovalState::Waiting => "WAITING",
-        other => other.state().as_str(),
+        other => other.name().as_str(),
     }
 }
 
@@ -183,7 +183,7 @@ fn requested(body: &Value) -> String {
 }
 
 fn decided(held: &PendingApproval) -> String {
-    let what = match &held.fate {
+    let what = match &held.state {
         ApprovalState::Approved {
             refresh: Some(refresh),
             ..
@@ -191,7 +191,7 @@ fn decided(held: &PendingApproval) -> String {
         ApprovalState::Approved { refresh: None, .. } => "it begins as soon as it can".to_owned(),
         _ => counted(&held.plan.summary),
     };
-    let word = held.fate.state().as_str();
+    let word = held.state.name().as_str();
     format!("{word:<17} approval {}: {what}\n", held.id)
 }
 
@@ -199,7 +199,7 @@ fn shown(held: &PendingApproval) -> String {
     let mut text = format!(
         "approval  {}, {}\nheld      {}, until {}\nasked by  {}, for {}\n",
         held.id,
-        became(&held.fate),
+        became(&held.state),
         table::when(held.created),
         table::when(held.expires),
         table::asked(held.request.trigger, held.by.as_deref()),
