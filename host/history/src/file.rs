@@ -1,10 +1,9 @@
-//! The file: where it is, how it is opened, and what becomes of one that cannot be read. What is in it is in [`schema`] and
-//! [`rows`]; nobody else knows SQLite.
+//! The SQLite file: its location, opening it, and replacing a corrupt one. [`schema`] and [`rows`] define its content; no other
+//! module uses SQLite.
 //!
-//! In WAL, so that those who look and the one that writes do not wait for each other, and with `synchronous = NORMAL`: what was
-//! written outlives the process, however it dies. A power cut may take the last rows with it, but never the file. Waiting for the
-//! disk at each row (`FULL`) would buy these rows, on a machine whose disk is busy with the layers of images, and nothing but
-//! people reads them.
+//! The file is in WAL mode, so that readers and the writer do not wait for each other. `synchronous = NORMAL` keeps all rows if
+//! the process dies, however it dies. A power failure may lose the last rows, but never the file. Waiting for the disk at each
+//! row (`FULL`) would protect these rows, on a machine whose disk is busy with image layers, although only people read them.
 
 use std::fs::{self, TryLockError};
 use std::io;
@@ -15,22 +14,22 @@ use std::time::{Duration, Instant};
 use refit_storage::atomic_file;
 use rusqlite::{Connection, OpenFlags};
 
-use super::rows::Confirmed;
+use super::rows::ClockConfirmation;
 use super::writer::Row;
 use super::writer_lock::{self, WriterLock};
 use super::{Health, HistoryError, Id, Page, Query, Retention, Shown, rows, schema};
 
-/// How long a statement waits for another process's. One of ours takes milliseconds.
+/// How long a statement waits for another process. Statements of Refit take milliseconds.
 const BUSY: Duration = Duration::from_secs(2);
-/// Between two looks at whether the turn is free.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// The pause between two attempts to take the lock.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
-/// Damaged files that are kept for whoever wants to look.
+/// The number of corrupt files that Refit keeps for inspection.
 const DAMAGED_MAX: usize = 3;
-/// Once it was that large, the log of SQLite is cut when it has been carried over.
+/// SQLite truncates its log to this size after a checkpoint.
 const LOG_BYTES_MAX: u32 = 16 << 20;
 
-/// Where things are.
+/// The paths of the history.
 #[derive(Clone, Debug)]
 pub(super) struct Location {
     folder: PathBuf,
@@ -39,7 +38,7 @@ pub(super) struct Location {
 }
 
 impl Location {
-    pub(super) fn below(state: &Path) -> Self {
+    pub(super) fn new(state: &Path) -> Self {
         let folder = state.join("history");
         Self {
             path: folder.join("refreshes.db"),
@@ -48,7 +47,7 @@ impl Location {
         }
     }
 
-    /// One that cannot be looked for is not one that was never written.
+    /// Returns whether the file exists. An error on the way does not mean that there is none.
     fn has_file(&self) -> Result<bool, HistoryError> {
         match fs::metadata(&self.path) {
             Ok(_) => Ok(true),
@@ -75,7 +74,7 @@ impl Location {
     }
 }
 
-/// What SQLite found, in its words.
+/// The error text of SQLite.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Damage(String);
@@ -99,30 +98,31 @@ pub(super) fn kind(error: &rusqlite::Error) -> Kind {
     }
 }
 
-/// Held by the one that makes, changes or moves the file, of all processes of this machine.
-struct Turn {
+/// A lock across all processes of this machine. Its holder may create, change or rename the file.
+struct FileLock {
     _file: fs::File,
 }
 
-impl Turn {
-    fn take(place: &Location) -> Result<Self, HistoryError> {
-        let path = place.folder.join("turn");
+impl FileLock {
+    fn take(location: &Location) -> Result<Self, HistoryError> {
+        let path = location.folder.join("turn");
         let failed = |act, source| HistoryError::Folder {
             act,
             path: path.clone(),
             source,
         };
-        atomic_file::folder(&place.folder).map_err(|error| failed("make the folder of", error))?;
+        atomic_file::folder(&location.folder)
+            .map_err(|error| failed("make the folder of", error))?;
         let mut options = fs::File::options();
         options.create(true).truncate(false).write(true);
         let file = options.open(&path).map_err(|error| failed("open", error))?;
-        let until = Instant::now() + BUSY;
+        let deadline = Instant::now() + BUSY;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Self { _file: file }),
-                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
                     #[expect(clippy::disallowed_methods, reason = "the history's own thread")]
-                    std::thread::sleep(LOOK_AGAIN);
+                    std::thread::sleep(LOCK_RETRY);
                 }
                 Err(TryLockError::WouldBlock) => return Err(HistoryError::Held { path }),
                 Err(TryLockError::Error(error)) => return Err(failed("lock", error)),
@@ -131,7 +131,7 @@ impl Turn {
     }
 }
 
-/// Which file it is that has this name now.
+/// Identifies the file that has this name now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity(u64, u64);
 
@@ -149,104 +149,110 @@ fn identity(path: &Path) -> Option<Identity> {
     }
 }
 
-/// Open, for writing.
+/// The file, open for writing.
 pub(super) struct File {
-    place: Location,
+    location: Location,
     db: Connection,
     identity: Option<Identity>,
-    presence: WriterLock,
+    writer_lock: WriterLock,
 }
 
-/// How long a process has to run before its own clock is believed about what is old.
+/// How long a process has to run before Refit trusts its clock about the age of rows.
 const CLOCK_BELIEVED_AFTER: Duration = Duration::from_secs(12 * 60 * 60);
 
-fn confirmed() -> Confirmed {
+fn clock_confirmation() -> ClockConfirmation {
     static FIRST_ASKED: LazyLock<Instant> = LazyLock::new(Instant::now);
     match FIRST_ASKED.elapsed() >= CLOCK_BELIEVED_AFTER {
-        true => Confirmed::ByThisProcess,
-        false => Confirmed::ByOthers,
+        true => ClockConfirmation::ByThisProcess,
+        false => ClockConfirmation::ByOthers,
     }
 }
 
-/// Opens it, or makes it; one that is damaged is moved aside first.
-pub(super) fn open(place: &Location, keep: Retention) -> Result<File, HistoryError> {
-    let turn = Turn::take(place)?;
-    let db = match prepared(place) {
+/// Opens the file for writing, or creates it. It renames a corrupt file first.
+pub(super) fn open(location: &Location, retention: Retention) -> Result<File, HistoryError> {
+    let file_lock = FileLock::take(location)?;
+    let db = match open_prepared(location) {
         Err(HistoryError::Damaged { .. }) => {
-            move_aside(place, &turn)?;
-            prepared(place)?
+            rename_damaged(location, &file_lock)?;
+            open_prepared(location)?
         }
-        prepared => prepared?,
+        result => result?,
     };
-    let presence = WriterLock::announce(&place.writers).map_err(|source| HistoryError::Folder {
-        act: "write to",
-        path: place.writers.clone(),
-        source,
-    })?;
+    let writer_lock =
+        WriterLock::acquire(&location.writers).map_err(|source| HistoryError::Folder {
+            act: "write to",
+            path: location.writers.clone(),
+            source,
+        })?;
     let file = File {
-        place: place.clone(),
+        location: location.clone(),
         db,
-        identity: identity(&place.path),
-        presence,
+        identity: identity(&location.path),
+        writer_lock,
     };
-    rows::settle_the_dead(&file.db, &place.writers)
-        .map_err(|error| place.failed("write to", error))?;
-    writer_lock::sweep(&place.writers);
-    rows::forget(&file.db, &file.presence.name, keep, confirmed())
-        .map_err(|error| place.failed("write to", error))?;
+    rows::interrupt_dead(&file.db, &location.writers)
+        .map_err(|error| location.failed("write to", error))?;
+    writer_lock::delete_dead(&location.writers);
+    rows::delete_old(
+        &file.db,
+        &file.writer_lock.name,
+        retention,
+        clock_confirmation(),
+    )
+    .map_err(|error| location.failed("write to", error))?;
     Ok(file)
 }
 
-/// A connection to a file with the schema of today. The caller holds the turn.
-fn prepared(place: &Location) -> Result<Connection, HistoryError> {
-    // Made by us, so that only its owner reads it: it has the names of containers and images. Never opened by us where it is
-    // there, since closing it would take away SQLite's own locks.
-    let made = atomic_file::new_file(&place.path);
-    if let Err(error) = made
+/// Opens a connection to a file with the current schema. The caller holds the lock.
+fn open_prepared(location: &Location) -> Result<Connection, HistoryError> {
+    // Refit creates the file itself, so that only its owner can read it: it contains names of containers and images. Refit does
+    // not open an existing file itself, since closing it would release SQLite's own locks.
+    let created = atomic_file::new_file(&location.path);
+    if let Err(error) = created
         && error.kind() != std::io::ErrorKind::AlreadyExists
     {
         return Err(HistoryError::Folder {
             act: "make",
-            path: place.path.clone(),
+            path: location.path.clone(),
             source: error,
         });
     }
-    let mut db = connect(place)?;
-    known(place, &db)?;
+    let mut db = connect(location)?;
+    check_version(location, &db)?;
     let prepare = |db: &mut Connection| {
         let mode: String =
             db.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
-        // Without WAL (a file system that shares no memory) `NORMAL` could cost the file in a power cut.
+        // Without WAL (on a file system without shared memory), `NORMAL` could lose the file in a power failure.
         let synchronous = if mode == "wal" { "normal" } else { "full" };
         db.pragma_update(None, "synchronous", synchronous)?;
         db.pragma_update_and_check(None, "journal_size_limit", LOG_BYTES_MAX, |_| Ok(()))?;
         schema::migrate(db)
     };
-    prepare(&mut db).map_err(|error| place.failed("prepare", error))?;
+    prepare(&mut db).map_err(|error| location.failed("prepare", error))?;
     Ok(db)
 }
 
-fn connect(place: &Location) -> Result<Connection, HistoryError> {
-    // The mutex is left out: a connection stays in one thread.
+fn connect(location: &Location) -> Result<Connection, HistoryError> {
+    // No mutex is necessary: a connection stays in one thread.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connect = || {
-        let db = Connection::open_with_flags(&place.path, flags)?;
+        let db = Connection::open_with_flags(&location.path, flags)?;
         db.busy_timeout(BUSY)?;
         db.pragma_update(None, "foreign_keys", true)?;
-        // Whoever can write to the file must not make us run what they have put into its schema.
+        // Anyone who can write to the file must not make Refit run what they put into its schema.
         db.pragma_update(None, "trusted_schema", false)?;
         db.pragma_update(None, "cell_size_check", true)?;
         Ok(db)
     };
-    connect().map_err(|error| place.failed("open", error))
+    connect().map_err(|error| location.failed("open", error))
 }
 
-/// The file's schema; a newer one than ours is an error.
-fn known(place: &Location, db: &Connection) -> Result<i64, HistoryError> {
-    let found = schema::version(db).map_err(|error| place.failed("read", error))?;
+/// Returns the version of the file's schema. A newer version than ours is an error.
+fn check_version(location: &Location, db: &Connection) -> Result<i64, HistoryError> {
+    let found = schema::version(db).map_err(|error| location.failed("read", error))?;
     if found > schema::KNOWN {
         return Err(HistoryError::Newer {
-            path: place.path.clone(),
+            path: location.path.clone(),
             found,
             known: schema::KNOWN,
         });
@@ -254,124 +260,133 @@ fn known(place: &Location, db: &Connection) -> Result<i64, HistoryError> {
     Ok(found)
 }
 
-/// Under a dated name, with SQLite's log, for whoever wants to look. Only the newest of such files are kept.
-fn move_aside(place: &Location, _turn: &Turn) -> Result<(), HistoryError> {
+/// Renames the file and SQLite's log to a name with the date, for inspection. Only the newest such files are kept.
+fn rename_damaged(location: &Location, _lock: &FileLock) -> Result<(), HistoryError> {
     let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H-%M-%S.%3fZ");
-    let aside = with_suffix(&place.path, &format!(".damaged-{now}"));
-    fs::rename(&place.path, &aside).map_err(|source| HistoryError::Folder {
+    let damaged_path = append_suffix(&location.path, &format!(".damaged-{now}"));
+    fs::rename(&location.path, &damaged_path).map_err(|source| HistoryError::Folder {
         act: "move aside",
-        path: place.path.clone(),
+        path: location.path.clone(),
         source,
     })?;
     let _ = fs::rename(
-        with_suffix(&place.path, "-wal"),
-        with_suffix(&aside, "-wal"),
+        append_suffix(&location.path, "-wal"),
+        append_suffix(&damaged_path, "-wal"),
     );
-    let _ = fs::remove_file(with_suffix(&place.path, "-shm"));
+    let _ = fs::remove_file(append_suffix(&location.path, "-shm"));
     tracing::warn!(
         "the history was damaged, and is kept as `{}`; a new one is begun",
-        aside.display()
+        damaged_path.display()
     );
-    let damaged = damaged(place);
+    let damaged = damaged(location);
     for old in &damaged[..damaged.len().saturating_sub(DAMAGED_MAX)] {
         let _ = fs::remove_file(old);
-        let _ = fs::remove_file(with_suffix(old, "-wal"));
+        let _ = fs::remove_file(append_suffix(old, "-wal"));
     }
     Ok(())
 }
 
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+fn append_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// Those that were moved aside, the oldest first.
-fn damaged(place: &Location) -> Vec<PathBuf> {
-    let entries = fs::read_dir(&place.folder).into_iter().flatten().flatten();
-    let mut found: Vec<PathBuf> = entries
+/// Returns the corrupt files, the oldest first.
+fn damaged(location: &Location) -> Vec<PathBuf> {
+    let entries = fs::read_dir(&location.folder)
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut paths: Vec<PathBuf> = entries
         .map(|entry| entry.path())
         .filter(|path| {
             let name = path.file_name().and_then(|name| name.to_str());
             name.is_some_and(|name| name.contains(".db.damaged-") && name.ends_with('Z'))
         })
         .collect();
-    found.sort();
-    found
+    paths.sort();
+    paths
 }
 
 impl File {
-    /// Whether it still has its name.
+    /// Returns whether the open file still has its name.
     pub(super) fn is_in_place(&self) -> bool {
-        self.identity.is_some() && self.identity == identity(&self.place.path)
+        self.identity.is_some() && self.identity == identity(&self.location.path)
     }
 
-    /// Unless another process has done so meanwhile.
-    pub(super) fn move_aside(self, place: &Location) -> Result<(), HistoryError> {
-        let turn = Turn::take(place)?;
+    /// Renames the file, unless another process has done so already.
+    pub(super) fn rename_damaged(self, location: &Location) -> Result<(), HistoryError> {
+        let file_lock = FileLock::take(location)?;
         if !self.is_in_place() {
             return Ok(());
         }
         drop(self);
-        move_aside(place, &turn)
+        rename_damaged(location, &file_lock)
     }
 
-    /// Writes a row, or completes it, and lets go of what is too old.
-    pub(super) fn put(&mut self, row: &mut Row, keep: Retention) -> Result<(), HistoryError> {
-        rows::put(&mut self.db, &self.presence.name, row, keep, confirmed())
-            .map_err(|error| self.place.failed("write to", error))
+    /// Writes or completes a row, and deletes old rows.
+    pub(super) fn put(&mut self, row: &mut Row, retention: Retention) -> Result<(), HistoryError> {
+        rows::put(
+            &mut self.db,
+            &self.writer_lock.name,
+            row,
+            retention,
+            clock_confirmation(),
+        )
+        .map_err(|error| self.location.failed("write to", error))
     }
 }
 
-/// Open, for reading.
+/// The file, open for reading.
 pub(super) struct Reading {
-    place: Location,
+    location: Location,
     db: Connection,
 }
 
-/// `None` where nothing has been written yet.
-pub(super) fn look(place: &Location) -> Result<Option<Reading>, HistoryError> {
-    if !place.has_file()? {
+/// Opens the file for reading. Returns `None` if nothing has been written yet.
+pub(super) fn open_for_reading(location: &Location) -> Result<Option<Reading>, HistoryError> {
+    if !location.has_file()? {
         return Ok(None);
     }
-    let db = connect(place)?;
-    if known(place, &db)? == 0 {
+    let db = connect(location)?;
+    if check_version(location, &db)? == 0 {
         return Ok(None);
     }
-    // Those who look write nothing, whatever they are asked.
+    // A reader writes nothing, whatever the query.
     db.pragma_update(None, "query_only", true)
-        .map_err(|error| place.failed("read", error))?;
+        .map_err(|error| location.failed("read", error))?;
     Ok(Some(Reading {
-        place: place.clone(),
+        location: location.clone(),
         db,
     }))
 }
 
 impl Reading {
     pub(super) fn list(&self, query: &Query) -> Result<Page, HistoryError> {
-        rows::list(&self.db, &self.place.writers, query)
-            .map_err(|error| self.place.failed("read", error))
+        rows::list(&self.db, &self.location.writers, query)
+            .map_err(|error| self.location.failed("read", error))
     }
 
     pub(super) fn show(&self, id: Id) -> Result<Option<Shown>, HistoryError> {
-        rows::show(&self.db, &self.place.writers, id)
-            .map_err(|error| self.place.failed("read", error))
+        rows::show(&self.db, &self.location.writers, id)
+            .map_err(|error| self.location.failed("read", error))
     }
 }
 
-/// As [`super::Archive::check`] says.
-pub(super) fn check(place: &Location) -> Result<Option<Health>, HistoryError> {
-    if !place.has_file()? {
+/// Implements [`super::Archive::check`].
+pub(super) fn check(location: &Location) -> Result<Option<Health>, HistoryError> {
+    if !location.has_file()? {
         return Ok(None);
     }
-    let db = connect(place)?;
-    let found = known(place, &db)?;
+    let db = connect(location)?;
+    let found = check_version(location, &db)?;
     let check = || {
-        let said: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        if said != "ok" {
-            return Ok(Err(said));
+        let result: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if result != "ok" {
+            return Ok(Err(result));
         }
-        // What it says already: a write all the same, which a full disk refuses.
+        // This sets the current value, but it is a write, which a full disk refuses.
         db.pragma_update(None, "user_version", found)?;
         let refreshes = match found {
             0 => 0,
@@ -379,16 +394,16 @@ pub(super) fn check(place: &Location) -> Result<Option<Health>, HistoryError> {
         };
         Ok(Ok(refreshes))
     };
-    match check().map_err(|error| place.failed("check", error))? {
+    match check().map_err(|error| location.failed("check", error))? {
         Ok(refreshes) => Ok(Some(Health {
-            path: place.path.clone(),
+            path: location.path.clone(),
             refreshes,
-            bytes: fs::metadata(&place.path).map_or(0, |metadata| metadata.len()),
-            damaged: damaged(place),
+            bytes: fs::metadata(&location.path).map_or(0, |metadata| metadata.len()),
+            damaged: damaged(location),
         })),
-        Err(said) => Err(HistoryError::Damaged {
-            path: place.path.clone(),
-            source: Damage(said),
+        Err(damage) => Err(HistoryError::Damaged {
+            path: location.path.clone(),
+            source: Damage(damage),
         }),
     }
 }

@@ -1,10 +1,12 @@
-//! What became of each refresh, for people who look back: who asked, under which policy, what was decided and done, and why.
+//! The history of refreshes, for people: who requested each one, under which policy, what was decided and done, and why.
 //!
-//! A row is written when a refresh begins and completed when it ends, so that one which was killed is seen as such. Plans are
-//! not kept: they change nothing, and are made as often as somebody looks. Nothing reads this to act on it: what is needed to
-//! finish or undo a replacement is in the engine, and a history that cannot be written is told of and stops no refresh.
+//! Refit writes a row when a refresh starts and completes it when the refresh ends, so the row of a killed refresh shows that.
+//! The history contains no plans: they change nothing, and a client can request one at any time. No code acts on the history:
+//! the engine holds everything that is needed to finish or undo a replacement. If the history cannot be written, Refit reports
+//! that, and refreshes continue.
 //!
-//! `file` is the only place that knows of SQLite, `writer` a thread of its own before it, and `presence` says which writers live.
+//! Only `file`, `rows` and `schema` use SQLite. `writer` is a separate thread that owns the file, and `writer_lock` shows which
+//! writers are alive.
 
 #![forbid(unsafe_code)]
 
@@ -33,27 +35,27 @@ use tokio::sync::{mpsc, oneshot};
 use self::file::Location;
 use self::writer::Message;
 
-/// How long a refresh waits for its row at most, at its beginning and at its end. A write takes milliseconds; one that takes
-/// longer is behind another process's, or the disk hangs, and then the refresh goes on.
-const WRITTEN: Duration = Duration::from_secs(3);
+/// How long a refresh waits for its row, at its start and at its end. A write takes milliseconds. If it takes longer, another
+/// process is writing or the disk hangs, and the refresh continues.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Rows on their way to the file. Each refresh has two, and waits for each.
+/// The capacity of the queue to the writer. Each refresh sends two rows, and waits for each.
 const QUEUE: usize = 64;
 
-/// The longest name of whoever asked.
+/// The maximum length of a client's name.
 const BY_CHARACTERS_MAX: usize = 100;
 
-/// Entries that one query answers with.
+/// The maximum number of entries in a page.
 pub const LIMIT_MAX: u32 = 500;
 
-/// How much is kept.
+/// How much history Refit keeps.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
     pub refreshes: u32,
     pub days: u32,
 }
 
-/// Rises with each refresh, and is not used twice in a file.
+/// The number of a refresh. It rises with each refresh, and is never used twice in a file.
 pub type Id = i64;
 
 /// What a refresh came to, as a whole.
@@ -105,12 +107,14 @@ impl FromStr for Outcome {
     type Err = OutcomeError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let found = Self::ALL.into_iter().find(|one| one.as_str() == text);
-        found.ok_or_else(|| OutcomeError(text.chars().take(80).collect()))
+        let outcome = Self::ALL
+            .into_iter()
+            .find(|outcome| outcome.as_str() == text);
+        outcome.ok_or_else(|| OutcomeError(text.chars().take(80).collect()))
     }
 }
 
-/// What is known when a refresh begins.
+/// The data of a refresh at its start.
 #[derive(Clone, Debug)]
 pub struct RefreshStart {
     pub request: Request,
@@ -119,103 +123,108 @@ pub struct RefreshStart {
     pub policy: PolicyReport,
 }
 
-/// What is known when it has ended.
+/// The data of a refresh at its end.
 #[derive(Clone, Debug)]
 pub struct RefreshEnd {
     pub outcome: Outcome,
     /// Why it failed as a whole.
     pub failure: Option<Diagnostic>,
-    /// Also of one that failed, as far as it came.
+    /// The report, also of a failed refresh, as far as it got.
     pub report: Option<Report>,
 }
 
-/// The way into the file. Whoever writes holds one, for as long as it refreshes.
+/// The history, open for writing. A process that refreshes keeps it open.
 pub struct History {
     archive: Archive,
     queue: mpsc::Sender<Message>,
     keys: AtomicU64,
     by: Option<String>,
-    trouble: Trouble,
+    last_error: LastError,
 }
 
-/// Why the last write did not come about. Empty where it did.
+/// The error of the last write, if it failed.
 #[derive(Clone, Default)]
-struct Trouble(Arc<Mutex<Option<Diagnostic>>>);
+struct LastError(Arc<Mutex<Option<Diagnostic>>>);
 
-impl Trouble {
-    /// Told once for as long as it stays the same.
+impl LastError {
+    /// Sets the error, and logs a change.
     fn set(&self, now: Option<Diagnostic>) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if *held == now {
+        let mut last_error = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last_error == now {
             return;
         }
         match &now {
-            Some(told) => {
-                tracing::warn!(hints = ?told.hints, "refreshes are not written down: {}", told.sentence());
+            Some(diagnostic) => {
+                tracing::warn!(hints = ?diagnostic.hints, "refreshes are not written down: {}", diagnostic.sentence());
             }
             None => tracing::info!("refreshes are written down again"),
         }
-        *held = now;
+        *last_error = now;
     }
 
     fn get(&self) -> Option<Diagnostic> {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.clone()
+        let last_error = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last_error.clone()
     }
 }
 
 impl History {
-    /// `state` is the state directory. The file is opened, or made, by a thread of its own, and what is wrong with it is in
-    /// the log and in [`Self::trouble`].
-    pub fn open(state: &Path, keep: Retention) -> Self {
+    /// Opens the history in the state directory `state`. A separate thread opens or creates the file; its errors are in the log
+    /// and in [`Self::last_error`].
+    pub fn open(state: &Path, retention: Retention) -> Self {
         let (queue, messages) = mpsc::channel(QUEUE);
-        let trouble = Trouble::default();
-        let archive = Archive::below(state);
-        if let Err(error) = writer::start(archive.place.clone(), keep, messages, trouble.clone()) {
-            let told = Diagnostic::new("cannot start a thread for the history");
-            trouble.set(Some(told.because(error.to_string())));
+        let last_error = LastError::default();
+        let archive = Archive::new(state);
+        if let Err(error) = writer::start(
+            archive.location.clone(),
+            retention,
+            messages,
+            last_error.clone(),
+        ) {
+            let diagnostic = Diagnostic::new("cannot start a thread for the history");
+            last_error.set(Some(diagnostic.because(error.to_string())));
         }
         Self {
             archive,
             queue,
             keys: AtomicU64::new(0),
             by: None,
-            trouble,
+            last_error,
         }
     }
 
-    /// Who asks for refreshes of this process of which nobody says more, as they say of themselves.
+    /// Sets the client's name for refreshes of this process that have none.
     #[must_use]
-    pub fn by(mut self, who: Option<String>) -> Self {
-        self.by = who;
+    pub fn with_client(mut self, client: Option<String>) -> Self {
+        self.by = client;
         self
     }
 
-    /// To look things up. What was ended is there.
+    /// Returns the archive for queries. Ended refreshes are in it.
     pub fn archive(&self) -> &Archive {
         &self.archive
     }
 
-    /// Why the last refresh was not written down.
-    pub fn trouble(&self) -> Option<Diagnostic> {
-        self.trouble.get()
+    /// Returns why the last refresh could not be written.
+    pub fn last_error(&self) -> Option<Diagnostic> {
+        self.last_error.get()
     }
 
-    /// Written when this returns, unless the disk hangs or refuses.
-    pub async fn begin(&self, begun: RefreshStart) -> OpenEntry {
+    /// Writes the row of a refresh that starts. It is written when this returns, unless the disk hangs or refuses.
+    pub async fn begin(&self, refresh_start: RefreshStart) -> OpenEntry {
         let key = self.keys.fetch_add(1, Ordering::Relaxed);
-        let (written, told) = oneshot::channel();
-        let by = begun.by.or_else(|| self.by.clone());
+        let (written, reply) = oneshot::channel();
+        let by = refresh_start.by.or_else(|| self.by.clone());
         let row = writer::Row::new(RefreshStart {
-            by: by.map(|who| who.chars().take(BY_CHARACTERS_MAX).collect()),
-            ..begun
+            by: by.map(|name| name.chars().take(BY_CHARACTERS_MAX).collect()),
+            ..refresh_start
         });
         let begin = Message::Begin {
             key,
             row: Box::new(row),
             written,
         };
-        let id = self.send(begin, told).await.flatten();
+        let id = self.send(begin, reply).await.flatten();
         OpenEntry {
             id,
             key,
@@ -224,53 +233,51 @@ impl History {
         }
     }
 
-    /// The same of its end.
-    pub async fn end(&self, mut under_way: OpenEntry, ended: RefreshEnd) {
-        under_way.queue = None;
-        let (written, told) = oneshot::channel();
+    /// Completes the row of a refresh that ends.
+    pub async fn end(&self, mut open_entry: OpenEntry, refresh_end: RefreshEnd) {
+        open_entry.queue = None;
+        let (written, reply) = oneshot::channel();
         let end = Message::End {
-            key: under_way.key,
-            duration: under_way.began.elapsed(),
-            ended: Box::new(ended),
+            key: open_entry.key,
+            duration: open_entry.began.elapsed(),
+            ended: Box::new(refresh_end),
             written,
         };
-        self.send(end, told).await;
+        self.send(end, reply).await;
     }
 
-    async fn send<T>(&self, message: Message, told: oneshot::Receiver<T>) -> Option<T> {
+    async fn send<T>(&self, message: Message, reply: oneshot::Receiver<T>) -> Option<T> {
         let sending = async {
-            // Refused only after the end of the thread, which has told of it.
+            // This fails only after the end of the thread, which has reported its error.
             self.queue.send(message).await.ok()?;
-            told.await.ok()
+            reply.await.ok()
         };
-        let sent = tokio::time::timeout(WRITTEN, sending).await;
-        sent.unwrap_or_else(|_| {
-            tracing::warn!(
-                "the history is slow: a refresh goes on, and is perhaps not written down"
-            );
+        let result = tokio::time::timeout(WRITE_TIMEOUT, sending).await;
+        result.unwrap_or_else(|_| {
+            tracing::warn!("history is slow, a refresh may be missing from it");
             None
         })
     }
 
-    /// Ends the thread when all that it was given is written, or after this time. What is begun later is not written down.
-    pub async fn close(&self, within: Duration) {
-        let (written, told) = oneshot::channel();
+    /// Ends the thread when it has written all rows, or after this time. Later refreshes are not written.
+    pub async fn close(&self, timeout: Duration) {
+        let (written, reply) = oneshot::channel();
         let closing = async {
             if self.queue.send(Message::Close { written }).await.is_ok() {
-                let _ = told.await;
+                let _ = reply.await;
             }
         };
-        if tokio::time::timeout(within, closing).await.is_err() {
+        if tokio::time::timeout(timeout, closing).await.is_err() {
             tracing::warn!("gave up waiting for the history to be written");
         }
     }
 }
 
-/// A refresh whose beginning is written down. One that is dropped without an end (its task panicked, or was dropped) is
-/// written down as interrupted.
+/// The row of a running refresh. If it is dropped without an end (its task panicked or was dropped), the row says that the
+/// refresh was interrupted.
 #[must_use]
 pub struct OpenEntry {
-    /// `None` where it could not be written.
+    /// `None` if the row could not be written.
     id: Option<Id>,
     key: u64,
     began: Instant,
@@ -299,27 +306,27 @@ impl Drop for OpenEntry {
             ended: Box::new(interrupted),
             written: oneshot::channel().0,
         };
-        // Where the queue is full, it is seen as interrupted when this process has ended.
+        // If the queue is full, readers see the refresh as interrupted once this process has ended.
         let _ = queue.try_send(end);
     }
 }
 
-/// The file, for those who only look. All of it blocks.
+/// The history, open for reading. All functions block.
 #[derive(Clone, Debug)]
 pub struct Archive {
-    place: Location,
+    location: Location,
 }
 
-/// Which refreshes are looked for.
+/// Selects refreshes.
 #[derive(Clone, Debug, Default)]
 pub struct Query {
-    /// At most; [`LIMIT_MAX`] at most.
+    /// The maximum number of entries, up to [`LIMIT_MAX`].
     pub limit: u32,
-    /// Only older ones than this.
+    /// Only refreshes older than this.
     pub before: Option<Id>,
-    /// Only those whose report mentions this container. Each entry then says what became of it.
+    /// Only refreshes whose report mentions this container. Each entry then contains its outcome for the container.
     pub container: Option<String>,
-    /// Only those whose report mentions this image.
+    /// Only refreshes whose report mentions this image.
     pub image: Option<ImageRef>,
     pub outcome: Option<Outcome>,
 }
@@ -386,45 +393,45 @@ pub struct Shown {
     pub report: Option<serde_json::Value>,
 }
 
-/// What the file is like.
+/// The state of the file.
 #[derive(Clone, Debug)]
 pub struct Health {
     pub path: PathBuf,
     pub refreshes: u64,
     pub bytes: u64,
-    /// Damaged ones that were moved aside.
+    /// Corrupt files that Refit has renamed.
     pub damaged: Vec<PathBuf>,
 }
 
 impl Archive {
-    /// `state` is the state directory.
-    pub fn below(state: &Path) -> Self {
+    /// Opens the history in the state directory `state`.
+    pub fn new(state: &Path) -> Self {
         Self {
-            place: Location::below(state),
+            location: Location::new(state),
         }
     }
 
     pub fn list(&self, query: &Query) -> Result<Page, HistoryError> {
-        let Some(file) = file::look(&self.place)? else {
+        let Some(file) = file::open_for_reading(&self.location)? else {
             return Ok(Page::default());
         };
         file.list(query)
     }
 
     pub fn show(&self, id: Id) -> Result<Option<Shown>, HistoryError> {
-        let Some(file) = file::look(&self.place)? else {
+        let Some(file) = file::open_for_reading(&self.location)? else {
             return Ok(None);
         };
         file.show(id)
     }
 
-    /// Looks at every page, and sees whether something can be written. `None` where there is no file yet.
+    /// Checks every page, and whether the file can be written. Returns `None` if there is no file yet.
     pub fn check(&self) -> Result<Option<Health>, HistoryError> {
-        file::check(&self.place)
+        file::check(&self.location)
     }
 }
 
-/// The history cannot be read or written. Refreshes go on.
+/// The history cannot be read or written. Refreshes continue.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
     #[error("cannot {act} `{}`", .path.display())]

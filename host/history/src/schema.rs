@@ -1,8 +1,9 @@
-//! The schema, and how a file comes to have that of today.
+//! The schema, and the migration of a file to the current version.
 
 use rusqlite::{Connection, TransactionBehavior};
 
-/// What leads from each schema to the next. Never changed once released; `user_version` is how many of them a file has seen.
+/// The migrations from each version of the schema to the next. A released one never changes; `user_version` is the number that
+/// a file has applied.
 const MIGRATIONS: &[&str] = &["
     CREATE TABLE refreshes (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -43,7 +44,7 @@ const MIGRATIONS: &[&str] = &["
     CREATE INDEX containers_of ON containers (refresh);
 "];
 
-/// That of today.
+/// The current version of the schema.
 pub(super) const KNOWN: i64 = MIGRATIONS.len() as i64;
 
 pub(super) fn version(db: &Connection) -> rusqlite::Result<i64> {
@@ -53,9 +54,9 @@ pub(super) fn version(db: &Connection) -> rusqlite::Result<i64> {
 pub(super) fn migrate(db: &mut Connection) -> rusqlite::Result<()> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let found = usize::try_from(version(&transaction)?).unwrap_or_default();
-    for (at, step) in MIGRATIONS.iter().enumerate().skip(found) {
-        transaction.execute_batch(step)?;
-        transaction.pragma_update(None, "user_version", at as i64 + 1)?;
+    for (index, migration) in MIGRATIONS.iter().enumerate().skip(found) {
+        transaction.execute_batch(migration)?;
+        transaction.pragma_update(None, "user_version", index as i64 + 1)?;
     }
     transaction.commit()
 }

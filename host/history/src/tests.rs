@@ -1,4 +1,4 @@
-//! Over real files: what is written is found, and what goes wrong with a file stops nothing.
+//! Tests with real files: written refreshes are found again, and a bad file stops no refresh.
 
 use std::fs;
 use std::time::Duration;
@@ -14,7 +14,7 @@ const KEEP: Retention = Retention {
 };
 const SOON: Duration = Duration::from_secs(30);
 
-fn begun() -> RefreshStart {
+fn refresh_start() -> RefreshStart {
     let report: Report = serde_json::from_value(report()).unwrap();
     RefreshStart {
         by: None,
@@ -23,7 +23,7 @@ fn begun() -> RefreshStart {
     }
 }
 
-/// With every field that there can be.
+/// A report with every possible field.
 fn report() -> Value {
     let id = |digit: &str| digit.repeat(64);
     json!({
@@ -54,7 +54,7 @@ fn report() -> Value {
     })
 }
 
-fn ended(outcome: Outcome) -> RefreshEnd {
+fn refresh_end(outcome: Outcome) -> RefreshEnd {
     RefreshEnd {
         outcome,
         failure: None,
@@ -74,8 +74,8 @@ fn all() -> Query {
 }
 
 async fn write(history: &History, outcome: Outcome) {
-    let under_way = history.begin(begun()).await;
-    history.end(under_way, ended(outcome)).await;
+    let open_entry = history.begin(refresh_start()).await;
+    history.end(open_entry, refresh_end(outcome)).await;
 }
 
 fn outcomes(archive: &Archive) -> Vec<(Id, Outcome)> {
@@ -89,27 +89,29 @@ fn file(state: &TempDir) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_report_is_read_as_it_was_written() {
+fn report_round_trips() {
     let read: Report = serde_json::from_value(report()).unwrap();
     assert_eq!(serde_json::to_value(read).unwrap(), report());
 }
 
 #[tokio::test]
-async fn what_was_written_is_found() {
+async fn written_refreshes_are_found() {
     let state = folder();
-    let history = History::open(state.path(), KEEP).by(Some("ana".into()));
-    let under_way = history.begin(begun()).await;
+    let history = History::open(state.path(), KEEP).with_client(Some("ana".into()));
+    let open_entry = history.begin(refresh_start()).await;
     assert_eq!(outcomes(history.archive()), [(1, Outcome::Running)]);
     assert_eq!(history.archive().show(1).unwrap().unwrap().report, None);
-    history.end(under_way, ended(Outcome::SomeFailed)).await;
+    history
+        .end(open_entry, refresh_end(Outcome::SomeFailed))
+        .await;
     let failed = RefreshEnd {
         outcome: Outcome::Failed,
         failure: Some(Diagnostic::new("no engine").because("no socket")),
         report: None,
     };
-    let under_way = history.begin(begun()).await;
-    history.end(under_way, failed).await;
-    assert_eq!(history.trouble(), None);
+    let open_entry = history.begin(refresh_start()).await;
+    history.end(open_entry, failed).await;
+    assert_eq!(history.last_error(), None);
 
     let shown = history.archive().show(1).unwrap().unwrap();
     assert_eq!(shown.report, Some(report()));
@@ -131,7 +133,7 @@ async fn what_was_written_is_found() {
 }
 
 #[tokio::test]
-async fn a_query_finds_what_it_names_and_goes_on_where_it_ended() {
+async fn query_filters_and_pages() {
     let state = folder();
     let history = History::open(state.path(), KEEP);
     for outcome in [Outcome::Done, Outcome::SomeFailed, Outcome::Done] {
@@ -181,9 +183,9 @@ async fn a_query_finds_what_it_names_and_goes_on_where_it_ended() {
     };
     assert_eq!(found(container("ws-an")).0, [0; 0]);
     let page = history.archive().list(&container("ws-ana")).unwrap();
-    let told = page.refreshes[0].container.clone().unwrap();
+    let container_entry = page.refreshes[0].container.clone().unwrap();
     assert_eq!(
-        (told.outcome.as_str(), told.gap_ms),
+        (container_entry.outcome.as_str(), container_entry.gap_ms),
         ("recreated", Some(856))
     );
     let page = history.archive().list(&container("ws-cem")).unwrap();
@@ -194,7 +196,7 @@ async fn a_query_finds_what_it_names_and_goes_on_where_it_ended() {
 }
 
 #[tokio::test]
-async fn only_the_newest_are_kept_and_no_number_is_used_twice() {
+async fn newest_are_kept_and_no_id_is_reused() {
     let state = folder();
     let history = History::open(
         state.path(),
@@ -220,7 +222,7 @@ async fn only_the_newest_are_kept_and_no_number_is_used_twice() {
     db.execute("UPDATE refreshes SET started_ms = ?1", [yesterday])
         .unwrap();
     drop(db);
-    // One clock alone is not believed.
+    // Refit does not trust a single clock.
     for expected in [[6, 5].as_slice(), &[7, 6]] {
         let keep = Retention {
             refreshes: 2,
@@ -243,17 +245,17 @@ async fn only_the_newest_are_kept_and_no_number_is_used_twice() {
 }
 
 #[tokio::test]
-async fn one_that_was_killed_is_seen_as_such_and_one_that_runs_is_not() {
+async fn killed_refresh_is_interrupted_and_running_is_not() {
     let state = folder();
     let killed = History::open(state.path(), KEEP);
     let living = History::open(state.path(), KEEP);
-    std::mem::forget(killed.begin(begun()).await);
-    let under_way = living.begin(begun()).await;
+    std::mem::forget(killed.begin(refresh_start()).await);
+    let open_entry = living.begin(refresh_start()).await;
     assert_eq!(
         outcomes(living.archive()),
         [(2, Outcome::Running), (1, Outcome::Running)]
     );
-    // Its lock goes, as it does with its process; it writes nothing.
+    // Its lock is released, as when its process dies; it writes nothing.
     killed.close(SOON).await;
     let seen = [(2, Outcome::Running), (1, Outcome::Interrupted)];
     assert_eq!(outcomes(living.archive()), seen, "whoever looks sees it");
@@ -264,7 +266,7 @@ async fn one_that_was_killed_is_seen_as_such_and_one_that_runs_is_not() {
         seen,
         "and so it is written down by the next one"
     );
-    living.end(under_way, ended(Outcome::Done)).await;
+    living.end(open_entry, refresh_end(Outcome::Done)).await;
     assert_eq!(outcomes(living.archive())[1], (2, Outcome::Done));
     let interrupted = Query {
         outcome: Some(Outcome::Interrupted),
@@ -277,10 +279,10 @@ async fn one_that_was_killed_is_seen_as_such_and_one_that_runs_is_not() {
 }
 
 #[tokio::test]
-async fn one_that_is_dropped_was_interrupted() {
+async fn dropped_refresh_is_interrupted() {
     let state = folder();
     let history = History::open(state.path(), KEEP);
-    drop(history.begin(begun()).await);
+    drop(history.begin(refresh_start()).await);
     write(&history, Outcome::Done).await;
     assert_eq!(
         outcomes(history.archive()),
@@ -289,7 +291,7 @@ async fn one_that_is_dropped_was_interrupted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn several_write_at_once() {
+async fn several_writers_write_concurrently() {
     let state = folder();
     let writers: Vec<_> = (0..4)
         .map(|_| {
@@ -299,7 +301,7 @@ async fn several_write_at_once() {
                 for _ in 0..10 {
                     write(&history, Outcome::Done).await;
                 }
-                assert_eq!(history.trouble(), None);
+                assert_eq!(history.last_error(), None);
                 history.close(SOON).await;
             })
         })
@@ -307,69 +309,71 @@ async fn several_write_at_once() {
     for writer in writers {
         writer.await.unwrap();
     }
-    let mut seen = outcomes(&Archive::below(state.path()));
+    let mut seen = outcomes(&Archive::new(state.path()));
     seen.reverse();
     let expected: Vec<_> = (1..=40).map(|id| (id, Outcome::Done)).collect();
     assert_eq!(seen, expected);
 }
 
 #[tokio::test]
-async fn a_damaged_file_is_moved_aside_and_a_new_one_begun() {
+async fn corrupt_file_is_renamed_and_replaced() {
     let header_alone = [b"SQLite format 3\0".as_slice(), &[0xa5; 5000]].concat();
     for damage in [b"no database at all".repeat(1000), header_alone] {
         let state = folder();
         fs::create_dir_all(state.path().join("history")).unwrap();
         fs::write(file(&state), &damage).unwrap();
-        let archive = Archive::below(state.path());
+        let archive = Archive::new(state.path());
         let error = archive.list(&all()).unwrap_err();
         assert!(matches!(error, HistoryError::Damaged { .. }), "{error:?}");
         assert!(archive.check().is_err());
         let history = History::open(state.path(), KEEP);
         write(&history, Outcome::Done).await;
         assert_eq!(outcomes(&archive), [(1, Outcome::Done)]);
-        assert_eq!(history.trouble(), None);
+        assert_eq!(history.last_error(), None);
         let health = archive.check().unwrap().unwrap();
         assert_eq!(health.refreshes, 1);
-        let [aside] = health.damaged.as_slice() else {
+        let [damaged_path] = health.damaged.as_slice() else {
             panic!("it is kept: {health:?}");
         };
-        assert_eq!(fs::read(aside).unwrap(), damage);
+        assert_eq!(fs::read(damaged_path).unwrap(), damage);
     }
 }
 
 #[tokio::test]
-async fn damage_while_it_is_open_loses_no_refresh_that_ends_later() {
+async fn damage_while_open_loses_no_later_refresh() {
     let state = folder();
     let history = History::open(state.path(), KEEP);
     write(&history, Outcome::Done).await;
-    let under_way = history.begin(begun()).await;
-    // What a disk that fails might leave.
+    let open_entry = history.begin(refresh_start()).await;
+    // A failing disk might leave this.
     for name in ["refreshes.db", "refreshes.db-wal"] {
         let path = state.path().join("history").join(name);
         let bytes = usize::try_from(fs::metadata(&path).unwrap().len()).unwrap();
         fs::write(&path, vec![0xa5; bytes]).unwrap();
     }
-    // SQLite has pages in memory, and comes upon it sooner or later.
-    history.end(under_way, ended(Outcome::Done)).await;
+    // SQLite has pages in memory, and notices sooner or later.
+    history.end(open_entry, refresh_end(Outcome::Done)).await;
     history.close(SOON).await;
     let history = History::open(state.path(), KEEP);
     write(&history, Outcome::SomeFailed).await;
     let seen = outcomes(history.archive());
     assert_eq!(seen[0].1, Outcome::SomeFailed, "{seen:?}");
-    assert_eq!(history.trouble(), None);
+    assert_eq!(history.last_error(), None);
     assert_eq!(history.archive().check().unwrap().unwrap().damaged.len(), 1);
 }
 
 #[tokio::test]
-async fn a_file_that_was_taken_away_is_made_anew() {
+async fn removed_file_is_created_again() {
     let state = folder();
     let history = History::open(state.path(), KEEP);
     write(&history, Outcome::Done).await;
-    let under_way = history.begin(begun()).await;
+    let open_entry = history.begin(refresh_start()).await;
     for name in ["refreshes.db", "refreshes.db-wal", "refreshes.db-shm"] {
         fs::remove_file(state.path().join("history").join(name)).unwrap();
     }
-    history.end(under_way, ended(Outcome::SomeFailed)).await;
+    history
+        .end(open_entry, refresh_end(Outcome::SomeFailed))
+        .await;
     let whole = outcomes(history.archive());
     assert_eq!(
         whole,
@@ -379,7 +383,7 @@ async fn a_file_that_was_taken_away_is_made_anew() {
 }
 
 #[tokio::test]
-async fn a_newer_schema_is_left_alone_and_told_of() {
+async fn newer_schema_is_left_unchanged_and_reported() {
     let state = folder();
     fs::create_dir_all(state.path().join("history")).unwrap();
     let db = rusqlite::Connection::open(file(&state)).unwrap();
@@ -389,8 +393,11 @@ async fn a_newer_schema_is_left_alone_and_told_of() {
     let before = fs::read(file(&state)).unwrap();
     let history = History::open(state.path(), KEEP);
     write(&history, Outcome::Done).await;
-    let told = history.trouble().unwrap();
-    assert!(told.error.contains("its schema is 99"), "{told}");
+    let last_error = history.last_error().unwrap();
+    assert!(
+        last_error.error.contains("its schema is 99"),
+        "{last_error}"
+    );
     let error = history.archive().list(&all()).unwrap_err();
     assert!(
         matches!(error, HistoryError::Newer { found: 99, .. }),
@@ -401,24 +408,24 @@ async fn a_newer_schema_is_left_alone_and_told_of() {
 }
 
 #[tokio::test]
-async fn where_nothing_can_be_written_a_refresh_goes_on_and_is_written_down_later() {
+async fn unwritable_history_is_written_later() {
     let state = folder();
-    // A file where the folder should be: root may write everywhere else.
+    // A file blocks the path of the folder: root could write anywhere else.
     fs::write(state.path().join("history"), "").unwrap();
     let history = History::open(state.path(), KEEP);
     write(&history, Outcome::SomeFailed).await;
-    assert!(history.trouble().unwrap().error.contains("history"));
+    assert!(history.last_error().unwrap().error.contains("history"));
     fs::remove_file(state.path().join("history")).unwrap();
     write(&history, Outcome::Done).await;
-    assert_eq!(history.trouble(), None);
+    assert_eq!(history.last_error(), None);
     let seen = outcomes(history.archive());
     assert_eq!(seen, [(2, Outcome::Done), (1, Outcome::SomeFailed)]);
 }
 
 #[tokio::test]
-async fn there_is_nothing_before_the_first_refresh() {
+async fn history_is_empty_before_first_refresh() {
     let state = folder();
-    let archive = Archive::below(state.path());
+    let archive = Archive::new(state.path());
     assert!(archive.list(&all()).unwrap().refreshes.is_empty());
     assert!(archive.show(1).unwrap().is_none());
     assert!(archive.check().unwrap().is_none());
@@ -429,9 +436,9 @@ async fn there_is_nothing_before_the_first_refresh() {
     );
 }
 
-/// A machine that starts with a clock that is a year ahead, and has it set right afterwards.
+/// A machine boots with a clock that is a year ahead, and corrects it later.
 #[tokio::test]
-async fn clock_that_was_ahead_for_one_start_deletes_nothing() {
+async fn clock_ahead_for_one_start_deletes_nothing() {
     let state = folder();
     let keep = Retention {
         refreshes: 100,
@@ -442,7 +449,7 @@ async fn clock_that_was_ahead_for_one_start_deletes_nothing() {
         write(&history, Outcome::Done).await;
         history.close(SOON).await;
     }
-    // For this process all that others have written was written a year ago.
+    // This process sees all rows of other processes as a year old.
     let db = rusqlite::Connection::open(file(&state)).unwrap();
     let year: i64 = 365 * 24 * 60 * 60 * 1000;
     db.execute("UPDATE refreshes SET started_ms = started_ms - ?1", [year])
@@ -453,7 +460,7 @@ async fn clock_that_was_ahead_for_one_start_deletes_nothing() {
     }
     assert_eq!(outcomes(history.archive()).len(), 6);
     history.close(SOON).await;
-    // Two clocks agree that it is late: what is old goes.
+    // Two clocks agree on the time: old rows are deleted.
     let history = History::open(state.path(), keep);
     write(&history, Outcome::Done).await;
     assert_eq!(outcomes(history.archive()).len(), 4);

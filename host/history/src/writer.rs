@@ -1,4 +1,4 @@
-//! The thread that writes, so that no refresh waits for a disk longer than it chooses to.
+//! The thread that writes, so that a refresh never waits long for a disk.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -7,19 +7,20 @@ use refit_model::diagnostic::Diagnostic;
 use tokio::sync::{mpsc, oneshot};
 
 use super::file::{self, File, Location};
-use super::{HistoryError, Id, RefreshEnd, RefreshStart, Retention, Trouble};
+use super::{HistoryError, Id, LastError, RefreshEnd, RefreshStart, Retention};
 
-/// Refreshes of one process that are under way at once and written down. Each holds containers; far fewer make sense.
+/// The maximum number of open rows of one process. Each refresh works on containers; far fewer are useful.
 const UNDER_WAY_MAX: usize = 1000;
 
-/// Ends that could not be written and are tried again: enough for a disk that is full for a while, in 256 MiB of reports at most.
+/// The number of ended refreshes that are kept for another attempt: enough for a disk that is full for a while, with 256 MiB of
+/// reports at most.
 const UNWRITTEN_MAX: usize = 16;
 
 pub(super) enum Message {
     Begin {
         key: u64,
         row: Box<Row>,
-        /// Told its place in the file, where it has one.
+        /// Receives the number of the row, if it has one.
         written: oneshot::Sender<Option<Id>>,
     },
     End {
@@ -33,9 +34,9 @@ pub(super) enum Message {
     },
 }
 
-/// One refresh, as far as it is known.
+/// The row of one refresh, as far as it is known.
 pub(super) struct Row {
-    /// Where it is in the file, once it is there.
+    /// Its number in the file, once it is there.
     pub(super) id: Option<Id>,
     pub(super) started: jiff::Timestamp,
     pub(super) by: Option<String>,
@@ -44,64 +45,64 @@ pub(super) struct Row {
 }
 
 impl Row {
-    pub(super) fn new(begun: RefreshStart) -> Self {
+    pub(super) fn new(refresh_start: RefreshStart) -> Self {
         Self {
             id: None,
             started: jiff::Timestamp::now(),
-            by: begun.by.clone(),
-            begun,
+            by: refresh_start.by.clone(),
+            begun: refresh_start,
             ended: None,
         }
     }
 }
 
-/// It ends when it is told to, or when nobody can give it anything any more.
+/// Starts the thread. It ends on [`Message::Close`], or when no sender is left.
 pub(super) fn start(
-    place: Location,
-    keep: Retention,
+    location: Location,
+    retention: Retention,
     mut messages: mpsc::Receiver<Message>,
-    trouble: Trouble,
+    last_error: LastError,
 ) -> std::io::Result<()> {
     let mut writer = Writer {
-        place,
-        keep,
-        trouble,
+        location,
+        retention,
+        last_error,
         file: None,
         under_way: HashMap::new(),
         unwritten: VecDeque::new(),
     };
-    let work = move || {
-        // At once, so that a daemon tells of a history that it cannot write before it is asked for anything.
+    let run = move || {
+        // Open the file at once, so that a daemon reports a history that it cannot write before the first refresh.
         if let Err(error) = writer.file() {
-            writer.trouble.set(Some(Diagnostic::of(&error)));
+            writer.last_error.set(Some(Diagnostic::of(&error)));
         }
         while let Some(message) = messages.blocking_recv() {
             if let Message::Close { written } = message {
                 messages.close();
-                writer.catch_up();
+                writer.retry_unwritten();
                 drop(writer);
                 let _ = written.send(());
                 return;
             }
-            writer.take(message);
+            writer.handle(message);
         }
     };
     let thread = std::thread::Builder::new().name("refit-history".into());
-    thread.spawn(work).map(drop)
+    thread.spawn(run).map(drop)
 }
 
 struct Writer {
-    place: Location,
-    keep: Retention,
-    trouble: Trouble,
+    location: Location,
+    retention: Retention,
+    last_error: LastError,
     file: Option<File>,
     under_way: HashMap<u64, Row>,
     unwritten: VecDeque<Row>,
 }
 
 impl Writer {
-    fn take(&mut self, message: Message) {
-        self.catch_up();
+    fn handle(&mut self, message: Message) {
+        self.retry_unwritten();
         match message {
             Message::Begin {
                 key,
@@ -110,7 +111,7 @@ impl Writer {
             } => {
                 if self.under_way.len() >= UNDER_WAY_MAX {
                     tracing::warn!(
-                        "{UNDER_WAY_MAX} refreshes are under way: another one is not written down"
+                        "more than {UNDER_WAY_MAX} refreshes are under way, one is missing from the history"
                     );
                     return;
                 }
@@ -140,8 +141,8 @@ impl Writer {
         }
     }
 
-    /// What could not be written when its time was.
-    fn catch_up(&mut self) {
+    /// Writes the rows that could not be written earlier.
+    fn retry_unwritten(&mut self) {
         while let Some(mut row) = self.unwritten.pop_front() {
             if !self.put(&mut row) {
                 self.unwritten.push_front(row);
@@ -150,46 +151,46 @@ impl Writer {
         }
     }
 
-    /// Whether it is in the file now. Where it is not, that has been told.
+    /// Writes a row, and returns whether it is in the file. A failure is reported.
     fn put(&mut self, row: &mut Row) -> bool {
         let began = Instant::now();
-        let put = self.try_put(row);
-        tracing::trace!(id = ?row.id, took = ?began.elapsed(), "wrote to the history");
-        match put {
+        let result = self.try_put(row);
+        tracing::trace!(id = ?row.id, took = ?began.elapsed(), "history row written");
+        match result {
             Ok(()) => {
-                self.trouble.set(None);
+                self.last_error.set(None);
                 true
             }
             Err(error) => {
-                // Opened anew next time: a connection that failed may be to a file that is no more.
+                // Open it again next time: the connection may belong to a file that no longer exists.
                 self.file = None;
-                self.trouble.set(Some(Diagnostic::of(&error)));
+                self.last_error.set(Some(Diagnostic::of(&error)));
                 false
             }
         }
     }
 
     fn try_put(&mut self, row: &mut Row) -> Result<(), HistoryError> {
-        let keep = self.keep;
-        match self.file().and_then(|file| file.put(row, keep)) {
+        let retention = self.retention;
+        match self.file().and_then(|file| file.put(row, retention)) {
             Err(HistoryError::Damaged { .. }) => {
                 if let Some(damaged) = self.file.take() {
-                    damaged.move_aside(&self.place)?;
+                    damaged.rename_damaged(&self.location)?;
                 }
-                self.file()?.put(row, keep)
+                self.file()?.put(row, retention)
             }
-            done => done,
+            result => result,
         }
     }
 
     fn file(&mut self) -> Result<&mut File, HistoryError> {
-        // Another process has moved it aside, or a person has removed it.
+        // Another process has renamed it, or a person has removed it.
         if self.file.as_ref().is_some_and(|file| !file.is_in_place()) {
             self.file = None;
         }
         match &mut self.file {
             Some(file) => Ok(file),
-            none => Ok(none.insert(file::open(&self.place, self.keep)?)),
+            none => Ok(none.insert(file::open(&self.location, self.retention)?)),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Which of those who wrote "begun" still live: each holds a lock on a file of its own, which the system lets go when it dies,
-//! however it dies. Process ids would not do: they are used again, and mean something else in each container.
+//! Shows which writers are alive. Each holds a lock on its own file, and the system releases the lock when the process dies,
+//! however it dies. Process ids would not work: they are reused, and differ between containers.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -8,10 +8,10 @@ use std::time::SystemTime;
 
 use refit_storage::atomic_file;
 
-/// Files that are looked at when those of the dead are removed. There is one for each process that refreshes.
+/// The maximum number of files that a cleanup lists. There is one for each process that refreshes.
 const FILES_MAX: usize = 1000;
 
-/// Held by a writer for as long as it lives.
+/// The lock of a writer, for its lifetime.
 pub(super) struct WriterLock {
     _file: File,
     path: PathBuf,
@@ -19,12 +19,14 @@ pub(super) struct WriterLock {
 }
 
 impl WriterLock {
-    /// The caller holds the turn, so nobody takes the file for a dead one's before it is locked.
-    pub(super) fn announce(folder: &Path) -> io::Result<Self> {
+    /// Creates the file of this writer and locks it. The caller holds the file lock, so no other process deletes the new file
+    /// before it is locked.
+    pub(super) fn acquire(folder: &Path) -> io::Result<Self> {
         atomic_file::folder(folder)?;
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let mut nanoseconds = since.unwrap_or_default().as_nanos();
-        // A clock that starts at the same time each time, and the process id of a container's first process, make one name twice.
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let mut nanoseconds = since_epoch.unwrap_or_default().as_nanos();
+        // A clock that always starts at the same time, together with the process id of a container's first process, gives the
+        // same name twice.
         let (name, path, file) = loop {
             let name = format!("{}-{nanoseconds}", std::process::id());
             let path = folder.join(&name);
@@ -57,22 +59,23 @@ impl Drop for WriterLock {
     }
 }
 
-/// Shared, so that two who look at once do not take each other for the writer.
-pub(super) fn lives(folder: &Path, name: &str) -> bool {
+/// Returns whether a writer is alive. It tries a shared lock, so that two concurrent readers do not mistake each other for the
+/// writer.
+pub(super) fn is_alive(folder: &Path, name: &str) -> bool {
     let Ok(file) = File::open(folder.join(name)) else {
         return false;
     };
     matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
-/// The caller holds the turn.
-pub(super) fn sweep(folder: &Path) {
+/// Deletes the files of dead writers. The caller holds the file lock.
+pub(super) fn delete_dead(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else {
         return;
     };
     for entry in entries.flatten().take(FILES_MAX) {
         let name = entry.file_name();
-        if name.to_str().is_some_and(|name| !lives(folder, name)) {
+        if name.to_str().is_some_and(|name| !is_alive(folder, name)) {
             let _ = fs::remove_file(entry.path());
         }
     }

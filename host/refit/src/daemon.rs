@@ -89,19 +89,22 @@ pub async fn run(
     let recovered = CancellationToken::new();
     let task_notifier = notifier.clone();
     let on_change = Arc::new(move |now: &[Unfinished], before: &[Unfinished]| {
-        task_notifier.tell_all(Outcome::of_unfinished(now, before));
+        task_notifier.notify_all(Outcome::from_unfinished(now, before));
     });
-    let reconciler = Arc::new(Reconciler::new(refresher.workshop().clone(), on_change));
+    let reconciler = Arc::new(Reconciler::new(
+        refresher.engine_context().clone(),
+        on_change,
+    ));
     work.spawn(reconciler.clone().run(stopping.clone(), recovered.clone()));
     let metrics = Arc::new(Metrics::default());
     let observers: Vec<Arc<dyn Observer>> =
         vec![metrics.clone(), notifier.clone(), reconciler.clone()];
     let runs = RefreshManager::new(refresher.clone(), observers, work.clone(), stopping.clone());
-    let probe = Arc::new(Probe::new(refresher.workshop().engine.clone()));
-    metrics.ask(metrics_sources(&runs, &probe, &reconciler));
+    let probe = Arc::new(Probe::new(refresher.engine_context().engine.clone()));
+    metrics.set_sources(metrics_sources(&runs, &probe, &reconciler));
     let task_notifier = notifier.clone();
     let held: approvals::Observer =
-        Arc::new(move |held| task_notifier.tell(Notification::held(held)));
+        Arc::new(move |held| task_notifier.notify(Notification::approval_needed(held)));
     let approvals = Approvals::open(approval, Arc::new(runs.clone()), Some(held)).await;
     work.spawn(start_approved_refreshes(
         approvals.clone(),
@@ -110,22 +113,24 @@ pub async fn run(
     ));
     let watcher = watching.map(|watching| {
         let (ready, stopping) = (recovered.clone(), stopping.clone());
-        let adopt = Arc::new(approvals.gate(Arc::new(runs.clone())));
+        let adopt = Arc::new(approvals.dispatcher(Arc::new(runs.clone())));
         let (watcher, watch) = Watcher::new(watching, refresher.clone(), adopt, ready, stopping);
         if !notifier.is_silent() {
             let task_notifier = notifier.clone();
-            watcher.tell_after_looks(Arc::new(move |seen| {
-                task_notifier.tell_all(Outcome::of_look(seen))
+            watcher.set_teller(Arc::new(move |seen| {
+                task_notifier.notify_all(Outcome::from_check(seen))
             }));
         }
         work.spawn(watch);
         watcher
     });
     if let Some(watcher) = &watcher {
-        metrics.ask_watcher(watcher_metrics(watcher));
+        metrics.set_watched(watcher_metrics(watcher));
     }
     // If nothing is watched, the queue has no consumer, and the daemon accepts no webhooks.
-    let bell = watcher.as_ref().map(|watcher| watcher.bell().clone());
+    let bell = watcher
+        .as_ref()
+        .map(|watcher| watcher.check_queue().clone());
     let state = AppState {
         refresher,
         runs,
@@ -184,12 +189,12 @@ fn metrics_sources(
     );
     let (runs, probe, reconciler) = (runs.clone(), probe.clone(), reconciler.clone());
     Sources {
-        unfinished: Box::new(move || reconciler.abandoned()),
+        unfinished: Box::new(move || reconciler.abandoned_count()),
         under_way: Box::new(move || runs.under_way().len()),
         policy: Box::new(move || generations.active().policy_report()),
         history_writable: Box::new(move || {
             let history = history.as_ref();
-            history.map(|history| history.trouble().is_none())
+            history.map(|history| history.last_error().is_none())
         }),
         engine_up: Box::new(move || probe.last_known()),
     }
@@ -208,7 +213,7 @@ fn watcher_metrics(watcher: &Arc<Watcher>) -> Watched {
                 unknown: it.unknown,
             })
         }),
-        registry_requests: Box::new(move || requests.requests()),
+        registry_requests: Box::new(move || requests.request_counts()),
     }
 }
 
@@ -222,5 +227,5 @@ async fn start_approved_refreshes(
         () = stopping.cancelled() => return,
         () = recovered.cancelled() => {}
     }
-    approvals.begin_the_approved(stopping).await;
+    approvals.start_approved(stopping).await;
 }

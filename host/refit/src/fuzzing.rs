@@ -247,7 +247,7 @@ fn registry(host: Option<&str>, body: &[u8]) -> Vec<Published> {
         secrets: SharedSecrets::new(&[SecretString::from(SECRET)]),
         host: host.map(str::to_owned),
     };
-    let verified = hook.secrets.vouch(SECRET, body);
+    let verified = hook.secrets.verify(SECRET, body);
     match hook.read(verified.expect("it has the secret")) {
         Ok(notified) => {
             for published in &notified.published {

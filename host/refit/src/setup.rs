@@ -178,14 +178,15 @@ pub fn engine_context(config: &Config) -> Result<EngineContext, Diagnostic> {
     })
 }
 
-/// The history that records refreshes, for [`Refresher::written_down_in`]. `None` if it is disabled. `by` is the requester of all
+/// The history that records refreshes, for [`Refresher::with_history`]. `None` if it is disabled. `by` is the requester of all
 /// refreshes of this process.
 pub fn history(config: &Config, by: Option<String>) -> Option<Arc<History>> {
     let keep = refit_history::Retention {
         refreshes: config.history.keep,
         days: config.history.keep_days,
     };
-    (keep.refreshes > 0).then(|| Arc::new(History::open(&config.state_folder(), keep).by(by)))
+    (keep.refreshes > 0)
+        .then(|| Arc::new(History::open(&config.state_folder(), keep).with_client(by)))
 }
 
 /// The accepted webhooks, with their secrets.
@@ -230,10 +231,7 @@ pub fn hooks(config: &Config) -> Result<Hooks, Diagnostic> {
             return Err(Diagnostic::new(error).hint(format!("set `secret_file`, or `{REGISTRY}`")));
         };
         let secrets = SharedSecrets::new(&secrets);
-        if let Some(other) = registries
-            .iter()
-            .find(|it| it.secrets.shares_one_with(&secrets))
-        {
+        if let Some(other) = registries.iter().find(|it| it.secrets.overlaps(&secrets)) {
             let error = format!(
                 "`{}` and `{}` in `[[hooks.registry]]` have the same secret",
                 other.name, registry.name
@@ -268,7 +266,7 @@ pub fn sinks(config: &Config) -> Result<Vec<Sink>, Diagnostic> {
             .map(|file| read(sink, "the token", file))
             .transpose()?;
         let batch = Duration::from_secs(sink.batch_seconds);
-        Ok(Sink::new(&sink.name, sink.kind, url, token)?.told_of(sink.on.clone(), batch))
+        Ok(Sink::new(&sink.name, sink.kind, url, token)?.with_kinds(sink.on.clone(), batch))
     };
     config.notify.iter().map(sink).collect()
 }
@@ -279,7 +277,7 @@ pub fn notifier(config: &Config) -> Result<Arc<Notifier>, Diagnostic> {
     if sinks.is_empty() {
         return Ok(Notifier::silent());
     }
-    Notifier::start(sinks, Memory::below(&config.state_folder()))
+    Notifier::start(sinks, Memory::load(&config.state_folder()))
 }
 
 /// The terms for holding refreshes for approval.
@@ -308,13 +306,13 @@ pub fn watching(
     rung: bool,
 ) -> Result<Option<Watching>, Diagnostic> {
     let settings = config.watch.settings()?;
-    if settings.ticks.is_none() && !rung {
+    if settings.schedule.is_none() && !rung {
         return Ok(None);
     }
     Ok(Some(Watching {
         settings,
         digests: context.digests.clone(),
-        bell: Arc::default(),
+        check_queue: Arc::default(),
         state_folder: config.state_folder(),
     }))
 }

@@ -1,7 +1,8 @@
-//! One refresh, start to end: call the policy with its hands on the engine (or tied, for a plan), then lay what it said beside
-//! what was done.
+//! A refresh or a plan: calls the policy with capabilities on the engine (or on a simulation, for a plan), and builds the
+//! report from its decisions and the recorded actions.
 //!
-//! A refresh uses the policy that was active when it began, to its end; one that is swapped meanwhile starts nothing new here.
+//! A refresh uses the policy that was active when it started until its end. If that policy is replaced in the meantime, the
+//! refresh continues with it.
 
 #![forbid(unsafe_code)]
 
@@ -36,66 +37,66 @@ use refit_revisions::{Generation, Generations};
 use refit_sandbox::{Clock, Concurrency, ConfigProblem, Decisions, Failure, PolicyError, Session};
 use tokio_util::sync::CancellationToken;
 
-use self::shadow_run::{ShadowRun, sayings};
+use self::shadow_run::{ShadowRun, decision_set};
 
-pub use self::shadow_run::{DryRunInput, DryRunRequest, DryRunResult, ask, sayings_of};
+pub use self::shadow_run::{DryRunInput, DryRunRequest, DryRunResult, dry_run, dry_run_decisions};
 
-/// What bounds a refresh, whatever its policy.
+/// The limits of a refresh, whatever its policy.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     pub counts: Counts,
     pub concurrency: Concurrency,
-    /// For the whole of it.
+    /// The time limit of the whole refresh.
     pub whole: Duration,
-    /// Of each repository that was pulled; `None` keeps all. See [`refit_recreate::retention`].
+    /// How many previous images to keep of each pulled repository; `None` keeps all. See [`refit_recreate::retention`].
     pub keep_previous_images: Option<usize>,
 }
 
-/// Makes refreshes. Many may be under way at once; two never work on one container.
+/// Runs refreshes and plans. Many may run at once; two never work on one container.
 pub struct Refresher {
-    workshop: Arc<EngineContext>,
+    engine_context: Arc<EngineContext>,
     generations: Arc<Generations>,
     bounds: Bounds,
-    /// What plans look at instead of the engine.
+    /// If set, plans use it instead of the engine.
     snapshot: Option<Snapshot>,
     history: Option<Arc<History>>,
 }
 
-/// A refresh that is written down as begun, and has done nothing yet.
+/// A refresh that the history shows as started, and that has done nothing yet.
 #[must_use = "it is to be finished, or is written down as interrupted"]
 pub struct Started {
     request: Request,
     active: Arc<Generation>,
-    under_way: Option<OpenEntry>,
+    open_entry: Option<OpenEntry>,
     approved: Option<Arc<ApprovedScope>>,
 }
 
 impl Started {
-    /// It does no more than this.
-    pub fn within(self, approved: Option<Arc<ApprovedScope>>) -> Self {
+    /// Limits the refresh to the approved scope.
+    pub fn limited_to(self, approved: Option<Arc<ApprovedScope>>) -> Self {
         Self { approved, ..self }
     }
 
-    /// Where it is in the history. `None` where none is kept, or it could not be written.
+    /// Returns its number in the history, `None` if there is no history or the row could not be written.
     pub fn id(&self) -> Option<refit_history::Id> {
-        self.under_way.as_ref().and_then(OpenEntry::id)
+        self.open_entry.as_ref().and_then(OpenEntry::id)
     }
 
-    /// The policy that it uses to its end.
+    /// Returns the policy that it uses until the end.
     pub fn policy(&self) -> PolicyReport {
         self.active.policy_report()
     }
 }
 
-/// One call of a policy.
+/// The parameters of one call of a policy.
 struct Pass {
-    hands: Arc<dyn Capabilities>,
+    capabilities: Arc<dyn Capabilities>,
     scope: Arc<Scope>,
     mode: Mode,
-    trial: Option<ShadowRun>,
+    shadow_run: Option<ShadowRun>,
 }
 
-/// A refresh could not be made at all.
+/// Why a refresh failed as a whole.
 #[derive(Debug, thiserror::Error)]
 pub enum RefreshError {
     #[error("unknown {}: {}", if .asked.len() == 1 { "target" } else { "targets" }, .asked.join(", "))]
@@ -138,7 +139,7 @@ impl Hints for RefreshError {
 }
 
 impl RefreshError {
-    /// What had been done by then, where anything was.
+    /// Returns the report up to the failure, if there is one.
     pub fn partial(&self) -> Option<&Report> {
         match self {
             Self::Unlisted { partial, .. }
@@ -151,12 +152,12 @@ impl RefreshError {
 
 impl Refresher {
     pub fn new(
-        workshop: Arc<EngineContext>,
+        engine_context: Arc<EngineContext>,
         generations: Arc<Generations>,
         bounds: Bounds,
     ) -> Self {
         Self {
-            workshop,
+            engine_context,
             generations,
             bounds,
             snapshot: None,
@@ -164,26 +165,26 @@ impl Refresher {
         }
     }
 
-    /// What is refreshed is written down there. Plans are not.
+    /// Writes refreshes, but not plans, to this history.
     #[must_use]
-    pub fn written_down_in(mut self, history: Option<Arc<History>>) -> Self {
+    pub fn with_history(mut self, history: Option<Arc<History>>) -> Self {
         self.history = history;
         self
     }
 
-    /// Plans are made over this snapshot, at its time, and no engine is asked.
+    /// Makes plans over this snapshot, at its time, without an engine.
     #[must_use]
-    pub fn over(mut self, snapshot: Snapshot) -> Self {
+    pub fn with_snapshot(mut self, snapshot: Snapshot) -> Self {
         self.snapshot = Some(snapshot);
         self
     }
 
-    /// The policies that it uses, one at a time; the way to swap them.
+    /// Returns the generations of the policy, with which callers swap them.
     pub fn generations(&self) -> &Arc<Generations> {
         &self.generations
     }
 
-    /// The generation that a refresh would begin with now.
+    /// Returns the active generation, which the next refresh uses.
     pub fn active(&self) -> Arc<Generation> {
         self.generations.active()
     }
@@ -192,11 +193,11 @@ impl Refresher {
         self.history.as_ref()
     }
 
-    pub fn workshop(&self) -> &Arc<EngineContext> {
-        &self.workshop
+    pub fn engine_context(&self) -> &Arc<EngineContext> {
+        &self.engine_context
     }
 
-    /// `cancel` ends it early: what was begun is finished, nothing new is begun.
+    /// Runs a refresh or a plan. `cancel` ends it early: it finishes what it has started, and starts nothing new.
     pub async fn run(
         &self,
         request: &Request,
@@ -207,8 +208,8 @@ impl Refresher {
         match mode {
             Mode::Plan => {
                 let active = self.active();
-                let pass = self.begin_pass(&active, request, mode, None, (&events, &cancel));
-                self.pass(active, request, pass, events, cancel).await
+                let pass = self.new_pass(&active, request, mode, None, (&events, &cancel));
+                self.run_pass(active, request, pass, events, cancel).await
             }
             Mode::Refresh => {
                 let started = self.start(request.clone(), None).await;
@@ -217,9 +218,9 @@ impl Refresher {
         }
     }
 
-    /// A plan of the active policy over what `digests` says of the registries. Nobody is told of it, and a candidate on trial is
-    /// not asked: it may be a look at what is known already.
-    pub async fn look(
+    /// Plans with the active policy and these digests of the registries. It reports no events, and starts no shadow run: the
+    /// plan may use known digests only.
+    pub async fn plan_with_digests(
         &self,
         request: &Request,
         digests: Arc<dyn RemoteDigests>,
@@ -227,40 +228,45 @@ impl Refresher {
     ) -> Result<Report, RefreshError> {
         let active = self.active();
         let scope = self.scope(&active.content.grants, None);
-        let plan =
-            DryRunCapabilities::new(self.workshop.clone(), digests, scope.clone(), request.force);
+        let plan = DryRunCapabilities::new(
+            self.engine_context.clone(),
+            digests,
+            scope.clone(),
+            request.force,
+        );
         let pass = Pass {
-            hands: Arc::new(SimulatedCapabilities::new(Arc::new(plan), request.force)),
+            capabilities: Arc::new(SimulatedCapabilities::new(Arc::new(plan), request.force)),
             scope,
             mode: Mode::Plan,
-            trial: None,
+            shadow_run: None,
         };
-        self.pass(active, request, pass, no_events(), cancel).await
+        self.run_pass(active, request, pass, no_events(), cancel)
+            .await
     }
 
-    /// Writes down that a refresh begins, on the policy that is active now. `by` is who asks, as they say of themselves.
+    /// Writes to the history that a refresh starts with the active policy. `by` is the client's name, as the client gives it.
     pub async fn start(&self, request: Request, by: Option<String>) -> Started {
         let active = self.active();
-        let under_way = match &self.history {
+        let open_entry = match &self.history {
             Some(history) => {
-                let begun = RefreshStart {
+                let refresh_start = RefreshStart {
                     request: request.clone(),
                     by,
                     policy: active.policy_report(),
                 };
-                Some(history.begin(begun).await)
+                Some(history.begin(refresh_start).await)
             }
             None => None,
         };
         Started {
             request,
             active,
-            under_way,
+            open_entry,
             approved: None,
         }
     }
 
-    /// Does what was begun, and writes down what came of it.
+    /// Runs a started refresh, and writes its result to the history.
     pub async fn finish(
         &self,
         started: Started,
@@ -270,22 +276,22 @@ impl Refresher {
         let Started {
             request,
             active,
-            under_way,
+            open_entry,
             approved,
         } = started;
         let mode = Mode::Refresh;
-        let pass = self.begin_pass(&active, &request, mode, approved, (&events, &cancel));
+        let pass = self.new_pass(&active, &request, mode, approved, (&events, &cancel));
         let answer = self
-            .pass(active, &request, pass, events, cancel.clone())
+            .run_pass(active, &request, pass, events, cancel.clone())
             .await;
-        if let (Some(history), Some(under_way)) = (&self.history, under_way) {
-            let ended = ended(&answer, cancel.is_cancelled());
-            history.end(under_way, ended).await;
+        if let (Some(history), Some(open_entry)) = (&self.history, open_entry) {
+            let refresh_end = refresh_end(&answer, cancel.is_cancelled());
+            history.end(open_entry, refresh_end).await;
         }
         answer
     }
 
-    async fn pass(
+    async fn run_pass(
         &self,
         active: Arc<Generation>,
         request: &Request,
@@ -294,17 +300,17 @@ impl Refresher {
         cancel: CancellationToken,
     ) -> Result<Report, RefreshError> {
         let Pass {
-            hands,
+            capabilities,
             scope,
             mode,
-            trial,
+            shadow_run,
         } = pass;
         let began = (jiff::Timestamp::now(), Instant::now());
         let grants = active.content.grants.clone();
-        // The policy's hands: the journal around the guard around the work.
-        let guard = Guard::new(hands, scope, self.bounds.counts, cancel);
+        // The journal wraps the guard, which wraps the capabilities.
+        let guard = Guard::new(capabilities, scope, self.bounds.counts, cancel);
         let journal = Arc::new(Journal::new(Arc::new(guard), mode == Mode::Plan, events));
-        let recorder = trial
+        let recorder = shadow_run
             .is_some()
             .then(|| Arc::new(Recorder::new(journal.clone(), grants.clone())));
         let session = Session {
@@ -319,7 +325,8 @@ impl Refresher {
             } else {
                 active.content.state.clone()
             },
-            // Its time does not pass: a policy that measured how long a recreation takes could tell a plan from a refresh.
+            // The clock stands still: a policy that measured how long a recreation takes could distinguish a plan from a
+            // refresh.
             clock: Clock(match (&self.snapshot, mode) {
                 (Some(snapshot), Mode::Plan) => snapshot.taken,
                 (Some(_), Mode::Refresh) | (None, _) => began.0,
@@ -329,15 +336,22 @@ impl Refresher {
             .policy()
             .refresh(request, &active.content.config, session, self.bounds.whole)
             .await;
-        // Also after a trap: what was begun ends first, and is in the report.
+        // Even after a trap: running actions end first, and are in the report.
         let record = journal.finish().await;
         if mode == Mode::Refresh {
             self.sweep_images(&record).await;
         }
-        if let (Some(trial), Some(recorder), Ok(Ok(decisions))) = (trial, &recorder, &answer) {
-            self.try_beside(trial, request, recorder, sayings(decisions, &record));
+        if let (Some(shadow_run), Some(recorder), Ok(Ok(decisions))) =
+            (shadow_run, &recorder, &answer)
+        {
+            self.start_shadow_run(
+                shadow_run,
+                request,
+                recorder,
+                decision_set(decisions, &record),
+            );
         }
-        let (decisions, failed) = match answer {
+        let (decisions, failure) = match answer {
             Ok(Ok(decisions)) => (decisions, None),
             Ok(Err(mut failure)) => {
                 let mut decisions = Decisions::default();
@@ -350,23 +364,23 @@ impl Refresher {
         };
         let unlisted = record.unlisted.clone();
         let report = report::build(&active, request, mode, began, decisions, record);
-        let Some(failed) = failed else {
+        let Some(failure) = failure else {
             return Ok(report);
         };
         let partial = Box::new(report);
-        Err(match failed {
+        Err(match failure {
             Ok(Failure::UnknownTargets { asked, known }) => {
                 RefreshError::UnknownTargets { asked, known }
             }
             Ok(Failure::InvalidConfig(problems)) => RefreshError::Config { problems },
             Ok(Failure::Unlisted { cause, .. }) => {
-                // The journal's own words before the policy's, which may be anything.
-                let told = unlisted.unwrap_or_else(|| {
+                // Prefer the journal's text to the policy's, which may contain anything.
+                let diagnostic = unlisted.unwrap_or_else(|| {
                     Diagnostic::new("cannot list the containers").because(cause)
                 });
                 RefreshError::Unlisted {
-                    source: told.cause(),
-                    told,
+                    source: diagnostic.cause(),
+                    told: diagnostic,
                     partial,
                 }
             }
@@ -375,13 +389,14 @@ impl Refresher {
         })
     }
 
-    /// What the active policy sees when it plans this, and all that it might see besides. Nothing is done.
-    pub async fn record(&self, request: &Request) -> Result<Snapshot, Diagnostic> {
+    /// Records a snapshot of everything that the active policy sees during this plan, and of everything else that it might see.
+    /// It changes nothing.
+    pub async fn record_snapshot(&self, request: &Request) -> Result<Snapshot, Diagnostic> {
         let active = self.active();
         let grants = active.content.grants.clone();
         let scope = self.scope(&grants, None);
         let plan = DryRunCapabilities::with_engine_digests(
-            self.workshop.clone(),
+            self.engine_context.clone(),
             scope.clone(),
             request.force,
         )
@@ -393,30 +408,33 @@ impl Refresher {
             CancellationToken::new(),
         );
         let recorder = Arc::new(Recorder::new(Arc::new(guard), grants));
-        let question = DryRunInput {
+        let input = DryRunInput {
             request: request.clone(),
-            hands: recorder.clone(),
+            capabilities: recorder.clone(),
             bounds: self.bounds,
             clock: Clock(jiff::Timestamp::now()),
         };
-        sayings_of(&active.content, active.content.state.scratch(), question).await?;
-        let cannot = "cannot look at every container";
-        let looked = recorder.inspect_all().await;
-        looked.map_err(|error| journal::diagnose(&error, cannot))?;
+        dry_run_decisions(&active.content, active.content.state.scratch(), input).await?;
+        let message = "cannot look at every container";
+        let inspected = recorder.inspect_all().await;
+        inspected.map_err(|error| journal::diagnose(&error, message))?;
         Ok(recorder.snapshot())
     }
 
-    /// The candidate's turn, in a task of its own: it must not keep those who asked.
-    fn try_beside(
+    /// Runs the candidate in its own task, so that it does not delay the client.
+    fn start_shadow_run(
         &self,
-        trial: ShadowRun,
+        shadow_run: ShadowRun,
         request: &Request,
         recorder: &Recorder,
-        said: DecisionSet,
+        decisions: DecisionSet,
     ) {
-        let scope = self.scope(trial.grants(), None);
-        let plan =
-            DryRunCapabilities::with_engine_digests(self.workshop.clone(), scope, request.force);
+        let scope = self.scope(shadow_run.grants(), None);
+        let plan = DryRunCapabilities::with_engine_digests(
+            self.engine_context.clone(),
+            scope,
+            request.force,
+        );
         let plan = Arc::new(plan);
         let replay = SnapshotCapabilities::with_plan(
             recorder.snapshot(),
@@ -424,17 +442,17 @@ impl Refresher {
             recorder.listed(),
             plan,
         );
-        let question = DryRunInput {
+        let input = DryRunInput {
             request: request.clone(),
-            hands: Arc::new(SimulatedCapabilities::new(Arc::new(replay), request.force)),
+            capabilities: Arc::new(SimulatedCapabilities::new(Arc::new(replay), request.force)),
             bounds: self.bounds,
             clock: Clock(recorder.snapshot().taken),
         };
         let generations = self.generations.clone();
-        tokio::spawn(async move { trial.compare(&generations, question, said).await });
+        tokio::spawn(async move { shadow_run.compare(&generations, input, decisions).await });
     }
 
-    /// Tidying up never fails a refresh.
+    /// Removes old images. A failure does not fail the refresh.
     async fn sweep_images(&self, record: &Record) {
         let Some(keep) = self.bounds.keep_previous_images else {
             return;
@@ -444,14 +462,11 @@ impl Refresher {
             .iter()
             .filter(|record| record.outcome == ImageOutcome::Pulled);
         let repositories = pulled.map(|record| record.image.repository()).collect();
-        let (engine, records) = (&self.workshop.engine, &self.workshop.images);
+        let (engine, records) = (&self.engine_context.engine, &self.engine_context.images);
         match retention::sweep(engine.as_ref(), records, &repositories, keep).await {
-            Ok(removed) => removed.iter().for_each(|image| {
-                tracing::info!(
-                    image = image.as_str(),
-                    "removed an image that nothing refers to"
-                )
-            }),
+            Ok(removed) => removed
+                .iter()
+                .for_each(|image| tracing::info!(image = image.as_str(), "removed unused image")),
             Err(error) => tracing::warn!(
                 "cannot remove old images: {}",
                 Diagnostic::of(&error).sentence()
@@ -459,14 +474,15 @@ impl Refresher {
         }
     }
 
-    /// What a policy with these grants may touch in one refresh.
+    /// Returns what a policy with these grants may touch in one refresh.
     fn scope(&self, grants: &Arc<Grants>, approved: Option<Arc<ApprovedScope>>) -> Arc<Scope> {
         let scope = Scope::new(grants.clone(), self.bounds.counts.recreates);
         Arc::new(scope.with_approval(approved))
     }
 
-    /// The capabilities of one call of the policy, which journal and guard stand around, and the policy on trial beside it.
-    fn begin_pass(
+    /// Creates the parameters of one call of the policy: the capabilities, which the journal and the guard will wrap, and the
+    /// shadow run.
+    fn new_pass(
         &self,
         active: &Arc<Generation>,
         request: &Request,
@@ -474,30 +490,40 @@ impl Refresher {
         approved: Option<Arc<ApprovedScope>>,
         (events, cancel): (&Events, &CancellationToken),
     ) -> Pass {
-        let (workshop, force) = (self.workshop.clone(), request.force);
+        let (engine_context, force) = (self.engine_context.clone(), request.force);
         let scope = self.scope(&active.content.grants, approved.clone());
-        let hands: Arc<dyn Capabilities> = match (mode, &self.snapshot) {
+        let capabilities: Arc<dyn Capabilities> = match (mode, &self.snapshot) {
             (Mode::Plan, Some(snapshot)) => {
                 let replay = Arc::new(SnapshotCapabilities::new(snapshot.clone(), force));
                 Arc::new(SimulatedCapabilities::new(replay, force))
             }
             (Mode::Plan, None) => {
-                let plan = DryRunCapabilities::with_engine_digests(workshop, scope.clone(), force);
+                let plan =
+                    DryRunCapabilities::with_engine_digests(engine_context, scope.clone(), force);
                 Arc::new(SimulatedCapabilities::new(Arc::new(plan), force))
             }
             (Mode::Refresh, _) => {
                 let prefetch = match request.trigger {
                     Trigger::Operator | Trigger::Api => {
-                        DigestPrefetch::new(workshop.digests.clone())
+                        DigestPrefetch::new(engine_context.digests.clone())
                     }
-                    // What the watcher has found is known to be behind, and has just been asked for.
+                    // The watcher has just fetched these digests, and knows that the images are outdated.
                     Trigger::Schedule | Trigger::Webhook => DigestPrefetch::default(),
                 };
-                let plan =
-                    DryRunCapabilities::with_engine_digests(workshop.clone(), scope.clone(), force);
+                let plan = DryRunCapabilities::with_engine_digests(
+                    engine_context.clone(),
+                    scope.clone(),
+                    force,
+                );
                 let (events, cancel) = (events.clone(), cancel.clone());
-                let live =
-                    LiveCapabilities::new(workshop, force, events, cancel, prefetch, scope.clone());
+                let live = LiveCapabilities::new(
+                    engine_context,
+                    force,
+                    events,
+                    cancel,
+                    prefetch,
+                    scope.clone(),
+                );
                 let live = Arc::new(live);
                 match approved {
                     Some(approved) => {
@@ -508,15 +534,15 @@ impl Refresher {
             }
         };
         Pass {
-            hands,
+            capabilities,
             scope,
             mode,
-            trial: self.generations.shadow_beside(active).map(ShadowRun::new),
+            shadow_run: self.generations.shadow_for(active).map(ShadowRun::new),
         }
     }
 }
 
-/// What it came to. One that was told to end and had done all by then is done.
+/// Returns the outcome of a refresh. A cancelled refresh that had already done everything is done.
 pub fn outcome(answer: &Result<Report, RefreshError>, cancelled: bool) -> Outcome {
     match answer {
         Ok(report) if !report.has_failures() => Outcome::Done,
@@ -526,8 +552,8 @@ pub fn outcome(answer: &Result<Report, RefreshError>, cancelled: bool) -> Outcom
     }
 }
 
-/// What is written down of the end.
-fn ended(answer: &Result<Report, RefreshError>, cancelled: bool) -> RefreshEnd {
+/// Returns the data for the history.
+fn refresh_end(answer: &Result<Report, RefreshError>, cancelled: bool) -> RefreshEnd {
     let (failure, report) = match answer {
         Ok(report) => (None, Some(report)),
         Err(error) => (Some(Diagnostic::of(error)), error.partial()),

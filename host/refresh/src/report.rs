@@ -12,7 +12,7 @@ use refit_model::request::{Mode, Request};
 use refit_revisions::Generation;
 use refit_sandbox::Decisions;
 
-/// As the SDK calls it.
+/// The SDK's name of this rule.
 const RULE_NOT_RUNNING: &str = "not-running";
 
 pub(super) fn build(
@@ -26,7 +26,7 @@ pub(super) fn build(
     record.images.sort_by_key(|record| record.image.to_string());
     let mut containers: Vec<ContainerReport> = Vec::new();
     for (name, mut decision) in decisions.by_container {
-        // Whatever a policy says: what does not run is not up to date.
+        // Whatever the policy decides, a container that does not run is not up to date.
         if decision.verdict == Verdict::Current
             && let Some(state) = record.stopped.get(&name)
         {
@@ -67,7 +67,10 @@ pub(super) fn build(
     }
     containers.sort_by(|a, b| a.name.cmp(&b.name));
     name_absent_images(&record.images, &mut containers);
-    let abandoned = record.unfinished.iter().filter(|it| it.is_abandoned());
+    let abandoned = record
+        .unfinished
+        .iter()
+        .filter(|unfinished| unfinished.is_abandoned());
     Report {
         format: FORMAT,
         mode,
@@ -77,7 +80,7 @@ pub(super) fn build(
         request: request.clone(),
         summary: Summary {
             unfinished: abandoned.count(),
-            ..summarise(&record.images, &containers)
+            ..summarize(&record.images, &containers)
         },
         targets: decisions.targets,
         images: record.images,
@@ -86,23 +89,24 @@ pub(super) fn build(
     }
 }
 
-/// In a plan an image that is not here has a random id, which says nothing to anybody: reports name it by its digest.
+/// Names absent images by their digest: in a plan, an image that is not on this machine has a random id, which means nothing to
+/// readers.
 fn name_absent_images(images: &[ImageRecord], containers: &mut [ContainerReport]) {
     for recreation in containers
         .iter_mut()
-        .filter_map(|it| it.recreation.as_mut())
+        .filter_map(|container| container.recreation.as_mut())
     {
-        let absent = images.iter().find(|record| {
+        let absent_image = images.iter().find(|record| {
             record.outcome == ImageOutcome::WouldPull
                 && Some(&record.image) == recreation.image.as_ref()
         });
-        if let Some(digest) = absent.and_then(|record| record.digest.clone()) {
+        if let Some(digest) = absent_image.and_then(|record| record.digest.clone()) {
             recreation.to_image_id = ImageId::new(digest);
         }
     }
 }
 
-fn summarise(images: &[ImageRecord], containers: &[ContainerReport]) -> Summary {
+fn summarize(images: &[ImageRecord], containers: &[ContainerReport]) -> Summary {
     let mut summary = Summary::default();
     for image in images {
         match image.outcome {
@@ -123,12 +127,12 @@ fn summarise(images: &[ImageRecord], containers: &[ContainerReport]) -> Summary 
             Some(RecreationOutcome::WouldRecreate) => summary.would_recreate += 1,
             Some(RecreationOutcome::Current) => summary.current += 1,
             Some(_) => summary.recreate_failed += 1,
-            // What the policy says, and the host did nothing about.
+            // The policy's verdict, if the host did nothing.
             None => match container.verdict {
                 Some(Verdict::Current) => summary.current += 1,
                 Some(Verdict::Stale) => summary.stale += 1,
                 Some(Verdict::Unknown) => summary.unknown += 1,
-                // It says `recreate` and never asked for it: a lie, or a wave cut short.
+                // The policy reports `recreate` and never requested it: a bug in the policy, or a wave that was cut short.
                 Some(Verdict::Recreate) => summary.recreate_failed += 1,
                 Some(Verdict::Leave) | None => {}
             },

@@ -1,4 +1,5 @@
-//! A policy that is asked what it would do, on hands that do nothing: a candidate beside the active one, or two that are compared.
+//! Dry runs: asks a policy what it would do, with capabilities that change nothing. Used for a candidate in a shadow run, and
+//! to compare two policies.
 
 use std::sync::Arc;
 
@@ -17,16 +18,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::Bounds;
 
-/// What a policy is asked, and what it finds when it looks.
+/// The request of a dry run, and the capabilities, which answer it.
 pub struct DryRunInput {
     pub request: Request,
-    /// Which do nothing.
-    pub hands: Arc<dyn Capabilities>,
+    /// Capabilities that change nothing.
+    pub capabilities: Arc<dyn Capabilities>,
     pub bounds: Bounds,
     pub clock: Clock,
 }
 
-/// Who is asked, and what it is given besides.
+/// The policy of a dry run, and its parameters.
 pub struct DryRunRequest<'a> {
     pub policy: &'a Policy,
     /// JSON.
@@ -35,55 +36,55 @@ pub struct DryRunRequest<'a> {
     pub state: PolicyState,
 }
 
-/// All that came of a question: what the policy said, and what it had its hands do.
+/// The result of a dry run: the policy's answer, and the actions that it requested.
 pub struct DryRunResult {
-    pub said: Result<Result<Decisions, Failure>, PolicyError>,
+    pub answer: Result<Result<Decisions, Failure>, PolicyError>,
     pub record: Record,
 }
 
-pub async fn ask(asked: DryRunRequest<'_>, question: DryRunInput) -> DryRunResult {
+pub async fn dry_run(request: DryRunRequest<'_>, input: DryRunInput) -> DryRunResult {
     let guard = Guard::new(
-        question.hands,
+        input.capabilities,
         Arc::new(Scope::new(
-            asked.grants.clone(),
-            question.bounds.counts.recreates,
+            request.grants.clone(),
+            input.bounds.counts.recreates,
         )),
-        question.bounds.counts,
+        input.bounds.counts,
         CancellationToken::new(),
     );
     let journal = Arc::new(Journal::new(Arc::new(guard), false, no_events()));
     let session = Session {
         capabilities: journal.clone(),
-        grants: asked.grants,
-        concurrency: question.bounds.concurrency,
-        state: asked.state,
-        clock: question.clock,
+        grants: request.grants,
+        concurrency: input.bounds.concurrency,
+        state: request.state,
+        clock: input.clock,
     };
-    let whole = question.bounds.whole;
-    let said = asked
+    let whole = input.bounds.whole;
+    let refresh = request
         .policy
-        .refresh(&question.request, asked.config, session, whole);
+        .refresh(&input.request, request.config, session, whole);
     DryRunResult {
-        said: said.await,
+        answer: refresh.await,
         record: journal.finish().await,
     }
 }
 
-/// What this content would do. What it keeps is forgotten afterwards.
-pub async fn sayings_of(
+/// Returns what this policy would do. Refit discards any state that it writes.
+pub async fn dry_run_decisions(
     content: &PolicyRevision,
     state: PolicyState,
-    question: DryRunInput,
+    input: DryRunInput,
 ) -> Result<DecisionSet, Diagnostic> {
-    let asked = DryRunRequest {
+    let request = DryRunRequest {
         policy: &content.policy,
         config: &content.config,
         grants: content.grants.clone(),
         state,
     };
-    let DryRunResult { said, record } = ask(asked, question).await;
-    match said {
-        Ok(Ok(decisions)) => Ok(sayings(&decisions, &record)),
+    let DryRunResult { answer, record } = dry_run(request, input).await;
+    match answer {
+        Ok(Ok(decisions)) => Ok(decision_set(&decisions, &record)),
         Ok(Err(failure)) => Err(Diagnostic::new(format!(
             "policy `{}` made no refresh of it",
             content.policy.title()
@@ -93,23 +94,23 @@ pub async fn sayings_of(
     }
 }
 
-/// What a policy said laid beside what it had done.
-pub(super) fn sayings(decisions: &Decisions, record: &Record) -> DecisionSet {
-    let mut sayings: DecisionSet = decisions
+/// Combines the policy's decisions with the actions that it requested.
+pub(super) fn decision_set(decisions: &Decisions, record: &Record) -> DecisionSet {
+    let mut shadow_decisions: DecisionSet = decisions
         .by_container
         .iter()
         .map(|(container, decision)| {
-            let said = ShadowDecision {
+            let shadow_decision = ShadowDecision {
                 verdict: Some(decision.verdict),
                 rule: decision.rule.clone(),
                 reason: decision.reason.clone(),
                 recreation: None,
             };
-            (container.clone(), said)
+            (container.clone(), shadow_decision)
         })
         .collect();
     for recreation in &record.recreations {
-        let said = sayings
+        let shadow_decision = shadow_decisions
             .entry(recreation.container.clone())
             .or_insert(ShadowDecision {
                 verdict: None,
@@ -117,18 +118,18 @@ pub(super) fn sayings(decisions: &Decisions, record: &Record) -> DecisionSet {
                 reason: String::new(),
                 recreation: None,
             });
-        said.recreation = Some(Recreation {
+        shadow_decision.recreation = Some(Recreation {
             strategy: recreation.strategy,
             to_image_id: recreation.to_image_id.clone(),
         });
     }
-    sayings
+    shadow_decisions
 }
 
-/// A candidate in one refresh of the generation that it stands beside.
+/// A candidate in one refresh of the generation that it is compared with.
 pub(super) struct ShadowRun {
     shadow: Arc<Shadow>,
-    /// As it was before the active policy kept anything: they may be two versions of one policy.
+    /// The state before the active policy wrote to it: both may be versions of one policy.
     state: PolicyState,
 }
 
@@ -138,7 +139,7 @@ impl ShadowRun {
         Self { shadow, state }
     }
 
-    /// Of the candidate.
+    /// Returns the grants of the candidate.
     pub(super) fn grants(&self) -> &Arc<Grants> {
         &self.shadow.content().grants
     }
@@ -146,17 +147,17 @@ impl ShadowRun {
     pub(super) async fn compare(
         self,
         generations: &Generations,
-        question: DryRunInput,
-        said: DecisionSet,
+        input: DryRunInput,
+        active_decisions: DecisionSet,
     ) {
-        let Some(_deciding) = self.shadow.begin() else {
+        let Some(_permit) = self.shadow.try_begin() else {
             return;
         };
-        let answer = sayings_of(self.shadow.content(), self.state, question).await;
-        let takes_over = self
+        let answer = dry_run_decisions(self.shadow.content(), self.state, input).await;
+        let is_promoted = self
             .shadow
-            .compared(answer.map(|new| differences(&said, &new)));
-        if takes_over {
+            .record(answer.map(|new| differences(&active_decisions, &new)));
+        if is_promoted {
             generations.promote(&self.shadow).await;
         }
     }

@@ -1,10 +1,10 @@
-//! Which policy is in use, which were before it, and the way from one to the next.
+//! The active policy, the policies before it, and the swap from one to the next.
 //!
-//! A **generation** is a policy with the configuration that it accepted, under a number that is never used twice. There is one
-//! pointer to the active one ([`Generations::active`]); a refresh takes it once and keeps it to its end. [`load`] makes a policy
-//! of bytes, [`swap`] puts another one in place, [`start`] says which one it is at first, [`store`] what outlives the process,
-//! [`permissions`] what a component can ask for at all, [`watch`] looks at a file again and again. Knows of no HTTP, no command
-//! line and no engine.
+//! A **generation** is a policy with the configuration that it accepted, under a number that is never used twice.
+//! [`Generations::active`] is the one pointer to the active generation; a refresh reads it once and keeps that generation to
+//! its end. [`load`] turns bytes into a policy, [`swap`] replaces the active one, [`start`] selects the first one, [`store`]
+//! saves them across restarts, [`permissions`] lists what a component can request at all, and [`watch`] polls a file for
+//! changes. This crate does not depend on HTTP, the command line or an engine.
 
 #![forbid(unsafe_code)]
 
@@ -34,59 +34,63 @@ use self::shadow::Shadow;
 use self::store::{ActivationReason, Configured, Record, RevisionHistory};
 use crate::artifact::signature::Signer;
 
-/// What a generation consists of, and what a rollback brings back.
+/// A policy with its configuration: the content of a generation, which a rollback restores.
 #[derive(Clone)]
 pub struct PolicyRevision {
     pub policy: Arc<Policy>,
     /// JSON.
     pub config: String,
     pub state: PolicyState,
-    /// Where the policy came from, for people: a file, an upload, `the built-in policy`.
+    /// The origin of the policy, for people: a file, an upload, `the built-in policy`.
     pub origin: String,
     pub permissions: Permissions,
-    /// Who vouches for it; `None` where nobody needs to.
+    /// The signer; `None` if no signature is required.
     pub signer: Option<Signer>,
-    /// What it may do: `[grants]`, within what its signer's key allows.
+    /// What it may do: `[grants]`, limited by the key of its signer.
     pub grants: Arc<Grants>,
-    /// As it came along. Kept, so that it is verified again under the keys that a later start trusts.
+    /// The signature as received. Refit verifies it again with the keys that a later start trusts.
     signature: Option<String>,
-    /// The component, until the store has it.
+    /// The component, until the store has saved it.
     component: Bytes,
 }
 
 impl PolicyRevision {
-    /// What it asks for and would really be given.
+    /// Returns the permissions that it requests and that the grants allow.
     pub fn granted(&self) -> Permissions {
-        self.permissions.within(&self.grants)
+        self.permissions.limited_to(&self.grants)
     }
 }
 
-/// A policy in its time.
+/// One activation of a policy, under its own number.
 pub struct Generation {
     pub number: u64,
     pub activated: jiff::Timestamp,
     pub content: PolicyRevision,
-    /// This one, and those before it, as they were when it became active.
-    pub ledger: RevisionHistory,
-    /// Why it is not the one that should be active, where it is not. See [`start`].
+    /// The history up to this generation, as it was when this one became active.
+    pub history: RevisionHistory,
+    /// Why this generation is active instead of the intended one, if so. See [`start`].
     pub fallback: Option<Diagnostic>,
     replaced: OnceLock<Instant>,
 }
 
 impl Generation {
-    fn new(content: PolicyRevision, ledger: RevisionHistory, fallback: Option<Diagnostic>) -> Self {
-        let record = ledger.active();
+    fn new(
+        content: PolicyRevision,
+        history: RevisionHistory,
+        fallback: Option<Diagnostic>,
+    ) -> Self {
+        let record = history.active();
         Self {
             number: record.number,
             activated: record.at,
             content,
-            ledger,
+            history,
             fallback,
             replaced: OnceLock::new(),
         }
     }
 
-    /// What reports say of it.
+    /// Returns the policy for reports.
     pub fn policy_report(&self) -> refit_model::report::PolicyReport {
         let policy = self.policy();
         refit_model::report::PolicyReport {
@@ -102,16 +106,16 @@ impl Generation {
     }
 
     pub fn record(&self) -> &Record {
-        self.ledger.active()
+        self.history.active()
     }
 
-    /// `generation 4 (workspace 0.1.0)`, for people.
+    /// Returns `generation 4 (workspace 0.1.0)`, for people.
     pub fn title(&self) -> String {
         format!("generation {} ({})", self.number, self.policy().title())
     }
 }
 
-/// The last refresh that used it has ended. A log that says so tells an operator that a swap is complete.
+/// Logs that the last refresh with this generation has ended, so that an operator knows that a swap is complete.
 impl Drop for Generation {
     fn drop(&mut self) {
         if let Some(replaced) = self.replaced.get() {
@@ -126,22 +130,22 @@ impl Drop for Generation {
     }
 }
 
-/// What a rollback would go back to.
+/// The revision that a rollback restores.
 enum Previous {
-    /// From this process's own time: nothing has to be loaded.
+    /// From this process: it is still loaded.
     Held(PolicyRevision),
-    /// From before its start.
+    /// From before the start of this process.
     Recorded(Record),
 }
 
-/// What only the one who swaps may touch.
+/// The state that only a swap may change.
 struct SwapState {
     previous: Option<Previous>,
-    /// As this process last read or wrote it.
+    /// The history on the disk, as this process last read or wrote it.
     on_disk: Option<RevisionHistory>,
-    /// What the configuration asked for when it was last looked at.
+    /// The policy in the configuration when Refit last read it.
     configured: Configured,
-    /// Whether it names a policy in a registry, which may not answer at the next start.
+    /// Whether the configuration names a policy in a registry, which may not answer at the next start.
     from_registry: bool,
 }
 
@@ -153,79 +157,89 @@ pub struct Refused {
     pub told: Diagnostic,
 }
 
-/// How long a swap waits for one that is under way, before it is refused: longer than all but the largest policies take to
-/// compile, shorter than a client's patience.
-const TURN: Duration = Duration::from_secs(20);
+/// How long a swap waits for another one: longer than all but the largest policies take to compile, and shorter than the
+/// timeout of a client.
+const SWAP_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// All there is to know about policies in this process. One for each [`crate::refresh::Refresher`].
+/// The policies of this process. There is one for each [`crate::refresh::Refresher`].
 pub struct Generations {
     active: ArcSwap<Generation>,
     refused: ArcSwapOption<Refused>,
     shadow: ArcSwapOption<Shadow>,
-    past: Mutex<SwapState>,
+    swap_state: Mutex<SwapState>,
     loader: Loader,
 }
 
 impl Generations {
-    /// The one in use now. Whoever needs it for longer than a moment keeps the pointer, and is not affected by swaps.
+    /// Returns the active generation. A caller that keeps the pointer is not affected by swaps.
     pub fn active(&self) -> Arc<Generation> {
         self.active.load_full()
     }
 
-    /// The last swap that failed since the start.
+    /// Returns the last swap that failed since the start.
     pub fn last_refused(&self) -> Option<Arc<Refused>> {
         self.refused.load_full()
     }
 
-    /// The candidate on trial.
+    /// Returns the candidate of the current shadow evaluation.
     pub fn shadow(&self) -> Option<Arc<Shadow>> {
         self.shadow.load_full()
     }
 
-    /// The same, where it stands beside this generation.
-    pub fn shadow_beside(&self, active: &Generation) -> Option<Arc<Shadow>> {
+    /// Returns the candidate if Refit compares it with this generation.
+    pub fn shadow_for(&self, active: &Generation) -> Option<Arc<Shadow>> {
         self.shadow()
             .filter(|shadow| shadow.beside == active.number)
     }
 
-    /// Ends the trial. The candidate that was on it.
+    /// Ends the shadow evaluation, and returns its candidate.
     pub fn end_shadow(&self) -> Option<Arc<Shadow>> {
         self.shadow.swap(None)
     }
 
-    /// Whoever holds the turn is the only one who can change which generation is active.
-    async fn turn(&self) -> Option<SwapGuard<'_>> {
-        let past = tokio::time::timeout(TURN, self.past.lock()).await.ok()?;
-        Some(SwapGuard { of: self, past })
+    /// Returns the exclusive right to change the active generation.
+    async fn swap_guard(&self) -> Option<SwapGuard<'_>> {
+        let swap_state = tokio::time::timeout(SWAP_TIMEOUT, self.swap_state.lock())
+            .await
+            .ok()?;
+        Some(SwapGuard {
+            generations: self,
+            swap_state,
+        })
     }
 }
 
 struct SwapGuard<'a> {
-    of: &'a Generations,
-    past: MutexGuard<'a, SwapState>,
+    generations: &'a Generations,
+    swap_state: MutexGuard<'a, SwapState>,
 }
 
 impl SwapGuard<'_> {
-    /// What the ledger will say once this content is active.
-    fn next(&self, content: &PolicyRevision, how: ActivationReason, by: &str) -> RevisionHistory {
-        let active = self.of.active.load();
-        active.ledger.followed_by(
-            Record::new(active.ledger.next, content, how, by),
-            self.past.configured.clone(),
+    /// Returns the history after this revision becomes active.
+    fn next_history(
+        &self,
+        content: &PolicyRevision,
+        reason: ActivationReason,
+        by: &str,
+    ) -> RevisionHistory {
+        let active = self.generations.active.load();
+        active.history.with_record(
+            Record::new(active.history.next, content, reason, by),
+            self.swap_state.configured.clone(),
         )
     }
 
-    /// Writes down what is about to be, so that a restart finds it. Not begun, it changes nothing; half done neither.
+    /// Saves the next history before the swap, so that a restart finds it. If it fails or stops halfway, nothing changes.
     async fn make_durable(
         &mut self,
-        ledger: &RevisionHistory,
+        history: &RevisionHistory,
         content: &PolicyRevision,
     ) -> Result<(), store::StoreError> {
-        let Some(store) = self.of.loader.store.clone() else {
+        let Some(store) = self.generations.loader.store.clone() else {
             return Ok(());
         };
-        // The one before it too: it may never have been written, if it came with the configuration.
-        let before = self.of.active();
+        // Also the component of the active policy: if it came with the configuration, it may never have been saved.
+        let before = self.generations.active();
         let components = vec![
             (
                 before.policy().digest.clone(),
@@ -233,44 +247,46 @@ impl SwapGuard<'_> {
             ),
             (content.policy.digest.clone(), content.component.clone()),
         ];
-        let (seen, writing) = (self.past.on_disk.clone(), ledger.clone());
-        let written =
-            tokio::task::spawn_blocking(move || store.write(seen.as_ref(), &writing, &components));
-        match written.await {
-            Ok(written) => written?,
+        let (expected, new_history) = (self.swap_state.on_disk.clone(), history.clone());
+        let write = tokio::task::spawn_blocking(move || {
+            store.write(expected.as_ref(), &new_history, &components)
+        });
+        match write.await {
+            Ok(result) => result?,
             Err(panicked) => return Err(store::StoreError::Panicked(panicked.to_string())),
         }
-        self.past.on_disk = Some(ledger.clone());
+        self.swap_state.on_disk = Some(history.clone());
         Ok(())
     }
 
-    /// The pointer changes. Refreshes under way keep the generation that they began with.
+    /// Makes the revision active. Running refreshes keep their generation.
     fn activate(
         &mut self,
-        ledger: RevisionHistory,
+        history: RevisionHistory,
         mut content: PolicyRevision,
     ) -> Arc<Generation> {
-        // Once it is on disk, or where nothing ever will be, memory need not hold it.
-        let let_go = self.of.loader.store.is_none() || self.past.on_disk.as_ref() == Some(&ledger);
-        if let_go {
+        // If it is on the disk, or never will be, memory need not hold it.
+        let drop_component = self.generations.loader.store.is_none()
+            || self.swap_state.on_disk.as_ref() == Some(&history);
+        if drop_component {
             content.component = Bytes::new();
         }
-        let next = Arc::new(Generation::new(content, ledger, None));
-        let before = self.of.active.swap(next.clone());
-        // It was compared with the one that is no longer in use.
-        if let Some(shadow) = self.of.end_shadow() {
+        let next = Arc::new(Generation::new(content, history, None));
+        let before = self.generations.active.swap(next.clone());
+        // The candidate was compared with the previous generation.
+        if let Some(shadow) = self.generations.end_shadow() {
             tracing::info!(
                 candidate = shadow.content.policy.title(),
                 generation = next.number,
-                "the trial of a candidate ended, since another generation is active"
+                "shadow evaluation ended, another generation is active"
             );
         }
         let _ = before.replaced.set(Instant::now());
         let mut previous = before.content.clone();
-        if let_go {
+        if drop_component {
             previous.component = Bytes::new();
         }
-        self.past.previous = Some(Previous::Held(previous));
+        self.swap_state.previous = Some(Previous::Held(previous));
         next
     }
 }

@@ -1,7 +1,7 @@
-//! What makes a policy of bytes that nobody vouches for, stage by stage.
+//! Loads a policy from untrusted bytes, stage by stage.
 //!
-//! `Loader::prepare` is the list of stages: a start, a swap, a trial and [`check`] all go through it, and differ in what they do
-//! with the result.
+//! `Loader::prepare` lists the stages. A start, a swap, a shadow evaluation and [`check`] all use it, and differ in what they
+//! do with the result.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,37 +22,37 @@ use super::store::{CONFIG_BYTES_MAX, Configured, Store, StoreError};
 use crate::artifact::signature::{SIGNATURE_BYTES_MAX, SignatureError, Signer, Trust};
 use crate::artifact::{self, Artifact, ArtifactError, ArtifactRef, Carrier};
 
-/// What the default policy is called where a file would be named.
+/// The name of the default policy, in place of a file.
 pub const BUILT_IN: &str = "the built-in policy";
 
-/// The longest name of a caller or an origin that is kept.
+/// The maximum length of the stored name of a caller or an origin.
 pub(super) const NAME_BYTES_MAX: usize = 200;
 
-/// Where a component comes from.
+/// The source of a component.
 #[derive(Clone, Debug)]
 pub enum Source {
     BuiltIn,
-    /// With the signature that lies beside it.
+    /// A file, with the signature file next to it.
     File(PathBuf),
-    /// With the signature that was pushed along.
+    /// An artifact in a registry, with the signature in it.
     Registry(ArtifactRef),
-    /// Sent along. `origin` is what the sender calls it.
+    /// Bytes in the request. `origin` is the sender's name for them.
     Bytes {
         bytes: Bytes,
         origin: String,
         signature: Option<String>,
     },
-    /// One that was in use before and is still kept. Without a signature, the last one that it had.
+    /// A stored component that was active before. If `signature` is `None`, its last signature applies.
     Kept {
         digest: String,
         signature: Option<String>,
     },
-    /// The one in use: only its configuration changes.
+    /// The active component, with a new configuration.
     Active,
 }
 
 impl Source {
-    /// Whether its name says which bytes are meant, so that nobody can put others in their place.
+    /// Returns whether the name identifies the bytes, so that nobody can replace them.
     pub(super) fn is_exact(&self) -> bool {
         match self {
             Self::Registry(reference) => reference.is_pinned(),
@@ -107,7 +107,7 @@ impl std::fmt::Display for Stage {
     }
 }
 
-/// Why it came no further.
+/// Why a candidate was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     #[error("another swap is under way")]
@@ -160,7 +160,7 @@ impl Hints for Refusal {
     }
 }
 
-/// A component on its way in.
+/// A fetched component.
 pub(super) struct Fetched {
     pub(super) bytes: Bytes,
     pub(super) origin: String,
@@ -178,7 +178,7 @@ impl From<Artifact> for Fetched {
 }
 
 impl Fetched {
-    /// What the configuration asks for, if this is what it names.
+    /// Returns the entry of the configuration, if it names this component.
     pub(super) fn configured(&self, config: String) -> Configured {
         Configured {
             digest: Some(digest(&self.bytes)),
@@ -190,7 +190,7 @@ impl Fetched {
 
 pub(super) type Failed = (Stage, Refusal);
 
-/// A stage that has passed, with what was found out in it.
+/// A passed stage, with its result.
 pub enum Passed {
     Fetch { origin: String },
     Size(usize),
@@ -203,80 +203,98 @@ pub enum Passed {
     Config,
 }
 
-pub(super) trait At<T> {
-    fn at(self, stage: Stage) -> Result<T, Failed>;
+pub(super) trait AtStage<T> {
+    fn at_stage(self, stage: Stage) -> Result<T, Failed>;
 }
 
-impl<T, E: Into<Refusal>> At<T> for Result<T, E> {
-    fn at(self, stage: Stage) -> Result<T, Failed> {
+impl<T, E: Into<Refusal>> AtStage<T> for Result<T, E> {
+    fn at_stage(self, stage: Stage) -> Result<T, Failed> {
         self.map_err(|error| (stage, error.into()))
     }
 }
 
-/// What makes a policy of bytes.
+/// Loads policies from bytes.
 pub(super) struct Loader {
     pub(super) engine: PolicyEngine,
     pub(super) states: PolicyStates,
     pub(super) carrier: Carrier,
     pub(super) trust: Trust,
-    /// As configured, before any key limits them.
+    /// The grants in the configuration, before any key limits them.
     pub(super) grants: Arc<Grants>,
-    /// `None`: nothing outlives the process.
+    /// `None`: nothing is saved across restarts.
     pub(super) store: Option<Arc<Store>>,
 }
 
 impl Loader {
-    /// All that a newcomer has to pass before it may be active.
+    /// Runs all stages that a candidate has to pass before it may become active.
     pub(super) async fn prepare(
         &self,
         fetched: Fetched,
         config: String,
     ) -> Result<PolicyRevision, Failed> {
-        self.prepare_telling(fetched, config, &mut |_| {}).await
+        self.prepare_with_progress(fetched, config, &mut |_| {})
+            .await
     }
 
-    /// The same, telling each stage that has passed.
-    async fn prepare_telling(
+    /// Runs all stages as [`Self::prepare`] does, and reports each stage that has passed.
+    async fn prepare_with_progress(
         &self,
         fetched: Fetched,
         config: String,
-        passed: &mut (dyn FnMut(Passed) + Send),
+        on_passed: &mut (dyn FnMut(Passed) + Send),
     ) -> Result<PolicyRevision, Failed> {
         let Fetched {
             bytes,
             origin,
             signature,
         } = fetched;
-        check_size(&bytes, &origin).at(Stage::Size)?;
-        passed(Passed::Size(bytes.len()));
+        check_size(&bytes, &origin).at_stage(Stage::Size)?;
+        on_passed(Passed::Size(bytes.len()));
         let signer = self.check_signature(&bytes, &origin, signature.as_deref());
-        let signer = signer.at(Stage::Signature)?;
-        passed(Passed::Signature(signer.clone()));
-        let examined = self.engine.examine(bytes, &origin).await.at(Stage::Parse)?;
-        passed(Passed::Parse(Box::new(examined.clone())));
-        self.engine.check_contract(&examined).at(Stage::Imports)?;
-        passed(Passed::Imports);
+        let signer = signer.at_stage(Stage::Signature)?;
+        on_passed(Passed::Signature(signer.clone()));
+        let examined = self
+            .engine
+            .examine(bytes, &origin)
+            .await
+            .at_stage(Stage::Parse)?;
+        on_passed(Passed::Parse(Box::new(examined.clone())));
+        self.engine
+            .check_contract(&examined)
+            .at_stage(Stage::Imports)?;
+        on_passed(Passed::Imports);
         let component = examined.bytes().clone();
-        let compiled = self.engine.compile(examined).await.at(Stage::Compile)?;
-        passed(Passed::Compile);
-        let linked = self.engine.link(compiled).at(Stage::Link)?;
-        passed(Passed::Link);
-        let policy = self.engine.introduce(linked).await.at(Stage::Describe)?;
+        let compiled = self
+            .engine
+            .compile(examined)
+            .await
+            .at_stage(Stage::Compile)?;
+        on_passed(Passed::Compile);
+        let linked = self.engine.link(compiled).at_stage(Stage::Link)?;
+        on_passed(Passed::Link);
+        let policy = self
+            .engine
+            .introduce(linked)
+            .await
+            .at_stage(Stage::Describe)?;
         let policy = Arc::new(policy);
-        passed(Passed::Describe(policy.clone()));
-        let problems = policy.validate_config(&config).await.at(Stage::Config)?;
+        on_passed(Passed::Describe(policy.clone()));
+        let problems = policy
+            .validate_config(&config)
+            .await
+            .at_stage(Stage::Config)?;
         if !problems.is_empty() {
             let policy = policy.title();
-            return Err(PolicyError::Config { policy, problems }).at(Stage::Config);
+            return Err(PolicyError::Config { policy, problems }).at_stage(Stage::Config);
         }
-        passed(Passed::Config);
+        on_passed(Passed::Config);
         Ok(PolicyRevision {
             state: self.states.of(&policy.name),
-            permissions: Permissions::of(&policy.imports),
+            permissions: Permissions::from_imports(&policy.imports),
             policy,
-            grants: self.granted_to(signer.as_ref()),
+            grants: self.grants_for(signer.as_ref()),
             signer,
-            // Nobody has looked at one that nobody asks for.
+            // If no signature is required, nobody has checked its length.
             signature: signature.filter(|text| text.len() <= SIGNATURE_BYTES_MAX),
             config,
             origin,
@@ -284,7 +302,7 @@ impl Loader {
         })
     }
 
-    /// Who vouches for it, where somebody has to. The built-in policy is part of this program, and trusted as it is.
+    /// Verifies the signature, if one is required. The built-in policy is part of this program and always trusted.
     fn check_signature(
         &self,
         bytes: &[u8],
@@ -301,7 +319,7 @@ impl Loader {
         })
     }
 
-    fn granted_to(&self, signer: Option<&Signer>) -> Arc<Grants> {
+    fn grants_for(&self, signer: Option<&Signer>) -> Arc<Grants> {
         match signer {
             Some(Signer {
                 name,
@@ -318,9 +336,10 @@ impl Loader {
                 origin: BUILT_IN.to_owned(),
                 signature: None,
             }),
-            Source::File(path) => self.carried(artifact::Source::File(path)).await,
+            Source::File(path) => self.fetch_artifact(artifact::Source::File(path)).await,
             Source::Registry(reference) => {
-                self.carried(artifact::Source::Registry(reference)).await
+                self.fetch_artifact(artifact::Source::Registry(reference))
+                    .await
             }
             Source::Bytes {
                 bytes,
@@ -333,34 +352,34 @@ impl Loader {
             }),
             Source::Kept { digest, signature } => {
                 let Some(store) = self.store.clone() else {
-                    return Err(StoreError::Absent { digest }).at(Stage::Fetch);
+                    return Err(StoreError::Absent { digest }).at_stage(Stage::Fetch);
                 };
                 let origin = digest.clone();
                 let read = tokio::task::spawn_blocking(move || store.read_component(&digest)).await;
                 let read =
                     read.unwrap_or_else(|panicked| Err(StoreError::Panicked(panicked.to_string())));
                 Ok(Fetched {
-                    bytes: read.at(Stage::Fetch)?,
+                    bytes: read.at_stage(Stage::Fetch)?,
                     origin,
                     signature,
                 })
             }
-            // There is a shorter way, see `Generations::content`.
-            Source::Active => Err(Refusal::NothingBefore).at(Stage::Fetch),
+            // `Generations::load_candidate` handles this source.
+            Source::Active => Err(Refusal::NothingBefore).at_stage(Stage::Fetch),
         }
     }
 
-    async fn carried(&self, source: artifact::Source) -> Result<Fetched, Failed> {
-        let carried = self.carrier.fetch(&source, limits::COMPONENT_BYTES_MAX);
-        match carried.await {
+    async fn fetch_artifact(&self, source: artifact::Source) -> Result<Fetched, Failed> {
+        let fetch = self.carrier.fetch(&source, limits::COMPONENT_BYTES_MAX);
+        match fetch.await {
             Ok(artifact) => Ok(artifact.into()),
-            Err(error @ ArtifactError::TooLarge { .. }) => Err(error).at(Stage::Size),
-            Err(error) => Err(error).at(Stage::Fetch),
+            Err(error @ ArtifactError::TooLarge { .. }) => Err(error).at_stage(Stage::Size),
+            Err(error) => Err(error).at_stage(Stage::Fetch),
         }
     }
 
-    /// One that comes from a registry, which may take minutes: long before anybody's turn, so that nobody waits for it.
-    pub(super) async fn fetch_early(&self, source: &Source) -> Result<Option<Fetched>, Failed> {
+    /// Fetches a component from a registry before the swap takes its lock, since that may take minutes.
+    pub(super) async fn prefetch(&self, source: &Source) -> Result<Option<Fetched>, Failed> {
         match source {
             Source::Registry(_) => self.fetch(source.clone()).await.map(Some),
             _ => Ok(None),
@@ -378,32 +397,34 @@ fn check_size(bytes: &Bytes, origin: &str) -> Result<(), PolicyError> {
     })
 }
 
-/// Takes a candidate through all stages that a swap would, and swaps nothing. What has passed is told as it passes.
+/// Runs all stages of a swap for a candidate without swapping. It reports each stage that has passed.
 pub async fn check(
     engine: PolicyEngine,
-    terms: TrustConfig,
+    trust_config: TrustConfig,
     source: Source,
     config: &str,
-    passed: &mut (dyn FnMut(Passed) + Send),
+    on_passed: &mut (dyn FnMut(Passed) + Send),
 ) -> Result<PolicyRevision, (Stage, Refusal)> {
     let loader = Loader {
         engine,
-        // Nothing is kept: a policy keeps something in a refresh only.
+        // Nothing is stored: a policy only writes state in a refresh.
         states: PolicyStates::in_folder(PathBuf::new()),
-        carrier: terms.carrier,
-        trust: terms.trust,
-        grants: terms.grants,
+        carrier: trust_config.carrier,
+        trust: trust_config.trust,
+        grants: trust_config.grants,
         store: None,
     };
     let fetched = loader.fetch(source).await?;
     let origin = fetched.origin.clone();
-    passed(Passed::Fetch { origin });
-    let config = normal(config).at(Stage::Config)?;
-    loader.prepare_telling(fetched, config, passed).await
+    on_passed(Passed::Fetch { origin });
+    let config = normalize(config).at_stage(Stage::Config)?;
+    loader
+        .prepare_with_progress(fetched, config, on_passed)
+        .await
 }
 
-/// The same text for the same configuration, however it was written.
-pub(super) fn normal(config: &str) -> Result<String, Refusal> {
+/// Returns the same text for equal configurations, however they were formatted.
+pub(super) fn normalize(config: &str) -> Result<String, Refusal> {
     if config.len() > CONFIG_BYTES_MAX {
         return Err(Refusal::ConfigTooLarge {
             bytes: config.len(),

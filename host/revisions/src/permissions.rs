@@ -1,4 +1,5 @@
-//! What a component can ask the host for, read from what it imports. What it imports not, it can never do, whatever its code is.
+//! The permissions of a component, read from its imports. It can never call a function that it does not import, whatever its
+//! code does.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +23,7 @@ pub enum Permission {
 }
 
 impl Permission {
-    fn of(interface: &str, function: &str) -> Option<Self> {
+    fn from_import(interface: &str, function: &str) -> Option<Self> {
         Some(match (interface, function) {
             ("docker", "containers") => Self::List,
             ("docker", "inspect") => Self::Inspect,
@@ -32,12 +33,12 @@ impl Permission {
             ("host", "now") => Self::Time,
             ("host", "state-get") => Self::ReadState,
             ("host", "state-set") => Self::WriteState,
-            // Methods of handles, which only say what a list, an inspection or a pull has told already.
+            // Methods of handles, which only return data of a list, an inspection or a pull.
             _ => return None,
         })
     }
 
-    /// Whether any grant covers it. The patterns of `[grants]` narrow it further.
+    /// Returns whether any grant covers it. The patterns of `[grants]` narrow it further.
     fn is_granted(self, grants: &Grants) -> bool {
         let any = |verbs: &[Verb]| verbs.iter().any(|verb| grants.may(*verb).is_ok());
         match self {
@@ -70,28 +71,31 @@ impl std::fmt::Display for Permission {
 pub struct Permissions(BTreeSet<Permission>);
 
 impl Permissions {
-    pub fn of(imports: &Imports) -> Self {
-        let asked = imports.iter().flat_map(|(name, functions)| {
+    pub fn from_imports(imports: &Imports) -> Self {
+        let permissions = imports.iter().flat_map(|(name, functions)| {
             let name = name.strip_prefix(CONTRACT).unwrap_or_default();
             let interface = name.trim_start_matches('/').split('@').next();
             let interface = interface.unwrap_or_default();
             functions
                 .iter()
-                .filter_map(move |function| Permission::of(interface, function))
+                .filter_map(move |function| Permission::from_import(interface, function))
         });
-        Self(asked.collect())
+        Self(permissions.collect())
     }
 
-    /// Those that the host would really give.
+    /// Returns the permissions that the grants allow.
     #[must_use]
-    pub fn within(&self, grants: &Grants) -> Self {
-        let granted = self.0.iter().filter(|it| it.is_granted(grants));
+    pub fn limited_to(&self, grants: &Grants) -> Self {
+        let granted = self
+            .0
+            .iter()
+            .filter(|permission| permission.is_granted(grants));
         Self(granted.copied().collect())
     }
 
-    /// What these are more than those.
+    /// Returns the permissions that the other set does not have.
     #[must_use]
-    pub fn beyond(&self, other: &Self) -> Self {
+    pub fn difference(&self, other: &Self) -> Self {
         Self(self.0.difference(&other.0).copied().collect())
     }
 
@@ -100,7 +104,7 @@ impl Permissions {
     }
 }
 
-/// `inspect containers, pull images`
+/// Writes `inspect containers, pull images`.
 impl std::fmt::Display for Permissions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.0.is_empty() {
@@ -120,11 +124,11 @@ pub struct Difference {
 }
 
 impl Difference {
-    /// Of what the one and the other were really given, see [`Permissions::within`].
+    /// Returns the change from the old to the new permissions, both as of [`Permissions::limited_to`].
     pub fn between(old: &Permissions, new: &Permissions) -> Self {
         Self {
-            gained: new.beyond(old),
-            lost: old.beyond(new),
+            gained: new.difference(old),
+            lost: old.difference(new),
         }
     }
 }
@@ -156,42 +160,45 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_that_also_recreates_is_told_of() {
-        let old = Permissions::of(&imports(&[("docker", "pull"), ("host", "log")]));
-        let new = Permissions::of(&imports(&[("docker", "pull"), ("docker", "recreate")]));
+    fn candidate_that_also_recreates_gains_a_permission() {
+        let old = Permissions::from_imports(&imports(&[("docker", "pull"), ("host", "log")]));
+        let new =
+            Permissions::from_imports(&imports(&[("docker", "pull"), ("docker", "recreate")]));
         let all = grants(&[Verb::Pull, Verb::Replace]);
-        let difference = Difference::between(&old.within(&all), &new.within(&all));
+        let difference = Difference::between(&old.limited_to(&all), &new.limited_to(&all));
         assert_eq!(difference.gained.to_string(), "recreate containers");
         assert_eq!(difference.lost.to_string(), "write to the log");
     }
 
     #[test]
-    fn what_no_grant_covers_is_not_gained() {
+    fn permission_without_grant_is_not_gained() {
         let old = Permissions::default();
-        let new = Permissions::of(&imports(&[("docker", "recreate"), ("docker", "inspect")]));
+        let new =
+            Permissions::from_imports(&imports(&[("docker", "recreate"), ("docker", "inspect")]));
         let few = grants(&[Verb::Inspect]);
-        let difference = Difference::between(&old.within(&few), &new.within(&few));
+        let difference = Difference::between(&old.limited_to(&few), &new.limited_to(&few));
         assert_eq!(difference.gained.to_string(), "inspect containers");
     }
 
     #[test]
-    fn the_same_component_gains_what_a_key_no_longer_forbids() {
-        let same = Permissions::of(&imports(&[("docker", "recreate"), ("docker", "pull")]));
+    fn same_component_gains_what_its_key_newly_allows() {
+        let same =
+            Permissions::from_imports(&imports(&[("docker", "recreate"), ("docker", "pull")]));
         let all = grants(&[Verb::Pull, Verb::Replace]);
         let limited = all.limited_to("matchers", &[Verb::Pull]);
-        let difference = Difference::between(&same.within(&limited), &same.within(&all));
+        let difference = Difference::between(&same.limited_to(&limited), &same.limited_to(&all));
         assert_eq!(difference.gained.to_string(), "recreate containers");
         assert!(difference.lost.is_empty());
     }
 
     #[test]
-    fn what_is_no_function_of_the_contract_is_no_permission() {
+    fn import_outside_the_contract_is_no_permission() {
         let mut wanted = imports(&[("docker", "[method]container.name")]);
         wanted.insert("wasi:cli/stdout@0.2.6".into(), ["pull".to_owned()].into());
         wanted.insert(
             "acme:docker/docker@1.0.0".into(),
             ["pull".to_owned()].into(),
         );
-        assert!(Permissions::of(&wanted).is_empty());
+        assert!(Permissions::from_imports(&wanted).is_empty());
     }
 }

@@ -1,8 +1,8 @@
-//! A candidate that decides beside the active policy, over the very facts that it was shown, and does nothing.
+//! Shadow evaluation: a candidate decides on the same facts as the active policy, and changes nothing.
 //!
-//! After each refresh or plan of the generation that it stands beside, the candidate is asked the same question on a replay of
-//! what was seen. Where both come to the same, they agree. A candidate may be told to take over once it has agreed often
-//! enough in a row; one that traps, or that decides otherwise, begins to count anew.
+//! After each refresh or plan of the generation that it is compared with, the candidate gets the same request on a replay of
+//! the recorded facts. If both have the same result, they agree. A candidate may be configured to take over after it has agreed
+//! a number of times in a row. If it traps or decides differently, the count starts again at zero.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,9 +15,10 @@ use serde::Serialize;
 
 use super::PolicyRevision;
 
-/// Comparisons with differences that are kept, the last ones.
-const KEPT: usize = 20;
-/// Differences of one comparison that are kept. On a thousand containers one wrong rule makes a thousand of the same.
+/// The number of comparisons with differences that are kept, the last ones.
+const COMPARISONS_MAX: usize = 20;
+/// The number of differences of a comparison that are kept. On a thousand containers, one wrong rule makes a thousand equal
+/// ones.
 const DIFFERENCES_MAX: usize = 100;
 
 /// What one policy said of a container, and had done to it.
@@ -50,20 +51,23 @@ pub struct Difference {
     pub new: Option<ShadowDecision>,
 }
 
-/// All that a policy said and had done in one refresh, by container.
+/// All decisions and actions of a policy in one refresh, by container.
 pub type DecisionSet = BTreeMap<String, ShadowDecision>;
 
-/// Where two policies differ in what becomes of a container. Other words for the same are no difference; to leave a container
-/// alone and to say nothing of it is the same.
+/// Returns the containers with a different effect. Different reason texts do not count; leaving a container alone equals not
+/// mentioning it.
 pub fn differences(old: &DecisionSet, new: &DecisionSet) -> Vec<Difference> {
     let mut containers: Vec<&String> = old.keys().chain(new.keys()).collect();
     containers.sort();
     containers.dedup();
-    let effect = |said: Option<&ShadowDecision>| {
-        let verdict = said
-            .and_then(|said| said.verdict)
+    let effect = |decision: Option<&ShadowDecision>| {
+        let verdict = decision
+            .and_then(|decision| decision.verdict)
             .filter(|verdict| *verdict != Verdict::Leave);
-        (verdict, said.and_then(|said| said.recreation.clone()))
+        (
+            verdict,
+            decision.and_then(|decision| decision.recreation.clone()),
+        )
     };
     containers
         .into_iter()
@@ -108,17 +112,17 @@ pub struct Tally {
     pub differing: VecDeque<Comparison>,
 }
 
-/// A candidate on trial.
+/// A candidate in a shadow evaluation.
 pub struct Shadow {
     pub(super) content: PolicyRevision,
     pub began: jiff::Timestamp,
     pub by: String,
-    /// The generation that it is compared with. Another one would be another question.
+    /// The generation that it is compared with. A different one would invalidate the comparison.
     pub beside: u64,
-    /// How often it must agree in a row to take over; `None`: never by itself.
+    /// How often it must agree in a row to take over; `None`: never automatically.
     pub after: Option<u32>,
     tally: Mutex<Tally>,
-    /// Held while it decides: a candidate that takes its time must not pile up.
+    /// Held while the candidate decides: runs of a slow candidate must not pile up.
     pub(super) deciding: tokio::sync::Semaphore,
 }
 
@@ -148,8 +152,8 @@ impl Shadow {
         self.lock().clone()
     }
 
-    /// Leave to decide, unless it is at it.
-    pub fn begin(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
+    /// Returns a permit for a run, unless one is in progress.
+    pub fn try_begin(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
         let permit = self.deciding.try_acquire().ok();
         if permit.is_none() {
             self.lock().skipped += 1;
@@ -157,8 +161,8 @@ impl Shadow {
         permit
     }
 
-    /// Writes down what came of a question. Whether it has agreed often enough to take over.
-    pub fn compared(&self, outcome: Result<Vec<Difference>, Diagnostic>) -> bool {
+    /// Records the result of a comparison. Returns whether the candidate has agreed often enough to take over.
+    pub fn record(&self, outcome: Result<Vec<Difference>, Diagnostic>) -> bool {
         let mut tally = self.lock();
         tally.compared += 1;
         let (mut differences, failure) = match outcome {
@@ -173,7 +177,7 @@ impl Shadow {
         tally.agreed_in_a_row = 0;
         let more = differences.len().saturating_sub(DIFFERENCES_MAX);
         differences.truncate(DIFFERENCES_MAX);
-        if tally.differing.len() == KEPT {
+        if tally.differing.len() == COMPARISONS_MAX {
             tally.differing.pop_front();
         }
         tally.differing.push_back(Comparison {
@@ -194,7 +198,7 @@ impl Shadow {
 mod tests {
     use super::*;
 
-    fn said(verdict: Verdict, reason: &str) -> ShadowDecision {
+    fn decision(verdict: Verdict, reason: &str) -> ShadowDecision {
         ShadowDecision {
             verdict: Some(verdict),
             rule: "r".into(),
@@ -203,47 +207,50 @@ mod tests {
         }
     }
 
-    fn sayings<const N: usize>(all: [(&str, ShadowDecision); N]) -> DecisionSet {
+    fn decision_set<const N: usize>(all: [(&str, ShadowDecision); N]) -> DecisionSet {
         all.into_iter()
-            .map(|(container, said)| (container.to_owned(), said))
+            .map(|(container, decision)| (container.to_owned(), decision))
             .collect()
     }
 
     #[test]
-    fn other_words_for_the_same_are_no_difference() {
-        let old = sayings([
-            ("a", said(Verdict::Current, "up to date")),
-            ("b", said(Verdict::Leave, "not mine")),
+    fn different_reason_text_is_no_difference() {
+        let old = decision_set([
+            ("a", decision(Verdict::Current, "up to date")),
+            ("b", decision(Verdict::Leave, "not mine")),
         ]);
-        let new = sayings([("a", said(Verdict::Current, "it is"))]);
+        let new = decision_set([("a", decision(Verdict::Current, "it is"))]);
         assert_eq!(differences(&old, &new), []);
     }
 
     #[test]
-    fn another_verdict_another_image_and_another_strategy_are() {
+    fn different_verdict_image_or_strategy_is_a_difference() {
         let recreated = |strategy, image: &str| ShadowDecision {
             recreation: Some(Recreation {
                 strategy,
                 to_image_id: ImageId::new(image),
             }),
-            ..said(Verdict::Recreate, "")
+            ..decision(Verdict::Recreate, "")
         };
-        let old = sayings([
-            ("a", said(Verdict::Current, "")),
+        let old = decision_set([
+            ("a", decision(Verdict::Current, "")),
             ("b", recreated(Strategy::Replace, "x")),
             ("c", recreated(Strategy::Replace, "x")),
             ("d", recreated(Strategy::Replace, "x")),
-            ("e", said(Verdict::Stale, "")),
+            ("e", decision(Verdict::Stale, "")),
         ]);
-        let new = sayings([
-            ("a", said(Verdict::Stale, "")),
+        let new = decision_set([
+            ("a", decision(Verdict::Stale, "")),
             ("b", recreated(Strategy::Remove, "x")),
             ("c", recreated(Strategy::Replace, "y")),
             ("d", recreated(Strategy::Replace, "x")),
         ]);
-        let found = differences(&old, &new);
-        let names: Vec<&str> = found.iter().map(|it| it.container.as_str()).collect();
+        let differences = differences(&old, &new);
+        let names: Vec<&str> = differences
+            .iter()
+            .map(|difference| difference.container.as_str())
+            .collect();
         assert_eq!(names, ["a", "b", "c", "e"]);
-        assert_eq!(found[3].new, None);
+        assert_eq!(differences[3].new, None);
     }
 }

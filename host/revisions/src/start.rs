@@ -1,9 +1,9 @@
-//! Which generation is active when a process starts.
+//! Selects the active generation when a process starts.
 //!
-//! What was swapped in stays in use over restarts, until it is rolled back or the operator changes `[policy]`: the ledger
-//! remembers what the configuration asked for at the last swap, and where it asks for something else now, it wins. Where the one
-//! that should be active cannot be loaded, the last good one is, and says so. What nobody ever chose is no way out: a policy
-//! that an operator has not asked for must not begin to recreate containers.
+//! A swapped-in policy stays active across restarts, until somebody rolls it back or the operator changes `[policy]`: the
+//! history stores the configuration at the last swap, and a different configuration wins. If the intended policy cannot be
+//! loaded, the last good one becomes active, and the generation reports that. Refit never falls back to a policy that nobody
+//! chose: a policy that no operator requested must not start to recreate containers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,64 +21,64 @@ use super::{Generation, Generations, PolicyRevision, Previous, SwapState};
 use crate::artifact::Carrier;
 use crate::artifact::signature::Trust;
 
-/// Whether swaps outlive the process.
+/// Whether swaps survive the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Persistence {
-    /// The configuration alone says which policy is active at a start: a single refresh from the command line, a program that
-    /// has a store of its own.
+    /// No: the configuration alone selects the policy at a start. For a single refresh from the command line, or a program with
+    /// its own store.
     Nothing,
-    /// Below the state folder.
+    /// Yes, in the state folder.
     Generations,
 }
 
-/// What the host goes by, whatever the policy.
+/// The host's grants, keys and registries, whatever the policy.
 pub struct TrustConfig {
     pub grants: Arc<Grants>,
-    /// Who may ship policies.
+    /// The keys that may sign policies.
     pub trust: Trust,
-    /// How policies come from files and registries.
+    /// Fetches policies from files and registries.
     pub carrier: Carrier,
 }
 
-/// One that may be active, in the order in which they are tried.
+/// A policy that may become active, in the order of attempts.
 enum Choice {
-    Asked,
+    Configured,
     Recorded(Box<Record>),
 }
 
 impl Generations {
-    /// Loads the one that is to be active.
+    /// Loads the policy that becomes active.
     pub async fn start(
         engine: PolicyEngine,
-        terms: TrustConfig,
+        trust_config: TrustConfig,
         state: &Path,
-        keep: Persistence,
-        asked: ConfiguredPolicy,
+        persistence: Persistence,
+        configured_policy: ConfiguredPolicy,
     ) -> Result<Self, Diagnostic> {
-        let store = match keep {
+        let store = match persistence {
             Persistence::Nothing => None,
-            Persistence::Generations => Some(Arc::new(Store::below(state))),
+            Persistence::Generations => Some(Arc::new(Store::new(state))),
         };
         let loader = Loader {
             engine,
             states: PolicyStates::in_folder(state.to_owned()),
-            carrier: terms.carrier,
-            trust: terms.trust,
-            grants: terms.grants,
+            carrier: trust_config.carrier,
+            trust: trust_config.trust,
+            grants: trust_config.grants,
             store,
         };
-        let from_registry = matches!(asked.source, Source::Registry(_));
+        let from_registry = matches!(configured_policy.source, Source::Registry(_));
         let (on_disk, mut problem) = match loader.store.as_ref().map(|store| store.read()) {
             None => (None, None),
-            Some(Ok(ledger)) => (ledger, None),
-            // There is no folder, and so no file in it.
-            Some(Err(error)) if error.is_about_no_folder() => (None, Some(Diagnostic::of(&error))),
-            // Another policy than the one that was swapped in must not decide because a file cannot be read.
+            Some(Ok(history)) => (history, None),
+            // There is no folder, so there is no file in it.
+            Some(Err(error)) if error.is_not_a_folder() => (None, Some(Diagnostic::of(&error))),
+            // If a file cannot be read, a policy other than the swapped-in one must not decide.
             Some(Err(error)) => return Err(Diagnostic::of(&error)),
         };
-        let may_be_older = asked.may_be_older();
-        let config = normal_or_as_is(asked.config);
-        let mut fetched = Some(loader.fetch(asked.source).await);
+        let may_be_older = configured_policy.may_be_older();
+        let config = normalize_if_valid(configured_policy.config);
+        let mut fetched = Some(loader.fetch(configured_policy.source).await);
         let configured = match &fetched {
             Some(Ok(fetched)) => fetched.configured(config.clone()),
             _ => Configured {
@@ -93,15 +93,17 @@ impl Generations {
             .enumerate()
         {
             let loaded = match &choice {
-                Choice::Asked => match fetched.take() {
+                Choice::Configured => match fetched.take() {
                     Some(Ok(fetched)) => {
                         let content = loader.prepare(fetched, config.clone()).await;
-                        content.and_then(|it| check_version(it, on_disk.as_ref(), may_be_older))
+                        content.and_then(|content| {
+                            check_version(content, on_disk.as_ref(), may_be_older)
+                        })
                     }
                     Some(Err(failed)) => Err(failed),
                     None => continue,
                 },
-                Choice::Recorded(record) => recorded(&loader, record).await,
+                Choice::Recorded(record) => load_record(&loader, record).await,
             };
             let content = match loaded {
                 Ok(content) => content,
@@ -111,99 +113,105 @@ impl Generations {
                 }
             };
             if index > 0 {
-                problem = first_failure.map(|failure| fallen_back(failure, &content));
+                problem = first_failure.map(|failure| fallback_problem(failure, &content));
             }
             if let Some(problem) = &problem {
                 tracing::error!(hints = ?problem.hints, "{}", problem.sentence());
             }
-            let past = SwapState {
+            let swap_state = SwapState {
                 previous: None,
                 on_disk,
                 configured,
                 from_registry,
             };
-            return Ok(Self::beginning_with(loader, past, choice, content, problem));
+            return Ok(Self::from_choice(
+                loader, swap_state, choice, content, problem,
+            ));
         }
         Err(first_failure.unwrap_or_else(|| Diagnostic::new("there is no policy to load")))
     }
 
-    /// Writes down what the start has come to, so that no other generation gets its number. A failure costs no more than that.
-    pub async fn write_down(&self) {
+    /// Saves the result of the start, so that no other generation gets its number. A failure has no other effect.
+    pub async fn save(&self) {
         let Some(store) = self.loader.store.clone() else {
             return;
         };
-        let mut past = self.past.lock().await;
-        let seen = past.on_disk.clone();
+        let mut swap_state = self.swap_state.lock().await;
+        let expected = swap_state.on_disk.clone();
         let active = self.active();
-        let ledger = match (&seen, &active.fallback) {
-            // Before the first swap the configuration alone says which policy is active, and there is nothing to remember. But a
-            // registry may be out of reach at the next start, and the version of a signed policy must not go back.
-            (None, _) if !past.from_registry && active.content.signer.is_none() => return,
-            // One that only stands in is not what the next start should try first.
-            (Some(seen), Some(_)) => seen.with_numbers_up_to(active.ledger.next),
-            _ => active.ledger.clone(),
+        let history = match (&expected, &active.fallback) {
+            // Before the first swap, the configuration alone selects the policy, and there is nothing to save. But a registry
+            // may not answer at the next start, and the version of a signed policy must not go back.
+            (None, _) if !swap_state.from_registry && active.content.signer.is_none() => return,
+            // The next start should not try a fallback first.
+            (Some(expected), Some(_)) => expected.with_reserved_numbers(active.history.next),
+            _ => active.history.clone(),
         };
-        if seen.as_ref() == Some(&ledger) {
+        if expected.as_ref() == Some(&history) {
             return;
         }
         let components = vec![(
             active.policy().digest.clone(),
             active.content.component.clone(),
         )];
-        let writing = ledger.clone();
-        let written =
-            tokio::task::spawn_blocking(move || store.write(seen.as_ref(), &writing, &components));
-        match written.await {
-            Ok(Ok(())) => past.on_disk = Some(ledger),
+        let new_history = history.clone();
+        let write = tokio::task::spawn_blocking(move || {
+            store.write(expected.as_ref(), &new_history, &components)
+        });
+        match write.await {
+            Ok(Ok(())) => swap_state.on_disk = Some(history),
             Ok(Err(error)) => tracing::warn!(
-                "the start cannot be written down: {}",
+                "cannot save the active generation: {}",
                 Diagnostic::of(&error).sentence()
             ),
             Err(panicked) => tracing::error!("the store panicked, please report it: {panicked}"),
         }
     }
 
-    fn beginning_with(
+    fn from_choice(
         loader: Loader,
-        mut past: SwapState,
+        mut swap_state: SwapState,
         choice: Choice,
         mut content: PolicyRevision,
         fallback: Option<Diagnostic>,
     ) -> Self {
-        // It is on disk, or never will be.
+        // The component is on the disk, or never will be.
         if loader.store.is_none() || matches!(choice, Choice::Recorded(_)) {
             content.component = bytes::Bytes::new();
         }
-        let configured = &past.configured;
-        let ledger = match (&past.on_disk, choice) {
-            // As it was.
-            (Some(ledger), Choice::Recorded(record)) if record.number == ledger.active().number => {
-                ledger.clone()
+        let configured = &swap_state.configured;
+        let history = match (&swap_state.on_disk, choice) {
+            // Nothing has changed.
+            (Some(history), Choice::Recorded(record))
+                if record.number == history.active().number =>
+            {
+                history.clone()
             }
-            (Some(ledger), choice) => {
-                let how = match choice {
-                    Choice::Asked if fallback.is_none() => ActivationReason::Configured,
-                    Choice::Asked | Choice::Recorded(_) => ActivationReason::FellBack,
+            (Some(history), choice) => {
+                let reason = match choice {
+                    Choice::Configured if fallback.is_none() => ActivationReason::Configured,
+                    Choice::Configured | Choice::Recorded(_) => ActivationReason::FellBack,
                 };
-                let record = Record::new(ledger.next, &content, how, BY);
-                // Not what it asks for now, if that is not what is active: the next start is to try it again.
-                let configured = match how {
-                    ActivationReason::FellBack => ledger.configured.clone(),
+                let record = Record::new(history.next, &content, reason, BY);
+                // If the active policy is a fallback, keep the old entry, so that the next start tries the configured policy
+                // again.
+                let configured = match reason {
+                    ActivationReason::FellBack => history.configured.clone(),
                     _ => configured.clone(),
                 };
-                ledger.followed_by(record, configured)
+                history.with_record(record, configured)
             }
             (None, _) => {
                 let record = Record::new(1, &content, ActivationReason::Configured, BY);
-                RevisionHistory::beginning_with(record, configured.clone())
+                RevisionHistory::new(record, configured.clone())
             }
         };
-        past.previous = ledger.previous().cloned().map(Previous::Recorded);
+        swap_state.previous = history.previous().cloned().map(Previous::Recorded);
         Self {
-            active: ArcSwap::from_pointee(Generation::new(content, ledger, fallback)),
+            active: ArcSwap::from_pointee(Generation::new(content, history, fallback)),
             refused: ArcSwapOption::empty(),
             shadow: ArcSwapOption::empty(),
-            past: Mutex::new(past),
+            swap_state: Mutex::new(swap_state),
             loader,
         }
     }
@@ -212,43 +220,45 @@ impl Generations {
 const BY: &str = "the start";
 
 fn choices(on_disk: Option<&RevisionHistory>, configured: &Configured) -> Vec<Choice> {
-    let Some(ledger) = on_disk else {
-        return vec![Choice::Asked];
+    let Some(history) = on_disk else {
+        return vec![Choice::Configured];
     };
-    let active = Choice::Recorded(Box::new(ledger.active().clone()));
-    let previous = ledger
+    let active = Choice::Recorded(Box::new(history.active().clone()));
+    let previous = history
         .previous()
         .cloned()
         .map(|record| Choice::Recorded(Box::new(record)));
-    let recorded = std::iter::once(active).chain(previous);
-    if configured.differs_from(&ledger.configured) {
-        std::iter::once(Choice::Asked).chain(recorded).collect()
+    let recorded_choices = std::iter::once(active).chain(previous);
+    if configured.differs_from(&history.configured) {
+        std::iter::once(Choice::Configured)
+            .chain(recorded_choices)
+            .collect()
     } else {
-        recorded.chain([Choice::Asked]).collect()
+        recorded_choices.chain([Choice::Configured]).collect()
     }
 }
 
-async fn recorded(loader: &Loader, record: &Record) -> Result<PolicyRevision, Failed> {
-    let kept = Source::Kept {
+async fn load_record(loader: &Loader, record: &Record) -> Result<PolicyRevision, Failed> {
+    let source = Source::Kept {
         digest: record.digest.clone(),
         signature: record.signature.clone(),
     };
     let fetched = Fetched {
         origin: record.origin.clone(),
-        ..loader.fetch(kept).await?
+        ..loader.fetch(source).await?
     };
     loader.prepare(fetched, record.config.to_string()).await
 }
 
-/// The policy says what is wrong with it, better than we could.
-fn normal_or_as_is(config: String) -> String {
+/// Normalizes the configuration. If it is invalid, the policy reports that better than Refit could.
+fn normalize_if_valid(config: String) -> String {
     match serde_json::from_str::<serde_json::Value>(&config) {
         Ok(value) => value.to_string(),
         Err(_) => config,
     }
 }
 
-fn fallen_back(failure: Diagnostic, content: &PolicyRevision) -> Diagnostic {
+fn fallback_problem(failure: Diagnostic, content: &PolicyRevision) -> Diagnostic {
     let mut problem = Diagnostic::new(format!(
         "the policy that should be active cannot be used; `{}` from {} is instead",
         content.policy.title(),

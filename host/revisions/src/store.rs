@@ -1,8 +1,8 @@
-//! What outlives the process: the components of the last generations, by their digest, and a ledger that says which is active.
+//! Stores generations across restarts: the components of the last generations, by digest, and a file with their history, which
+//! names the active one.
 //!
-//! Everything is written beside and moved into place, components before the ledger that names them, so a process that dies at
-//! any step leaves the old state or the new one. A component is checked against its digest whenever it is read. All of this
-//! blocks.
+//! Refit writes temporary files and renames them, components before the history that names them, so a process that dies at any
+//! step leaves the old or the new state. Refit compares a component with its digest on each read. All functions here block.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -19,16 +19,17 @@ use super::PolicyRevision;
 use super::version::is_older;
 use crate::artifact::signature::Signer;
 
-/// Raised when a field changes its meaning or goes.
+/// The version of the format. It rises when a field changes its meaning or is removed.
 const FORMAT: u32 = 1;
 
-/// Generations that the ledger remembers: months, at a swap a day or two.
+/// The number of generations in the history: months, at a swap per day or two.
 const RECORDS_MAX: usize = 50;
-/// Components that are kept, the active and the previous one among them: some steps back, in 400 MB at most.
+/// The number of stored components, including the active and the previous one: enough to go back several steps, in 400 MB at
+/// most.
 const COMPONENTS_MAX: usize = 8;
-/// The largest ledger that is read. Its records hold configurations.
-const LEDGER_BYTES_MAX: u64 = 16 << 20;
-/// The largest configuration of a policy. One of a hundred lines is 4 KiB.
+/// The maximum size of a history file that Refit reads. Its records contain configurations.
+const HISTORY_BYTES_MAX: u64 = 16 << 20;
+/// The maximum size of a policy's configuration. A configuration of a hundred lines has 4 KiB.
 pub const CONFIG_BYTES_MAX: usize = 64 << 10;
 
 /// How a generation came to be.
@@ -98,12 +99,12 @@ impl Record {
     }
 }
 
-/// What the configuration asked for, so that a later start sees whether an operator has changed it since.
+/// The policy in the configuration, so that a later start sees whether an operator has changed it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configured {
-    /// `None` where the component could not be read.
+    /// `None` if the component could not be read.
     pub digest: Option<String>,
-    /// The one that came with it. Who signs anew, with another key perhaps, asks for something new.
+    /// The signature of the component. A new signature, perhaps by another key, counts as a change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
     /// JSON.
@@ -111,7 +112,7 @@ pub struct Configured {
 }
 
 impl Configured {
-    /// Whether it asks for something else than it did. A component that cannot be read asks for nothing.
+    /// Returns whether the configuration names a different policy than before. A component that cannot be read is no change.
     pub fn differs_from(&self, earlier: &Self) -> bool {
         let component = (&self.digest, &self.signature);
         self.config != earlier.config
@@ -119,24 +120,24 @@ impl Configured {
     }
 }
 
-/// Which generation is active, which was before it, and the last of all those that ever were.
+/// The history of generations: the active one, the previous one, and the last ones before.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RevisionHistory {
     format: u32,
-    /// The number of the next generation. Numbers are not used twice.
+    /// The number of the next generation. No number is used twice.
     pub next: u64,
     pub configured: Configured,
-    /// What a rollback goes back to.
+    /// The generation that a rollback restores.
     pub previous: Option<u64>,
-    /// By the name of a signed policy: the newest version of it that was ever active.
+    /// The newest version of each signed policy that was ever active, by its name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     newest: BTreeMap<String, String>,
-    /// The oldest first; the last one is active.
+    /// The records, the oldest first; the last one is active.
     records: Vec<Record>,
 }
 
 impl RevisionHistory {
-    pub(super) fn beginning_with(record: Record, configured: Configured) -> Self {
+    pub(super) fn new(record: Record, configured: Configured) -> Self {
         let mut newest = BTreeMap::new();
         remember_newest(&mut newest, &record);
         Self {
@@ -149,8 +150,9 @@ impl RevisionHistory {
         }
     }
 
-    pub(super) fn followed_by(&self, mut record: Record, configured: Configured) -> Self {
-        record.older_than = self.newer_than(&record.name, &record.version, record.signer.as_ref());
+    pub(super) fn with_record(&self, mut record: Record, configured: Configured) -> Self {
+        record.older_than =
+            self.newer_version(&record.name, &record.version, record.signer.as_ref());
         let mut newest = self.newest_versions();
         remember_newest(&mut newest, &record);
         let mut records = self.records.clone();
@@ -168,8 +170,8 @@ impl RevisionHistory {
         }
     }
 
-    /// The version that a signed policy is older than, if a newer one was active before.
-    pub(super) fn newer_than(
+    /// Returns the newest version of a signed policy that was active, if it is newer than this one.
+    pub(super) fn newer_version(
         &self,
         name: &str,
         version: &str,
@@ -180,7 +182,7 @@ impl RevisionHistory {
         newest.filter(|newest| is_older(version, newest))
     }
 
-    /// A ledger of an older Refit has records alone.
+    /// Returns the newest versions. The file of an older Refit has only the records.
     fn newest_versions(&self) -> BTreeMap<String, String> {
         let mut newest = self.newest.clone();
         for record in &self.records {
@@ -189,8 +191,8 @@ impl RevisionHistory {
         newest
     }
 
-    /// The same, with the numbers below `next` given away.
-    pub(super) fn with_numbers_up_to(&self, next: u64) -> Self {
+    /// Returns the same history with all numbers below `next` reserved.
+    pub(super) fn with_reserved_numbers(&self, next: u64) -> Self {
         Self {
             next: self.next.max(next),
             ..self.clone()
@@ -198,8 +200,8 @@ impl RevisionHistory {
     }
 
     pub fn active(&self) -> &Record {
-        // It begins with one, none is taken but from the front, and `read` refuses a file without any.
-        self.records.last().expect("a ledger has a record")
+        // The history starts with a record, records are only removed from the front, and `read` rejects a file without any.
+        self.records.last().expect("a history has a record")
     }
 
     pub fn previous(&self) -> Option<&Record> {
@@ -207,16 +209,16 @@ impl RevisionHistory {
         self.records.iter().find(|record| record.number == number)
     }
 
-    /// The newest first.
-    pub fn history(&self) -> impl Iterator<Item = &Record> {
+    /// Returns the records, the newest first.
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
         self.records.iter().rev()
     }
 
-    /// The digests whose components are worth keeping.
-    fn kept(&self) -> BTreeSet<&str> {
-        let wanted = [Some(self.active()), self.previous()].into_iter().flatten();
-        let mut kept: BTreeSet<&str> = wanted.map(|record| record.digest.as_str()).collect();
-        for record in self.history() {
+    /// Returns the digests of the components to keep.
+    fn kept_digests(&self) -> BTreeSet<&str> {
+        let required = [Some(self.active()), self.previous()].into_iter().flatten();
+        let mut kept: BTreeSet<&str> = required.map(|record| record.digest.as_str()).collect();
+        for record in self.records() {
             if kept.len() == COMPONENTS_MAX {
                 break;
             }
@@ -262,8 +264,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether a file stands where a folder should.
-    pub fn is_about_no_folder(&self) -> bool {
+    /// Returns whether there is a file in place of the folder.
+    pub fn is_not_a_folder(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotADirectory)
     }
 }
@@ -295,53 +297,53 @@ pub struct Store {
 }
 
 impl Store {
-    /// Below the state folder. Nothing is made before something is to be kept.
-    pub fn below(state: &Path) -> Self {
+    /// Opens the store in the state folder. Refit creates no files before the first save.
+    pub fn new(state: &Path) -> Self {
         Self {
             folder: state.join("policies"),
         }
     }
 
-    fn ledger(&self) -> PathBuf {
+    fn history_path(&self) -> PathBuf {
         self.folder.join("generations.json")
     }
 
-    fn component(&self, digest: &str) -> PathBuf {
+    fn component_path(&self, digest: &str) -> PathBuf {
         self.folder
             .join(format!("{}.wasm", digest.replace(':', "-")))
     }
 
-    /// `None` where nothing was ever swapped.
+    /// Reads the history. Returns `None` if nothing was ever saved.
     pub fn read(&self) -> Result<Option<RevisionHistory>, StoreError> {
-        let path = self.ledger();
-        let Some(text) = read_at_most(&path, LEDGER_BYTES_MAX)? else {
+        let path = self.history_path();
+        let Some(text) = read_at_most(&path, HISTORY_BYTES_MAX)? else {
             return Ok(None);
         };
-        let senseless = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Senseless {
+        let corrupt = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Senseless {
             path: path.clone(),
             source,
         };
-        let ledger: RevisionHistory =
-            serde_json::from_slice(&text).map_err(|error| senseless(error.into()))?;
-        if ledger.format != FORMAT || ledger.records.is_empty() {
-            return Err(senseless("it is of another format, or empty".into()));
+        let history: RevisionHistory =
+            serde_json::from_slice(&text).map_err(|error| corrupt(error.into()))?;
+        if history.format != FORMAT || history.records.is_empty() {
+            return Err(corrupt("it is of another format, or empty".into()));
         }
-        Ok(Some(ledger))
+        Ok(Some(history))
     }
 
-    /// The component of this digest, as it was when it was stored.
+    /// Reads the component with this digest, and verifies the digest.
     pub fn read_component(&self, wanted: &str) -> Result<Bytes, StoreError> {
         let absent = || StoreError::Absent {
             digest: wanted.to_owned(),
         };
-        // It becomes part of a path.
+        // The digest becomes part of a path.
         let hex = wanted.strip_prefix("sha256:").ok_or_else(absent)?;
         if hex.len() != 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(absent());
         }
-        let path = self.component(wanted);
-        let most = limits::COMPONENT_BYTES_MAX as u64;
-        let bytes = read_at_most(&path, most)?.ok_or_else(absent)?;
+        let path = self.component_path(wanted);
+        let bytes_max = limits::COMPONENT_BYTES_MAX as u64;
+        let bytes = read_at_most(&path, bytes_max)?.ok_or_else(absent)?;
         let found = digest(&bytes);
         if found != wanted {
             return Err(StoreError::Damaged { path, found });
@@ -349,103 +351,103 @@ impl Store {
         Ok(Bytes::from(bytes))
     }
 
-    /// Makes `ledger` the one that the next start finds, if the one on disk is still `seen`. The components come first, and those
-    /// that no kept generation needs go last.
+    /// Saves the history for the next start, if the history on the disk is still `expected`. It writes the components first,
+    /// and deletes unused ones last.
     pub fn write(
         &self,
-        seen: Option<&RevisionHistory>,
-        ledger: &RevisionHistory,
+        expected: Option<&RevisionHistory>,
+        history: &RevisionHistory,
         components: &[(String, Bytes)],
     ) -> Result<(), StoreError> {
-        atomic_file::folder(&self.folder).map_err(failed("make", &self.folder))?;
+        atomic_file::folder(&self.folder).map_err(io_error("make", &self.folder))?;
         let _lock = self.lock()?;
-        // One that cannot be read may be a newer Refit's.
-        if self.read()?.as_ref() != seen {
+        // A file that cannot be read may belong to a newer Refit.
+        if self.read()?.as_ref() != expected {
             return Err(StoreError::Overtaken {
                 folder: self.folder.clone(),
             });
         }
         for (digest, bytes) in components {
-            // Also where a file is there already: it may be damaged, and this is the time to find out.
+            // Also if the file exists: it may be corrupt, and this is the time to find out.
             if !bytes.is_empty() && self.read_component(digest).is_err() {
-                self.put(&self.component(digest), bytes)?;
+                self.put(&self.component_path(digest), bytes)?;
             }
         }
-        let text = serde_json::to_vec_pretty(ledger).map_err(|error| StoreError::Senseless {
-            path: self.ledger(),
+        let text = serde_json::to_vec_pretty(history).map_err(|error| StoreError::Senseless {
+            path: self.history_path(),
             source: error.into(),
         })?;
-        self.put(&self.ledger(), &text)?;
-        self.sweep(ledger);
+        self.put(&self.history_path(), &text)?;
+        self.delete_unused(history);
         Ok(())
     }
 
     fn put(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-        atomic_file::replace(path, bytes).map_err(failed("write", path))
+        atomic_file::replace(path, bytes).map_err(io_error("write", path))
     }
 
-    /// Between processes. The system lets go of it when the file is closed, however the process ends.
+    /// Locks the store against other processes. The system releases the lock when the file is closed, however the process ends.
     fn lock(&self) -> Result<File, StoreError> {
         let path = self.folder.join("lock");
         let file = OpenOptions::new()
             .create(true)
             .append(true)
             .open(&path)
-            .map_err(failed("open", &path))?;
+            .map_err(io_error("open", &path))?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(fs::TryLockError::WouldBlock) => Err(StoreError::Locked {
                 folder: self.folder.clone(),
             }),
-            Err(fs::TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
+            Err(fs::TryLockError::Error(error)) => Err(io_error("lock", &path)(error)),
         }
     }
 
-    /// What is left over costs room, and nothing else: a failure is no failure of the swap.
-    fn sweep(&self, ledger: &RevisionHistory) {
-        let kept: BTreeSet<PathBuf> = ledger
-            .kept()
+    /// Deletes unused components. If that fails, they only take up space, and the swap still succeeds.
+    fn delete_unused(&self, history: &RevisionHistory) {
+        let kept: BTreeSet<PathBuf> = history
+            .kept_digests()
             .into_iter()
-            .map(|digest| self.component(digest))
+            .map(|digest| self.component_path(digest))
             .collect();
         let Ok(entries) = fs::read_dir(&self.folder) else {
             return;
         };
         for path in entries.flatten().map(|entry| entry.path()) {
             let extension = path.extension().and_then(|extension| extension.to_str());
-            // Under the lock nobody else is writing, so what lies beside was left by a process that died.
-            let left_over = match extension {
+            // The lock excludes other writers, so a process that died left the temporary files.
+            let is_unused = match extension {
                 Some("wasm") => !kept.contains(&path),
                 Some("new") => true,
                 _ => false,
             };
-            if left_over && let Err(error) = fs::remove_file(&path) {
-                tracing::warn!("cannot remove `{}`: {error}", path.display());
+            if is_unused && let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "cannot remove component");
             }
         }
     }
 }
 
-fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+fn io_error(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
     move |source| StoreError::Io { act, path, source }
 }
 
-/// `None` where there is no such file.
-fn read_at_most(path: &Path, most: u64) -> Result<Option<Vec<u8>>, StoreError> {
+/// Reads a file of at most `bytes_max` bytes. Returns `None` if there is no such file.
+fn read_at_most(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, StoreError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed("read", path)(error)),
+        Err(error) => return Err(io_error("read", path)(error)),
     };
     let mut bytes = Vec::new();
-    file.take(most + 1)
+    file.take(bytes_max + 1)
         .read_to_end(&mut bytes)
-        .map_err(failed("read", path))?;
-    if bytes.len() as u64 > most {
+        .map_err(io_error("read", path))?;
+    if bytes.len() as u64 > bytes_max {
         return Err(StoreError::Senseless {
             path: path.to_owned(),
-            source: format!("it is larger than {most} bytes").into(),
+            source: format!("it is larger than {bytes_max} bytes").into(),
         });
     }
     Ok(Some(bytes))
@@ -481,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn newest_version_of_a_signed_policy_outlives_its_record() {
+    fn newest_signed_version_survives_its_record() {
         let signed = |number, version: &str| Record {
             version: version.into(),
             signer: Some(Signer {
@@ -491,23 +493,26 @@ mod tests {
             ..record(number, b"p")
         };
         let signer = signed(0, "0").signer;
-        let mut ledger = RevisionHistory::beginning_with(signed(1, "1.9.0"), configured());
-        ledger = ledger.followed_by(signed(2, "1.10.0"), configured());
+        let mut history = RevisionHistory::new(signed(1, "1.9.0"), configured());
+        history = history.with_record(signed(2, "1.10.0"), configured());
         for number in 3..60 {
             let other = Record {
                 name: "another".into(),
                 ..record(number, b"q")
             };
-            ledger = ledger.followed_by(other, configured());
+            history = history.with_record(other, configured());
         }
-        assert!(ledger.history().all(|record| record.name == "another"));
-        let newer_than = |version, signer| ledger.newer_than("p", version, signer);
-        assert_eq!(newer_than("1.9.0", signer.as_ref()), Some("1.10.0".into()));
-        assert_eq!(newer_than("1.10.0", signer.as_ref()), None);
-        assert_eq!(newer_than("1.9.0", None), None, "nobody has to sign");
-        let older = ledger.followed_by(signed(60, "1.9.0"), configured());
+        assert!(history.records().all(|record| record.name == "another"));
+        let newer_version = |version, signer| history.newer_version("p", version, signer);
+        assert_eq!(
+            newer_version("1.9.0", signer.as_ref()),
+            Some("1.10.0".into())
+        );
+        assert_eq!(newer_version("1.10.0", signer.as_ref()), None);
+        assert_eq!(newer_version("1.9.0", None), None, "nobody has to sign");
+        let older = history.with_record(signed(60, "1.9.0"), configured());
         assert_eq!(older.active().older_than.as_deref(), Some("1.10.0"));
-        let again = older.newer_than("p", "1.9.0", signer.as_ref());
+        let again = older.newer_version("p", "1.9.0", signer.as_ref());
         assert_eq!(again, Some("1.10.0".into()), "it is not forgotten");
     }
 
@@ -517,22 +522,22 @@ mod tests {
 
     fn store() -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::below(folder.path());
+        let store = Store::new(folder.path());
         (folder, store)
     }
 
     #[test]
-    fn nothing_is_there_before_something_was_kept() {
+    fn store_is_empty_before_first_write() {
         let (folder, store) = store();
         assert_eq!(store.read().unwrap(), None);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn the_next_process_finds_what_was_written() {
+    fn next_process_reads_written_history() {
         let (_folder, store) = store();
-        let first = RevisionHistory::beginning_with(record(1, b"one"), configured());
-        let second = first.followed_by(record(2, b"two"), configured());
+        let first = RevisionHistory::new(record(1, b"one"), configured());
+        let second = first.with_record(record(2, b"two"), configured());
         store
             .write(None, &second, &[component("one"), component("two")])
             .unwrap();
@@ -544,23 +549,23 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_died_between_two_steps_changed_nothing() {
+    fn process_death_between_steps_changes_nothing() {
         let (_folder, store) = store();
-        let ledger = RevisionHistory::beginning_with(record(1, b"one"), configured());
-        store.write(None, &ledger, &[component("one")]).unwrap();
-        // The component of the next one is there already, and half of its ledger lies beside.
+        let history = RevisionHistory::new(record(1, b"one"), configured());
+        store.write(None, &history, &[component("one")]).unwrap();
+        // The component of the next generation exists already, and half of its history is in the temporary file.
         store
-            .put(&store.component(&digest(b"two")), b"two")
+            .put(&store.component_path(&digest(b"two")), b"two")
             .unwrap();
-        let beside = store.ledger().with_extension("new");
-        fs::write(&beside, "{\"format\":1,").unwrap();
-        assert_eq!(store.read().unwrap().unwrap(), ledger);
-        let next = ledger.followed_by(record(2, b"three"), configured());
+        let temporary_path = store.history_path().with_extension("new");
+        fs::write(&temporary_path, "{\"format\":1,").unwrap();
+        assert_eq!(store.read().unwrap().unwrap(), history);
+        let next = history.with_record(record(2, b"three"), configured());
         store
-            .write(Some(&ledger), &next, &[component("three")])
+            .write(Some(&history), &next, &[component("three")])
             .unwrap();
         assert_eq!(store.read().unwrap().unwrap(), next);
-        assert!(!beside.exists());
+        assert!(!temporary_path.exists());
         assert!(
             matches!(
                 store.read_component(&digest(b"two")),
@@ -571,39 +576,39 @@ mod tests {
     }
 
     #[test]
-    fn ledger_that_was_cut_short_is_an_error_and_is_left_as_it_is() {
+    fn truncated_history_is_an_error_and_unchanged() {
         let (_folder, store) = store();
-        let ledger = RevisionHistory::beginning_with(record(1, b"one"), configured());
-        store.write(None, &ledger, &[component("one")]).unwrap();
-        let text = fs::read(store.ledger()).unwrap();
+        let history = RevisionHistory::new(record(1, b"one"), configured());
+        store.write(None, &history, &[component("one")]).unwrap();
+        let text = fs::read(store.history_path()).unwrap();
         for cut in [0, 1, text.len() / 2] {
-            fs::write(store.ledger(), &text[..cut]).unwrap();
+            fs::write(store.history_path(), &text[..cut]).unwrap();
             assert!(
                 matches!(store.read(), Err(StoreError::Senseless { .. })),
                 "{cut}"
             );
         }
-        let left = fs::read(store.ledger()).unwrap();
-        assert!(store.write(None, &ledger, &[]).is_err());
-        assert_eq!(fs::read(store.ledger()).unwrap(), left);
+        let left = fs::read(store.history_path()).unwrap();
+        assert!(store.write(None, &history, &[]).is_err());
+        assert_eq!(fs::read(store.history_path()).unwrap(), left);
     }
 
     #[test]
-    fn a_component_that_was_changed_is_found_out_and_mended_by_the_next_write() {
+    fn modified_component_is_detected_and_rewritten() {
         let (_folder, store) = store();
-        let ledger = RevisionHistory::beginning_with(record(1, b"one"), configured());
-        store.write(None, &ledger, &[component("one")]).unwrap();
-        fs::write(store.component(&digest(b"one")), "One").unwrap();
+        let history = RevisionHistory::new(record(1, b"one"), configured());
+        store.write(None, &history, &[component("one")]).unwrap();
+        fs::write(store.component_path(&digest(b"one")), "One").unwrap();
         let error = store.read_component(&digest(b"one")).unwrap_err();
         assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
         store
-            .write(Some(&ledger), &ledger, &[component("one")])
+            .write(Some(&history), &history, &[component("one")])
             .unwrap();
         assert_eq!(store.read_component(&digest(b"one")).unwrap(), "one");
     }
 
     #[test]
-    fn a_digest_is_no_way_out_of_the_folder() {
+    fn digest_cannot_escape_the_folder() {
         let (folder, store) = store();
         fs::write(folder.path().join("secret.wasm"), "secret").unwrap();
         for digest in [
@@ -622,11 +627,11 @@ mod tests {
     }
 
     #[test]
-    fn two_processes_do_not_write_over_each_other() {
+    fn concurrent_processes_do_not_overwrite_each_other() {
         let (_folder, store) = store();
-        let first = RevisionHistory::beginning_with(record(1, b"one"), configured());
-        let mine = first.followed_by(record(2, b"mine"), configured());
-        let theirs = first.followed_by(record(2, b"theirs"), configured());
+        let first = RevisionHistory::new(record(1, b"one"), configured());
+        let mine = first.with_record(record(2, b"mine"), configured());
+        let theirs = first.with_record(record(2, b"theirs"), configured());
         store.write(None, &theirs, &[]).unwrap();
         let error = store.write(None, &mine, &[]).unwrap_err();
         assert!(matches!(error, StoreError::Overtaken { .. }), "{error}");
@@ -637,44 +642,43 @@ mod tests {
     }
 
     #[test]
-    fn history_and_components_are_bounded_and_what_a_rollback_needs_stays() {
+    fn history_and_components_are_bounded_and_rollback_works() {
         let (_folder, store) = store();
         let text = |n: u64| format!("component {n}");
-        let mut ledger =
-            RevisionHistory::beginning_with(record(1, text(1).as_bytes()), configured());
-        store.write(None, &ledger, &[component(&text(1))]).unwrap();
+        let mut history = RevisionHistory::new(record(1, text(1).as_bytes()), configured());
+        store.write(None, &history, &[component(&text(1))]).unwrap();
         for n in 2..=RECORDS_MAX as u64 + 10 {
-            let next = ledger.followed_by(record(n, text(n).as_bytes()), configured());
+            let next = history.with_record(record(n, text(n).as_bytes()), configured());
             store
-                .write(Some(&ledger), &next, &[component(&text(n))])
+                .write(Some(&history), &next, &[component(&text(n))])
                 .unwrap();
-            ledger = next;
+            history = next;
         }
-        assert_eq!(ledger.history().count(), RECORDS_MAX);
+        assert_eq!(history.records().count(), RECORDS_MAX);
         let components = fs::read_dir(&store.folder).unwrap().flatten();
         let components =
             components.filter(|entry| entry.path().extension().is_some_and(|it| it == "wasm"));
         assert_eq!(components.count(), COMPONENTS_MAX);
-        for wanted in [ledger.active(), ledger.previous().unwrap()] {
+        for wanted in [history.active(), history.previous().unwrap()] {
             store.read_component(&wanted.digest).unwrap();
         }
     }
 
     #[cfg(unix)]
     #[test]
-    fn nobody_else_can_read_it() {
+    fn only_the_owner_can_read_the_files() {
         use std::os::unix::fs::PermissionsExt as _;
         let (_folder, store) = store();
-        let ledger = RevisionHistory::beginning_with(record(1, b"one"), configured());
-        store.write(None, &ledger, &[component("one")]).unwrap();
+        let history = RevisionHistory::new(record(1, b"one"), configured());
+        store.write(None, &history, &[component("one")]).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&store.folder), 0o700);
-        assert_eq!(mode(&store.ledger()), 0o600);
-        assert_eq!(mode(&store.component(&digest(b"one"))), 0o600);
+        assert_eq!(mode(&store.history_path()), 0o600);
+        assert_eq!(mode(&store.component_path(&digest(b"one"))), 0o600);
     }
 
     #[test]
-    fn a_component_that_cannot_be_read_asks_for_nothing_new() {
+    fn unreadable_component_is_no_change() {
         let with = |digest: Option<&str>| Configured {
             digest: digest.map(str::to_owned),
             signature: None,

@@ -1,7 +1,8 @@
-//! From what somebody sent to the generation in use, or to an error that says how far it came.
+//! Swaps policies: from a candidate to the active generation, or to an error with the stage that failed.
 //!
-//! Until the last stage of [`super::load`] has passed nothing has changed, so a bad newcomer costs an error message. A swap should run in a task of its own: dropped halfway, it may have written down a generation that becomes
-//! active only at the next start.
+//! Nothing changes until the last stage of [`super::load`] has passed, so a bad candidate only costs an error message. Run a
+//! swap in a separate task: if it is dropped halfway, it may have saved a generation that becomes active only at the next
+//! start.
 
 use std::sync::Arc;
 
@@ -10,35 +11,36 @@ use refit_model::printable::printable;
 use refit_sandbox::PolicyError;
 
 use super::load::{
-    At as _, BUILT_IN, Failed, Fetched, NAME_BYTES_MAX, Refusal, Source, Stage, normal,
+    AtStage as _, BUILT_IN, Failed, Fetched, NAME_BYTES_MAX, Refusal, Source, Stage, normalize,
 };
 use super::permissions::Difference;
 use super::shadow::Shadow;
 use super::store::{ActivationReason, RevisionHistory};
 use super::{Generation, Generations, PolicyRevision, Previous, Refused, SwapGuard};
 
-/// What is to be swapped in.
+/// A policy that a client wants to activate.
 #[derive(Clone, Debug)]
 pub struct Candidate {
     pub source: Source,
-    /// JSON. `None`: the configuration in force.
+    /// JSON. `None` keeps the current configuration.
     pub config: Option<String>,
-    /// The generation that the caller believes is active. Where another one is, somebody was faster, and nothing is done.
+    /// The generation that the caller expects to be active. If a different one is active, another client was faster, and
+    /// nothing changes.
     pub expected: Option<u64>,
-    /// Also a version of a signed policy that is older than one that was active.
+    /// Whether to accept a version of a signed policy that is older than one that was active.
     pub allow_older: bool,
-    /// Who asks, as they say of themselves.
+    /// The client's name, as the client gives it.
     pub by: String,
 }
 
-/// What the configuration asks for.
+/// The policy in the configuration.
 #[derive(Clone, Debug)]
 pub struct ConfiguredPolicy {
-    /// [`Source::File`], [`Source::Registry`] or [`Source::BuiltIn`].
+    /// Is [`Source::File`], [`Source::Registry`] or [`Source::BuiltIn`].
     pub source: Source,
     /// JSON.
     pub config: String,
-    /// As of [`Candidate`].
+    /// See [`Candidate::allow_older`].
     pub allow_older: bool,
 }
 
@@ -48,14 +50,14 @@ impl ConfiguredPolicy {
     }
 }
 
-/// Nothing was swapped.
+/// A failed swap. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {act}: it failed at `{stage}`; {still_active} is still in use")]
 pub struct SwapError {
-    /// `swap in "x.wasm"`, `roll back`
+    /// The attempted action: `swap in "x.wasm"`, `roll back`.
     act: String,
     pub stage: Stage,
-    /// Its number and its name.
+    /// The number and name of the active generation.
     pub still_active: String,
     #[source]
     pub source: Box<Refusal>,
@@ -67,7 +69,7 @@ impl Hints for SwapError {
     }
 }
 
-/// A swap that came about, or had nothing to do.
+/// A successful swap, or a swap with nothing to do.
 pub struct Swapped {
     pub generation: Arc<Generation>,
     /// `false`: the same component with the same configuration was active already.
@@ -76,7 +78,7 @@ pub struct Swapped {
 }
 
 impl Generations {
-    /// Puts a candidate in the active one's place. One at a time; a second waits for its turn, within bounds.
+    /// Makes a candidate the active policy. Swaps run one at a time; another one waits, for a limited time.
     pub async fn swap(&self, candidate: Candidate) -> Result<Swapped, SwapError> {
         let act = match &candidate.source {
             Source::BuiltIn => format!("swap in {BUILT_IN}"),
@@ -92,20 +94,28 @@ impl Generations {
         };
         let by = printable(&candidate.by, NAME_BYTES_MAX);
         let swapping = async {
-            self.expect(candidate.expected).at(Stage::Expectation)?;
-            let early = self.loader.fetch_early(&candidate.source).await?;
-            let mut turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
+            self.check_expected(candidate.expected)
+                .at_stage(Stage::Expectation)?;
+            let prefetched = self.loader.prefetch(&candidate.source).await?;
+            let mut swap_guard = self
+                .swap_guard()
+                .await
+                .ok_or(Refusal::Busy)
+                .at_stage(Stage::Turn)?;
             tracing::info!(by, "beginning to {act}");
-            self.expect(candidate.expected).at(Stage::Expectation)?;
-            let content = self.content(candidate, early).await?;
-            turn.replace(content, ActivationReason::Swapped, &by).await
+            self.check_expected(candidate.expected)
+                .at_stage(Stage::Expectation)?;
+            let content = self.load_candidate(candidate, prefetched).await?;
+            swap_guard
+                .replace(content, ActivationReason::Swapped, &by)
+                .await
         };
         let outcome = swapping.await;
-        self.told(act, outcome)
+        self.log_outcome(act, outcome)
     }
 
-    /// Puts a candidate on trial beside the active generation. See [`super::shadow`].
-    pub async fn try_out(
+    /// Starts a shadow evaluation of a candidate against the active generation. See [`super::shadow`].
+    pub async fn start_shadow(
         &self,
         candidate: Candidate,
         after: Option<u32>,
@@ -113,11 +123,17 @@ impl Generations {
         let act = "try out a candidate".to_owned();
         let by = printable(&candidate.by, NAME_BYTES_MAX);
         let trying = async {
-            self.expect(candidate.expected).at(Stage::Expectation)?;
-            let early = self.loader.fetch_early(&candidate.source).await?;
-            let _turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
-            self.expect(candidate.expected).at(Stage::Expectation)?;
-            let content = self.content(candidate, early).await?;
+            self.check_expected(candidate.expected)
+                .at_stage(Stage::Expectation)?;
+            let prefetched = self.loader.prefetch(&candidate.source).await?;
+            let _guard = self
+                .swap_guard()
+                .await
+                .ok_or(Refusal::Busy)
+                .at_stage(Stage::Turn)?;
+            self.check_expected(candidate.expected)
+                .at_stage(Stage::Expectation)?;
+            let content = self.load_candidate(candidate, prefetched).await?;
             let beside = self.active.load().number;
             let shadow = Arc::new(Shadow::new(content, by, beside, after));
             self.shadow.store(Some(shadow.clone()));
@@ -131,100 +147,119 @@ impl Generations {
                     beside = shadow.beside,
                     after = shadow.after,
                     by = shadow.by,
-                    "a candidate is on trial"
+                    "shadow evaluation started"
                 );
                 Ok(shadow)
             }
-            Err(failed) => Err(self.refused(act, failed)),
+            Err(failed) => Err(self.record_refusal(act, failed)),
         }
     }
 
-    /// The candidate has agreed often enough.
+    /// Activates a candidate that has agreed often enough.
     pub async fn promote(&self, shadow: &Arc<Shadow>) {
         let act = format!("swap in `{}`, which was on trial", shadow.content.origin);
         let promoting = async {
-            let mut turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
-            self.expect(Some(shadow.beside)).at(Stage::Expectation)?;
-            let on_trial = self.shadow().is_some_and(|now| Arc::ptr_eq(&now, shadow));
-            if !on_trial {
-                return Err(Refusal::Withdrawn).at(Stage::Expectation);
+            let mut swap_guard = self
+                .swap_guard()
+                .await
+                .ok_or(Refusal::Busy)
+                .at_stage(Stage::Turn)?;
+            self.check_expected(Some(shadow.beside))
+                .at_stage(Stage::Expectation)?;
+            let is_current = self
+                .shadow()
+                .is_some_and(|current| Arc::ptr_eq(&current, shadow));
+            if !is_current {
+                return Err(Refusal::Withdrawn).at_stage(Stage::Expectation);
             }
             let content = shadow.content.clone();
-            turn.replace(content, ActivationReason::Promoted, &shadow.by)
+            swap_guard
+                .replace(content, ActivationReason::Promoted, &shadow.by)
                 .await
         };
-        // Nobody waits for it; `told` writes it down.
-        let _ = self.told(act, promoting.await);
+        // No caller waits for it; `log_outcome` logs it.
+        let _ = self.log_outcome(act, promoting.await);
     }
 
-    /// Puts what was active before back in its place, configuration included, as a new generation.
+    /// Activates the previous revision again, with its configuration, as a new generation.
     pub async fn roll_back(&self, expected: Option<u64>, by: &str) -> Result<Swapped, SwapError> {
         let by = printable(by, NAME_BYTES_MAX);
         let rolling = async {
-            let mut turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
-            self.expect(expected).at(Stage::Expectation)?;
-            let content = match &turn.past.previous {
-                None => return Err(Refusal::NothingBefore).at(Stage::Fetch),
+            let mut swap_guard = self
+                .swap_guard()
+                .await
+                .ok_or(Refusal::Busy)
+                .at_stage(Stage::Turn)?;
+            self.check_expected(expected).at_stage(Stage::Expectation)?;
+            let content = match &swap_guard.swap_state.previous {
+                None => return Err(Refusal::NothingBefore).at_stage(Stage::Fetch),
                 Some(Previous::Held(content)) => content.clone(),
                 Some(Previous::Recorded(record)) => {
                     let (digest, config) = (record.digest.clone(), record.config.to_string());
                     let origin = record.origin.clone();
                     let signature = record.signature.clone();
-                    let kept = self.loader.fetch(Source::Kept { digest, signature });
+                    let fetch = self.loader.fetch(Source::Kept { digest, signature });
                     let fetched = Fetched {
                         origin,
-                        ..kept.await?
+                        ..fetch.await?
                     };
                     self.loader.prepare(fetched, config).await?
                 }
             };
-            turn.replace(content, ActivationReason::RolledBack, &by)
+            swap_guard
+                .replace(content, ActivationReason::RolledBack, &by)
                 .await
         };
-        self.told("roll back".to_owned(), rolling.await)
+        self.log_outcome("roll back".to_owned(), rolling.await)
     }
 
-    /// The configuration was read again. Swaps where it asks for something else than it did before; whatever was swapped in
-    /// since stays where it does not.
+    /// Handles a reload of the configuration. It swaps if the configuration names a different policy than before; otherwise a
+    /// swapped-in policy stays.
     pub async fn reload(
         &self,
-        asked: ConfiguredPolicy,
+        configured_policy: ConfiguredPolicy,
         by: &str,
     ) -> Result<Option<Swapped>, SwapError> {
         let act = "swap in what the configuration asks for".to_owned();
         let reloading = async {
-            let may_be_older = asked.may_be_older();
-            let early = self.loader.fetch_early(&asked.source).await?;
-            let mut turn = self.turn().await.ok_or(Refusal::Busy).at(Stage::Turn)?;
-            let config = normal(&asked.config).at(Stage::Config)?;
-            let from_registry = early.is_some();
-            let fetched = match early {
+            let may_be_older = configured_policy.may_be_older();
+            let prefetched = self.loader.prefetch(&configured_policy.source).await?;
+            let mut swap_guard = self
+                .swap_guard()
+                .await
+                .ok_or(Refusal::Busy)
+                .at_stage(Stage::Turn)?;
+            let config = normalize(&configured_policy.config).at_stage(Stage::Config)?;
+            let from_registry = prefetched.is_some();
+            let fetched = match prefetched {
                 Some(fetched) => fetched,
-                None => self.loader.fetch(asked.source).await?,
+                None => self.loader.fetch(configured_policy.source).await?,
             };
             let configured = fetched.configured(config.clone());
-            if !configured.differs_from(&turn.past.configured) {
+            if !configured.differs_from(&swap_guard.swap_state.configured) {
                 return Ok(None);
             }
             let content = self.loader.prepare(fetched, config).await?;
-            let ledger = &self.active().ledger;
-            let content = check_version(content, Some(ledger), may_be_older)?;
-            turn.past.from_registry = from_registry;
-            let before = std::mem::replace(&mut turn.past.configured, configured);
-            let replaced = turn.replace(content, ActivationReason::Reloaded, by).await;
-            if replaced.is_err() {
-                turn.past.configured = before;
+            let history = &self.active().history;
+            let content = check_version(content, Some(history), may_be_older)?;
+            swap_guard.swap_state.from_registry = from_registry;
+            let before = std::mem::replace(&mut swap_guard.swap_state.configured, configured);
+            let result = swap_guard
+                .replace(content, ActivationReason::Reloaded, by)
+                .await;
+            if result.is_err() {
+                swap_guard.swap_state.configured = before;
             }
-            replaced.map(Some)
+            result.map(Some)
         };
         match reloading.await {
             Ok(None) => Ok(None),
-            Ok(Some(swapped)) => self.told(act, Ok(swapped)).map(Some),
-            Err(failed) => self.told(act, Err(failed)).map(Some),
+            Ok(Some(swapped)) => self.log_outcome(act, Ok(swapped)).map(Some),
+            Err(failed) => self.log_outcome(act, Err(failed)).map(Some),
         }
     }
 
-    fn expect(&self, expected: Option<u64>) -> Result<(), Refusal> {
+    fn check_expected(&self, expected: Option<u64>) -> Result<(), Refusal> {
         let active = self.active.load().number;
         match expected {
             Some(expected) if expected != active => Err(Refusal::Overtaken { expected, active }),
@@ -232,37 +267,37 @@ impl Generations {
         }
     }
 
-    async fn content(
+    async fn load_candidate(
         &self,
         candidate: Candidate,
-        early: Option<Fetched>,
+        prefetched: Option<Fetched>,
     ) -> Result<PolicyRevision, Failed> {
         let Candidate { source, config, .. } = candidate;
         let may_be_older = candidate.allow_older || source.is_exact();
         let active = self.active().content.clone();
         let config = match config {
-            Some(config) => normal(&config).at(Stage::Config)?,
+            Some(config) => normalize(&config).at_stage(Stage::Config)?,
             None => active.config.clone(),
         };
         if let Source::Active = source {
             let problems = active.policy.validate_config(&config).await;
-            let problems = problems.at(Stage::Config)?;
+            let problems = problems.at_stage(Stage::Config)?;
             if !problems.is_empty() {
                 let policy = active.policy.title();
-                return Err(PolicyError::Config { policy, problems }).at(Stage::Config);
+                return Err(PolicyError::Config { policy, problems }).at_stage(Stage::Config);
             }
             return Ok(PolicyRevision { config, ..active });
         }
-        let fetched = match early {
+        let fetched = match prefetched {
             Some(fetched) => fetched,
             None => self.loader.fetch(self.with_signature(source)).await?,
         };
         let content = self.loader.prepare(fetched, config).await?;
-        let ledger = &self.active().ledger;
-        check_version(content, Some(ledger), may_be_older)
+        let history = &self.active().history;
+        check_version(content, Some(history), may_be_older)
     }
 
-    /// One that is kept, with the signature that it had when it was last in use.
+    /// Adds the last signature of a stored component to its source.
     fn with_signature(&self, source: Source) -> Source {
         match source {
             Source::Kept {
@@ -270,8 +305,9 @@ impl Generations {
                 signature: None,
             } => {
                 let active = self.active();
-                let mut records = active.ledger.history();
-                let last = records.find(|it| it.digest == digest && it.signature.is_some());
+                let mut records = active.history.records();
+                let last =
+                    records.find(|record| record.digest == digest && record.signature.is_some());
                 let signature = last.and_then(|record| record.signature.clone());
                 Source::Kept { digest, signature }
             }
@@ -279,8 +315,12 @@ impl Generations {
         }
     }
 
-    /// The outcome, in the log and for whoever asks later.
-    fn told(&self, act: String, outcome: Result<Swapped, Failed>) -> Result<Swapped, SwapError> {
+    /// Logs the outcome of a swap, and keeps a failure for later queries.
+    fn log_outcome(
+        &self,
+        act: String,
+        outcome: Result<Swapped, Failed>,
+    ) -> Result<Swapped, SwapError> {
         match outcome {
             Ok(swapped) => {
                 if swapped.changed {
@@ -294,46 +334,49 @@ impl Generations {
                         by = generation.record().by,
                         gained = %swapped.difference.gained,
                         lost = %swapped.difference.lost,
-                        "swapped"
+                        "policy swapped"
                     );
                 }
                 Ok(swapped)
             }
-            Err(failed) => Err(self.refused(act, failed)),
+            Err(failed) => Err(self.record_refusal(act, failed)),
         }
     }
 
-    fn refused(&self, act: String, (stage, source): Failed) -> SwapError {
+    fn record_refusal(&self, act: String, (stage, source): Failed) -> SwapError {
         let error = SwapError {
             act,
             stage,
             still_active: self.active().title(),
             source: Box::new(source),
         };
-        let told = Diagnostic::of(&error);
-        tracing::error!(%stage, hints = ?told.hints, "{}", told.sentence());
+        let diagnostic = Diagnostic::of(&error);
+        tracing::error!(%stage, hints = ?diagnostic.hints, "{}", diagnostic.sentence());
         let at = jiff::Timestamp::now();
-        self.refused.store(Some(Arc::new(Refused { at, told })));
+        self.refused.store(Some(Arc::new(Refused {
+            at,
+            told: diagnostic,
+        })));
         error
     }
 }
 
-/// Refuses a signed policy if a newer version of it was active, by what the ledger remembers.
+/// Refuses a signed policy if a newer version of it was active, according to the history.
 pub(super) fn check_version(
     content: PolicyRevision,
-    ledger: Option<&RevisionHistory>,
+    history: Option<&RevisionHistory>,
     may_be_older: bool,
 ) -> Result<PolicyRevision, Failed> {
     let policy = &content.policy;
-    let newer = ledger.and_then(|ledger| {
-        ledger.newer_than(&policy.name, &policy.version, content.signer.as_ref())
+    let newer = history.and_then(|history| {
+        history.newer_version(&policy.name, &policy.version, content.signer.as_ref())
     });
     let Some(newest) = newer else {
         return Ok(content);
     };
     let policy = policy.title();
     if !may_be_older {
-        return Err(Refusal::Older { policy, newest }).at(Stage::Version);
+        return Err(Refusal::Older { policy, newest }).at_stage(Stage::Version);
     }
     tracing::warn!(newest, "taking an older version of `{policy}`");
     Ok(content)
@@ -343,18 +386,18 @@ impl SwapGuard<'_> {
     async fn replace(
         &mut self,
         content: PolicyRevision,
-        how: ActivationReason,
+        reason: ActivationReason,
         by: &str,
     ) -> Result<Swapped, Failed> {
-        let before = self.of.active();
+        let before = self.generations.active();
         let (old, new) = (&before.content, &content);
-        // One that stands in for another becomes the right one when somebody asks for it.
+        // A fallback becomes a regular generation when a client requests it.
         let changed = old.policy.digest != new.policy.digest
             || old.config != new.config
             || old.signer != new.signer
             || before.fallback.is_some();
         let difference = Difference::between(&old.granted(), &new.granted());
-        // To make a generation of it would make a rollback lead nowhere.
+        // A new generation would make a rollback useless.
         if !changed {
             return Ok(Swapped {
                 generation: before,
@@ -362,19 +405,19 @@ impl SwapGuard<'_> {
                 difference,
             });
         }
-        let ledger = self.next(&content, how, by);
-        match self.make_durable(&ledger, &content).await {
+        let history = self.next_history(&content, reason, by);
+        match self.make_durable(&history, &content).await {
             Ok(()) => {}
-            // Its configuration is the lasting record of it, and the next start finds that.
-            Err(error) if how == ActivationReason::Reloaded => tracing::error!(
-                "the swap cannot be written down: {}",
+            // The configuration is its permanent record, and the next start finds that.
+            Err(error) if reason == ActivationReason::Reloaded => tracing::error!(
+                "cannot save the swap: {}",
                 Diagnostic::of(&error).sentence()
             ),
-            // Somebody was told that it is in use; a restart that undoes it without a word would make that a lie.
+            // The client has to know: a restart would undo the swap silently.
             Err(error) => return Err((Stage::Durable, error.into())),
         }
         Ok(Swapped {
-            generation: self.activate(ledger, content),
+            generation: self.activate(history, content),
             changed,
             difference,
         })

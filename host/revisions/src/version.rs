@@ -1,14 +1,15 @@
-//! Which of two versions of a policy is older.
+//! Compares versions of policies.
 //!
-//! A signature is valid for as long as its key is trusted. An attacker with write access to a registry or a file, and without the key,
-//! could bring a flawed old policy back. So Refit remembers the newest version of each signed policy that was active
-//! (`RevisionHistory::newest`), and takes an older one only if an operator allows it.
+//! A signature is valid for as long as its key is trusted. An attacker with write access to a registry or a file, and without
+//! the key, could bring a flawed old policy back. So Refit remembers the newest version of each signed policy that was active
+//! (`RevisionHistory::newest`), and accepts an older one only if an operator allows it.
 
 use std::cmp::Ordering;
 
 use semver::Version;
 
-/// Semantic versions by their own rules. Any others (`2026-11-29`, `v12`) by their numbers and words, from left to right.
+/// Returns whether a version is older. Semantic versions follow their own rules. Any others (`2026-11-29`, `v12`) compare by
+/// their numbers and words, from left to right.
 pub(super) fn is_older(version: &str, than: &str) -> bool {
     let order = match (Version::parse(version), Version::parse(than)) {
         (Ok(version), Ok(than)) => version.cmp_precedence(&than),
@@ -21,7 +22,7 @@ pub(super) fn is_older(version: &str, than: &str) -> bool {
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Part<'a> {
     Word(&'a str),
-    /// How many digits it has, without leading zeros, and which.
+    /// The number of digits, without leading zeros, and the digits.
     Number(usize, &'a str),
 }
 
@@ -49,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_ordered_as_people_read_them() {
+    fn versions_are_ordered_naturally() {
         for (older, newer) in [
             ("1.2.3", "1.2.4"),
             ("1.9.0", "1.10.0"),

@@ -1,8 +1,7 @@
-//! A component file that is looked at again and again, and swapped in when it has changed.
+//! Polls a component file, and swaps it in when it has changed.
 //!
-//! By looking, not by being told: the system tells of changes on neither all file systems nor all kinds of mounts, and a look
-//! costs a microsecond. What is still being written is let alone until it has been the same for two looks. The signature beside
-//! it counts as part of it.
+//! It polls because change notifications do not work on all file systems and mounts, and a check costs a microsecond. It
+//! ignores a file that is still being written until two checks see the same state. The signature file counts as part of it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,15 +14,16 @@ use super::load::Source;
 use super::swap::ConfiguredPolicy;
 use crate::artifact::file;
 
-/// Between two looks. A person who has just copied a file does not wait for long; a machine does not notice.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// The interval between two checks. A person who has just copied a file does not wait long; the load is negligible.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A component and its signature, each where it is there.
-type Both = (Option<Seen>, Option<Seen>);
+/// The state of the component and of its signature, if they exist.
+type FileStates = (Option<FileState>, Option<FileState>);
 
-/// What a look sees. Two that are equal mean that nobody has written in between, as far as the clock of the file system tells.
+/// The state of a file at a check. Two equal states mean that no program wrote to the file in between, as far as the clock of
+/// the file system shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Seen {
+struct FileState {
     path: PathBuf,
     length: u64,
     modified: Option<SystemTime>,
@@ -31,8 +31,8 @@ struct Seen {
     inode: u64,
 }
 
-impl Seen {
-    fn at(path: &Path) -> Option<Self> {
+impl FileState {
+    fn read(path: &Path) -> Option<Self> {
         let metadata = std::fs::metadata(path).ok()?;
         Some(Self {
             path: path.to_owned(),
@@ -44,29 +44,34 @@ impl Seen {
     }
 }
 
-/// Follows the file that `asked` names, for as long as the process lives; a reload may name another one, or none. A swap that
-/// fails is an error in the log, and is not tried again before the file changes.
+/// Polls the file in `configured_policy` for as long as the process lives; a reload may name a different file, or none. A
+/// failed swap is an error in the log, and is not retried before the file changes.
 pub async fn follow(
     generations: Arc<Generations>,
-    asked: watch::Receiver<Option<ConfiguredPolicy>>,
+    configured_policy: watch::Receiver<Option<ConfiguredPolicy>>,
 ) {
-    // Nothing has settled yet: what was written since the start has loaded it is found out by the first two looks.
-    let (mut settled, mut last): (Both, Both) = Default::default();
+    // Nothing has settled yet: the first two checks notice changes since the start loaded the file.
+    let (mut settled, mut last): (FileStates, FileStates) = Default::default();
     loop {
-        tokio::time::sleep(LOOK_AGAIN).await;
-        let Some(asked) = asked.borrow().clone() else {
+        tokio::time::sleep(POLL_INTERVAL).await;
+        let Some(configured_policy) = configured_policy.borrow().clone() else {
             continue;
         };
-        let Source::File(path) = &asked.source else {
+        let Source::File(path) = &configured_policy.source else {
             continue;
         };
-        let now = (Seen::at(path), Seen::at(&file::signature_of(path)));
-        let quiet = now == last;
-        last.clone_from(&now);
-        if quiet && now != settled && now.0.is_some() {
-            settled = now;
-            // It has told of its outcome itself.
-            let _ = generations.reload(asked, "the watched file").await;
+        let current = (
+            FileState::read(path),
+            FileState::read(&file::signature_of(path)),
+        );
+        let is_unchanged = current == last;
+        last.clone_from(&current);
+        if is_unchanged && current != settled && current.0.is_some() {
+            settled = current;
+            // `reload` logs the outcome.
+            let _ = generations
+                .reload(configured_policy, "the watched file")
+                .await;
         }
     }
 }

@@ -71,9 +71,9 @@ pub(super) async fn list(
     let listed = Listed {
         approvals: approvals
             .iter()
-            .map(|approval| Entry::of(approval))
+            .map(|approval| Entry::from_approval(approval))
             .collect(),
-        problem: state.approvals.problem(),
+        problem: state.approvals.last_error(),
     };
     Ok(Json(listed).into_response())
 }
@@ -296,5 +296,5 @@ fn to_problem(error: &ApprovalError) -> Problem {
         ApprovalError::Superseded { superseded_by, .. } => *superseded_by,
         _ => None,
     };
-    Problem::from_diagnostic(status, code, error.told()).superseded_by(superseded_by)
+    Problem::from_diagnostic(status, code, error.diagnostic()).superseded_by(superseded_by)
 }

@@ -99,8 +99,8 @@ pub(super) async fn watch(
             .hint(format!("`GET /v1/refreshes/{id}` says what became of it")),
         });
     };
-    let since = run.feed.since(position, 1);
-    if since.ended && since.told.is_empty() {
+    let since = run.event_log.events_since(position, 1);
+    if since.ended && since.events.is_empty() {
         // This status makes a browser's `EventSource` stop reconnecting.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
@@ -212,7 +212,7 @@ fn events(
     place: SemaphorePermit<'static>,
 ) -> impl Stream<Item = Result<Event, Infallible>> {
     let watcher = Watcher {
-        changes: run.feed.changes(),
+        changes: run.event_log.subscribe(),
         run,
         position,
         held: VecDeque::new(),
@@ -244,9 +244,9 @@ impl Watcher {
                 return None;
             }
             self.changes.mark_unchanged();
-            let since = self.run.feed.since(self.position, HELD);
+            let since = self.run.event_log.events_since(self.position, HELD);
             self.ended = since.ended;
-            self.held = since.told.into();
+            self.held = since.events.into();
             if self.held.is_empty() && !self.ended {
                 // The event log exists as long as this run.
                 self.changes.changed().await.ok()?;

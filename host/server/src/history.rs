@@ -68,14 +68,14 @@ pub(super) struct View {
 
 impl View {
     pub(super) fn from_run(run: &RefreshHandle) -> Self {
-        Self::with(run.shown(), Some(run))
+        Self::with(run.to_shown(), Some(run))
     }
 
     fn with(shown: Shown, run: Option<&RefreshHandle>) -> Self {
         let under_way = run.filter(|_| shown.entry.outcome == Outcome::Running);
         Self {
             events: under_way.map(|run| events::events_path(run.id)),
-            ending: under_way.is_some_and(RefreshHandle::is_ending),
+            ending: under_way.is_some_and(RefreshHandle::is_cancelling),
             shown,
         }
     }
@@ -111,7 +111,7 @@ pub(super) async fn list(
             problem: Some(Diagnostic::new("no history is kept").hint("`[history] keep` is 0")),
         },
         Some(history) => {
-            let problem = history.trouble();
+            let problem = history.last_error();
             match query_archive(&history, move |archive| archive.list(&query)).await {
                 Ok(page) => Listed {
                     page,
@@ -137,8 +137,8 @@ fn unwritten(state: &AppState, query: &Query) -> Vec<Entry> {
     if query.before.is_some() || query.container.is_some() || query.image.is_some() {
         return vec![];
     }
-    let runs = state.runs.unwritten();
-    let entries = runs.iter().map(|run| run.shown().entry);
+    let runs = state.runs.unsaved();
+    let entries = runs.iter().map(|run| run.to_shown().entry);
     entries
         .filter(|entry| query.outcome.is_none_or(|wanted| wanted == entry.outcome))
         .collect()

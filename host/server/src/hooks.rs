@@ -235,7 +235,7 @@ async fn from_registry(
         .hooks
         .registries
         .iter()
-        .find(|hook| hook.secrets.has(secret));
+        .find(|hook| hook.secrets.contains(secret));
     let hook = hook.ok_or_else(|| counters.refuse(Unverified::Wrong).hint(SEND))?;
     counters.check_rate()?;
     let (scoped, others) = read_registry(&state, hook, secret, &parts, body).await?;
@@ -272,7 +272,7 @@ async fn read_registry(
         ));
     }
     let body = read_body(body, BODY_BYTES_MAX, BODY_TIME).await?;
-    let verified = hook.secrets.vouch(secret, &body);
+    let verified = hook.secrets.verify(secret, &body);
     let verified = verified.map_err(|why| {
         Problem::from_diagnostic(
             StatusCode::UNAUTHORIZED,
@@ -298,7 +298,7 @@ fn enqueue_checks(state: &AppState, scoped: &Scoped) {
         state.bell.announce(scoped.announced.clone());
         state
             .bell
-            .ring(Trigger::Webhook, scoped.repositories.iter().cloned());
+            .enqueue(Trigger::Webhook, scoped.repositories.iter().cloned());
     }
 }
 

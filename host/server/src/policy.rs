@@ -90,7 +90,7 @@ impl View {
             config: record.config.clone(),
             granted: generation.content.granted(),
             asks: generation.content.permissions.clone(),
-            previous: generation.ledger.previous().cloned(),
+            previous: generation.history.previous().cloned(),
             problem: generation.fallback.clone(),
             last_refused: generations.last_refused().map(|it| (*it).clone()),
         }
@@ -144,7 +144,7 @@ pub(super) struct History {
 )]
 pub(super) async fn history(State(state): State<AppState>) -> Response {
     let active = state.refresher.active();
-    let generations = active.ledger.history().cloned().collect();
+    let generations = active.history.records().cloned().collect();
     with_etag(&active, Json(History { generations }))
 }
 
@@ -268,7 +268,7 @@ pub(super) async fn swap(
     let generations = state.refresher.generations().clone();
     if let Some(after) = parameters.shadow {
         let after = (after > 0).then_some(after);
-        let trying = async move { generations.try_out(candidate, after).await };
+        let trying = async move { generations.start_shadow(candidate, after).await };
         let shadow = spawn_detached(&state, trying).await?;
         return Ok(super::shadow::view(&shadow, StatusCode::ACCEPTED));
     }
@@ -485,7 +485,7 @@ fn parse_body(body: &[u8], origin: String) -> Result<(Source, Option<String>), P
                 "send `signature` with the `component` or the `digest` that it is of".into(),
             ));
         }
-        (None, None, Some(reference)) => match artifact::reference(&reference) {
+        (None, None, Some(reference)) => match artifact::parse_reference(&reference) {
             Ok(reference) => Source::Registry(reference),
             Err(error) => return Err(bad(error.to_string())),
         },

@@ -65,7 +65,7 @@ pub(super) async fn begin(
             .begin(request, by)
             .await
             .map(IdempotencyKeys::Begun),
-        Some(key) => state.runs.begin_once(key, request, by).await,
+        Some(key) => state.runs.begin_with_key(key, request, by).await,
     };
     let id = match started.map_err(|why| Problem::not_begun(&why))? {
         IdempotencyKeys::Begun(started) => started.run.id,

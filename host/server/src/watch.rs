@@ -60,7 +60,7 @@ pub(super) struct CheckBody {
 pub(super) async fn show(State(state): State<AppState>) -> Json<Snapshot> {
     let snapshot = match &state.watcher {
         Some(watcher) => Snapshot::clone(&watcher.snapshot()),
-        None => Snapshot::off(),
+        None => Snapshot::disabled(),
     };
     Json(snapshot)
 }
@@ -141,7 +141,9 @@ pub(super) async fn check(
         asked: jiff::Timestamp::now(),
     };
     let repositories = check.images.iter().map(ImageRef::repository);
-    watcher.bell().ring(Trigger::Operator, repositories);
+    watcher
+        .check_queue()
+        .enqueue(Trigger::Operator, repositories);
     Ok((StatusCode::ACCEPTED, Json(asked)).into_response())
 }
 

@@ -151,7 +151,7 @@ pub(super) async fn refresh(
         Ok(started) => started,
         Err(not_begun) => return Err(Problem::not_begun(&not_begun).into_response()),
     };
-    match started.ended().await {
+    match started.wait().await {
         Ok(Ok(report)) => Ok(answer(&report)),
         Ok(Err(error)) => Err(to_problem(&error)),
         Err(Panicked) => Err(Problem::internal().into_response()),

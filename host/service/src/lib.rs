@@ -1,5 +1,5 @@
-//! What a daemon does by itself: it keeps the refreshes under way, watches for updates, asks for approvals, notifies, takes webhooks,
-//! counts, and recovers replacements that were left half done.
+//! The parts of the daemon that run without a client: running refreshes, the watcher, approvals, notifications, webhooks,
+//! metrics, and the recovery of unfinished replacements.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,8 @@
-//! Ends what was left half done, for as long as anything is: after a refresh that failed, when the engine comes back, when a
-//! replacement that another Refit may have begun is over due, and every few minutes.
+//! The reconciler: finishes or undoes unfinished replacements. It runs after a failed refresh, when the engine returns, when a
+//! replacement that another Refit may have started is overdue, and every few minutes.
 //!
-//! Recovery itself is [`refit_recreate::recover`]. This is the level that it is driven by: what is half done on the engine now, not what
-//! was noticed when. Attempts back off, so an engine with a container that cannot be started is not kept busy.
+//! [`refit_recreate::recover`] implements the recovery. This loop is driven by the state of the engine now, not by earlier
+//! events. Attempts back off, so a container that cannot start does not keep the engine busy.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,53 +20,57 @@ use tokio_util::sync::CancellationToken;
 
 use crate::runs::{Observer, RefreshHandle, RunEvent};
 
-/// Pauses between attempts while something is half done, or the engine does not answer. They double.
+/// The first and the longest pause between attempts while a replacement is unfinished or the engine does not answer. Each pause
+/// is twice as long as the one before.
 const RETRY_FIRST: Duration = Duration::from_secs(2);
 const RETRY_MOST: Duration = Duration::from_secs(5 * 60);
 
-/// How often the engine's containers are listed where nothing is known to be half done.
+/// How often Refit lists the containers of the engine if it knows of no unfinished replacement.
 const SWEEP: Duration = Duration::from_secs(5 * 60);
 
-/// How often an engine is asked whether it is there: one that is away, and one that tells no events.
-const AWAY_FIRST: Duration = Duration::from_secs(1);
-const AWAY_MOST: Duration = Duration::from_secs(30);
-/// An engine whose events end sooner than this tells none.
-const TELLS_EVENTS: Duration = Duration::from_secs(1);
+/// The first and the longest pause between requests to an engine that is down, or that sends no events.
+const POLL_FIRST: Duration = Duration::from_secs(1);
+const POLL_MOST: Duration = Duration::from_secs(30);
+/// An engine whose event stream ends sooner than this sends no events.
+const EVENTS_MIN: Duration = Duration::from_secs(1);
 
-/// Told what is half done now, each time that this changes, and what it was before.
+/// Receives the unfinished replacements of now and of before, each time they change.
 pub type OnChange = Arc<dyn Fn(&[Unfinished], &[Unfinished]) + Send + Sync>;
 
-/// See the module.
+/// Recovers unfinished replacements. See the [module documentation](self).
 pub struct Reconciler {
-    workshop: Arc<EngineContext>,
+    context: Arc<EngineContext>,
     wake: Notify,
     unfinished: Mutex<Vec<Unfinished>>,
     on_change: OnChange,
 }
 
 impl Reconciler {
-    pub fn new(workshop: Arc<EngineContext>, on_change: OnChange) -> Self {
+    pub fn new(context: Arc<EngineContext>, on_change: OnChange) -> Self {
         Self {
-            workshop,
+            context,
             wake: Notify::new(),
             unfinished: Mutex::default(),
             on_change,
         }
     }
 
-    /// There may be something to end: look now.
+    /// Makes the reconciler run now.
     pub fn wake(&self) {
         self.wake.notify_one();
     }
 
-    /// How many were half done at the last look, and nobody was at work on.
-    pub fn abandoned(&self) -> usize {
-        self.lock().iter().filter(|it| it.is_abandoned()).count()
+    /// Returns how many replacements were unfinished at the last attempt, with no process working on them.
+    pub fn abandoned_count(&self) -> usize {
+        self.lock()
+            .iter()
+            .filter(|unfinished| unfinished.is_abandoned())
+            .count()
     }
 
-    /// Whether somebody lacks a container because of it.
+    /// Returns whether a container is missing because of an unfinished replacement.
     pub fn is_service_affected(&self) -> bool {
-        self.lock().iter().any(|one| match one.state {
+        self.lock().iter().any(|unfinished| match unfinished.state {
             UnfinishedState::HalfDone | UnfinishedState::Stranded => true,
             UnfinishedState::InProgress | UnfinishedState::LeftOver => false,
         })
@@ -78,28 +82,30 @@ impl Reconciler {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Until `stopping`. Sets `looked` after the first attempt, whatever came of it.
-    pub async fn run(self: Arc<Self>, stopping: CancellationToken, looked: CancellationToken) {
-        let engine = self.workshop.engine.clone();
-        let mut engine_returns = Box::pin(until_engine_returns(engine.clone()));
+    /// Runs until `stopping` is set. Sets `first_attempt_done` after the first attempt, whatever its result.
+    pub async fn run(
+        self: Arc<Self>,
+        stopping: CancellationToken,
+        first_attempt_done: CancellationToken,
+    ) {
+        let engine = self.context.engine.clone();
+        let mut engine_returns = Box::pin(wait_for_engine_return(engine.clone()));
         let mut retry = RETRY_FIRST;
-        let mut problem = None;
+        let mut last_error = None;
         loop {
-            let attempt = self.workshop.recover().await;
-            looked.cancel();
+            let attempt = self.context.recover().await;
+            first_attempt_done.cancel();
             let wait = match attempt {
                 Ok(recovered) => {
-                    problem = None;
-                    self.note(&recovered)
+                    last_error = None;
+                    self.record(&recovered)
                 }
                 Err(error) => {
                     let sentence = Diagnostic::of(&error).sentence();
-                    if problem.as_ref() != Some(&sentence) {
-                        tracing::warn!(
-                            "cannot look for half-done replacements, and tries again: {sentence}"
-                        );
+                    if last_error.as_ref() != Some(&sentence) {
+                        tracing::warn!("cannot look for unfinished replacements: {sentence}");
                     }
-                    problem = Some(sentence);
+                    last_error = Some(sentence);
                     Some(RETRY_MOST)
                 }
             };
@@ -118,7 +124,7 @@ impl Reconciler {
                 () = stopping.cancelled() => return,
                 () = self.wake.notified() => retry = RETRY_FIRST,
                 () = &mut engine_returns => {
-                    engine_returns.set(until_engine_returns(engine.clone()));
+                    engine_returns.set(wait_for_engine_return(engine.clone()));
                     retry = RETRY_FIRST;
                 }
                 () = tokio::time::sleep(wait) => {}
@@ -126,69 +132,76 @@ impl Reconciler {
         }
     }
 
-    /// Tells what has changed; when to try again at the latest, `None` where nothing is half done.
-    fn note(&self, recovered: &[Recovered]) -> Option<Duration> {
+    /// Records the unfinished replacements, and reports a change. Returns when to try again at the latest, `None` if nothing is
+    /// unfinished.
+    fn record(&self, recovered: &[Recovered]) -> Option<Duration> {
         let unfinished: Vec<Unfinished> =
             recovered.iter().filter_map(Recovered::unfinished).collect();
-        let half_done = recovered.iter().filter(|one| one.unfinished().is_some());
-        let due = half_done.map(|one| one.due_in.unwrap_or(RETRY_MOST)).min();
+        let unfinished_recoveries = recovered
+            .iter()
+            .filter(|recovered| recovered.unfinished().is_some());
+        let due = unfinished_recoveries
+            .map(|recovered| recovered.due_in.unwrap_or(RETRY_MOST))
+            .min();
         let before = std::mem::replace(&mut *self.lock(), unfinished.clone());
-        let told = |all: &[Unfinished]| -> Vec<(String, UnfinishedState)> {
+        let states = |all: &[Unfinished]| -> Vec<(String, UnfinishedState)> {
             all.iter()
-                .map(|it| (it.container.clone(), it.state))
+                .map(|unfinished| (unfinished.container.clone(), unfinished.state))
                 .collect()
         };
-        if told(&before) != told(&unfinished) {
+        if states(&before) != states(&unfinished) {
             (self.on_change)(&unfinished, &before);
         }
         due
     }
 }
 
-/// A refresh that left something behind is looked after at once.
+/// Starts a recovery after a refresh that left something behind.
 impl Observer for Reconciler {
-    fn observe(&self, _: &RefreshHandle, happening: &RunEvent<'_>) {
-        let RunEvent::Ended(answer) = happening else {
+    fn observe(&self, _: &RefreshHandle, event: &RunEvent<'_>) {
+        let RunEvent::Ended(answer) = event else {
             return;
         };
-        if may_have_left_something(answer) {
+        if may_need_recovery(answer) {
             self.wake();
         }
     }
 }
 
-fn may_have_left_something(answer: &Result<Report, RefreshError>) -> bool {
+fn may_need_recovery(answer: &Result<Report, RefreshError>) -> bool {
     match answer {
         Err(_) => true,
         Ok(report) => {
             let mut recreations = report
                 .containers
                 .iter()
-                .filter_map(|it| it.recreation.as_ref());
+                .filter_map(|container| container.recreation.as_ref());
             !report.unfinished.is_empty()
-                || recreations.any(|it| it.outcome.is_failure() || it.left_over.is_some())
+                || recreations.any(|recreation| {
+                    recreation.outcome.is_failure() || recreation.left_over.is_some()
+                })
         }
     }
 }
 
-/// Returns when the engine has been away and is back.
-async fn until_engine_returns(engine: Arc<dyn Engine>) {
+/// Returns when the engine has been down and answers again.
+async fn wait_for_engine_return(engine: Arc<dyn Engine>) {
     let listening = Instant::now();
     let mut events = engine.daemon_events();
     while let Some(Ok(())) = events.next().await {}
     drop(events);
-    if listening.elapsed() < TELLS_EVENTS {
-        // It does not tell, so it is asked.
+    if listening.elapsed() < EVENTS_MIN {
+        // The engine sends no events, so poll it.
         while engine.version().await.is_ok() {
-            tokio::time::sleep(AWAY_MOST).await;
+            tokio::time::sleep(POLL_MOST).await;
         }
     }
-    let mut wait = AWAY_FIRST;
+    let mut wait = POLL_FIRST;
     loop {
         tokio::time::sleep(wait).await;
         if engine.version().await.is_ok() {
             return;
         }
-        wait = (wait * 2).min(AWAY_MOST);
+        wait = (wait * 2).min(POLL_MOST);
     }
 }

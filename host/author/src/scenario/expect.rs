@@ -93,11 +93,11 @@ impl Expect {
         engine: &Snapshot,
     ) -> Vec<Mismatch> {
         let mut found = Found::default();
-        let decisions = match &answer.said {
+        let decisions = match &answer.answer {
             Ok(Ok(decisions)) => Some(decisions),
             Ok(Err(_)) | Err(_) => None,
         };
-        self.compare_ending(&answer.said, &mut found);
+        self.compare_ending(&answer.answer, &mut found);
         if let Some(decisions) = decisions {
             self.compare_decisions(decisions, &mut found);
             let waves = |waves: &[Vec<String>]| inline(waves);
@@ -281,7 +281,7 @@ fn inline(value: impl Serialize) -> String {
 /// Format the result of a step as an expectation, to paste into the scenario.
 pub(super) fn format_expectation(answer: &DryRunResult) -> String {
     let mut text = String::new();
-    let decisions = match &answer.said {
+    let decisions = match &answer.answer {
         Ok(Ok(decisions)) => decisions,
         Ok(Err(failure)) => {
             return format!("failure = {:?}\n", word(FailureKind::from_failure(failure)));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use refit_capabilities::guard::Counts;
 use refit_capabilities::snapshot::replay::SnapshotCapabilities;
-use refit_refresh::{Bounds, DryRunInput, DryRunRequest, DryRunResult, ask};
+use refit_refresh::{Bounds, DryRunInput, DryRunRequest, DryRunResult, dry_run};
 use refit_sandbox::{Clock, Concurrency, Cost, LogLine, Policy, PolicyError, PolicyState};
 
 use super::document::{Scenario, When};
@@ -76,16 +76,16 @@ pub async fn run(policy: &Policy, scenario: &Scenario) -> Result<Ran, PolicyErro
         };
         let question = DryRunInput {
             request: step.request.clone(),
-            hands: replay.clone(),
+            capabilities: replay.clone(),
             bounds: bounds(),
             clock: Clock(engine.taken),
         };
-        let answer = ask(asked, question).await;
+        let answer = dry_run(asked, question).await;
         engine = replay.snapshot();
         // Faults apply to one step only.
         engine.recreations.clear();
         engine.listing_fails = None;
-        let (log, decisions, cost) = match &answer.said {
+        let (log, decisions, cost) = match &answer.answer {
             Ok(Ok(said)) => (said.log.clone(), said.by_container.len(), said.cost),
             Ok(Err(_)) | Err(_) => Default::default(),
         };
@@ -97,7 +97,7 @@ pub async fn run(policy: &Policy, scenario: &Scenario) -> Result<Ran, PolicyErro
             decisions,
             cost,
         });
-        if matches!(answer, DryRunResult { said: Err(_), .. }) {
+        if matches!(answer, DryRunResult { answer: Err(_), .. }) {
             break;
         }
     }

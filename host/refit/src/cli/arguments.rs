@@ -10,7 +10,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use refit_model::image::ImageRef;
-use refit_revisions::artifact::{ArtifactRef, Source, reference};
+use refit_revisions::artifact::{ArtifactRef, Source, parse_reference};
 use refit_sandbox::WORKER_SUBCOMMAND;
 use refit_service::approvals;
 
@@ -256,7 +256,7 @@ pub(super) enum PolicyCommand {
     Push {
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        #[arg(value_name = "oci://…", value_parser = reference)]
+        #[arg(value_name = "oci://…", value_parser = parse_reference)]
         reference: ArtifactRef,
         /// As JSON
         #[arg(long)]
@@ -264,7 +264,7 @@ pub(super) enum PolicyCommand {
     },
     /// Get a component and its signature from a registry
     Pull {
-        #[arg(value_name = "oci://…", value_parser = reference)]
+        #[arg(value_name = "oci://…", value_parser = parse_reference)]
         reference: ArtifactRef,
         /// Where to [default: the last part of its repository, with `.wasm`]
         #[arg(short, long, value_name = "FILE")]

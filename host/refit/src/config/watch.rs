@@ -111,23 +111,23 @@ impl WatchConfig {
             let problem = format!("{} windows, and may be {WINDOWS_MAX}", self.windows.len());
             return Err(value("watch.windows", problem));
         }
-        let zone = schedule::zone(self.time_zone.as_deref());
+        let zone = schedule::load_zone(self.time_zone.as_deref());
         let zone = zone.map_err(|error| value("watch.time_zone", error.to_string()))?;
         let schedule = match &self.cron {
-            Some(cron) => Schedule::cron(cron, zone.clone())
+            Some(cron) => Schedule::from_cron(cron, zone.clone())
                 .map_err(|error| value("watch.cron", error.to_string()))?,
-            None => Schedule::every(self.interval_seconds),
+            None => Schedule::from_interval(self.interval_seconds),
         };
         let windows = self.windows.iter().map(|window| {
             let zone = match &window.time_zone {
-                Some(_) => schedule::zone(window.time_zone.as_deref())?,
+                Some(_) => schedule::load_zone(window.time_zone.as_deref())?,
                 None => zone.clone(),
             };
             windows::Window::new(&window.days, &window.start, &window.end, zone)
         });
         let windows: Result<Vec<_>, schedule::ScheduleError> = windows.collect();
         Ok(WatchSettings {
-            ticks: self
+            schedule: self
                 .enabled
                 .then(|| schedule.with_jitter(self.jitter_seconds)),
             windows: Windows(windows.map_err(|error| value("watch.windows", error.to_string()))?),
@@ -175,9 +175,15 @@ mod tests {
             jitter_seconds: 0,
             ..WatchConfig::default()
         };
-        let ticks = config.settings().unwrap().ticks.expect("it is enabled");
+        let ticks = config.settings().unwrap().schedule.expect("it is enabled");
         let next = ticks.next("2026-11-25T12:00:00Z".parse().unwrap(), 0.0);
         assert_eq!(next.to_string(), "2026-11-26T03:00:00Z");
-        assert!(WatchConfig::default().settings().unwrap().ticks.is_none());
+        assert!(
+            WatchConfig::default()
+                .settings()
+                .unwrap()
+                .schedule
+                .is_none()
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! A policy in a file, with its signature beside it.
+//! A policy in a file, with a signature file next to it.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use super::signature::SIGNATURE_BYTES_MAX;
 use super::{Artifact, ArtifactError};
 
-/// `policy.wasm` and, where it is there, `policy.wasm.minisig`. Not more than `bytes_max` is read, so that `/dev/zero` is an
-/// error and not the end of the memory.
+/// Reads `policy.wasm` and, if it exists, `policy.wasm.minisig`. It reads at most `bytes_max`, so that `/dev/zero` is an error
+/// and does not fill the memory.
 pub fn read(path: &Path, bytes_max: usize) -> Result<Artifact, ArtifactError> {
     let origin = path.display().to_string();
     let unreadable = |source| ArtifactError::Unreadable {
@@ -16,9 +16,9 @@ pub fn read(path: &Path, bytes_max: usize) -> Result<Artifact, ArtifactError> {
         source,
     };
     let file = File::open(path).map_err(unreadable)?;
-    let bytes = up_to(&file, bytes_max as u64 + 1).map_err(unreadable)?;
+    let bytes = read_at_most(&file, bytes_max as u64 + 1).map_err(unreadable)?;
     if bytes.len() > bytes_max {
-        // A device has no length to speak of.
+        // A device has no meaningful length.
         let length = file.metadata().ok().filter(std::fs::Metadata::is_file);
         return Err(ArtifactError::TooLarge {
             origin,
@@ -27,7 +27,7 @@ pub fn read(path: &Path, bytes_max: usize) -> Result<Artifact, ArtifactError> {
         });
     }
     let signature = match File::open(signature_of(path)) {
-        Ok(file) => Some(up_to(&file, SIGNATURE_BYTES_MAX as u64).map_err(unreadable)?),
+        Ok(file) => Some(read_at_most(&file, SIGNATURE_BYTES_MAX as u64).map_err(unreadable)?),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(unreadable(error)),
     };
@@ -38,16 +38,16 @@ pub fn read(path: &Path, bytes_max: usize) -> Result<Artifact, ArtifactError> {
     })
 }
 
-/// Where the signature of a file is, if it has one.
+/// Returns the path of a file's signature.
 pub fn signature_of(path: &Path) -> PathBuf {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".minisig");
-    beside.into()
+    let mut signature_path = path.as_os_str().to_owned();
+    signature_path.push(".minisig");
+    signature_path.into()
 }
 
-fn up_to(file: &File, most: u64) -> std::io::Result<Vec<u8>> {
+fn read_at_most(file: &File, bytes_max: u64) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.take(most).read_to_end(&mut bytes)?;
+    file.take(bytes_max).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signature_beside_it_comes_along() {
+    fn signature_file_is_read_with_the_policy() {
         let folder = std::env::temp_dir().join(format!("refit-artifact-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join("p.wasm");
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_without_an_end_is_too_large() {
+    fn endless_device_is_too_large() {
         let error = read(Path::new("/dev/zero"), 1000).unwrap_err();
         assert_eq!(
             error.to_string(),

@@ -1,7 +1,7 @@
-//! Policies as people ship them: a file, or an artifact in a registry, with the signature that belongs to it.
+//! Policies as files or as artifacts in a registry, with their signatures.
 //!
-//! Knows where bytes come from ([`mod@file`], [`registry`], either by a [`Carrier`]) and who vouches for them ([`signature`]), and
-//! nothing of what is in them: whether they are a policy at all is found out in [`refit_sandbox`].
+//! [`mod@file`] and [`registry`] read the bytes, for a [`Carrier`]; [`signature`] verifies who signed them. The content is
+//! opaque here: [`refit_sandbox`] finds out whether it is a policy.
 
 pub mod file;
 pub mod registry;
@@ -17,10 +17,10 @@ use refit_registry::credentials::{CredentialError, Credentials};
 
 use self::registry::{Registries, Title};
 
-/// Begins a reference to an artifact in a registry.
+/// The prefix of a reference to an artifact in a registry.
 const SCHEME: &str = "oci://";
 
-/// Where a policy is.
+/// The location of a policy.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Source {
@@ -62,8 +62,8 @@ impl TryFrom<String> for Source {
     }
 }
 
-/// `oci://…`, and nothing else.
-pub fn reference(text: &str) -> Result<ArtifactRef, ArtifactError> {
+/// Parses a reference to a registry, `oci://…`.
+pub fn parse_reference(text: &str) -> Result<ArtifactRef, ArtifactError> {
     match text.parse()? {
         Source::Registry(reference) => Ok(reference),
         Source::File(_) => Err(ArtifactError::Reference {
@@ -73,7 +73,7 @@ pub fn reference(text: &str) -> Result<ArtifactRef, ArtifactError> {
     }
 }
 
-/// Gets policies from wherever they are, and puts them into registries, with the logins that images are pulled with.
+/// Fetches policies from files and registries, and pushes them to registries, with the same logins as images.
 #[derive(Clone, Debug)]
 pub struct Carrier {
     pub registries: Registries,
@@ -81,7 +81,7 @@ pub struct Carrier {
 }
 
 impl Carrier {
-    /// At most `bytes_max` of it.
+    /// Fetches a policy of at most `bytes_max` bytes.
     pub async fn fetch(
         &self,
         source: &Source,
@@ -107,7 +107,7 @@ impl Carrier {
         }
     }
 
-    /// Returns the reference, pinned to what was put there.
+    /// Pushes a policy, and returns the reference, pinned to its digest.
     pub async fn push(
         &self,
         reference: &ArtifactRef,
@@ -123,7 +123,7 @@ impl Carrier {
     async fn login(&self, reference: &ArtifactRef) -> Result<Option<Login>, ArtifactError> {
         let registry = reference.registry();
         match self.credentials.login(registry).await {
-            Ok(found) => Ok(found.map(|(login, _)| login)),
+            Ok(login) => Ok(login.map(|(login, _)| login)),
             Err(source) => Err(ArtifactError::Login {
                 registry: registry.to_owned(),
                 source,
@@ -132,17 +132,17 @@ impl Carrier {
     }
 }
 
-/// The bytes of a policy, and what came with them.
+/// The bytes of a policy, with its origin and signature.
 #[derive(Clone, Debug)]
 pub struct Artifact {
     pub bytes: Vec<u8>,
-    /// For people: the path, or the reference with the digest that it stood for.
+    /// The path, or the reference with its current digest, for people.
     pub origin: String,
     /// A detached minisign signature over the bytes, as text.
     pub signature: Option<String>,
 }
 
-/// Why there are no bytes, or none that could be put anywhere. Nothing was changed.
+/// Why a policy could not be fetched or pushed. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ArtifactError {
     #[error("cannot read the policy `{origin}`")]
@@ -153,7 +153,7 @@ pub enum ArtifactError {
     #[error("`{origin}` has {}, and a policy may have {limit}", match .bytes { Some(bytes) => format!("{bytes} bytes"), None => format!("more than {limit} bytes") })]
     TooLarge {
         origin: String,
-        /// `None` where it has no end that is known.
+        /// `None` if its size is unknown.
         bytes: Option<u64>,
         limit: u64,
     },
@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_source_is_told_by_its_scheme_and_written_as_it_was_read() {
+    fn source_is_parsed_by_scheme_and_round_trips() {
         for text in [
             "policy.wasm",
             "./oci/policy.wasm",
@@ -237,9 +237,11 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_is_no_file() {
-        assert!(reference("oci://ghcr.io/acme/canary:1").is_ok());
-        let error = reference("ghcr.io/acme/canary:1").unwrap_err().to_string();
+    fn reference_is_not_a_file() {
+        assert!(parse_reference("oci://ghcr.io/acme/canary:1").is_ok());
+        let error = parse_reference("ghcr.io/acme/canary:1")
+            .unwrap_err()
+            .to_string();
         assert!(
             error.ends_with("it does not begin with `oci://`"),
             "{error}"
@@ -247,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_registry_or_no_version_is_refused() {
+    fn reference_without_registry_or_version_is_refused() {
         for text in [
             "oci://",
             "oci://canary",

@@ -1,8 +1,8 @@
-//! A policy in a registry, as the CNCF's layout for WebAssembly artifacts has it: a configuration, and one layer that is the
-//! component. The signature goes along as an annotation of the manifest.
+//! A policy in a registry, in the CNCF's layout for WebAssembly artifacts: a configuration, and one layer with the component.
+//! The signature is an annotation of the manifest.
 //!
-//! Layout: <https://tag-runtime.cncf.io/wgs/wasm/deliverables/wasm-oci-artifact/>. The media types that `oci-client` has constants
-//! for are those of an older one, which other tools do not read.
+//! Layout: <https://tag-runtime.cncf.io/wgs/wasm/deliverables/wasm-oci-artifact/>. The media types of `oci-client`'s constants
+//! belong to an older layout, which other tools do not read.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,18 +30,18 @@ const ANNOTATION_TITLE: &str = "org.opencontainers.image.title";
 const ANNOTATION_VERSION: &str = "org.opencontainers.image.version";
 const ANNOTATION_DESCRIPTION: &str = "org.opencontainers.image.description";
 
-/// For a whole push or pull: 48 MB at 1 MB/s, and some.
+/// The time limit of a push or pull: 48 MB at 1 MB/s, and some more.
 const LIMIT: Duration = Duration::from_secs(120);
 
 const FETCH: &str = "fetch";
 const PUSH: &str = "push";
-/// One policy is a few requests. What a registry says about its limits is obeyed all the same.
+/// The rate limit. One policy takes a few requests. Refit also obeys the limits of the registry.
 const RATE: Rate = Rate {
     requests: 50,
     window: LIMIT,
 };
 
-/// `registry/repository:tag`, `…@sha256:…`, or both; never without a version.
+/// A reference `registry/repository:tag`, `…@sha256:…`, or both; never without a version.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ArtifactRef(Reference);
 
@@ -50,7 +50,7 @@ impl ArtifactRef {
         self.0.registry()
     }
 
-    /// As the client of registries has it.
+    /// Returns the reference in the type of the registry client.
     fn image(&self) -> Result<ImageRef, ArtifactError> {
         let text = self.to_string();
         text.parse()
@@ -60,7 +60,7 @@ impl ArtifactRef {
             })
     }
 
-    /// The last part of its repository.
+    /// Returns the last part of the repository.
     pub fn name(&self) -> &str {
         let repository = self.0.repository();
         repository.rsplit('/').next().unwrap_or(repository)
@@ -70,7 +70,7 @@ impl ArtifactRef {
         self.0.digest().is_some()
     }
 
-    /// The same, pinned to a digest.
+    /// Returns the reference, pinned to a digest.
     pub fn pinned(&self, digest: &str) -> Self {
         let (registry, repository) = (self.0.registry().to_owned(), self.0.repository().to_owned());
         Self(match self.0.tag() {
@@ -93,7 +93,7 @@ impl FromStr for ArtifactRef {
             text: text.to_owned(),
             problem,
         };
-        // Ours is the stricter parser, and says what is wrong in words.
+        // Refit's parser is stricter, and its errors are clear.
         text.parse::<ImageRef>().map_err(|error| {
             refused(
                 std::error::Error::source(&error).map_or(error.to_string(), ToString::to_string),
@@ -103,12 +103,12 @@ impl FromStr for ArtifactRef {
         if !text.contains('/') || !(host.contains(['.', ':']) || host == "localhost") {
             return Err(refused("it names no registry".into()));
         }
-        let versioned = text.contains('@')
+        let has_version = text.contains('@')
             || text
                 .rsplit('/')
                 .next()
                 .is_some_and(|last| last.contains(':'));
-        if !versioned {
+        if !has_version {
             return Err(refused("it names no tag and no digest".into()));
         }
         let reference = text.parse::<Reference>();
@@ -124,7 +124,7 @@ impl fmt::Display for ArtifactRef {
     }
 }
 
-/// What is said of a policy in the registry, for people who look there.
+/// The annotations of a policy in the registry, for people.
 #[derive(Clone, Debug)]
 pub struct Title {
     pub name: String,
@@ -132,20 +132,20 @@ pub struct Title {
     pub summary: String,
 }
 
-/// Puts policies into registries and gets them from there.
+/// Pushes policies to registries and pulls them.
 #[derive(Clone, Debug, Default)]
 pub struct Registries {
     plain_http: Vec<String>,
 }
 
 impl Registries {
-    /// `plain_http` are the registries, as `host:port`, that are spoken to without TLS. Those on this machine need not be listed.
+    /// Creates a client. `plain_http` are the registries, as `host:port`, that it uses without TLS. Registries on this machine
+    /// need not be listed.
     pub fn new(plain_http: Vec<String>) -> Self {
         Self { plain_http }
     }
 
-    /// The component behind a reference, at most `bytes_max` of it. Where the reference has a digest, the registry's answer
-    /// must have it.
+    /// Pulls a component of at most `bytes_max` bytes. If the reference has a digest, the registry's answer must have the same.
     pub async fn pull(
         &self,
         reference: &ArtifactRef,
@@ -153,11 +153,11 @@ impl Registries {
         bytes_max: usize,
     ) -> Result<Artifact, ArtifactError> {
         let fetching = self.pull_unbounded(reference, login, bytes_max);
-        within_limit(FETCH, reference, fetching).await
+        limit_time(FETCH, reference, fetching).await
     }
 
-    /// With the client that watches images: it bounds what it reads, and no login leaves the registry or the realm that the
-    /// registry itself names.
+    /// Pulls with the client that checks images: it bounds what it reads, and sends a login only to the registry and to the
+    /// realm that the registry itself names.
     async fn pull_unbounded(
         &self,
         reference: &ArtifactRef,
@@ -170,7 +170,7 @@ impl Registries {
         let manifest = client.manifest(&image, login).await.map_err(failed)?;
         let digest = manifest.digest;
         let pinned_to = reference.0.digest();
-        if let Some(pinned_to) = pinned_to.filter(|it| *it != digest) {
+        if let Some(pinned_to) = pinned_to.filter(|pinned_to| *pinned_to != digest) {
             let problem = format!("the registry has `{digest}` under `{pinned_to}`");
             return Err(ArtifactError::Registry {
                 action: FETCH,
@@ -214,10 +214,10 @@ impl Registries {
             bytes,
             limit: bytes_max as u64,
         };
-        // What it says it has; what it has is bounded below.
-        let said = u64::try_from(layer.size).unwrap_or_default();
-        if said > bytes_max as u64 {
-            return Err(too_large(Some(said)));
+        // This is the claimed size; the download below has its own bound.
+        let claimed_bytes = u64::try_from(layer.size).unwrap_or_default();
+        if claimed_bytes > bytes_max as u64 {
+            return Err(too_large(Some(claimed_bytes)));
         }
         let bounds = (bytes_max, LIMIT);
         let blob = client.blob(&image, login, &layer.digest, bounds);
@@ -227,7 +227,7 @@ impl Registries {
         let annotations = manifest.annotations.unwrap_or_default();
         Ok(Artifact {
             bytes,
-            // One that cannot be read is as good as none: nobody is trusted by it.
+            // An unreadable signature counts as none, and makes nobody trusted.
             signature: annotations
                 .get(ANNOTATION_SIGNATURE)
                 .and_then(|text| BASE64.decode(text).ok())
@@ -236,7 +236,7 @@ impl Registries {
         })
     }
 
-    /// Puts a component there. Returns the reference, pinned to what was put.
+    /// Pushes a component, and returns the reference, pinned to its digest.
     pub async fn push(
         &self,
         reference: &ArtifactRef,
@@ -245,7 +245,7 @@ impl Registries {
         title: &Title,
     ) -> Result<ArtifactRef, ArtifactError> {
         let pushing = self.push_unbounded(reference, login, artifact, title);
-        within_limit(PUSH, reference, pushing).await
+        limit_time(PUSH, reference, pushing).await
     }
 
     async fn push_unbounded(
@@ -305,7 +305,7 @@ impl Registries {
     }
 }
 
-async fn within_limit<T>(
+async fn limit_time<T>(
     action: &'static str,
     reference: &ArtifactRef,
     work: impl Future<Output = Result<T, ArtifactError>>,

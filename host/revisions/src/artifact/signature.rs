@@ -1,12 +1,12 @@
-//! Who vouches for a policy: detached minisign signatures over its bytes, by keys that the operator lists.
+//! Signatures of policies: detached minisign signatures over the bytes, by keys that the operator lists.
 //!
-//! A key may be limited to verbs: what is signed with it may never do more, whatever the grants say.
+//! A key may be limited to verbs: a policy signed with it may never do more, whatever the grants allow.
 
 use minisign_verify::{PublicKey, Signature};
 use refit_model::diagnostic::Hints;
 use refit_model::grants::Verb;
 
-/// A signature is four lines; a trusted comment may be long, but not a book.
+/// The maximum size of a signature. It has four lines; its trusted comment may be long, but not that long.
 pub const SIGNATURE_BYTES_MAX: usize = 8 << 10;
 
 /// A key that the operator trusts.
@@ -25,7 +25,7 @@ pub struct KeyConfig {
     pub verbs: Option<Vec<Verb>>,
 }
 
-/// The keys that are trusted. With none, nobody needs to sign anything.
+/// The trusted keys. Without any, no signature is required.
 #[derive(Clone, Default)]
 pub struct Trust(Vec<(KeyConfig, PublicKey)>);
 
@@ -38,7 +38,7 @@ pub struct Signer {
 }
 
 impl KeyConfig {
-    /// Whoever signs with it.
+    /// Returns the signer of this key.
     pub fn signer(&self) -> Signer {
         Signer {
             name: self.name.clone(),
@@ -47,7 +47,7 @@ impl KeyConfig {
     }
 }
 
-/// `release (inspect, pull)`
+/// Writes `release (inspect, pull)`.
 impl std::fmt::Display for Signer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.name)?;
@@ -102,7 +102,7 @@ impl Trust {
         Ok(Self(keys.iter().map(key).collect::<Result<_, _>>()?))
     }
 
-    /// Who signed the bytes; `None` where nobody needs to.
+    /// Verifies a signature, and returns the signer; `None` if no signature is required.
     pub fn verify(
         &self,
         bytes: &[u8],
@@ -116,15 +116,15 @@ impl Trust {
             return Err(SignatureError::Malformed);
         }
         let signature = Signature::decode(signature).map_err(|_| SignatureError::Malformed)?;
-        // Signatures of the old kind, which minisign no longer makes, would have to be of the bytes themselves.
+        // Minisign no longer makes legacy signatures, which cover the bytes themselves.
         let allow_legacy = false;
-        let signed = |(_, key): &&(KeyConfig, PublicKey)| {
+        let is_signer = |(_, key): &&(KeyConfig, PublicKey)| {
             key.verify(bytes, &signature, allow_legacy).is_ok()
         };
         let (config, _) = self
             .0
             .iter()
-            .find(signed)
+            .find(is_signer)
             .ok_or(SignatureError::Untrusted)?;
         Ok(Some(config.signer()))
     }

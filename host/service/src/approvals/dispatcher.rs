@@ -1,4 +1,5 @@
-//! Stands between the watcher and the refreshes: what needs approval is held, anything else begins at once.
+//! Decides whether an update needs an approval. It creates an approval for an update that needs one, and passes any other
+//! update on.
 
 use std::sync::Arc;
 
@@ -9,29 +10,29 @@ use super::{ApprovalError, Approvals, Hold};
 use crate::runs::StartError;
 use crate::watch::update_sink::{Disposition, Proposal, UpdateSink};
 
-/// See the module.
+/// Sits between the watcher and the refreshes. See the [module documentation](self).
 pub struct ApprovalDispatcher {
-    /// For what needs nobody's approval.
-    open: Arc<dyn UpdateSink>,
+    /// Takes updates that need no approval.
+    update_sink: Arc<dyn UpdateSink>,
     approvals: Arc<Approvals>,
     required_for: Vec<Trigger>,
 }
 
 impl ApprovalDispatcher {
     pub(super) fn new(
-        open: Arc<dyn UpdateSink>,
+        update_sink: Arc<dyn UpdateSink>,
         approvals: Arc<Approvals>,
         required_for: Vec<Trigger>,
     ) -> Self {
         Self {
-            open,
+            update_sink,
             approvals,
             required_for,
         }
     }
 
-    /// A check by hand only makes the watcher look earlier. The refresh that follows needs the approval that the schedule or a webhook
-    /// needs.
+    /// Returns whether a refresh with this trigger needs an approval. A manual check only makes the watcher check earlier: the
+    /// refresh that follows needs the same approval as one that the schedule or a webhook started.
     fn needs_approval(&self, trigger: Trigger) -> bool {
         let is_required = |trigger| self.required_for.contains(&trigger);
         match trigger {
@@ -47,17 +48,17 @@ impl ApprovalDispatcher {
 
 #[async_trait]
 impl UpdateSink for ApprovalDispatcher {
-    async fn adopt(&self, proposal: Proposal) -> Disposition {
+    async fn submit(&self, proposal: Proposal) -> Disposition {
         if !self.needs_approval(proposal.request.trigger) {
-            return self.open.adopt(proposal).await;
+            return self.update_sink.submit(proposal).await;
         }
-        // A task of its own: whoever does not wait for the disk must not leave it saying something else than is known.
+        // A separate task: if the caller stops waiting for the disk, the state in memory must not differ from the saved one.
         let approvals = self.approvals.clone();
-        let proposing = tokio::spawn(async move { approvals.propose(proposal).await });
-        match proposing.await.unwrap_or(Err(ApprovalError::Panicked)) {
-            Ok(Hold::Waits(held)) => Disposition::Held(held.id),
+        let creation = tokio::spawn(async move { approvals.propose(proposal).await });
+        match creation.await.unwrap_or(Err(ApprovalError::Panicked)) {
+            Ok(Hold::Waits(approval)) => Disposition::Held(approval.id),
             Ok(Hold::Rejected) => Disposition::Rejected,
-            Err(error) => Disposition::NotBegun(StartError::NotHeld(error.told())),
+            Err(error) => Disposition::NotBegun(StartError::NotHeld(error.diagnostic())),
         }
     }
 }

@@ -1,18 +1,21 @@
-//! Refreshes that are held until a person approves them: what is held, until when, and what became of it.
+//! Approvals: refreshes that wait for a person's decision, with their plan, their expiry and their result.
 //!
-//! What must stay true:
+//! Invariants:
 //!
-//! - *Approving does what was approved, and no more.* The plan is made again first; where a digest has moved, what was held is
-//!   superseded by what is so now. The refresh itself is then bound to images and containers of the plan by a
-//!   [`ApprovedScope`], since a tag may move at any time.
-//! - *What is approved is begun*: at once, or when there is room, or by the next start of the daemon. "Approved" is on the disk
-//!   before a refresh begins, and its number after it has begun. So one whose daemon dies between the two is begun at the next
-//!   start, and where it had begun already, what it did by then is found done: it is never lost, and what is done is not done again.
-//! - *An approval that was not answered did not happen*, or is begun: until "approved" is on the disk it still waits.
-//! - *Expiry needs no timer*: it is judged whenever somebody looks, and written down when something else is.
+//! - *An approval covers exactly its plan.* Refit plans again before it starts the refresh. If a digest has moved, a new
+//!   approval supersedes the old one. An [`ApprovedScope`] then limits the refresh to the images and containers of the plan,
+//!   since a tag may move at any time.
+//! - *An approved refresh starts*: at once, when there is room, or at the next start of the daemon. Refit saves "approved" to
+//!   the disk before the refresh starts, and the number of the refresh afterwards. If the daemon dies between the two, the next
+//!   daemon starts the refresh. If the refresh had already started, the second one finds its work done. So no approval is lost,
+//!   and no work is done twice.
+//! - *A request to approve that got no answer* either did not take effect or starts the refresh: the approval waits until
+//!   "approved" is on the disk.
+//! - *Expiry needs no timer*: Refit computes it on each read, and saves it with the next change.
 //!
-//! [`store`] knows the files, `book` what is known, [`plan`] what is looked at, `desk` how one state becomes the next, and [`gate`]
-//! stands before the watcher. Knows nothing of HTTP.
+//! [`store`] reads and writes the files, `repository` holds the approvals in memory, [`plan`] describes and compares plans,
+//! `service` implements the state transitions, and [`dispatcher`] sits between the watcher and the refreshes. This module does
+//! not depend on HTTP.
 
 pub mod dispatcher;
 pub mod plan;
@@ -45,7 +48,7 @@ use crate::watch::update_sink::AvailableUpdate;
 
 pub use self::service::{Approvals, Hold, Observer, Requested, Terms};
 
-/// Rises with each approval, and is not used twice.
+/// The number of an approval. It rises with each approval, and is never used twice.
 pub type Id = u64;
 
 /// A refresh that waits for a person, or has waited. The JSON is documented in `docs/approvals.md` and stable.
@@ -57,7 +60,7 @@ pub struct PendingApproval {
     /// Until then it may be approved.
     pub expires: Timestamp,
     #[serde(flatten)]
-    pub fate: ApprovalState,
+    pub state: ApprovalState,
     pub request: Request,
     /// Who asked, as they say of themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -75,7 +78,7 @@ pub struct Entry {
     pub created: Timestamp,
     pub expires: Timestamp,
     #[serde(flatten)]
-    pub fate: ApprovalState,
+    pub state: ApprovalState,
     pub request: Request,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
@@ -84,16 +87,16 @@ pub struct Entry {
 }
 
 impl Entry {
-    pub fn of(held: &PendingApproval) -> Self {
+    pub fn from_approval(approval: &PendingApproval) -> Self {
         Self {
-            id: held.id,
-            created: held.created,
-            expires: held.expires,
-            fate: held.fate.clone(),
-            request: held.request.clone(),
-            by: held.by.clone(),
-            findings: held.findings.clone(),
-            summary: held.plan.summary,
+            id: approval.id,
+            created: approval.created,
+            expires: approval.expires,
+            state: approval.state.clone(),
+            request: approval.request.clone(),
+            by: approval.by.clone(),
+            findings: approval.findings.clone(),
+            summary: approval.plan.summary,
         }
     }
 }
@@ -133,7 +136,7 @@ pub enum ApprovalState {
 }
 
 impl ApprovalState {
-    pub fn state(&self) -> State {
+    pub fn name(&self) -> State {
         match self {
             Self::Waiting => State::Waiting,
             Self::Approved { .. } => State::Approved,
@@ -185,44 +188,44 @@ impl FromStr for State {
     type Err = StateError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let found = Self::ALL.into_iter().find(|one| one.as_str() == text);
-        found.ok_or_else(|| StateError(text.chars().take(80).collect()))
+        let state = Self::ALL.into_iter().find(|state| state.as_str() == text);
+        state.ok_or_else(|| StateError(text.chars().take(80).collect()))
     }
 }
 
 impl PendingApproval {
-    /// As it is at this time: one that has waited too long has expired, whether anybody has written that down or not.
-    fn at(&self, now: Timestamp) -> ApprovalState {
-        match &self.fate {
+    /// Returns the state at this time. A waiting approval past its expiry has expired, even if nothing has saved that yet.
+    fn state_at(&self, now: Timestamp) -> ApprovalState {
+        match &self.state {
             ApprovalState::Waiting if now >= self.expires => ApprovalState::Expired,
-            fate => fate.clone(),
+            state => state.clone(),
         }
     }
 
-    /// The same for as long as it was to wait, from now on.
-    fn begun_again(&self, now: Timestamp) -> Self {
-        let life = self.expires.duration_since(self.created);
+    /// Returns the same approval with its full lifetime starting now.
+    fn restarted_at(&self, now: Timestamp) -> Self {
+        let lifetime = self.expires.duration_since(self.created);
         Self {
             created: now,
-            expires: now.checked_add(life).unwrap_or(Timestamp::MAX),
+            expires: now.checked_add(lifetime).unwrap_or(Timestamp::MAX),
             ..self.clone()
         }
     }
 
-    fn with(&self, fate: ApprovalState) -> Self {
+    fn with_state(&self, state: ApprovalState) -> Self {
         Self {
-            fate,
+            state,
             ..self.clone()
         }
     }
 }
 
-/// Why none was made, or it was not decided.
+/// Why Refit did not create an approval, or why a decision did not take effect.
 #[derive(Debug, thiserror::Error)]
 pub enum ApprovalError {
     #[error("there is no approval {0}")]
     NoSuch(Id),
-    #[error("approval {id} was {} at {when}{}", .state.as_str(), by(.decided_by.as_deref()))]
+    #[error("approval {id} was {} at {when}{}", .state.as_str(), by_suffix(.decided_by.as_deref()))]
     Decided {
         id: Id,
         state: State,
@@ -254,18 +257,20 @@ pub enum ApprovalError {
     Panicked,
 }
 
-fn by(who: Option<&str>) -> String {
-    who.map(|who| format!(" by {who}")).unwrap_or_default()
+fn by_suffix(decided_by: Option<&str>) -> String {
+    decided_by
+        .map(|name| format!(" by {name}"))
+        .unwrap_or_default()
 }
 
 impl ApprovalError {
-    /// What a person needs to know besides: what has moved, what could not be seen.
-    pub fn told(&self) -> Diagnostic {
-        let mut told = Diagnostic::of(self);
+    /// Returns the error for people, with the digests that moved or the problems that prevented the check.
+    pub fn diagnostic(&self) -> Diagnostic {
+        let mut diagnostic = Diagnostic::of(self);
         if let Self::Superseded { moved: list, .. } | Self::Unseen { problems: list, .. } = self {
-            told.causes.extend(list.iter().cloned());
+            diagnostic.causes.extend(list.iter().cloned());
         }
-        told
+        diagnostic
     }
 }
 
@@ -299,12 +304,13 @@ impl Hints for ApprovalError {
     }
 }
 
-/// The refreshes that approvals are for. [`RefreshManager`], but for tests of the desk alone.
+/// Plans and starts refreshes for approvals. [`RefreshManager`] implements it; unit tests of approvals use their own
+/// implementation.
 #[async_trait]
 pub trait Refreshes: Send + Sync {
     async fn plan(&self, request: &Request) -> Result<Report, RefreshError>;
 
-    /// Returns when it has begun.
+    /// Starts a refresh within the approved scope, and returns when it has started.
     async fn begin(
         &self,
         request: Request,
@@ -314,7 +320,7 @@ pub trait Refreshes: Send + Sync {
 
     fn is_under_way(&self, refresh: refit_history::Id) -> bool;
 
-    /// Nothing is begun any more, and plans are cut short.
+    /// Returns whether the daemon is stopping: no refresh starts any more, and plans end early.
     fn is_stopping(&self) -> bool;
 }
 
@@ -334,8 +340,10 @@ impl Refreshes for Arc<RefreshManager> {
         by: Option<String>,
         approved: ApprovedScope,
     ) -> Result<refit_history::Id, StartError> {
-        let begun = self.begin_within(request, by, Arc::new(approved)).await?;
-        Ok(begun.run.id)
+        let started_refresh = self
+            .begin_limited_to(request, by, Arc::new(approved))
+            .await?;
+        Ok(started_refresh.run.id)
     }
 
     fn is_under_way(&self, refresh: refit_history::Id) -> bool {
@@ -347,16 +355,16 @@ impl Refreshes for Arc<RefreshManager> {
     }
 }
 
-/// What the folder is like, for those who only look.
+/// The state of the folder of approvals, for commands that only read it.
 #[derive(Clone, Debug)]
 pub struct Health {
     pub kept: usize,
-    /// Damaged ones that were moved aside, the oldest first.
+    /// Corrupt files that Refit has renamed, the oldest first.
     pub damaged: Vec<PathBuf>,
 }
 
-/// `state` is the state directory.
+/// Inspects the folder of approvals in the state directory `state`.
 pub fn health(state: &Path) -> Result<Health, StoreError> {
-    let (kept, damaged) = store::look(state)?;
+    let (kept, damaged) = store::inspect(state)?;
     Ok(Health { kept, damaged })
 }

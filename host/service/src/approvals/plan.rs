@@ -1,5 +1,5 @@
-//! What a refresh would do, as much of it as a person needs to say yes or no: kept with what is held, compared with what is so
-//! when it is approved, and then the bounds of the refresh.
+//! The part of a refresh plan that a person needs to decide. Refit stores it with the approval, compares it with a new plan
+//! when somebody approves, and then limits the refresh to it.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 use super::Id;
 use crate::watch::update_sink::AvailableUpdate;
 
-/// Containers that are described. Of more there is what the refresh is held to: with this bound the plan of 5,000 containers, as
-/// many as a refresh recreates unless told otherwise, is about a megabyte.
+/// Containers with a full description. For any others the plan keeps only what limits the refresh: with this bound the plan of
+/// 5,000 containers, the default maximum of a refresh, takes about a megabyte.
 const DESCRIBED_MAX: usize = 500;
-/// The longest reason that is kept.
+/// The maximum length of a stored reason.
 const REASON_CHARACTERS_MAX: usize = 300;
 
 /// The JSON is documented in `docs/approvals.md` and stable.
@@ -76,7 +76,7 @@ impl PlannedContainer {
 }
 
 impl Plan {
-    pub fn of(report: &Report) -> Self {
+    pub fn from_report(report: &Report) -> Self {
         let images: Vec<PlannedImage> = report
             .images
             .iter()
@@ -87,36 +87,36 @@ impl Plan {
                 problem: record
                     .failure
                     .as_ref()
-                    .map(|told| shortened(&told.sentence())),
+                    .map(|failure| shorten(&failure.sentence())),
             })
             .collect();
         let (mut containers, mut others) = (Vec::new(), Vec::new());
         for container in &report.containers {
-            let planned = container
+            let recreation = container
                 .recreation
                 .as_ref()
-                .filter(|planned| planned.outcome == RecreationOutcome::WouldRecreate);
-            let Some(planned) = planned else {
+                .filter(|recreation| recreation.outcome == RecreationOutcome::WouldRecreate);
+            let Some(recreation) = recreation else {
                 others.push(container.name.clone());
                 continue;
             };
-            let mut described = PlannedContainer {
+            let mut planned_container = PlannedContainer {
                 name: container.name.clone(),
-                id: Some(planned.old_id.clone()),
-                strategy: planned.strategy,
-                image: planned.image.clone(),
+                id: Some(recreation.old_id.clone()),
+                strategy: recreation.strategy,
+                image: recreation.image.clone(),
                 from_image_id: None,
                 rule: None,
                 reason: None,
-                followed: planned.followed.clone(),
-                follower_ids: planned.follower_ids.clone(),
+                followed: recreation.followed.clone(),
+                follower_ids: recreation.follower_ids.clone(),
             };
             if containers.len() < DESCRIBED_MAX {
-                described.from_image_id = planned.from_image_id.clone();
-                described.rule = container.rule.as_deref().map(shortened);
-                described.reason = container.reason.as_deref().map(shortened);
+                planned_container.from_image_id = recreation.from_image_id.clone();
+                planned_container.rule = container.rule.as_deref().map(shorten);
+                planned_container.reason = container.reason.as_deref().map(shorten);
             }
-            containers.push(described);
+            containers.push(planned_container);
         }
         Self {
             policy: report.policy.clone(),
@@ -131,10 +131,10 @@ impl Plan {
         self.summary.would_pull + self.summary.would_recreate > 0
     }
 
-    /// The images that it is about.
-    pub fn findings(&self) -> Vec<AvailableUpdate> {
-        let found = self.images.iter().filter(|image| self.is_about(image));
-        found
+    /// Returns the updates that this plan would use.
+    pub fn available_updates(&self) -> Vec<AvailableUpdate> {
+        let used_images = self.images.iter().filter(|image| self.uses(image));
+        used_images
             .filter_map(|image| {
                 Some(AvailableUpdate {
                     image: image.image.clone(),
@@ -144,8 +144,8 @@ impl Plan {
             .collect()
     }
 
-    /// Whether something is to be done with it: pulled, or given to a container.
-    fn is_about(&self, image: &PlannedImage) -> bool {
+    /// Returns whether the plan pulls this image or recreates a container with it.
+    fn uses(&self, image: &PlannedImage) -> bool {
         image.outcome == ImageOutcome::WouldPull
             || self
                 .containers
@@ -159,29 +159,31 @@ impl Plan {
 
     fn container(&self, name: &str) -> Option<&PlannedContainer> {
         let by_name = |planned: &PlannedContainer| planned.name.as_str().cmp(name);
-        let at = self.containers.binary_search_by(by_name).ok()?;
-        self.containers.get(at)
+        let index = self.containers.binary_search_by(by_name).ok()?;
+        self.containers.get(index)
     }
 
-    /// Beside a plan of the same that is made now. A container that is gone, or was refreshed meanwhile, takes nothing from what
-    /// was approved; one that came is left alone by the scope.
-    pub(super) fn beside(&self, now: &Self) -> Since {
-        let mut since = Since::default();
+    /// Compares this plan with a new plan for the same request. A container that has disappeared or was refreshed since then
+    /// does not count as a change. Neither does a new container: the scope excludes it.
+    pub(super) fn compare(&self, now: &Self) -> PlanChanges {
+        let mut changes = PlanChanges::default();
         for image in &now.images {
             let name = &image.image;
             let before = self.image(name);
             let digest = before.and_then(|before| before.digest.as_deref());
             match (digest, image.digest.as_deref()) {
-                (Some(then), Some(is)) if then != is => since.moved.push(format!(
-                    "`{name}` stood for `{then}`, and stands for `{is}` now"
+                (Some(old_digest), Some(new_digest)) if old_digest != new_digest => {
+                    changes.moved.push(format!(
+                        "`{name}` stood for `{old_digest}`, and stands for `{new_digest}` now"
+                    ))
+                }
+                (None, Some(new_digest)) if now.uses(image) => changes.moved.push(format!(
+                    "`{name}` was not there, and stands for `{new_digest}` now"
                 )),
-                (None, Some(is)) if now.is_about(image) => since
-                    .moved
-                    .push(format!("`{name}` was not there, and stands for `{is}` now")),
-                (Some(_), None) if before.is_some_and(|before| self.is_about(before)) => {
+                (Some(_), None) if before.is_some_and(|before| self.uses(before)) => {
                     let problem = image.problem.clone();
                     let unknown = format!("what `{name}` stands for now is not known");
-                    since.unknown.push(problem.unwrap_or(unknown));
+                    changes.unknown.push(problem.unwrap_or(unknown));
                 }
                 (Some(_) | None, _) => {}
             }
@@ -189,31 +191,33 @@ impl Plan {
         for container in &now.containers {
             let name = &container.name;
             match self.container(name) {
-                Some(before) => since.moved.extend(difference(before, container)),
-                None if self.others.contains(name) => since
+                Some(before) => changes.moved.extend(difference(before, container)),
+                None if self.others.contains(name) => changes
                     .moved
                     .push(format!("`{name}` would be recreated too now")),
                 None => {}
             }
         }
-        since
+        changes
     }
 
-    /// Whether all that would be done is to be done in another plan too, with the same images.
-    pub(super) fn is_within(&self, other: &Self) -> bool {
-        let pulled = self.images.iter().filter(|image| self.is_about(image));
-        let same_images = pulled.map(|image| (&image.digest, other.image(&image.image)));
-        let mut same_images =
-            same_images.map(|(digest, there)| there.is_some_and(|there| there.digest == *digest));
+    /// Returns whether the other plan includes all work of this plan, with the same images.
+    pub(super) fn is_covered_by(&self, other: &Self) -> bool {
+        let used_images = self.images.iter().filter(|image| self.uses(image));
+        let same_images = used_images.map(|image| (&image.digest, other.image(&image.image)));
+        let mut same_images = same_images.map(|(digest, other_image)| {
+            other_image.is_some_and(|other_image| other_image.digest == *digest)
+        });
         let mut same_containers = self.containers.iter().map(|container| {
-            let there = other.container(&container.name);
-            there.is_some_and(|there| difference(there, container).is_none())
+            let other_container = other.container(&container.name);
+            other_container
+                .is_some_and(|other_container| difference(other_container, container).is_none())
         });
         same_images.all(|same| same) && same_containers.all(|same| same)
     }
 
-    /// What was approved, and no more.
-    pub(super) fn scope(&self, id: Id) -> ApprovedScope {
+    /// Returns the scope that limits the refresh to this plan.
+    pub(super) fn approved_scope(&self, id: Id) -> ApprovedScope {
         let digests = self.images.iter().filter_map(|planned| {
             let digest = planned.digest.clone()?;
             Some((planned.image.clone(), digest))
@@ -236,7 +240,7 @@ impl Plan {
     }
 }
 
-/// Why the one plan for a container is not the other, as a sentence. A follower that is gone takes nothing from what was planned.
+/// Returns how two plans for a container differ, as a sentence. A follower that has disappeared is no difference.
 fn difference(before: &PlannedContainer, now: &PlannedContainer) -> Option<String> {
     let name = &now.name;
     if before.id.is_none() || before.id != now.id {
@@ -248,24 +252,27 @@ fn difference(before: &PlannedContainer, now: &PlannedContainer) -> Option<Strin
     if before.image != now.image {
         return Some(format!("`{name}` would get another image now"));
     }
-    let planned = before.followers();
+    let planned_followers = before.followers();
     let followers = now.followers();
-    let new = followers
+    let (new_follower, _) = followers
         .iter()
-        .find(|(follower, id)| planned.get(*follower) != Some(id))?;
-    Some(format!("`{}` would be recreated with `{name}` now", new.0))
+        .find(|(follower, id)| planned_followers.get(*follower) != Some(id))?;
+    Some(format!(
+        "`{}` would be recreated with `{name}` now",
+        new_follower
+    ))
 }
 
-/// What has become of a plan since it was made.
+/// The changes since a plan was made.
 #[derive(Debug, Default)]
-pub(super) struct Since {
-    /// What is otherwise now, each a sentence.
+pub(super) struct PlanChanges {
+    /// What has changed, a sentence each.
     pub(super) moved: Vec<String>,
-    /// What could not be looked at, and why.
+    /// What Refit could not check, and why.
     pub(super) unknown: Vec<String>,
 }
 
-fn shortened(text: &str) -> String {
+fn shorten(text: &str) -> String {
     let mut characters = text.chars();
     let mut short: String = characters.by_ref().take(REASON_CHARACTERS_MAX).collect();
     if characters.next().is_some() {

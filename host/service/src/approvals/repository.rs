@@ -1,4 +1,4 @@
-//! All that is known of approvals: in memory for those who look, and on the disk before anybody is told of a change.
+//! The approvals in memory and on the disk. Readers use the copy in memory; a change is saved to the disk before it is visible.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -12,99 +12,100 @@ use super::store::{self, Store};
 use super::{ApprovalError, ApprovalState, Id, PendingApproval, State};
 use crate::watch::update_sink::AvailableUpdate;
 
-/// Those that wait at once. Whoever has so many does not look at them.
+/// The maximum number of waiting approvals. Nobody reviews more than that.
 pub(super) const WAITING_MAX: usize = 200;
-/// Those that were rejected and are remembered, so that they are not proposed again: the newest.
+/// The number of rejected approvals that Refit remembers, the newest ones, so that it does not propose the same updates again.
 const REJECTED_MAX: usize = 200;
-/// The others that are kept for whoever looks back, and how long.
+/// The number of other decided approvals that Refit keeps for reference, and for how long.
 const DECIDED_MAX: usize = 200;
 const DECIDED_DAYS: i64 = 30;
-/// How long the clock has to say that something is over before that is written down. A clock that is wrong at a start is right
-/// when the machine has reached its time server.
+/// How long the clock has to report an expiry before Refit saves it. A clock that is wrong at boot is right once the machine
+/// has reached its time server.
 pub(super) const CLOCK_BELIEVED_AFTER: Duration = Duration::from_secs(60 * 60);
 
-pub(super) struct Book {
+pub(super) struct Repository {
     /// The state directory.
     state: PathBuf,
-    known: Mutex<Known>,
-    /// One change at a time. `None` until the folder could be opened.
+    index: Mutex<Index>,
+    /// Serializes changes. `None` until Refit could open the folder.
     store: tokio::sync::Mutex<Option<Arc<Store>>>,
     opened: Instant,
 }
 
 #[derive(Default)]
-struct Known {
-    held: BTreeMap<Id, Arc<PendingApproval>>,
+struct Index {
+    approvals: BTreeMap<Id, Arc<PendingApproval>>,
     deciding: BTreeSet<Id>,
-    /// Since when the clock says of each that it is over. One reading of a clock decides nothing that lasts.
-    doubted: BTreeMap<Id, Instant>,
-    trouble: Option<Diagnostic>,
+    /// When the clock first reported that each approval is over. One reading of a clock must not change anything permanently.
+    over_since: BTreeMap<Id, Instant>,
+    last_error: Option<Diagnostic>,
     damaged: Vec<PathBuf>,
 }
 
-/// The right to decide one. Given back when it is dropped.
+/// The exclusive right to decide an approval. Dropping it releases the right.
 pub(super) struct Claim<'a> {
-    book: &'a Book,
+    repository: &'a Repository,
     id: Id,
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        self.book.known().deciding.remove(&self.id);
+        self.repository.index().deciding.remove(&self.id);
     }
 }
 
-/// The right to change what is known.
-pub(super) struct Turn<'a> {
-    book: &'a Book,
+/// The exclusive right to change approvals.
+pub(super) struct WriteGuard<'a> {
+    repository: &'a Repository,
     store: Arc<Store>,
-    _turn: tokio::sync::MutexGuard<'a, Option<Arc<Store>>>,
+    _guard: tokio::sync::MutexGuard<'a, Option<Arc<Store>>>,
 }
 
-impl Book {
+impl Repository {
     pub(super) fn new(state: PathBuf) -> Self {
         Self {
             state,
-            known: Mutex::default(),
+            index: Mutex::default(),
             store: tokio::sync::Mutex::new(None),
             opened: Instant::now(),
         }
     }
 
-    /// Whether there is anything to read. Nothing is made before something is to be kept.
-    pub(super) fn is_there(&self) -> bool {
+    /// Returns whether there are files to read. Refit does not create the folder before the first approval.
+    pub(super) fn exists(&self) -> bool {
         store::folder(&self.state).exists()
     }
 
-    /// There is something to read, and it could not be read: another process held it perhaps.
-    pub(super) async fn is_unread(&self) -> bool {
-        self.store.lock().await.is_none() && self.is_there()
+    /// Returns whether there are files that Refit could not read, for example because another process held the lock.
+    pub(super) async fn is_unloaded(&self) -> bool {
+        self.store.lock().await.is_none() && self.exists()
     }
 
-    /// The newest first.
+    /// Returns all approvals, the newest first.
     pub(super) fn list(&self, state: Option<State>) -> Vec<Arc<PendingApproval>> {
         let now = Timestamp::now();
-        let known = self.known();
-        let all = known.held.values().rev().map(|held| seen(held, now));
-        all.filter(|held| state.is_none_or(|state| held.fate.state() == state))
+        let index = self.index();
+        let all = index.approvals.values().rev();
+        all.map(|approval| with_current_state(approval, now))
+            .filter(|approval| state.is_none_or(|state| approval.state.name() == state))
             .collect()
     }
 
     pub(super) fn get(&self, id: Id) -> Result<Arc<PendingApproval>, ApprovalError> {
         let now = Timestamp::now();
-        let known = self.known();
-        let held = known.held.get(&id).ok_or(ApprovalError::NoSuch(id))?;
-        Ok(seen(held, now))
+        let index = self.index();
+        let approval = index.approvals.get(&id).ok_or(ApprovalError::NoSuch(id))?;
+        Ok(with_current_state(approval, now))
     }
 
-    /// Why the last change could not be kept, or what was damaged when the folder was opened.
-    pub(super) fn problem(&self) -> Option<Diagnostic> {
-        let known = self.known();
-        if known.trouble.is_some() {
-            return known.trouble.clone();
+    /// Returns why the last change could not be saved, or which files were corrupt when Refit opened the folder.
+    pub(super) fn last_error(&self) -> Option<Diagnostic> {
+        let index = self.index();
+        if index.last_error.is_some() {
+            return index.last_error.clone();
         }
-        let first = known.damaged.first()?;
-        let count = known.damaged.len();
+        let first = index.damaged.first()?;
+        let count = index.damaged.len();
         let damaged = match count {
             1 => "an approval was damaged, and is not known any more".to_owned(),
             count => format!("{count} approvals were damaged, and are not known any more"),
@@ -114,67 +115,79 @@ impl Book {
     }
 
     pub(super) fn claim(&self, id: Id) -> Result<Claim<'_>, ApprovalError> {
-        if !self.known().deciding.insert(id) {
+        if !self.index().deciding.insert(id) {
             return Err(ApprovalError::BeingDecided(id));
         }
-        Ok(Claim { book: self, id })
+        Ok(Claim {
+            repository: self,
+            id,
+        })
     }
 
-    /// Those that wait, and have not expired.
+    /// Returns the waiting approvals that have not expired.
     pub(super) fn waiting(
         &self,
-        which: impl Fn(&PendingApproval) -> bool,
+        filter: impl Fn(&PendingApproval) -> bool,
     ) -> Vec<Arc<PendingApproval>> {
         let now = Timestamp::now();
-        let known = self.known();
-        let waiting = known
-            .held
+        let index = self.index();
+        let waiting = index
+            .approvals
             .values()
-            .filter(|held| held.at(now) == ApprovalState::Waiting);
-        waiting.filter(|held| which(held)).cloned().collect()
+            .filter(|approval| approval.state_at(now) == ApprovalState::Waiting);
+        waiting
+            .filter(|approval| filter(approval))
+            .cloned()
+            .collect()
     }
 
-    /// What was approved, the oldest first.
+    /// Returns the approved ones, the oldest first.
     pub(super) fn approved(
         &self,
-        which: impl Fn(&PendingApproval) -> bool,
+        filter: impl Fn(&PendingApproval) -> bool,
     ) -> Vec<Arc<PendingApproval>> {
-        let known = self.known();
-        let approved = known
-            .held
+        let index = self.index();
+        let approved = index
+            .approvals
             .values()
-            .filter(|held| held.fate.state() == State::Approved);
-        approved.filter(|held| which(held)).cloned().collect()
+            .filter(|approval| approval.state.name() == State::Approved);
+        approved
+            .filter(|approval| filter(approval))
+            .cloned()
+            .collect()
     }
 
-    /// Approved, not begun, and nobody is at it.
-    pub(super) fn unbegun(&self) -> Vec<Id> {
-        let known = self.known();
-        let open = known.held.values().filter(|held| {
-            matches!(held.fate, ApprovalState::Approved { refresh: None, .. })
-                && !known.deciding.contains(&held.id)
+    /// Returns the approvals whose refresh has not started and that nobody is deciding now.
+    pub(super) fn unstarted(&self) -> Vec<Id> {
+        let index = self.index();
+        let unstarted = index.approvals.values().filter(|approval| {
+            matches!(
+                approval.state,
+                ApprovalState::Approved { refresh: None, .. }
+            ) && !index.deciding.contains(&approval.id)
         });
-        open.map(|held| held.id).collect()
+        unstarted.map(|approval| approval.id).collect()
     }
 
-    pub(super) fn has_rejected(&self, findings: &[AvailableUpdate]) -> bool {
-        let known = self.known();
-        let rejected = known
-            .held
+    pub(super) fn has_rejected(&self, updates: &[AvailableUpdate]) -> bool {
+        let index = self.index();
+        let rejected = index
+            .approvals
             .values()
-            .filter(|held| held.fate.state() == State::Rejected);
-        let rejected: Vec<&AvailableUpdate> = rejected.flat_map(|held| &held.findings).collect();
-        findings.iter().all(|found| rejected.contains(&found))
+            .filter(|approval| approval.state.name() == State::Rejected);
+        let rejected: Vec<&AvailableUpdate> =
+            rejected.flat_map(|approval| &approval.findings).collect();
+        updates.iter().all(|update| rejected.contains(&update))
     }
 
-    /// Waits for whoever changes something now: a write to the disk.
-    pub(super) async fn turn(&self) -> Result<Turn<'_>, ApprovalError> {
+    /// Returns the right to change approvals, after any other change has finished. It opens the folder first if necessary.
+    pub(super) async fn write_guard(&self) -> Result<WriteGuard<'_>, ApprovalError> {
         let mut guard = self.store.lock().await;
         if let Some(store) = guard.as_ref() {
-            return Ok(Turn {
-                book: self,
+            return Ok(WriteGuard {
+                repository: self,
                 store: store.clone(),
-                _turn: guard,
+                _guard: guard,
             });
         }
         let state = self.state.clone();
@@ -183,159 +196,168 @@ impl Book {
             Ok(opened) => opened.map_err(|source| ApprovalError::Store { source }),
             Err(_) => Err(ApprovalError::Panicked),
         };
-        let (store, found) = opened.inspect_err(|error| self.trouble(Some(error.told())))?;
+        let (store, contents) =
+            opened.inspect_err(|error| self.set_last_error(Some(error.diagnostic())))?;
         {
-            let mut known = self.known();
-            known.damaged = found.damaged;
-            let held = found.held.into_iter();
-            known.held = held.map(|held| (held.id, Arc::new(held))).collect();
+            let mut index = self.index();
+            index.damaged = contents.damaged;
+            let approvals = contents.approvals.into_iter();
+            index.approvals = approvals
+                .map(|approval| (approval.id, Arc::new(approval)))
+                .collect();
         }
         let store = Arc::new(store);
         *guard = Some(store.clone());
-        let turn = Turn {
-            book: self,
+        let write_guard = WriteGuard {
+            repository: self,
             store,
-            _turn: guard,
+            _guard: guard,
         };
-        turn.tidy().await;
-        Ok(turn)
+        write_guard.clean_up().await;
+        Ok(write_guard)
     }
 
-    fn trouble(&self, now: Option<Diagnostic>) {
-        let mut known = self.known();
-        if known.trouble == now {
+    fn set_last_error(&self, now: Option<Diagnostic>) {
+        let mut index = self.index();
+        if index.last_error == now {
             return;
         }
-        if let Some(told) = &now {
-            tracing::warn!(hints = ?told.hints, "{}", told.sentence());
+        if let Some(diagnostic) = &now {
+            tracing::warn!(hints = ?diagnostic.hints, "{}", diagnostic.sentence());
         }
-        known.trouble = now;
+        index.last_error = now;
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Turn<'_> {
-    /// For a new one.
-    pub(super) fn number(&self) -> Id {
-        self.store.number()
+impl WriteGuard<'_> {
+    /// Returns an unused number.
+    pub(super) fn next_id(&self) -> Id {
+        self.store.next_id()
     }
 
-    /// On the disk, and then known.
-    pub(super) async fn keep(
+    /// Saves the approval, and then makes it visible.
+    pub(super) async fn save(
         &self,
-        held: PendingApproval,
+        approval: PendingApproval,
     ) -> Result<Arc<PendingApproval>, ApprovalError> {
-        let held = Arc::new(held);
-        let (store, written) = (self.store.clone(), held.clone());
-        let put = tokio::task::spawn_blocking(move || store.put(&written)).await;
-        let put = put.map_err(|_| ApprovalError::Panicked)?;
-        if let Err(source) = put {
+        let approval = Arc::new(approval);
+        let (store, written) = (self.store.clone(), approval.clone());
+        let result = tokio::task::spawn_blocking(move || store.write(&written)).await;
+        let result = result.map_err(|_| ApprovalError::Panicked)?;
+        if let Err(source) = result {
             let error = ApprovalError::Store { source };
-            self.book.trouble(Some(error.told()));
+            self.repository.set_last_error(Some(error.diagnostic()));
             return Err(error);
         }
-        self.book.trouble(None);
-        Ok(self.know(held))
+        self.repository.set_last_error(None);
+        Ok(self.remember(approval))
     }
 
-    /// Known, though it is not on the disk.
-    pub(super) fn know(&self, held: Arc<PendingApproval>) -> Arc<PendingApproval> {
-        self.book.known().held.insert(held.id, held.clone());
-        held
+    /// Makes the approval visible without saving it.
+    pub(super) fn remember(&self, approval: Arc<PendingApproval>) -> Arc<PendingApproval> {
+        let mut index = self.repository.index();
+        index.approvals.insert(approval.id, approval.clone());
+        approval
     }
 
-    /// It is as it was when somebody looked; otherwise why it cannot be decided.
-    pub(super) fn unchanged(&self, held: &PendingApproval) -> Result<(), ApprovalError> {
-        let known = self.book.known();
-        let now = known.held.get(&held.id);
-        let now = now.ok_or(ApprovalError::NoSuch(held.id))?;
-        // One that expires while it is decided was decided in time.
-        match now.fate == held.fate {
+    /// Returns an error unless the approval is still as the caller saw it.
+    pub(super) fn check_unchanged(&self, approval: &PendingApproval) -> Result<(), ApprovalError> {
+        let index = self.repository.index();
+        let current = index.approvals.get(&approval.id);
+        let current = current.ok_or(ApprovalError::NoSuch(approval.id))?;
+        // If it expires during the decision, the decision was in time.
+        match current.state == approval.state {
             true => Ok(()),
-            false => Err(refusal(now)),
+            false => Err(decision_error(current)),
         }
     }
 
-    /// Writes down what has expired, and lets go of what nobody needs. What cannot be written is told, and stays as it is. Both
-    /// only where the clock has said so for a while: one that was ahead for a moment must not make an approval expire for good.
-    pub(super) async fn tidy(&self) {
-        self.tidy_at(Timestamp::now(), Instant::now()).await;
+    /// Saves expiries, and removes old approvals. If a write fails, Refit reports that, and the approval stays as it is. It
+    /// does both only after the clock has been consistent for a while: a clock that was ahead for a moment must not make an
+    /// approval expire permanently.
+    pub(super) async fn clean_up(&self) {
+        self.clean_up_at(Timestamp::now(), Instant::now()).await;
     }
 
-    pub(super) async fn tidy_at(&self, now: Timestamp, clock: Instant) {
+    pub(super) async fn clean_up_at(&self, now: Timestamp, clock: Instant) {
         let expired: Vec<PendingApproval> = {
-            let mut known = self.book.known();
-            let over: BTreeSet<Id> = known
-                .held
+            let mut index = self.repository.index();
+            let over: BTreeSet<Id> = index
+                .approvals
                 .values()
-                .filter(|held| {
-                    held.at(now) == ApprovalState::Expired || is_from_the_future(held, now)
+                .filter(|approval| {
+                    approval.state_at(now) == ApprovalState::Expired
+                        || is_from_the_future(approval, now)
                 })
-                .map(|held| held.id)
+                .map(|approval| approval.id)
                 .collect();
-            known.doubted.retain(|id, _| over.contains(id));
+            index.over_since.retain(|id, _| over.contains(id));
             for id in over {
-                known.doubted.entry(id).or_insert(clock);
+                index.over_since.entry(id).or_insert(clock);
             }
             let long_over =
                 |since: &Instant| clock.saturating_duration_since(*since) >= CLOCK_BELIEVED_AFTER;
-            let is_over: BTreeSet<Id> = known
-                .doubted
+            let confirmed: BTreeSet<Id> = index
+                .over_since
                 .iter()
                 .filter(|(_, since)| long_over(since))
                 .map(|(id, _)| *id)
                 .collect();
-            let expired = known.held.values().filter(|held| {
-                held.fate == ApprovalState::Waiting
-                    && is_over.contains(&held.id)
-                    && !known.deciding.contains(&held.id)
+            let expired = index.approvals.values().filter(|approval| {
+                approval.state == ApprovalState::Waiting
+                    && confirmed.contains(&approval.id)
+                    && !index.deciding.contains(&approval.id)
             });
-            let ended = |held: &Arc<PendingApproval>| match is_from_the_future(held, now) {
-                true => held.begun_again(now),
-                false => held.with(ApprovalState::Expired),
+            let updated = |approval: &Arc<PendingApproval>| match is_from_the_future(approval, now)
+            {
+                true => approval.restarted_at(now),
+                false => approval.with_state(ApprovalState::Expired),
             };
-            expired.map(ended).collect()
+            expired.map(updated).collect()
         };
-        for held in expired {
-            if self.keep(held).await.is_err() {
+        for approval in expired {
+            if self.save(approval).await.is_err() {
                 return;
             }
         }
-        let forgotten = {
-            let mut known = self.book.known();
-            // By number always; by age where this process has seen for long enough that time goes on.
-            let is_believed =
-                clock.saturating_duration_since(self.book.opened) >= CLOCK_BELIEVED_AFTER;
-            let forgotten = forgettable(&known.held, is_believed.then_some(now));
-            known.held.retain(|id, _| !forgotten.contains(id));
-            forgotten
+        let removed_ids = {
+            let mut index = self.repository.index();
+            // The limit on their number always applies. The limit on their age applies only after this process has run for long
+            // enough to trust its clock.
+            let is_clock_trusted =
+                clock.saturating_duration_since(self.repository.opened) >= CLOCK_BELIEVED_AFTER;
+            let removed_ids = removable_ids(&index.approvals, is_clock_trusted.then_some(now));
+            index.approvals.retain(|id, _| !removed_ids.contains(id));
+            removed_ids
         };
-        if forgotten.is_empty() {
+        if removed_ids.is_empty() {
             return;
         }
         let store = self.store.clone();
-        let removed =
-            tokio::task::spawn_blocking(move || forgotten.iter().for_each(|id| store.remove(*id)));
-        let _ = removed.await;
+        let removal = tokio::task::spawn_blocking(move || {
+            removed_ids.iter().for_each(|id| store.remove(*id));
+        });
+        let _ = removal.await;
     }
 }
 
-/// It was held by a clock that was ahead, and would wait until that time comes.
-fn is_from_the_future(held: &PendingApproval, now: Timestamp) -> bool {
-    held.fate == ApprovalState::Waiting && held.created > now
+/// Returns whether a clock that was ahead created the approval. It would wait until that time comes.
+fn is_from_the_future(approval: &PendingApproval, now: Timestamp) -> bool {
+    approval.state == ApprovalState::Waiting && approval.created > now
 }
 
-/// Why one that does not wait cannot be decided.
-pub(super) fn refusal(held: &PendingApproval) -> ApprovalError {
-    let id = held.id;
-    match held.fate.clone() {
+/// Returns why an approval that is not waiting cannot be decided.
+pub(super) fn decision_error(approval: &PendingApproval) -> ApprovalError {
+    let id = approval.id;
+    match approval.state.clone() {
         ApprovalState::Waiting => ApprovalError::BeingDecided(id),
         ApprovalState::Expired => ApprovalError::Expired {
             id,
-            when: held.expires,
+            when: approval.expires,
         },
         ApprovalState::Superseded {
             superseded_by,
@@ -371,24 +393,25 @@ pub(super) fn refusal(held: &PendingApproval) -> ApprovalError {
     }
 }
 
-fn seen(held: &Arc<PendingApproval>, now: Timestamp) -> Arc<PendingApproval> {
-    let fate = held.at(now);
-    if fate == held.fate {
-        return held.clone();
+fn with_current_state(approval: &Arc<PendingApproval>, now: Timestamp) -> Arc<PendingApproval> {
+    let state = approval.state_at(now);
+    if state == approval.state {
+        return approval.clone();
     }
-    Arc::new(held.with(fate))
+    Arc::new(approval.with_state(state))
 }
 
-/// What is too old or too much; without `now` only what is too much. The newest of all stays: its number is not to be used again.
-pub(super) fn forgettable(
-    held: &BTreeMap<Id, Arc<PendingApproval>>,
+/// Returns the approvals that exceed the limits on age and number; without `now`, only the limit on their number. The newest
+/// approval always stays: its number must not be used again.
+pub(super) fn removable_ids(
+    approvals: &BTreeMap<Id, Arc<PendingApproval>>,
     now: Option<Timestamp>,
 ) -> BTreeSet<Id> {
-    let newest = held.keys().next_back().copied();
+    let newest = approvals.keys().next_back().copied();
     let (mut rejected, mut decided) = (0, 0);
-    let mut forgettable = BTreeSet::new();
-    for (id, one) in held.iter().rev() {
-        let goes = match &one.fate {
+    let mut removable = BTreeSet::new();
+    for (id, approval) in approvals.iter().rev() {
+        let is_removable = match &approval.state {
             ApprovalState::Waiting | ApprovalState::Approved { refresh: None, .. } => false,
             ApprovalState::Rejected { .. } => {
                 rejected += 1;
@@ -398,13 +421,13 @@ pub(super) fn forgettable(
             | ApprovalState::Expired
             | ApprovalState::Superseded { .. } => {
                 decided += 1;
-                let days = now.map(|now| now.duration_since(one.expires).as_hours() / 24);
+                let days = now.map(|now| now.duration_since(approval.expires).as_hours() / 24);
                 decided > DECIDED_MAX || days.is_some_and(|days| days >= DECIDED_DAYS)
             }
         };
-        if goes && Some(*id) != newest {
-            forgettable.insert(*id);
+        if is_removable && Some(*id) != newest {
+            removable.insert(*id);
         }
     }
-    forgettable
+    removable
 }

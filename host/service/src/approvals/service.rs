@@ -1,4 +1,4 @@
-//! How one state of an approval becomes the next.
+//! The state transitions of approvals.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,62 +12,63 @@ use tokio_util::sync::CancellationToken;
 
 use super::dispatcher::ApprovalDispatcher;
 use super::plan::Plan;
-use super::repository::{Book, Turn, WAITING_MAX, refusal};
+use super::repository::{Repository, WAITING_MAX, WriteGuard, decision_error};
 use super::{ApprovalError, ApprovalState, Id, PendingApproval, Refreshes, State};
 use crate::watch::update_sink::{AvailableUpdate, Proposal, UpdateSink};
 
-/// The longest reason of a rejection.
+/// The maximum length of the reason of a rejection.
 const REASON_CHARACTERS_MAX: usize = 500;
 
-/// Pauses between attempts to begin what was approved. They double.
-const AGAIN_FIRST: Duration = Duration::from_secs(2);
-const AGAIN_MOST: Duration = Duration::from_secs(5 * 60);
+/// The first and the longest pause between attempts to start an approved refresh. Each pause is twice as long as the one
+/// before.
+const RETRY_FIRST: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// Told of each that is held, for notifications. Called on the task that holds it, so it must not wait for anything.
+/// Receives each new approval, for notifications. Refit calls it on the task that creates the approval, so it must not block.
 pub type Observer = Arc<dyn Fn(&PendingApproval) + Send + Sync>;
 
-/// How refreshes are held.
+/// The settings of approvals.
 #[derive(Clone, Debug)]
 pub struct Terms {
     /// The state directory.
     pub state: PathBuf,
-    /// How long one waits, and how long one that was approved may wait to be begun.
+    /// How long an approval waits for a decision, and how long an approved refresh may wait to start.
     pub life: Duration,
-    /// What the watcher proposes because of these is held.
+    /// The triggers whose updates need an approval.
     pub required_for: Vec<Trigger>,
 }
 
-/// What became of a proposal.
+/// The result of a proposal of the watcher.
 #[derive(Debug)]
 pub enum Hold {
     Waits(Arc<PendingApproval>),
-    /// A person has rejected all of its findings.
+    /// A person has rejected all of its updates.
     Rejected,
 }
 
-/// What became of a request that asks for approval.
+/// The result of a request for an approval.
 #[derive(Debug)]
 pub enum Requested {
     Held(Arc<PendingApproval>),
-    /// The same was held already.
+    /// An equal request was waiting already.
     Same(Arc<PendingApproval>),
-    /// A refresh would do nothing.
+    /// The refresh would do nothing.
     NothingToDo(Box<Plan>),
 }
 
-/// See the [module above](super).
+/// Creates, decides and starts approvals. See the [module above](super).
 pub struct Approvals {
-    life: Duration,
+    lifetime: Duration,
     required_for: Vec<Trigger>,
     refreshes: Arc<dyn Refreshes>,
     observer: Option<Observer>,
-    book: Book,
-    /// Something is approved and could not be begun.
-    unbegun: Notify,
+    repository: Repository,
+    /// Signals that an approved refresh could not start.
+    unstarted: Notify,
 }
 
-/// What is to be held.
-struct Wanted {
+/// The content of a new approval.
+struct NewApproval {
     request: Request,
     by: Option<String>,
     findings: Vec<AvailableUpdate>,
@@ -75,48 +76,48 @@ struct Wanted {
 }
 
 impl Approvals {
-    /// What was held before is looked for. Where it cannot be read that is told, and tried again with the next change.
+    /// Loads the existing approvals. If they cannot be read, Refit reports that and tries again with the next change.
     pub async fn open(
         terms: Terms,
         refreshes: Arc<dyn Refreshes>,
         observer: Option<Observer>,
     ) -> Arc<Self> {
         let approvals = Self {
-            life: terms.life,
+            lifetime: terms.life,
             required_for: terms.required_for,
             refreshes,
             observer,
-            book: Book::new(terms.state),
-            unbegun: Notify::new(),
+            repository: Repository::new(terms.state),
+            unstarted: Notify::new(),
         };
-        if approvals.book.is_there() {
-            // What is wrong with it has been told.
-            let _ = approvals.book.turn().await;
+        if approvals.repository.exists() {
+            // Refit has logged the error already.
+            let _ = approvals.repository.write_guard().await;
         }
         Arc::new(approvals)
     }
 
-    /// For the watcher: holds what needs approval, and passes on the rest.
-    pub fn gate(self: &Arc<Self>, open: Arc<dyn UpdateSink>) -> ApprovalDispatcher {
-        ApprovalDispatcher::new(open, self.clone(), self.required_for.clone())
+    /// Returns the sink for the watcher. It creates approvals if necessary, and passes other updates on to `update_sink`.
+    pub fn dispatcher(self: &Arc<Self>, update_sink: Arc<dyn UpdateSink>) -> ApprovalDispatcher {
+        ApprovalDispatcher::new(update_sink, self.clone(), self.required_for.clone())
     }
 
-    /// The newest first.
+    /// Returns all approvals, the newest first.
     pub fn list(&self, state: Option<State>) -> Vec<Arc<PendingApproval>> {
-        self.book.list(state)
+        self.repository.list(state)
     }
 
     pub fn get(&self, id: Id) -> Result<Arc<PendingApproval>, ApprovalError> {
-        self.book.get(id)
+        self.repository.get(id)
     }
 
-    /// Why the last change could not be kept, or what was damaged when the daemon started.
-    pub fn problem(&self) -> Option<Diagnostic> {
-        self.book.problem()
+    /// Returns why the last change could not be saved, or which files were corrupt when the daemon started.
+    pub fn last_error(&self) -> Option<Diagnostic> {
+        self.repository.last_error()
     }
 
-    /// A person or a CI asks for a refresh that a person approves. The same again, while it waits, is the same approval; where
-    /// something has moved, the new one takes the place of the old.
+    /// Requests a refresh that a person has to approve. An equal request, while the first one waits, returns the same approval.
+    /// If something has moved, the new approval supersedes the old one.
     pub async fn request(
         &self,
         request: Request,
@@ -126,83 +127,90 @@ impl Approvals {
         if !plan.has_work() {
             return Ok(Requested::NothingToDo(Box::new(plan)));
         }
-        let turn = self.book.turn().await?;
+        let write_guard = self.repository.write_guard().await?;
         let earlier = self
-            .book
-            .waiting(|held| same_request(&held.request, &request));
-        if let Some(same) = earlier.iter().find(|held| plan.is_within(&held.plan)) {
+            .repository
+            .waiting(|approval| is_same_request(&approval.request, &request));
+        if let Some(same) = earlier
+            .iter()
+            .find(|approval| plan.is_covered_by(&approval.plan))
+        {
             return Ok(Requested::Same(same.clone()));
         }
-        let wanted = Wanted {
+        let new_approval = NewApproval {
             request,
             by,
-            findings: plan.findings(),
+            findings: plan.available_updates(),
             plan,
         };
-        Ok(Requested::Held(self.hold(&turn, wanted, &earlier).await?))
+        Ok(Requested::Held(
+            self.create(&write_guard, new_approval, &earlier).await?,
+        ))
     }
 
-    /// The watcher has found something.
+    /// Proposes updates that the watcher has found.
     pub async fn propose(&self, proposal: Proposal) -> Result<Hold, ApprovalError> {
         let Proposal {
             request,
             findings,
             plan,
         } = proposal;
-        let turn = self.book.turn().await?;
-        // There is nothing to hold until what was approved of it has ended.
-        let adopted = self.book.approved(|held| {
-            all_within(&findings, &held.findings) && self.is_still_to_be_done(&held.fate)
+        let write_guard = self.repository.write_guard().await?;
+        // While an approved refresh for these updates is unfinished, no new approval is necessary.
+        let unfinished = self.repository.approved(|approval| {
+            is_subset(&findings, &approval.findings) && self.is_unfinished(&approval.state)
         });
-        if let Some(adopted) = adopted.first() {
-            return Ok(Hold::Waits(adopted.clone()));
+        if let Some(approval) = unfinished.first() {
+            return Ok(Hold::Waits(approval.clone()));
         }
-        if self.book.has_rejected(&findings) {
+        if self.repository.has_rejected(&findings) {
             return Ok(Hold::Rejected);
         }
-        let is_of_images = |held: &PendingApproval| {
-            let mut images = held.findings.iter().map(|found| &found.image);
-            images.any(|image| findings.iter().any(|found| found.image == *image))
+        let has_same_image = |approval: &PendingApproval| {
+            let mut images = approval.findings.iter().map(|update| &update.image);
+            images.any(|image| findings.iter().any(|update| update.image == *image))
         };
         let earlier = self
-            .book
-            .waiting(|held| was_proposed(held) && is_of_images(held));
+            .repository
+            .waiting(|approval| was_proposed(approval) && has_same_image(approval));
         let same = earlier
             .iter()
-            .find(|held| all_within(&findings, &held.findings));
+            .find(|approval| is_subset(&findings, &approval.findings));
         if let Some(same) = same {
             return Ok(Hold::Waits(same.clone()));
         }
-        let wanted = Wanted {
+        let new_approval = NewApproval {
             request,
             by: None,
             findings,
-            plan: Plan::of(&plan),
+            plan: Plan::from_report(&plan),
         };
-        Ok(Hold::Waits(self.hold(&turn, wanted, &earlier).await?))
+        Ok(Hold::Waits(
+            self.create(&write_guard, new_approval, &earlier).await?,
+        ))
     }
 
-    /// Returns when it has begun, or is to begin as soon as there is room. To be called in a task of its own: whoever hangs up
-    /// has approved all the same.
+    /// Approves a refresh, and returns when it has started, or will start as soon as there is room. Call it in a separate task:
+    /// a client that disconnects has still approved.
     pub async fn approve(
         &self,
         id: Id,
         by: Option<String>,
     ) -> Result<Arc<PendingApproval>, ApprovalError> {
-        let _claim = self.book.claim(id)?;
-        let held = self.undecided(id)?;
-        self.look_again(&held).await?;
+        let _claim = self.repository.claim(id)?;
+        let approval = self.get_waiting(id)?;
+        self.revalidate(&approval).await?;
         let approved = ApprovalState::Approved {
             decided_by: by,
             decided_at: Timestamp::now(),
             refresh: None,
         };
-        let held = self.decide(&held, approved).await?;
-        let begun = self.begin(&held).await;
-        if begun.is_none() {
-            self.unbegun.notify_one();
+        let approval = self.decide(&approval, approved).await?;
+        let started = self.start_refresh(&approval).await;
+        if started.is_none() {
+            self.unstarted.notify_one();
         }
-        Ok(begun.unwrap_or(held))
+        Ok(started.unwrap_or(approval))
     }
 
     pub async fn reject(
@@ -211,9 +219,9 @@ impl Approvals {
         by: Option<String>,
         reason: Option<String>,
     ) -> Result<Arc<PendingApproval>, ApprovalError> {
-        let _claim = self.book.claim(id)?;
-        let held = self.undecided(id)?;
-        let said = reason.map(|reason| {
+        let _claim = self.repository.claim(id)?;
+        let approval = self.get_waiting(id)?;
+        let reason = reason.map(|reason| {
             let words = reason.split_whitespace().collect::<Vec<_>>().join(" ");
             let printable = words.chars().filter(|c| !c.is_control());
             printable.take(REASON_CHARACTERS_MAX).collect::<String>()
@@ -221,24 +229,26 @@ impl Approvals {
         let rejected = ApprovalState::Rejected {
             decided_by: by,
             decided_at: Timestamp::now(),
-            reason: said.filter(|said| !said.is_empty()),
+            reason: reason.filter(|reason| !reason.is_empty()),
         };
-        self.decide(&held, rejected).await
+        self.decide(&approval, rejected).await
     }
 
-    /// Begins what was approved and could not be begun: by a daemon that died, or for want of room. Ends when `stopping` is set.
-    pub async fn begin_the_approved(&self, stopping: CancellationToken) {
-        let mut pause = AGAIN_FIRST;
+    /// Starts approved refreshes that have not started, because a daemon died or there was no room. Ends when `stopping` is
+    /// set.
+    pub async fn start_approved(&self, stopping: CancellationToken) {
+        let mut pause = RETRY_FIRST;
         loop {
-            if self.book.is_unread().await {
-                // What is wrong with it has been told.
-                let _ = self.book.turn().await;
+            if self.repository.is_unloaded().await {
+                // Refit has logged the error already.
+                let _ = self.repository.write_guard().await;
             }
-            for id in self.book.unbegun() {
-                self.take_up(id).await;
+            for id in self.repository.unstarted() {
+                self.start(id).await;
             }
-            let is_done = self.book.unbegun().is_empty() && !self.book.is_unread().await;
-            let again = async {
+            let is_done =
+                self.repository.unstarted().is_empty() && !self.repository.is_unloaded().await;
+            let retry = async {
                 match is_done {
                     true => std::future::pending().await,
                     false => tokio::time::sleep(pause).await,
@@ -246,172 +256,182 @@ impl Approvals {
             };
             tokio::select! {
                 () = stopping.cancelled() => return,
-                () = self.unbegun.notified() => pause = AGAIN_FIRST,
-                () = again => pause = (pause * 2).min(AGAIN_MOST),
+                () = self.unstarted.notified() => pause = RETRY_FIRST,
+                () = retry => pause = (pause * 2).min(RETRY_MAX),
             }
         }
     }
 
-    async fn take_up(&self, id: Id) {
-        // Somebody is at it.
-        let Ok(_claim) = self.book.claim(id) else {
+    async fn start(&self, id: Id) {
+        // Another task is deciding it.
+        let Ok(_claim) = self.repository.claim(id) else {
             return;
         };
-        let Ok(held) = self.book.get(id) else { return };
+        let Ok(approval) = self.repository.get(id) else {
+            return;
+        };
         let ApprovalState::Approved {
             decided_at,
             refresh: None,
             ..
-        } = held.fate
+        } = approval.state
         else {
             return;
         };
-        if Timestamp::now() >= later(decided_at, self.life) {
-            tracing::warn!(
-                id,
-                "what was approved could not be begun in time, and has expired"
-            );
-            // What cannot be written down is told by whoever cannot.
-            let _ = self.decide(&held, ApprovalState::Expired).await;
+        if Timestamp::now() >= add_lifetime(decided_at, self.lifetime) {
+            tracing::warn!(id, "approved refresh expired before it could start");
+            // A failed write is logged where it happens.
+            let _ = self.decide(&approval, ApprovalState::Expired).await;
             return;
         }
-        if let Err(error) = self.look_again(&held).await {
-            let told = error.told();
-            tracing::warn!(id, hints = ?told.hints, "cannot begin what was approved: {}", told.sentence());
+        if let Err(error) = self.revalidate(&approval).await {
+            let diagnostic = error.diagnostic();
+            tracing::warn!(id, hints = ?diagnostic.hints, "cannot start approved refresh: {}", diagnostic.sentence());
             return;
         }
-        if let Some(begun) = self.begin(&held).await {
-            tracing::info!(id, fate = ?begun.fate, "what was approved earlier has begun");
+        if let Some(started) = self.start_refresh(&approval).await {
+            tracing::info!(id, state = ?started.state, "approved refresh started");
         }
     }
 
-    /// Whether what is held still says what is so. Where it does not, it is superseded.
-    async fn look_again(&self, held: &PendingApproval) -> Result<(), ApprovalError> {
-        let now = self.plan(&held.request).await?;
-        let since = held.plan.beside(&now);
-        let id = held.id;
-        match (since.moved.is_empty(), since.unknown.is_empty()) {
+    /// Plans again and compares the result with the approval. If something has changed, a new approval supersedes this one, and
+    /// the result is an error.
+    async fn revalidate(&self, approval: &PendingApproval) -> Result<(), ApprovalError> {
+        let now = self.plan(&approval.request).await?;
+        let changes = approval.plan.compare(&now);
+        let id = approval.id;
+        match (changes.moved.is_empty(), changes.unknown.is_empty()) {
             (true, true) => return Ok(()),
             (true, false) => {
-                let problems = since.unknown;
+                let problems = changes.unknown;
                 return Err(ApprovalError::Unseen { id, problems });
             }
             (false, _) => {}
         }
-        let turn = self.book.turn().await?;
-        turn.unchanged(held)?;
+        let write_guard = self.repository.write_guard().await?;
+        write_guard.check_unchanged(approval)?;
         let new = match now.has_work() {
             false => None,
             true => {
-                let wanted = Wanted {
-                    request: held.request.clone(),
-                    by: held.by.clone(),
-                    findings: now.findings(),
+                let new_approval = NewApproval {
+                    request: approval.request.clone(),
+                    by: approval.by.clone(),
+                    findings: now.available_updates(),
                     plan: now,
                 };
-                Some(turn.keep(self.held(&turn, wanted)).await?)
+                Some(
+                    write_guard
+                        .save(self.pending_approval(&write_guard, new_approval))
+                        .await?,
+                )
             }
         };
         let superseded_by = new.as_ref().map(|new| new.id);
-        let superseded = held.with(ApprovalState::Superseded {
+        let superseded = approval.with_state(ApprovalState::Superseded {
             decided_at: Timestamp::now(),
             superseded_by,
-            moved: since.moved,
+            moved: changes.moved,
         });
-        let superseded = turn.keep(superseded).await?;
+        let superseded = write_guard.save(superseded).await?;
         if let Some(new) = &new {
-            self.tell(new);
+            self.announce(new);
         }
-        Err(refusal(&superseded))
+        Err(decision_error(&superseded))
     }
 
-    /// `None` where it could not be begun now.
-    async fn begin(&self, held: &PendingApproval) -> Option<Arc<PendingApproval>> {
+    /// Starts the refresh of an approval. Returns `None` if it could not start now.
+    async fn start_refresh(&self, approval: &PendingApproval) -> Option<Arc<PendingApproval>> {
         let ApprovalState::Approved {
             decided_by,
             decided_at,
             ..
-        } = &held.fate
+        } = &approval.state
         else {
             return None;
         };
-        let who = decided_by.as_deref().unwrap_or("somebody");
-        let by = format!("{who} (approval {})", held.id);
-        let approved = held.plan.scope(held.id);
-        let begun = self
+        let name = decided_by.as_deref().unwrap_or("somebody");
+        let by = format!("{name} (approval {})", approval.id);
+        let approved_scope = approval.plan.approved_scope(approval.id);
+        let start = self
             .refreshes
-            .begin(held.request.clone(), Some(by), approved);
-        let refresh = match begun.await {
+            .begin(approval.request.clone(), Some(by), approved_scope);
+        let refresh = match start.await {
             Ok(refresh) => refresh,
-            Err(not_begun) => {
-                tracing::warn!(id = held.id, "what is approved is begun later: {not_begun}");
+            Err(error) => {
+                tracing::warn!(id = approval.id, "approved refresh starts later: {error}");
                 return None;
             }
         };
-        let begun = held.with(ApprovalState::Approved {
+        let started = approval.with_state(ApprovalState::Approved {
             decided_by: decided_by.clone(),
             decided_at: *decided_at,
             refresh: Some(refresh),
         });
-        let turn = match self.book.turn().await {
-            Ok(turn) => turn,
-            Err(_) => return Some(Arc::new(begun)),
+        let write_guard = match self.repository.write_guard().await {
+            Ok(write_guard) => write_guard,
+            Err(_) => return Some(Arc::new(started)),
         };
-        match turn.keep(begun.clone()).await {
-            Ok(begun) => Some(begun),
-            // That was told. It runs, and the next daemon would begin it again, and find it done.
-            Err(_) => Some(turn.know(Arc::new(begun))),
+        match write_guard.save(started.clone()).await {
+            Ok(started) => Some(started),
+            // The write has logged its error. The refresh runs; the next daemon would start it again, and find its work done.
+            Err(_) => Some(write_guard.remember(Arc::new(started))),
         }
     }
 
-    /// From what it was when somebody looked, to this.
+    /// Changes the state of an approval, unless it has changed since the caller read it.
     async fn decide(
         &self,
-        held: &PendingApproval,
-        fate: ApprovalState,
+        approval: &PendingApproval,
+        state: ApprovalState,
     ) -> Result<Arc<PendingApproval>, ApprovalError> {
-        let turn = self.book.turn().await?;
-        turn.unchanged(held)?;
-        turn.keep(held.with(fate)).await
+        let write_guard = self.repository.write_guard().await?;
+        write_guard.check_unchanged(approval)?;
+        write_guard.save(approval.with_state(state)).await
     }
 
-    /// A new one, in the place of those before it.
-    async fn hold(
+    /// Creates an approval that supersedes the earlier ones.
+    async fn create(
         &self,
-        turn: &Turn<'_>,
-        wanted: Wanted,
+        write_guard: &WriteGuard<'_>,
+        new_approval: NewApproval,
         earlier: &[Arc<PendingApproval>],
     ) -> Result<Arc<PendingApproval>, ApprovalError> {
-        turn.tidy().await;
-        if self.book.waiting(|_| true).len() >= WAITING_MAX + earlier.len() {
+        write_guard.clean_up().await;
+        if self.repository.waiting(|_| true).len() >= WAITING_MAX + earlier.len() {
             return Err(ApprovalError::TooMany { most: WAITING_MAX });
         }
-        let new = turn.keep(self.held(turn, wanted)).await?;
-        self.tell(&new);
-        for held in earlier {
+        let new = write_guard
+            .save(self.pending_approval(write_guard, new_approval))
+            .await?;
+        self.announce(&new);
+        for approval in earlier {
             let superseded = ApprovalState::Superseded {
                 decided_at: new.created,
                 superseded_by: Some(new.id),
-                moved: held.plan.beside(&new.plan).moved,
+                moved: approval.plan.compare(&new.plan).moved,
             };
-            turn.keep(held.with(superseded)).await?;
+            write_guard.save(approval.with_state(superseded)).await?;
         }
         Ok(new)
     }
 
-    fn held(&self, turn: &Turn<'_>, wanted: Wanted) -> PendingApproval {
+    fn pending_approval(
+        &self,
+        write_guard: &WriteGuard<'_>,
+        new_approval: NewApproval,
+    ) -> PendingApproval {
         let created = Timestamp::now();
-        let Wanted {
+        let NewApproval {
             request,
             by,
             findings,
             plan,
-        } = wanted;
+        } = new_approval;
         PendingApproval {
-            id: turn.number(),
+            id: write_guard.next_id(),
             created,
-            expires: later(created, self.life),
-            fate: ApprovalState::Waiting,
+            expires: add_lifetime(created, self.lifetime),
+            state: ApprovalState::Waiting,
             request,
             by,
             findings,
@@ -419,12 +439,12 @@ impl Approvals {
         }
     }
 
-    fn tell(&self, new: &PendingApproval) {
+    fn announce(&self, new: &PendingApproval) {
         tracing::info!(
             id = new.id,
             images = new.findings.len(),
             containers = new.plan.containers.len(),
-            "a refresh waits for approval"
+            "refresh waits for approval"
         );
         if let Some(observer) = &self.observer {
             observer(new);
@@ -433,26 +453,26 @@ impl Approvals {
 
     async fn plan(&self, request: &Request) -> Result<Plan, ApprovalError> {
         let planned = self.refreshes.plan(request).await;
-        // One that was cut short says less than is so.
+        // A plan that was cut short is incomplete.
         if self.refreshes.is_stopping() {
             return Err(ApprovalError::Stopping);
         }
         match planned {
-            Ok(report) => Ok(Plan::of(&report)),
+            Ok(report) => Ok(Plan::from_report(&report)),
             Err(source) => Err(ApprovalError::Unplanned { source }),
         }
     }
 
-    fn undecided(&self, id: Id) -> Result<Arc<PendingApproval>, ApprovalError> {
-        let held = self.book.get(id)?;
-        match held.fate {
-            ApprovalState::Waiting => Ok(held),
-            _ => Err(refusal(&held)),
+    fn get_waiting(&self, id: Id) -> Result<Arc<PendingApproval>, ApprovalError> {
+        let approval = self.repository.get(id)?;
+        match approval.state {
+            ApprovalState::Waiting => Ok(approval),
+            _ => Err(decision_error(&approval)),
         }
     }
 
-    fn is_still_to_be_done(&self, fate: &ApprovalState) -> bool {
-        match fate {
+    fn is_unfinished(&self, state: &ApprovalState) -> bool {
+        match state {
             ApprovalState::Approved { refresh, .. } => {
                 refresh.is_none_or(|refresh| self.refreshes.is_under_way(refresh))
             }
@@ -461,7 +481,7 @@ impl Approvals {
     }
 }
 
-fn same_request(one: &Request, other: &Request) -> bool {
+fn is_same_request(one: &Request, other: &Request) -> bool {
     one.trigger == other.trigger
         && one.targets == other.targets
         && one.images == other.images
@@ -469,17 +489,17 @@ fn same_request(one: &Request, other: &Request) -> bool {
         && one.force == other.force
 }
 
-fn was_proposed(held: &PendingApproval) -> bool {
-    match held.request.trigger {
+fn was_proposed(approval: &PendingApproval) -> bool {
+    match approval.request.trigger {
         Trigger::Schedule | Trigger::Webhook => true,
         Trigger::Operator | Trigger::Api => false,
     }
 }
 
-fn all_within(findings: &[AvailableUpdate], others: &[AvailableUpdate]) -> bool {
-    findings.iter().all(|found| others.contains(found))
+fn is_subset(updates: &[AvailableUpdate], others: &[AvailableUpdate]) -> bool {
+    updates.iter().all(|update| others.contains(update))
 }
 
-fn later(time: Timestamp, life: Duration) -> Timestamp {
-    time.checked_add(life).unwrap_or(Timestamp::MAX)
+fn add_lifetime(time: Timestamp, lifetime: Duration) -> Timestamp {
+    time.checked_add(lifetime).unwrap_or(Timestamp::MAX)
 }

@@ -1,7 +1,10 @@
-//! The files: one for each approval, written beside and moved into place, so that a process that dies leaves the old or the new
-//! one, for their owner alone: they name containers and people. What cannot be read is moved aside and told of. All of this blocks.
+//! The files of approvals, one for each approval. All functions here block.
 //!
-//! One process at a time: another daemon with the same state directory cannot hold anything, since two could approve one.
+//! Refit writes a temporary file and renames it, so a process that dies leaves the old or the new file. Only the owner can read
+//! them, since they name containers and people. Refit renames a file that it cannot read, and reports it.
+//!
+//! One process at a time may open the folder. A second daemon with the same state directory cannot create approvals, since two
+//! daemons could approve the same one.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _};
@@ -14,23 +17,23 @@ use serde::{Deserialize, Serialize};
 
 use super::{Id, PendingApproval};
 
-/// Raised when a field changes its meaning or goes.
+/// The version of the format. It rises when a field changes its meaning or is removed.
 const FORMAT: u32 = 1;
-/// The largest that is read: eight times what a plan of 5,000 containers takes.
+/// The maximum size of a file that Refit reads: eight times the plan of 5,000 containers.
 const FILE_BYTES_MAX: u64 = 8 << 20;
-/// Files that are looked at. There are never as many of ours.
+/// The maximum number of files that Refit lists. Approvals never need that many.
 const FILES_MAX: usize = 10_000;
-/// Damaged ones that are kept for whoever wants to look.
+/// The number of corrupt files that Refit keeps for inspection.
 const DAMAGED_MAX: usize = 20;
 
 #[derive(Serialize, Deserialize)]
 struct Document<H> {
     format: u32,
     #[serde(flatten)]
-    held: H,
+    approval: H,
 }
 
-/// What is read before anything else of a file.
+/// The part of a file that Refit parses first.
 #[derive(Deserialize)]
 struct Head {
     format: u32,
@@ -62,18 +65,18 @@ impl Hints for StoreError {
     }
 }
 
-/// The folder, held against other processes for as long as this lives.
+/// The open folder. It stays locked against other processes until this value is dropped.
 pub(super) struct Store {
     folder: PathBuf,
     next: AtomicU64,
     _lock: File,
 }
 
-/// What was there.
+/// The approvals that Refit found when it opened the folder.
 #[derive(Default)]
-pub(super) struct Found {
-    pub(super) held: Vec<PendingApproval>,
-    /// Moved aside now.
+pub(super) struct StoreContents {
+    pub(super) approvals: Vec<PendingApproval>,
+    /// Corrupt files that were renamed now.
     pub(super) damaged: Vec<PathBuf>,
 }
 
@@ -82,34 +85,34 @@ pub(super) fn folder(state: &Path) -> PathBuf {
 }
 
 impl Store {
-    /// Makes the folder where it is not there.
-    pub(super) fn open(state: &Path) -> Result<(Self, Found), StoreError> {
+    /// Opens the folder, and creates it if necessary.
+    pub(super) fn open(state: &Path) -> Result<(Self, StoreContents), StoreError> {
         let folder = folder(state);
-        atomic_file::folder(&folder).map_err(failed("make", &folder))?;
+        atomic_file::folder(&folder).map_err(io_error("make", &folder))?;
         let lock = lock(&folder)?;
-        let mut found = Found::default();
+        let mut contents = StoreContents::default();
         let mut last = 0;
-        let entries = fs::read_dir(&folder).map_err(failed("read", &folder))?;
+        let entries = fs::read_dir(&folder).map_err(io_error("read", &folder))?;
         for entry in entries.take(FILES_MAX) {
-            let path = entry.map_err(failed("read", &folder))?.path();
-            match named(&path) {
-                Named::Approval(id) => {
+            let path = entry.map_err(io_error("read", &folder))?.path();
+            match file_kind(&path) {
+                FileKind::Approval(id) => {
                     last = last.max(id);
                     match read(&path, id)? {
-                        Content::Held(held) => found.held.push(*held),
-                        Content::Newer => tracing::warn!(
-                            "`{}` was written by a newer Refit, and is left alone",
-                            path.display()
+                        FileContent::Approval(approval) => contents.approvals.push(*approval),
+                        FileContent::Newer => tracing::warn!(
+                            path = %path.display(),
+                            "approval was written by a newer Refit"
                         ),
-                        Content::Damaged(problem) => {
-                            found.damaged.push(move_aside(&path, &problem)?);
+                        FileContent::Damaged(problem) => {
+                            contents.damaged.push(rename_damaged(&path, &problem)?);
                         }
                     }
                 }
-                Named::Damaged(id) => last = last.max(id),
-                // Nobody else is writing, so this was left by a process that died.
-                Named::Beside => drop(fs::remove_file(&path)),
-                Named::Other => {}
+                FileKind::Damaged(id) => last = last.max(id),
+                // No other process is writing, so a process that died left it.
+                FileKind::Temporary => drop(fs::remove_file(&path)),
+                FileKind::Other => {}
             }
         }
         sweep_damaged(&folder);
@@ -118,31 +121,31 @@ impl Store {
             next: AtomicU64::new(last + 1),
             _lock: lock,
         };
-        Ok((store, found))
+        Ok((store, contents))
     }
 
-    /// A number that no other approval has, or had.
-    pub(super) fn number(&self) -> Id {
+    /// Returns a number that no other approval has or had.
+    pub(super) fn next_id(&self) -> Id {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// On the disk when this returns: after a loss of power it is the old file or the new one.
-    pub(super) fn put(&self, held: &PendingApproval) -> Result<(), StoreError> {
+    /// Writes the approval to the disk. After a power loss there is the old or the new file.
+    pub(super) fn write(&self, approval: &PendingApproval) -> Result<(), StoreError> {
         let document = Document {
             format: FORMAT,
-            held,
+            approval,
         };
         let bytes = serde_json::to_vec_pretty(&document)
             .map_err(|source| StoreError::Senseless { source })?;
-        let path = self.file(held.id);
-        atomic_file::replace(&path, &bytes).map_err(failed("write", &path))
+        let path = self.file(approval.id);
+        atomic_file::replace(&path, &bytes).map_err(io_error("write", &path))
     }
 
-    /// One that stays costs room, and nothing else.
+    /// Removes the file of an approval. If that fails, the file only takes up space.
     pub(super) fn remove(&self, id: Id) {
         let path = self.file(id);
         if let Err(error) = fs::remove_file(&path) {
-            tracing::warn!("cannot remove `{}`: {error}", path.display());
+            tracing::warn!(path = %path.display(), %error, "cannot remove approval");
         }
     }
 
@@ -151,92 +154,93 @@ impl Store {
     }
 }
 
-/// The damaged ones that are kept, the oldest first, and how many approvals there are. For those who only look.
-pub(super) fn look(state: &Path) -> Result<(usize, Vec<PathBuf>), StoreError> {
+/// Returns the number of approvals and the corrupt files, the oldest first. For commands that only read the folder.
+pub(super) fn inspect(state: &Path) -> Result<(usize, Vec<PathBuf>), StoreError> {
     let folder = folder(state);
     let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((0, vec![])),
-        Err(error) => return Err(failed("read", &folder)(error)),
+        Err(error) => return Err(io_error("read", &folder)(error)),
     };
     let paths = entries.flatten().take(FILES_MAX).map(|entry| entry.path());
-    let of_approvals = paths.filter(|path| matches!(named(path), Named::Approval(_)));
-    Ok((of_approvals.count(), damaged(&folder)))
+    let approvals = paths.filter(|path| matches!(file_kind(path), FileKind::Approval(_)));
+    Ok((approvals.count(), damaged(&folder)))
 }
 
-enum Named {
+enum FileKind {
     Approval(Id),
     Damaged(Id),
-    Beside,
+    Temporary,
     Other,
 }
 
-fn named(path: &Path) -> Named {
+fn file_kind(path: &Path) -> FileKind {
     let name = path.file_name().and_then(|name| name.to_str());
     let Some((id, rest)) = name.and_then(|name| name.split_once('.')) else {
-        return Named::Other;
+        return FileKind::Other;
     };
     match (id.parse(), rest) {
-        (Ok(id), "json") => Named::Approval(id),
-        (Ok(_), "new") => Named::Beside,
-        (Ok(id), rest) if rest.starts_with("json.damaged-") => Named::Damaged(id),
-        _ => Named::Other,
+        (Ok(id), "json") => FileKind::Approval(id),
+        (Ok(_), "new") => FileKind::Temporary,
+        (Ok(id), rest) if rest.starts_with("json.damaged-") => FileKind::Damaged(id),
+        _ => FileKind::Other,
     }
 }
 
-enum Content {
-    Held(Box<PendingApproval>),
+enum FileContent {
+    Approval(Box<PendingApproval>),
     Newer,
     Damaged(String),
 }
 
-/// An error where the disk does not give it; what it gives and nobody understands is damaged.
-fn read(path: &Path, id: Id) -> Result<Content, StoreError> {
+/// Reads a file. An error means that the disk failed; content that cannot be parsed is corrupt.
+fn read(path: &Path, id: Id) -> Result<FileContent, StoreError> {
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(failed("read", path))?;
+    let file = File::open(path).map_err(io_error("read", path))?;
     file.take(FILE_BYTES_MAX + 1)
         .read_to_end(&mut bytes)
-        .map_err(failed("read", path))?;
+        .map_err(io_error("read", path))?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Ok(Content::Damaged(format!(
+        return Ok(FileContent::Damaged(format!(
             "it has more than {FILE_BYTES_MAX} bytes"
         )));
     }
     match serde_json::from_slice::<Head>(&bytes) {
-        Ok(head) if head.format > FORMAT => return Ok(Content::Newer),
+        Ok(head) if head.format > FORMAT => return Ok(FileContent::Newer),
         Ok(_) => {}
-        Err(error) => return Ok(Content::Damaged(error.to_string())),
+        Err(error) => return Ok(FileContent::Damaged(error.to_string())),
     }
     Ok(
         match serde_json::from_slice::<Document<PendingApproval>>(&bytes) {
-            Ok(document) if document.held.id == id => Content::Held(Box::new(document.held)),
-            Ok(document) => Content::Damaged(format!("it says that it is {}", document.held.id)),
-            Err(error) => Content::Damaged(error.to_string()),
+            Ok(document) if document.approval.id == id => {
+                FileContent::Approval(Box::new(document.approval))
+            }
+            Ok(document) => {
+                FileContent::Damaged(format!("it says that it is {}", document.approval.id))
+            }
+            Err(error) => FileContent::Damaged(error.to_string()),
         },
     )
 }
 
-fn move_aside(path: &Path, problem: &str) -> Result<PathBuf, StoreError> {
+fn rename_damaged(path: &Path, problem: &str) -> Result<PathBuf, StoreError> {
     let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H-%M-%S.%3fZ");
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(format!(".damaged-{now}"));
-    let aside = PathBuf::from(aside);
-    fs::rename(path, &aside).map_err(failed("move aside", path))?;
-    tracing::warn!(
-        "an approval was damaged, and is kept as `{}`: {problem}",
-        aside.display()
-    );
-    Ok(aside)
+    let mut new_path = path.as_os_str().to_owned();
+    new_path.push(format!(".damaged-{now}"));
+    let new_path = PathBuf::from(new_path);
+    fs::rename(path, &new_path).map_err(io_error("move aside", path))?;
+    tracing::warn!(path = %new_path.display(), problem, "approval is corrupt");
+    Ok(new_path)
 }
 
-/// The oldest first.
+/// Returns the corrupt files, the oldest first.
 fn damaged(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let paths = entries.take(FILES_MAX).map(|entry| entry.path());
     let mut damaged: Vec<PathBuf> = paths
-        .filter(|path| matches!(named(path), Named::Damaged(_)))
+        .filter(|path| matches!(file_kind(path), FileKind::Damaged(_)))
         .collect();
-    // By the time in the name.
+    // The name ends with the time.
     damaged.sort_by_key(|path| {
         let name = path.to_string_lossy();
         name.rsplit_once("damaged-")
@@ -252,22 +256,22 @@ fn sweep_damaged(folder: &Path) {
     }
 }
 
-/// The system lets go of it when the file is closed, however the process ends.
+/// Locks the folder. The system releases the lock when the file is closed, however the process ends.
 fn lock(folder: &Path) -> Result<File, StoreError> {
     let path = folder.join("lock");
     let mut options = OpenOptions::new();
     options.create(true).append(true);
-    let file = options.open(&path).map_err(failed("open", &path))?;
+    let file = options.open(&path).map_err(io_error("open", &path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked {
             folder: folder.to_owned(),
         }),
-        Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
+        Err(TryLockError::Error(error)) => Err(io_error("lock", &path)(error)),
     }
 }
 
-fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+fn io_error(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
     move |source| StoreError::Io { act, path, source }
 }

@@ -1,4 +1,4 @@
-//! What becomes of approvals, with refreshes that only pretend. The real ones are in `tests/tests/e2e/approvals.rs`.
+//! The state transitions of approvals, with fake refreshes. `tests/tests/e2e/approvals.rs` uses real ones.
 
 use std::fs;
 use std::path::Path;
@@ -17,36 +17,36 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::plan::Plan;
-use super::repository::{Book, CLOCK_BELIEVED_AFTER, forgettable};
+use super::repository::{CLOCK_BELIEVED_AFTER, Repository, removable_ids};
 use super::*;
 use crate::watch::update_sink::{Disposition, Proposal, UpdateSink};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Images with their digests, and containers that are behind.
+/// Images with their digests, and outdated containers.
 type Stale = (Vec<(&'static str, &'static str)>, Vec<&'static str>);
 
-/// Plans as it is told, and begins what it is asked for.
+/// Returns plans as the test sets them, and records the refreshes that it starts.
 #[derive(Default)]
-struct Pretended {
+struct FakeRefreshes {
     now: Mutex<Stale>,
     begun: Mutex<Vec<(Option<String>, ApprovedScope)>>,
     under_way: Mutex<Vec<refit_history::Id>>,
     full: Mutex<bool>,
     stopping: Mutex<bool>,
-    /// Plans wait for this, where it is set.
-    held_up: Mutex<Option<Arc<Notify>>>,
+    /// If set, plans wait for this.
+    plan_gate: Mutex<Option<Arc<Notify>>>,
     plans: AtomicUsize,
 }
 
-impl Pretended {
-    fn of(images: &[(&'static str, &'static str)], containers: &[&'static str]) -> Arc<Self> {
-        let pretended = Arc::new(Self::default());
-        pretended.are(images, containers);
-        pretended
+impl FakeRefreshes {
+    fn new(images: &[(&'static str, &'static str)], containers: &[&'static str]) -> Arc<Self> {
+        let refreshes = Arc::new(Self::default());
+        refreshes.set_stale(images, containers);
+        refreshes
     }
 
-    fn are(&self, images: &[(&'static str, &'static str)], containers: &[&'static str]) {
+    fn set_stale(&self, images: &[(&'static str, &'static str)], containers: &[&'static str]) {
         *self.now.lock().unwrap() = (images.to_vec(), containers.to_vec());
     }
 
@@ -62,12 +62,12 @@ impl Pretended {
 }
 
 #[async_trait]
-impl Refreshes for Arc<Pretended> {
+impl Refreshes for Arc<FakeRefreshes> {
     async fn plan(&self, _: &Request) -> Result<Report, RefreshError> {
         self.plans.fetch_add(1, Ordering::SeqCst);
-        let held_up = self.held_up.lock().unwrap().clone();
-        if let Some(held_up) = held_up {
-            held_up.notified().await;
+        let plan_gate = self.plan_gate.lock().unwrap().clone();
+        if let Some(plan_gate) = plan_gate {
+            plan_gate.notified().await;
         }
         Ok(self.report())
     }
@@ -95,10 +95,11 @@ impl Refreshes for Arc<Pretended> {
     }
 }
 
-/// Each image is to be pulled, but one whose digest is `-`, which cannot be looked at; each container runs the first.
+/// A plan that pulls each image. The digest `-` stands for an image that cannot be checked. Each container runs the first
+/// image.
 fn report(images: &[(&str, &str)], containers: &[&str]) -> Report {
     let request = request(Trigger::Api);
-    let of_image = |(name, digest): &(&str, &str)| match *digest {
+    let image_json = |(name, digest): &(&str, &str)| match *digest {
         "-" => {
             json!({ "image": name, "outcome": "failed", "error": "the registry is down", "duration_ms": 1 })
         }
@@ -106,7 +107,7 @@ fn report(images: &[(&str, &str)], containers: &[&str]) -> Report {
             json!({ "image": name, "outcome": "would-pull", "digest": digest, "duration_ms": 1 })
         }
     };
-    let of_container = |name: &&str| {
+    let container_json = |name: &&str| {
         json!({ "name": name, "verdict": "recreate", "rule": "stale", "reason": "it is behind", "recreation": {
             "container": name, "strategy": "replace", "outcome": "would-recreate", "old_id": "old",
             "to_image_id": images[0].1, "image": images[0].0, "duration_ms": 1,
@@ -122,8 +123,8 @@ fn report(images: &[(&str, &str)], containers: &[&str]) -> Report {
             "removed": 0, "would_recreate": containers.len(), "current": 0, "stale": 0, "unknown": 0, "recreate_failed": 0,
         },
         "targets": [],
-        "images": images.iter().map(of_image).collect::<Vec<_>>(),
-        "containers": containers.iter().map(of_container).collect::<Vec<_>>(),
+        "images": images.iter().map(image_json).collect::<Vec<_>>(),
+        "containers": containers.iter().map(container_json).collect::<Vec<_>>(),
     });
     serde_json::from_value(report).unwrap()
 }
@@ -142,18 +143,22 @@ const APP: &str = "ghcr.io/acme/app:latest";
 const DB: &str = "ghcr.io/acme/db:latest";
 
 fn proposal(images: &[(&str, &str)]) -> Proposal {
-    let found = images.iter().map(|(image, digest)| AvailableUpdate {
+    let updates = images.iter().map(|(image, digest)| AvailableUpdate {
         image: image.parse().unwrap(),
         digest: (*digest).to_owned(),
     });
     Proposal {
         request: request(Trigger::Schedule),
-        findings: found.collect(),
+        findings: updates.collect(),
         plan: report(images, &["ws-ana"]),
     }
 }
 
-async fn open_for(folder: &TempDir, life: Duration, refreshes: &Arc<Pretended>) -> Arc<Approvals> {
+async fn open_for(
+    folder: &TempDir,
+    life: Duration,
+    refreshes: &Arc<FakeRefreshes>,
+) -> Arc<Approvals> {
     let terms = Terms {
         state: folder.path().to_owned(),
         life,
@@ -162,7 +167,7 @@ async fn open_for(folder: &TempDir, life: Duration, refreshes: &Arc<Pretended>) 
     Approvals::open(terms, Arc::new(refreshes.clone()), None).await
 }
 
-async fn open(folder: &TempDir, refreshes: &Arc<Pretended>) -> Arc<Approvals> {
+async fn open(folder: &TempDir, refreshes: &Arc<FakeRefreshes>) -> Arc<Approvals> {
     open_for(folder, DAY, refreshes).await
 }
 
@@ -171,24 +176,25 @@ fn folder() -> TempDir {
 }
 
 #[track_caller]
-fn waits(hold: Result<Hold, ApprovalError>) -> Id {
+fn expect_waiting(hold: Result<Hold, ApprovalError>) -> Id {
     match hold {
-        Ok(Hold::Waits(held)) => held.id,
+        Ok(Hold::Waits(approval)) => approval.id,
         other => panic!("it should wait: {other:?}"),
     }
 }
 
 #[track_caller]
-fn held(requested: Result<Requested, ApprovalError>) -> Arc<PendingApproval> {
+fn expect_created(requested: Result<Requested, ApprovalError>) -> Arc<PendingApproval> {
     match requested {
-        Ok(Requested::Held(held)) => held,
+        Ok(Requested::Held(approval)) => approval,
         other => panic!("it should be held: {other:?}"),
     }
 }
 
 fn states(approvals: &Approvals) -> Vec<(Id, State)> {
     let all = approvals.list(None).into_iter().rev();
-    all.map(|held| (held.id, held.fate.state())).collect()
+    all.map(|approval| (approval.id, approval.state.name()))
+        .collect()
 }
 
 fn path(folder: &TempDir, id: Id) -> std::path::PathBuf {
@@ -200,25 +206,28 @@ fn read(path: &Path) -> Value {
 }
 
 #[tokio::test]
-async fn what_is_approved_begins_once_for_who_approved_and_within_what_was_planned() {
-    let (folder, refreshes) = (folder(), Pretended::of(&[(APP, "sha256:1")], &["ws-ana"]));
+async fn approved_refresh_starts_once_within_its_plan() {
+    let (folder, refreshes) = (
+        folder(),
+        FakeRefreshes::new(&[(APP, "sha256:1")], &["ws-ana"]),
+    );
     let approvals = open(&folder, &refreshes).await;
     let ana = Some("ana".to_owned());
-    let held = held(approvals.request(request(Trigger::Api), ana.clone()).await);
-    assert_eq!((held.id, held.by.clone()), (1, ana));
+    let approval = expect_created(approvals.request(request(Trigger::Api), ana.clone()).await);
+    assert_eq!((approval.id, approval.by.clone()), (1, ana));
     assert!(refreshes.begun().is_empty());
 
     let approved = approvals.approve(1, Some("bo".into())).await.unwrap();
     assert!(
         matches!(
-            approved.fate,
+            approved.state,
             ApprovalState::Approved {
                 refresh: Some(1),
                 ..
             }
         ),
         "{:?}",
-        approved.fate
+        approved.state
     );
     assert_eq!(refreshes.begun(), [Some("bo (approval 1)".into())]);
     let approved = refreshes.begun.lock().unwrap()[0].1.clone();
@@ -245,63 +254,69 @@ async fn what_is_approved_begins_once_for_who_approved_and_within_what_was_plann
 }
 
 #[tokio::test]
-async fn what_has_moved_is_superseded_and_nothing_begins() {
-    let (folder, refreshes) = (folder(), Pretended::of(&[(APP, "sha256:1")], &["ws-ana"]));
+async fn moved_digest_supersedes_approval_and_starts_nothing() {
+    let (folder, refreshes) = (
+        folder(),
+        FakeRefreshes::new(&[(APP, "sha256:1")], &["ws-ana"]),
+    );
     let approvals = open(&folder, &refreshes).await;
-    held(
+    expect_created(
         approvals
             .request(request(Trigger::Api), Some("ana".into()))
             .await,
     );
-    refreshes.are(&[(APP, "sha256:2")], &["ws-ana"]);
+    refreshes.set_stale(&[(APP, "sha256:2")], &["ws-ana"]);
     let error = approvals.approve(1, None).await.unwrap_err();
-    let told = error.told();
+    let diagnostic = error.diagnostic();
     assert!(
-        told.causes[0].contains("stood for `sha256:1`, and stands for `sha256:2` now"),
-        "{told}"
+        diagnostic.causes[0].contains("stood for `sha256:1`, and stands for `sha256:2` now"),
+        "{diagnostic}"
     );
-    assert!(told.hints[0].contains("approval 2"), "{told}");
+    assert!(diagnostic.hints[0].contains("approval 2"), "{diagnostic}");
     assert_eq!(
         states(&approvals),
         [(1, State::Superseded), (2, State::Waiting)]
     );
     assert_eq!(approvals.get(2).unwrap().by.as_deref(), Some("ana"));
     assert!(refreshes.begun().is_empty());
-    // Asked again, it says the same.
+    // A second request gets the same answer.
     let again = approvals.approve(1, None).await.unwrap_err();
-    assert_eq!(again.told(), told);
+    assert_eq!(again.diagnostic(), diagnostic);
     approvals.approve(2, None).await.unwrap();
     assert_eq!(refreshes.begun().len(), 1);
 }
 
 #[tokio::test]
-async fn less_than_was_approved_is_no_change_and_what_came_since_is_none_either() {
+async fn removed_and_new_containers_are_no_change() {
     let both = [(APP, "sha256:1")];
-    let (folder, refreshes) = (folder(), Pretended::of(&both, &["ws-ana", "ws-bo"]));
+    let (folder, refreshes) = (folder(), FakeRefreshes::new(&both, &["ws-ana", "ws-bo"]));
     let approvals = open(&folder, &refreshes).await;
-    held(approvals.request(request(Trigger::Api), None).await);
-    refreshes.are(&both, &["ws-bo", "ws-new"]);
+    expect_created(approvals.request(request(Trigger::Api), None).await);
+    refreshes.set_stale(&both, &["ws-bo", "ws-new"]);
     approvals.approve(1, None).await.unwrap();
     let approved = refreshes.begun.lock().unwrap()[0].1.clone();
     assert!(!approved.containers.contains_key("ws-new") && !approved.others.contains("ws-new"));
 }
 
 #[tokio::test]
-async fn one_that_was_left_and_would_be_recreated_now_is_a_change() {
+async fn newly_recreated_container_is_a_change() {
     let mut before = report(&[(APP, "sha256:1")], &["ws-ana", "ws-bo"]);
     before.containers[1].recreation = None;
-    let before = Plan::of(&before);
-    let now = Plan::of(&report(&[(APP, "sha256:1")], &["ws-ana", "ws-bo"]));
-    let since = before.beside(&now);
-    assert_eq!(since.moved, ["`ws-bo` would be recreated too now"]);
-    assert!(now.beside(&before).moved.is_empty());
+    let before = Plan::from_report(&before);
+    let now = Plan::from_report(&report(&[(APP, "sha256:1")], &["ws-ana", "ws-bo"]));
+    let changes = before.compare(&now);
+    assert_eq!(changes.moved, ["`ws-bo` would be recreated too now"]);
+    assert!(now.compare(&before).moved.is_empty());
     let mut other_way = report(&[(APP, "sha256:1")], &["ws-ana"]);
     other_way.containers[0]
         .recreation
         .as_mut()
         .unwrap()
         .strategy = Strategy::Remove;
-    assert_eq!(before.beside(&Plan::of(&other_way)).moved.len(), 1);
+    assert_eq!(
+        before.compare(&Plan::from_report(&other_way)).moved.len(),
+        1
+    );
 }
 
 #[test]
@@ -309,15 +324,15 @@ fn another_container_image_or_follower_is_a_change() {
     let plan = |change: &dyn Fn(&mut RecreationRecord)| {
         let mut report = report(&[(APP, "sha256:1"), (DB, "sha256:2")], &["ws-ana"]);
         change(report.containers[0].recreation.as_mut().unwrap());
-        Plan::of(&report)
+        Plan::from_report(&report)
     };
     let follower = |planned: &mut RecreationRecord, id: &str| {
         planned.followed = vec!["ws-side".into()];
         planned.follower_ids = vec![ContainerId::new(id)];
     };
     let before = plan(&|planned| follower(planned, "s1"));
-    let moved = |change: &dyn Fn(&mut RecreationRecord)| before.beside(&plan(change)).moved;
-    // A follower that is gone takes nothing from what was approved.
+    let moved = |change: &dyn Fn(&mut RecreationRecord)| before.compare(&plan(change)).moved;
+    // A missing follower is no change.
     assert!(moved(&|_| {}).is_empty());
     assert!(moved(&|planned| follower(planned, "s1")).is_empty());
     for (moved, why) in [
@@ -336,37 +351,43 @@ fn another_container_image_or_follower_is_a_change() {
     ] {
         assert_eq!(moved, [why]);
     }
-    // Versions before this one did not write the ids down.
+    // Earlier versions did not write the ids.
     let mut old = serde_json::to_value(&before).unwrap();
     old["containers"][0].as_object_mut().unwrap().remove("id");
     let old: Plan = serde_json::from_value(old).unwrap();
-    assert_eq!(old.beside(&before).moved.len(), 1);
-    assert!(old.scope(1).containers.is_empty());
+    assert_eq!(old.compare(&before).moved.len(), 1);
+    assert!(old.approved_scope(1).containers.is_empty());
 }
 
 #[tokio::test]
-async fn what_cannot_be_looked_at_waits_on() {
-    let (folder, refreshes) = (folder(), Pretended::of(&[(APP, "sha256:1")], &["ws-ana"]));
+async fn approval_that_cannot_be_checked_keeps_waiting() {
+    let (folder, refreshes) = (
+        folder(),
+        FakeRefreshes::new(&[(APP, "sha256:1")], &["ws-ana"]),
+    );
     let approvals = open(&folder, &refreshes).await;
-    held(approvals.request(request(Trigger::Api), None).await);
-    refreshes.are(&[(APP, "-")], &[]);
+    expect_created(approvals.request(request(Trigger::Api), None).await);
+    refreshes.set_stale(&[(APP, "-")], &[]);
     let error = approvals.approve(1, None).await.unwrap_err();
     assert!(
-        error.told().causes[0].contains("the registry is down"),
+        error.diagnostic().causes[0].contains("the registry is down"),
         "{error:?}"
     );
     assert_eq!(states(&approvals), [(1, State::Waiting)]);
-    refreshes.are(&[(APP, "sha256:1")], &["ws-ana"]);
+    refreshes.set_stale(&[(APP, "sha256:1")], &["ws-ana"]);
     approvals.approve(1, None).await.unwrap();
 }
 
 #[tokio::test]
-async fn of_two_who_decide_at_once_one_wins() {
-    let (folder, refreshes) = (folder(), Pretended::of(&[(APP, "sha256:1")], &["ws-ana"]));
+async fn concurrent_decisions_have_one_winner() {
+    let (folder, refreshes) = (
+        folder(),
+        FakeRefreshes::new(&[(APP, "sha256:1")], &["ws-ana"]),
+    );
     let approvals = open(&folder, &refreshes).await;
-    held(approvals.request(request(Trigger::Api), None).await);
-    let held_up = Arc::new(Notify::new());
-    *refreshes.held_up.lock().unwrap() = Some(held_up.clone());
+    expect_created(approvals.request(request(Trigger::Api), None).await);
+    let plan_gate = Arc::new(Notify::new());
+    *refreshes.plan_gate.lock().unwrap() = Some(plan_gate.clone());
     let before = refreshes.plans.load(Ordering::SeqCst);
     let first = tokio::spawn({
         let approvals = approvals.clone();
@@ -384,25 +405,28 @@ async fn of_two_who_decide_at_once_one_wins() {
             "{second:?}"
         );
     }
-    held_up.notify_one();
+    plan_gate.notify_one();
     first.await.unwrap().unwrap();
     assert_eq!(refreshes.begun(), [Some("ana (approval 1)".into())]);
 }
 
 #[tokio::test]
-async fn the_same_request_is_held_once_and_one_that_moved_takes_its_place() {
-    let (folder, refreshes) = (folder(), Pretended::of(&[(APP, "sha256:1")], &["ws-ana"]));
+async fn equal_request_is_reused_and_moved_one_supersedes() {
+    let (folder, refreshes) = (
+        folder(),
+        FakeRefreshes::new(&[(APP, "sha256:1")], &["ws-ana"]),
+    );
     let approvals = open(&folder, &refreshes).await;
     let ask = || approvals.request(request(Trigger::Api), None);
-    held(ask().await);
+    expect_created(ask().await);
     assert!(matches!(ask().await, Ok(Requested::Same(same)) if same.id == 1));
     let other = Request {
         force: true,
         ..request(Trigger::Api)
     };
-    assert_eq!(held(approvals.request(other, None).await).id, 2);
-    refreshes.are(&[(APP, "sha256:2")], &["ws-ana"]);
-    assert_eq!(held(ask().await).id, 3);
+    assert_eq!(expect_created(approvals.request(other, None).await).id, 2);
+    refreshes.set_stale(&[(APP, "sha256:2")], &["ws-ana"]);
+    assert_eq!(expect_created(ask().await).id, 3);
     assert_eq!(
         states(&approvals),
         [
@@ -411,59 +435,65 @@ async fn the_same_request_is_held_once_and_one_that_moved_takes_its_place() {
             (3, State::Waiting)
         ]
     );
-    refreshes.are(&[], &[]);
+    refreshes.set_stale(&[], &[]);
     assert!(matches!(ask().await, Ok(Requested::NothingToDo(_))));
 }
 
 #[tokio::test]
-async fn a_finding_is_held_once_until_it_moves() {
-    let (folder, refreshes) = (folder(), Pretended::of(&[(APP, "sha256:1")], &["ws-ana"]));
-    let told = Arc::new(AtomicUsize::new(0));
+async fn proposed_update_gets_one_approval_until_it_moves() {
+    let (folder, refreshes) = (
+        folder(),
+        FakeRefreshes::new(&[(APP, "sha256:1")], &["ws-ana"]),
+    );
+    let notified = Arc::new(AtomicUsize::new(0));
     let terms = Terms {
         state: folder.path().to_owned(),
         life: DAY,
         required_for: vec![],
     };
-    let count = told.clone();
+    let count = notified.clone();
     let observer: Observer = Arc::new(move |_| {
         count.fetch_add(1, Ordering::SeqCst);
     });
     let approvals = Approvals::open(terms, Arc::new(refreshes.clone()), Some(observer)).await;
     let both = [(APP, "sha256:1"), (DB, "sha256:1")];
-    assert_eq!(waits(approvals.propose(proposal(&both)).await), 1);
-    assert_eq!(waits(approvals.propose(proposal(&both)).await), 1);
-    // A webhook that is about one of them.
-    assert_eq!(waits(approvals.propose(proposal(&both[..1])).await), 1);
-    assert_eq!(told.load(Ordering::SeqCst), 1, "it is told once");
+    assert_eq!(expect_waiting(approvals.propose(proposal(&both)).await), 1);
+    assert_eq!(expect_waiting(approvals.propose(proposal(&both)).await), 1);
+    // A webhook about one of them.
+    assert_eq!(
+        expect_waiting(approvals.propose(proposal(&both[..1])).await),
+        1
+    );
+    assert_eq!(notified.load(Ordering::SeqCst), 1, "it is told once");
     let moved = [(APP, "sha256:1"), (DB, "sha256:2")];
-    assert_eq!(waits(approvals.propose(proposal(&moved)).await), 2);
+    assert_eq!(expect_waiting(approvals.propose(proposal(&moved)).await), 2);
     assert_eq!(
         states(&approvals),
         [(1, State::Superseded), (2, State::Waiting)]
     );
     assert!(
-        matches!(&approvals.get(1).unwrap().fate, ApprovalState::Superseded { superseded_by: Some(2), moved, .. } if moved.len() == 1)
+        matches!(&approvals.get(1).unwrap().state, ApprovalState::Superseded { superseded_by: Some(2), moved, .. } if moved.len() == 1)
     );
-    // A person's is another matter.
-    held(approvals.request(request(Trigger::Api), None).await);
-    assert_eq!(waits(approvals.propose(proposal(&moved)).await), 2);
+    // A person's request is independent.
+    expect_created(approvals.request(request(Trigger::Api), None).await);
+    assert_eq!(expect_waiting(approvals.propose(proposal(&moved)).await), 2);
 }
 
 #[tokio::test]
-async fn rejected_findings_are_rejected_until_one_of_them_moves() {
-    let (folder, refreshes) = (folder(), Pretended::of(&[], &[]));
+async fn rejected_updates_stay_rejected_until_one_moves() {
+    let (folder, refreshes) = (folder(), FakeRefreshes::new(&[], &[]));
     let approvals = open(&folder, &refreshes).await;
     let first = [(APP, "sha256:1"), (DB, "sha256:1")];
-    waits(approvals.propose(proposal(&first)).await);
+    expect_waiting(approvals.propose(proposal(&first)).await);
     let reason = Some("not on\n a \u{1b}[31mFriday".to_owned());
     let rejected = approvals
         .reject(1, Some("ana".into()), reason)
         .await
         .unwrap();
     assert!(
-        matches!(&rejected.fate, ApprovalState::Rejected { reason: Some(reason), .. } if reason == "not on a [31mFriday")
+        matches!(&rejected.state, ApprovalState::Rejected { reason: Some(reason), .. } if reason == "not on a [31mFriday")
     );
-    // Also for another daemon.
+    // The next daemon remembers it.
     drop(approvals);
     let approvals = open(&folder, &refreshes).await;
     for again in [&first[..], &first[1..]] {
@@ -473,29 +503,29 @@ async fn rejected_findings_are_rejected_until_one_of_them_moves() {
         ));
     }
     let moved = [(APP, "sha256:2"), (DB, "sha256:1")];
-    assert_eq!(waits(approvals.propose(proposal(&moved)).await), 2);
+    assert_eq!(expect_waiting(approvals.propose(proposal(&moved)).await), 2);
 }
 
 #[tokio::test]
-async fn while_what_was_approved_is_under_way_the_same_is_not_held_again() {
+async fn running_approved_refresh_prevents_new_approval() {
     let now = [(APP, "sha256:1")];
-    let (folder, refreshes) = (folder(), Pretended::of(&now, &["ws-ana"]));
+    let (folder, refreshes) = (folder(), FakeRefreshes::new(&now, &["ws-ana"]));
     let approvals = open(&folder, &refreshes).await;
-    waits(approvals.propose(proposal(&now)).await);
+    expect_waiting(approvals.propose(proposal(&now)).await);
     refreshes.under_way.lock().unwrap().push(1);
     approvals.approve(1, None).await.unwrap();
-    assert_eq!(waits(approvals.propose(proposal(&now)).await), 1);
-    // It has ended, and something is still due.
+    assert_eq!(expect_waiting(approvals.propose(proposal(&now)).await), 1);
+    // It has ended, and updates are still due.
     refreshes.under_way.lock().unwrap().clear();
-    assert_eq!(waits(approvals.propose(proposal(&now)).await), 2);
+    assert_eq!(expect_waiting(approvals.propose(proposal(&now)).await), 2);
 }
 
 #[tokio::test]
-async fn expired_is_what_has_waited_too_long_whenever_somebody_looks() {
+async fn approval_past_expiry_is_expired_on_read() {
     let now = [(APP, "sha256:1")];
-    let (folder, refreshes) = (folder(), Pretended::of(&now, &["ws-ana"]));
+    let (folder, refreshes) = (folder(), FakeRefreshes::new(&now, &["ws-ana"]));
     let approvals = open_for(&folder, Duration::ZERO, &refreshes).await;
-    waits(approvals.propose(proposal(&now)).await);
+    expect_waiting(approvals.propose(proposal(&now)).await);
     assert_eq!(
         read(&path(&folder, 1))["state"],
         "waiting",
@@ -513,55 +543,59 @@ async fn expired_is_what_has_waited_too_long_whenever_somebody_looks() {
         );
     }
     assert_eq!(
-        waits(approvals.propose(proposal(&now)).await),
+        expect_waiting(approvals.propose(proposal(&now)).await),
         2,
         "it is proposed anew"
     );
-    // One reading of the clock is not written down.
+    // One reading of the clock is not saved.
     assert_eq!(read(&path(&folder, 1))["state"], "waiting");
 }
 
 #[tokio::test]
-async fn clock_that_is_wrong_for_a_while_makes_nothing_expire_for_good() {
+async fn temporarily_wrong_clock_saves_no_expiry() {
     use std::time::Instant;
 
     let folder = folder();
-    let book = Book::new(folder.path().to_owned());
-    let turn = book.turn().await.unwrap();
+    let repository = Repository::new(folder.path().to_owned());
+    let write_guard = repository.write_guard().await.unwrap();
     let now = Timestamp::now();
     let hours = |hours| jiff::SignedDuration::from_hours(hours);
-    let held = |id: Id, created: Timestamp| PendingApproval {
+    let approval = |id: Id, created: Timestamp| PendingApproval {
         id,
         created,
         expires: created + hours(24),
-        fate: ApprovalState::Waiting,
+        state: ApprovalState::Waiting,
         request: request(Trigger::Api),
         by: None,
         findings: vec![],
-        plan: Plan::of(&report(&[(APP, "sha256:1")], &[])),
+        plan: Plan::from_report(&report(&[(APP, "sha256:1")], &[])),
     };
-    turn.keep(held(1, now)).await.unwrap();
-    // Held by a clock that was ahead.
+    write_guard.save(approval(1, now)).await.unwrap();
+    // A clock that was ahead created this one.
     let year = hours(24 * 365);
-    turn.keep(held(2, now + year)).await.unwrap();
+    write_guard.save(approval(2, now + year)).await.unwrap();
     let start = Instant::now();
     let state = |id| read(&path(&folder, id))["state"].clone();
 
-    // The clock is a year ahead for a minute, and right again.
-    turn.tidy_at(now + year + hours(1), start).await;
+    // The clock is a year ahead for a minute, and then right again.
+    write_guard.clean_up_at(now + year + hours(1), start).await;
     assert_eq!(
-        book.get(1).unwrap().fate,
+        repository.get(1).unwrap().state,
         ApprovalState::Waiting,
         "for whoever looks"
     );
-    turn.tidy_at(now, start + CLOCK_BELIEVED_AFTER / 2).await;
-    turn.tidy_at(now + hours(25), start + CLOCK_BELIEVED_AFTER)
+    write_guard
+        .clean_up_at(now, start + CLOCK_BELIEVED_AFTER / 2)
+        .await;
+    write_guard
+        .clean_up_at(now + hours(25), start + CLOCK_BELIEVED_AFTER)
         .await;
     assert_eq!(state(1), "waiting", "it has said so for a moment only");
-    turn.tidy_at(now + hours(26), start + 2 * CLOCK_BELIEVED_AFTER)
+    write_guard
+        .clean_up_at(now + hours(26), start + 2 * CLOCK_BELIEVED_AFTER)
         .await;
     assert_eq!(state(1), "expired");
-    let again = book.get(2).unwrap();
+    let again = repository.get(2).unwrap();
     assert_eq!(
         again.created,
         now + hours(26),
@@ -571,14 +605,17 @@ async fn clock_that_is_wrong_for_a_while_makes_nothing_expire_for_good() {
 }
 
 #[tokio::test]
-async fn what_was_approved_and_not_begun_is_begun_by_the_next_daemon() {
-    let (folder, refreshes) = (folder(), Pretended::of(&[(APP, "sha256:1")], &["ws-ana"]));
+async fn unstarted_approved_refresh_is_started_by_next_daemon() {
+    let (folder, refreshes) = (
+        folder(),
+        FakeRefreshes::new(&[(APP, "sha256:1")], &["ws-ana"]),
+    );
     let approvals = open(&folder, &refreshes).await;
-    held(approvals.request(request(Trigger::Api), None).await);
+    expect_created(approvals.request(request(Trigger::Api), None).await);
     *refreshes.full.lock().unwrap() = true;
     let approved = approvals.approve(1, Some("ana".into())).await.unwrap();
     assert!(matches!(
-        approved.fate,
+        approved.state,
         ApprovalState::Approved { refresh: None, .. }
     ));
     drop(approvals);
@@ -588,7 +625,7 @@ async fn what_was_approved_and_not_begun_is_begun_by_the_next_daemon() {
     let stopping = CancellationToken::new();
     let beginning = tokio::spawn({
         let (approvals, stopping) = (approvals.clone(), stopping.clone());
-        async move { approvals.begin_the_approved(stopping).await }
+        async move { approvals.start_approved(stopping).await }
     });
     let begun = async {
         while refreshes.begun().is_empty() {
@@ -605,7 +642,7 @@ async fn what_was_approved_and_not_begun_is_begun_by_the_next_daemon() {
     drop(approvals);
     let approvals = open(&folder, &refreshes).await;
     assert!(matches!(
-        approvals.get(1).unwrap().fate,
+        approvals.get(1).unwrap().state,
         ApprovalState::Approved {
             refresh: Some(1),
             ..
@@ -614,33 +651,39 @@ async fn what_was_approved_and_not_begun_is_begun_by_the_next_daemon() {
 }
 
 #[tokio::test]
-async fn what_was_approved_too_long_ago_or_for_something_else_is_not_begun() {
+async fn outdated_approved_refresh_is_not_started() {
     for (life, digest, state) in [
         (Duration::ZERO, "sha256:1", State::Expired),
         (DAY, "sha256:2", State::Superseded),
     ] {
-        let (folder, refreshes) = (folder(), Pretended::of(&[(APP, "sha256:1")], &["ws-ana"]));
+        let (folder, refreshes) = (
+            folder(),
+            FakeRefreshes::new(&[(APP, "sha256:1")], &["ws-ana"]),
+        );
         let approvals = open(&folder, &refreshes).await;
-        held(approvals.request(request(Trigger::Api), None).await);
+        expect_created(approvals.request(request(Trigger::Api), None).await);
         *refreshes.full.lock().unwrap() = true;
         approvals.approve(1, None).await.unwrap();
         drop(approvals);
         *refreshes.full.lock().unwrap() = false;
-        refreshes.are(&[(APP, digest)], &["ws-ana"]);
+        refreshes.set_stale(&[(APP, digest)], &["ws-ana"]);
         let approvals = open_for(&folder, life, &refreshes).await;
         let stopping = CancellationToken::new();
         stopping.cancel();
-        approvals.begin_the_approved(stopping).await;
-        assert_eq!(approvals.get(1).unwrap().fate.state(), state);
+        approvals.start_approved(stopping).await;
+        assert_eq!(approvals.get(1).unwrap().state.name(), state);
         assert!(refreshes.begun().is_empty());
     }
 }
 
 #[tokio::test]
-async fn a_damaged_file_is_moved_aside_and_told_and_its_number_is_not_used_again() {
-    let (folder, refreshes) = (folder(), Pretended::of(&[(APP, "sha256:1")], &["ws-ana"]));
+async fn corrupt_file_is_renamed_and_its_id_not_reused() {
+    let (folder, refreshes) = (
+        folder(),
+        FakeRefreshes::new(&[(APP, "sha256:1")], &["ws-ana"]),
+    );
     let approvals = open(&folder, &refreshes).await;
-    held(approvals.request(request(Trigger::Api), None).await);
+    expect_created(approvals.request(request(Trigger::Api), None).await);
     drop(approvals);
     let mut newer = read(&path(&folder, 1));
     newer["format"] = json!(99);
@@ -655,7 +698,7 @@ async fn a_damaged_file_is_moved_aside_and_told_and_its_number_is_not_used_again
 
     let approvals = open(&folder, &refreshes).await;
     assert_eq!(states(&approvals), [(1, State::Waiting)]);
-    let problem = approvals.problem().unwrap();
+    let problem = approvals.last_error().unwrap();
     assert!(
         problem.error.starts_with("4 approvals were damaged"),
         "{problem}"
@@ -668,31 +711,37 @@ async fn a_damaged_file_is_moved_aside_and_told_and_its_number_is_not_used_again
     );
     assert!(!path(&folder, 7).with_extension("new").exists());
     assert_eq!(
-        waits(approvals.propose(proposal(&[(DB, "sha256:1")])).await),
+        expect_waiting(approvals.propose(proposal(&[(DB, "sha256:1")])).await),
         7
     );
 }
 
 #[tokio::test]
-async fn a_folder_that_cannot_be_written_to_is_told_and_tried_again() {
-    let (folder, refreshes) = (folder(), Pretended::of(&[(APP, "sha256:1")], &["ws-ana"]));
-    // Also for root there is no way to write below a file.
+async fn unwritable_folder_is_reported_and_retried() {
+    let (folder, refreshes) = (
+        folder(),
+        FakeRefreshes::new(&[(APP, "sha256:1")], &["ws-ana"]),
+    );
+    // Even root cannot create a file below a file.
     fs::write(folder.path().join("approvals"), "").unwrap();
     let approvals = open(&folder, &refreshes).await;
     let ask = || approvals.request(request(Trigger::Api), None);
     assert!(matches!(ask().await, Err(ApprovalError::Store { .. })));
-    assert!(approvals.problem().is_some());
+    assert!(approvals.last_error().is_some());
     fs::remove_file(folder.path().join("approvals")).unwrap();
-    held(ask().await);
-    assert_eq!(approvals.problem(), None);
-    // Another daemon, meanwhile, holds nothing.
+    expect_created(ask().await);
+    assert_eq!(approvals.last_error(), None);
+    // A second daemon cannot create approvals.
     let other = open(&folder, &refreshes).await;
     let refused = other
         .request(request(Trigger::Api), None)
         .await
         .unwrap_err();
     assert!(
-        refused.told().sentence().contains("another Refit holds"),
+        refused
+            .diagnostic()
+            .sentence()
+            .contains("another Refit holds"),
         "{refused:?}"
     );
     drop(approvals);
@@ -703,34 +752,40 @@ async fn a_folder_that_cannot_be_written_to_is_told_and_tried_again() {
 }
 
 #[tokio::test]
-async fn an_approval_that_cannot_be_written_down_does_not_begin() {
-    let (folder, refreshes) = (folder(), Pretended::of(&[(APP, "sha256:1")], &["ws-ana"]));
+async fn approval_that_cannot_be_saved_does_not_start() {
+    let (folder, refreshes) = (
+        folder(),
+        FakeRefreshes::new(&[(APP, "sha256:1")], &["ws-ana"]),
+    );
     let approvals = open(&folder, &refreshes).await;
-    held(approvals.request(request(Trigger::Api), None).await);
-    // A folder where the file is to be written beside.
-    let beside = path(&folder, 1).with_extension("new");
-    fs::create_dir(&beside).unwrap();
+    expect_created(approvals.request(request(Trigger::Api), None).await);
+    // A folder blocks the path of the temporary file.
+    let temporary_path = path(&folder, 1).with_extension("new");
+    fs::create_dir(&temporary_path).unwrap();
     assert!(matches!(
         approvals.approve(1, None).await,
         Err(ApprovalError::Store { .. })
     ));
     assert!(refreshes.begun().is_empty());
     assert_eq!(states(&approvals), [(1, State::Waiting)]);
-    fs::remove_dir(&beside).unwrap();
+    fs::remove_dir(&temporary_path).unwrap();
     approvals.approve(1, None).await.unwrap();
-    assert_eq!(approvals.problem(), None);
+    assert_eq!(approvals.last_error(), None);
 }
 
 #[tokio::test]
-async fn no_more_are_held_than_anybody_looks_at() {
-    let (folder, refreshes) = (folder(), Pretended::of(&[(APP, "sha256:1")], &["ws-ana"]));
+async fn waiting_approvals_are_bounded() {
+    let (folder, refreshes) = (
+        folder(),
+        FakeRefreshes::new(&[(APP, "sha256:1")], &["ws-ana"]),
+    );
     let approvals = open(&folder, &refreshes).await;
     let ask = |n: usize| Request {
         targets: vec![n.to_string()],
         ..request(Trigger::Api)
     };
     for n in 0..super::repository::WAITING_MAX {
-        held(approvals.request(ask(n), None).await);
+        expect_created(approvals.request(ask(n), None).await);
     }
     let refused = approvals.request(ask(1000), None).await;
     assert!(
@@ -738,66 +793,68 @@ async fn no_more_are_held_than_anybody_looks_at() {
         "{refused:?}"
     );
     approvals.reject(7, None, None).await.unwrap();
-    held(approvals.request(ask(1000), None).await);
+    expect_created(approvals.request(ask(1000), None).await);
 }
 
 #[test]
-fn what_was_decided_is_forgotten_in_time_but_for_rejections_and_the_newest() {
+fn old_decisions_are_removed_except_rejections_and_newest() {
     let long_ago = Timestamp::now() - jiff::SignedDuration::from_hours(24 * 31);
-    let one = |id: Id, expires: Timestamp, fate: ApprovalState| {
-        let held = PendingApproval {
+    let approval = |id: Id, expires: Timestamp, state: ApprovalState| {
+        let approval = PendingApproval {
             id,
             created: expires,
             expires,
-            fate,
+            state,
             request: request(Trigger::Api),
             by: None,
             findings: vec![],
-            plan: Plan::of(&report(&[(APP, "sha256:1")], &[])),
+            plan: Plan::from_report(&report(&[(APP, "sha256:1")], &[])),
         };
-        (id, Arc::new(held))
+        (id, Arc::new(approval))
     };
     let rejected = ApprovalState::Rejected {
         decided_by: None,
         decided_at: long_ago,
         reason: None,
     };
-    let unbegun = ApprovalState::Approved {
+    let unstarted = ApprovalState::Approved {
         decided_by: None,
         decided_at: long_ago,
         refresh: None,
     };
     let mut all: std::collections::BTreeMap<Id, Arc<PendingApproval>> = [
-        one(1, long_ago, ApprovalState::Expired),
-        one(2, long_ago, rejected),
-        one(3, long_ago, unbegun),
-        one(4, Timestamp::now(), ApprovalState::Expired),
-        one(5, long_ago, ApprovalState::Expired),
+        approval(1, long_ago, ApprovalState::Expired),
+        approval(2, long_ago, rejected),
+        approval(3, long_ago, unstarted),
+        approval(4, Timestamp::now(), ApprovalState::Expired),
+        approval(5, long_ago, ApprovalState::Expired),
     ]
     .into();
     let now = Timestamp::now();
     assert_eq!(
-        forgettable(&all, Some(now)).into_iter().collect::<Vec<_>>(),
+        removable_ids(&all, Some(now))
+            .into_iter()
+            .collect::<Vec<_>>(),
         [1]
     );
     assert!(
-        forgettable(&all, None).is_empty(),
+        removable_ids(&all, None).is_empty(),
         "the clock is not believed"
     );
-    all.extend((6..300).map(|id| one(id, now, ApprovalState::Expired)));
-    let forgotten = forgettable(&all, Some(now));
-    assert_eq!(forgotten.len(), 3 + 294 - 200, "{forgotten:?}");
-    assert!(!forgotten.contains(&2) && !forgotten.contains(&3));
+    all.extend((6..300).map(|id| approval(id, now, ApprovalState::Expired)));
+    let removed_ids = removable_ids(&all, Some(now));
+    assert_eq!(removed_ids.len(), 3 + 294 - 200, "{removed_ids:?}");
+    assert!(!removed_ids.contains(&2) && !removed_ids.contains(&3));
 }
 
 #[tokio::test]
-async fn a_plan_that_was_cut_short_decides_nothing() {
+async fn plan_cut_short_decides_nothing() {
     let now = [(APP, "sha256:1")];
-    let (folder, refreshes) = (folder(), Pretended::of(&now, &["ws-ana"]));
+    let (folder, refreshes) = (folder(), FakeRefreshes::new(&now, &["ws-ana"]));
     let approvals = open(&folder, &refreshes).await;
-    held(approvals.request(request(Trigger::Api), None).await);
+    expect_created(approvals.request(request(Trigger::Api), None).await);
     *refreshes.stopping.lock().unwrap() = true;
-    refreshes.are(&[(APP, "sha256:2")], &[]);
+    refreshes.set_stale(&[(APP, "sha256:2")], &[]);
     for stopped in [
         approvals.approve(1, None).await.map(drop),
         approvals
@@ -813,52 +870,55 @@ async fn a_plan_that_was_cut_short_decides_nothing() {
     assert_eq!(states(&approvals), [(1, State::Waiting)]);
 }
 
-/// Begins nothing, and says so.
-struct Open;
+/// A sink that refuses each proposal.
+struct RefusingSink;
 
 #[async_trait]
-impl UpdateSink for Open {
-    async fn adopt(&self, _: Proposal) -> Disposition {
+impl UpdateSink for RefusingSink {
+    async fn submit(&self, _: Proposal) -> Disposition {
         Disposition::NotBegun(StartError::TooMany)
     }
 }
 
 #[tokio::test]
-async fn the_gate_holds_what_it_is_for_and_lets_pass_the_rest() {
+async fn dispatcher_creates_approvals_for_required_triggers() {
     let now = [(APP, "sha256:1")];
-    let (folder, refreshes) = (folder(), Pretended::of(&now, &["ws-ana"]));
+    let (folder, refreshes) = (folder(), FakeRefreshes::new(&now, &["ws-ana"]));
     let approvals = open(&folder, &refreshes).await;
-    let gate = approvals.gate(Arc::new(Open));
+    let dispatcher = approvals.dispatcher(Arc::new(RefusingSink));
     for _ in 0..2 {
         assert!(matches!(
-            gate.adopt(proposal(&now)).await,
+            dispatcher.submit(proposal(&now)).await,
             Disposition::Held(1)
         ));
     }
-    let by = |trigger| Proposal {
+    let proposal_by = |trigger| Proposal {
         request: request(trigger),
         ..proposal(&now)
     };
-    let passed = gate.adopt(by(Trigger::Webhook)).await;
+    let passed = dispatcher.submit(proposal_by(Trigger::Webhook)).await;
     assert!(
         matches!(passed, Disposition::NotBegun(StartError::TooMany)),
         "{passed:?}"
     );
-    // A check by hand finds what the schedule would have found.
+    // A manual check finds the same updates as the schedule.
     for trigger in [Trigger::Operator, Trigger::Api] {
-        let held = gate.adopt(by(trigger)).await;
-        assert!(matches!(held, Disposition::Held(_)), "{held:?}");
+        let disposition = dispatcher.submit(proposal_by(trigger)).await;
+        assert!(
+            matches!(disposition, Disposition::Held(_)),
+            "{disposition:?}"
+        );
     }
     approvals.reject(1, None, None).await.unwrap();
     assert!(matches!(
-        gate.adopt(proposal(&now)).await,
+        dispatcher.submit(proposal(&now)).await,
         Disposition::Rejected
     ));
-    // Where nothing can be kept, nothing begins either.
-    let beside = path(&folder, 2).with_extension("new");
-    fs::create_dir(&beside).unwrap();
+    // If nothing can be saved, nothing starts.
+    let temporary_path = path(&folder, 2).with_extension("new");
+    fs::create_dir(&temporary_path).unwrap();
     let moved = [(APP, "sha256:2")];
-    let refused = gate.adopt(proposal(&moved)).await;
+    let refused = dispatcher.submit(proposal(&moved)).await;
     assert!(
         matches!(refused, Disposition::NotBegun(StartError::NotHeld(_))),
         "{refused:?}"

@@ -1,7 +1,7 @@
 //! GitHub's webhooks: `package` and `registry_package`, signed with the webhook's secret.
 //!
-//! GitHub sends each delivery once and does not try again. A delivery that says less than it could (no tag, for one platform of
-//! several) is a reason to look all the same: a look is one question to the registry.
+//! GitHub sends each delivery once and does not retry. An incomplete delivery (no tag, or one platform of several) still causes
+//! a check: a check is one request to the registry.
 
 use refit_model::printable::printable;
 use serde::Deserialize;
@@ -9,32 +9,32 @@ use serde::Deserialize;
 use super::secret::{SigningKeys, Verified};
 use super::{Published, Unreadable};
 
-/// Of a word of GitHub's in an answer.
+/// The maximum length of a word from GitHub in an answer.
 const WORD_BYTES_MAX: usize = 80;
 
-/// The hook, where there is one.
+/// The configuration of the GitHub webhook.
 #[derive(Debug)]
 pub struct Github {
     pub keys: SigningKeys,
-    /// Where the packages are pulled from.
+    /// The registry that the packages are pulled from.
     pub registry: String,
 }
 
-/// How the body was written. Both are signed as they come.
+/// The format of the body. GitHub signs either as it is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     Json,
-    /// `payload=` and the JSON, which is what GitHub sends unless it is told otherwise.
+    /// `payload=` and the JSON, GitHub's default.
     Encoded,
 }
 
-/// What a delivery says.
+/// The content of a delivery.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// The webhook was set up.
+    /// Somebody has created the webhook.
     Ping,
     Published(Published),
-    /// Nothing about a container image that was published.
+    /// The delivery is not about a published container image.
     Other(String),
 }
 
@@ -63,7 +63,7 @@ struct Owner {
 
 #[derive(Deserialize)]
 struct Version {
-    /// Of a container its digest.
+    /// For a container, its digest.
     version: Option<String>,
     container_metadata: Option<Metadata>,
 }
@@ -80,7 +80,7 @@ struct Tag {
 }
 
 impl Github {
-    /// `event` is what the delivery calls itself.
+    /// Parses a delivery. `event` is the name in its header.
     pub fn read(
         &self,
         event: &str,
@@ -127,7 +127,7 @@ impl Github {
         let (version, tag) = match package.package_version {
             Some(version) => (
                 version.version,
-                version.container_metadata.and_then(|it| it.tag),
+                version.container_metadata.and_then(|metadata| metadata.tag),
             ),
             None => (None, None),
         };
@@ -169,7 +169,7 @@ mod tests {
         }
     }
 
-    /// As GitHub sends it, without what nobody reads.
+    /// A delivery as GitHub sends it, without the fields that Refit ignores.
     fn delivery(event: &str) -> Value {
         json!({
             "action": "published",
@@ -222,19 +222,23 @@ mod tests {
     }
 
     #[test]
-    fn digest_is_that_of_the_tag_or_of_the_version() {
+    fn digest_comes_from_tag_or_version() {
         let digest = |body: &Value| match read("package", body) {
             Delivery::Published(published) => published.digest,
             other => panic!("it was published: {other:?}"),
         };
         let mut body = delivery("package");
-        let of_tag = format!("sha256:{}", "a".repeat(64));
-        body["package"]["package_version"]["container_metadata"]["tag"]["digest"] = json!(of_tag);
-        assert_eq!(digest(&body), Some(of_tag));
-        let of_version = body["package"]["package_version"]["version"].clone();
+        let tag_digest = format!("sha256:{}", "a".repeat(64));
+        body["package"]["package_version"]["container_metadata"]["tag"]["digest"] =
+            json!(tag_digest);
+        assert_eq!(digest(&body), Some(tag_digest));
+        let version_digest = body["package"]["package_version"]["version"].clone();
         for none in [Value::Null, json!("")] {
             body["package"]["package_version"]["container_metadata"]["tag"]["digest"] = none;
-            assert_eq!(digest(&body).map(Value::String), Some(of_version.clone()));
+            assert_eq!(
+                digest(&body).map(Value::String),
+                Some(version_digest.clone())
+            );
         }
         body["package"]["package_version"]["version"] = json!("1.2.0");
         assert_eq!(digest(&body), None);
@@ -243,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_form_is_read_as_its_json() {
+    fn form_is_parsed_as_its_json() {
         let json = delivery("package").to_string();
         let form: String = form_urlencoded::Serializer::new(String::new())
             .append_pair("payload", &json)
@@ -268,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_says_less_than_it_could_is_still_a_reason_to_look() {
+    fn incomplete_delivery_still_causes_check() {
         let mut body = delivery("package");
         body["package"]["package_version"]["container_metadata"]["tag"]["name"] = json!("");
         assert_eq!(
@@ -291,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_publishes_no_image_is_nothing_for_us() {
+    fn delivery_without_published_image_is_ignored() {
         assert_eq!(
             read("ping", &json!({ "zen": "Keep it logically awesome." })),
             Delivery::Ping
@@ -308,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_an_error_and_no_panic() {
+    fn invalid_delivery_is_an_error() {
         for body in [
             "",
             "{",

@@ -1,8 +1,9 @@
-//! Webhooks: somebody says that an image was published. Who may say so, what they said, and which of it concerns us.
+//! Webhooks: a service reports that an image was published. This module verifies the sender, parses the delivery, and selects
+//! the images that concern this daemon.
 //!
-//! Nothing is parsed before it is known to come from somebody who has the secret: [`secret`] says who, [`github`] and
-//! [`registry`] read what they send. What is said is a reason to look and never a reason to do, so saying it twice, late or
-//! falsely costs a look. Knows nothing of HTTP, and does not ring: who calls does.
+//! Refit parses a delivery only after [`secret`] has verified that its sender has the secret; [`github`] and [`registry`] parse
+//! the deliveries. A delivery only makes Refit check the registry, so a repeated, late or false one costs a check. This module
+//! does not depend on HTTP and does not enqueue checks: the caller does.
 
 pub mod github;
 pub mod registry;
@@ -19,10 +20,10 @@ use serde::Serialize;
 use self::github::Github;
 use self::registry::RegistryHook;
 
-/// Images that one delivery may name. GitHub names one, a registry a few.
+/// The maximum number of images in one delivery. GitHub names one, a registry a few.
 const PUBLISHED_MAX: usize = 256;
 
-/// The webhooks that are taken.
+/// The configured webhooks.
 #[derive(Debug, Default)]
 pub struct Hooks {
     pub github: Option<Github>,
@@ -30,28 +31,28 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// Whether none is taken.
+    /// Returns whether no webhook is configured.
     pub fn is_empty(&self) -> bool {
         self.github.is_none() && self.registries.is_empty()
     }
 }
 
-/// An image of which somebody says that it was published.
+/// An image that a delivery reports as published.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Published {
     repository: String,
     tag: Option<String>,
-    /// What the tag means from now on, as it is said. The registry may show it later.
+    /// The digest that the tag points to, as the delivery reports it. The registry may show it later.
     digest: Option<String>,
 }
 
-/// What cannot be read although it comes from somebody who has the secret.
+/// A delivery from a verified sender that cannot be parsed.
 #[derive(Debug, thiserror::Error)]
 #[error("the delivery cannot be read: {0}")]
 pub struct Unreadable(String);
 
 impl From<serde_json::Error> for Unreadable {
-    /// The error quotes what was sent.
+    /// Shortens the error, since it quotes the delivery.
     fn from(error: serde_json::Error) -> Self {
         const BYTES_MAX: usize = 300;
         Self(printable(&error.to_string(), BYTES_MAX))
@@ -60,7 +61,7 @@ impl From<serde_json::Error> for Unreadable {
 
 impl Hints for Unreadable {}
 
-/// It does not come from somebody who has the secret.
+/// The sender does not have the secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unverified {
     #[error("the delivery carries no signature")]
@@ -93,7 +94,7 @@ pub struct Ignored {
 }
 
 impl Published {
-    /// Registries take no upper case, and GitHub's names of owners have some.
+    /// Creates one with a lower-case path: registries accept no upper case, and some owner names on GitHub have some.
     fn new(registry: &str, path: &str, tag: Option<&str>) -> Result<Self, Unreadable> {
         let path = path.to_lowercase();
         let name = match tag {
@@ -110,13 +111,13 @@ impl Published {
         })
     }
 
-    /// With the digest that is said of it. What is none is left out.
+    /// Adds the reported digest. An invalid one is ignored.
     fn with_digest(mut self, digest: Option<&str>) -> Self {
-        self.digest = digest.filter(|it| is_digest(it)).map(str::to_owned);
+        self.digest = digest.filter(|digest| is_digest(digest)).map(str::to_owned);
         self
     }
 
-    /// For people.
+    /// Returns the image as `repository:tag`, for people.
     pub fn name(&self) -> String {
         match &self.tag {
             Some(tag) => format!("{}:{tag}", self.repository),
@@ -126,13 +127,13 @@ impl Published {
 }
 
 impl Scoped {
-    /// `grants` are those of the policy that is active: what it may not pull, nobody needs to look at.
+    /// Selects the images that the active policy may pull, according to its `grants`. The others need no check.
     pub fn new(published: Vec<Published>, grants: &Grants) -> Self {
         let mut scoped = Self::default();
-        // Of several digests of one image the last one counts.
-        let distinct = published.into_iter().map(|one| (one.name(), one));
+        // If an image has several digests, the last one counts.
+        let distinct = published.into_iter().map(|image| (image.name(), image));
         let distinct: BTreeMap<String, Published> = distinct.collect();
-        for (index, one) in distinct.into_values().enumerate() {
+        for (index, published) in distinct.into_values().enumerate() {
             if index == PUBLISHED_MAX {
                 scoped.ignored.push(Ignored {
                     what: "the rest".into(),
@@ -140,23 +141,23 @@ impl Scoped {
                 });
                 break;
             }
-            let may = one
+            let allowed = published
                 .repository
                 .parse()
                 .map_err(|error: refit_model::image::ImageRefError| error.to_string())
                 .and_then(|image| grants.may_pull(&image));
-            match may {
+            match allowed {
                 Ok(()) => {
-                    scoped.accepted.push(one.name());
-                    if one.tag.is_some()
-                        && let Some(digest) = &one.digest
+                    scoped.accepted.push(published.name());
+                    if published.tag.is_some()
+                        && let Some(digest) = &published.digest
                     {
-                        scoped.announced.insert(one.name(), digest.clone());
+                        scoped.announced.insert(published.name(), digest.clone());
                     }
-                    scoped.repositories.insert(one.repository);
+                    scoped.repositories.insert(published.repository);
                 }
                 Err(why) => scoped.ignored.push(Ignored {
-                    what: one.name(),
+                    what: published.name(),
                     why,
                 }),
             }
@@ -164,7 +165,7 @@ impl Scoped {
         scoped
     }
 
-    /// All of it is nothing for us.
+    /// Returns a result that ignores the whole delivery.
     pub fn ignoring(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self {
             ignored: vec![Ignored {
@@ -198,14 +199,14 @@ mod tests {
     }
 
     #[test]
-    fn what_no_grant_covers_is_ignored_and_the_reason_names_the_grant() {
-        let said = vec![
+    fn image_without_grant_is_ignored_with_reason() {
+        let delivery = vec![
             published("Acme/App", Some("v2")),
             published("acme/app", Some("v2")),
             published("acme/app", None),
             published("other/app", Some("v1")),
         ];
-        let scoped = Scoped::new(said.clone(), &grants(&[Verb::Pull]));
+        let scoped = Scoped::new(delivery.clone(), &grants(&[Verb::Pull]));
         assert_eq!(scoped.accepted, ["ghcr.io/acme/app", "ghcr.io/acme/app:v2"]);
         assert_eq!(scoped.repositories, ["ghcr.io/acme/app".to_owned()].into());
         assert_eq!(
@@ -215,20 +216,20 @@ mod tests {
                 why: "no pattern of `[grants] images` covers `ghcr.io/other/app`".into()
             }]
         );
-        let scoped = Scoped::new(said, &grants(&[Verb::Inspect]));
+        let scoped = Scoped::new(delivery, &grants(&[Verb::Inspect]));
         assert!(scoped.accepted.is_empty(), "a policy that may not pull");
     }
 
     #[test]
-    fn last_digest_of_a_tag_is_announced() {
+    fn last_digest_of_tag_is_announced() {
         let (a, b) = (["a"; 64].concat(), ["b"; 64].concat());
         let (a, b) = (format!("sha256:{a}"), format!("sha256:{b}"));
-        let said = |tag, digest: &str| published("acme/app", tag).with_digest(Some(digest));
+        let announced = |tag, digest: &str| published("acme/app", tag).with_digest(Some(digest));
         let all = vec![
-            said(Some("v1"), &b),
-            said(Some("v1"), &a),
-            said(Some("v2"), "sha256:0afb"),
-            said(None, &b),
+            announced(Some("v1"), &b),
+            announced(Some("v1"), &a),
+            announced(Some("v2"), "sha256:0afb"),
+            announced(None, &b),
         ];
         let scoped = Scoped::new(all, &grants(&[Verb::Pull]));
         let expected = [("ghcr.io/acme/app:v1".to_owned(), a)];
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_none_is_not_taken() {
+    fn invalid_name_is_rejected() {
         for (path, tag) in [
             ("acme/../app", None),
             ("", None),
@@ -251,9 +252,9 @@ mod tests {
     }
 
     #[test]
-    fn a_delivery_that_names_thousands_is_cut_off() {
-        let said = (0..1000).map(|n| published(&format!("acme/a{n}"), None));
-        let scoped = Scoped::new(said.collect(), &grants(&[Verb::Pull]));
+    fn delivery_with_thousands_of_images_is_truncated() {
+        let delivery = (0..1000).map(|n| published(&format!("acme/a{n}"), None));
+        let scoped = Scoped::new(delivery.collect(), &grants(&[Verb::Pull]));
         assert_eq!(scoped.accepted.len(), PUBLISHED_MAX);
         assert_eq!(scoped.ignored[0].what, "the rest");
     }

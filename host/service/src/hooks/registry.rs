@@ -1,24 +1,24 @@
-//! Notifications of the OCI distribution, as `docker-registry` (Distribution) sends them: an envelope of events.
+//! Notifications of a `docker-registry` (Distribution): an envelope of events.
 //!
-//! A registry sends an event again and again until it is taken, so what cannot be of use is answered with yes. It tells of every
-//! layer, and of every manifest; only a manifest that got a tag is an image that was published.
+//! A registry repeats an event until the receiver accepts it, so Refit accepts events that it cannot use. A registry reports
+//! each layer and each manifest; only a manifest with a tag is a published image.
 
 use serde::Deserialize;
 
 use super::secret::{SharedSecrets, Verified};
 use super::{Published, Unreadable};
 
-/// A registry that may send notifications.
+/// The configuration of a registry that may send notifications.
 #[derive(Debug)]
 pub struct RegistryHook {
-    /// For people.
+    /// The name, for people.
     pub name: String,
     pub secrets: SharedSecrets,
-    /// What its images are pulled from, where that is not what whoever pushed called it.
+    /// The host that its images are pulled from, if it differs from the host in the push.
     pub host: Option<String>,
 }
 
-/// Types of manifests, of images and of lists of them.
+/// The media types of manifests and of lists of manifests.
 const MANIFESTS: [&str; 4] = [
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
@@ -26,13 +26,13 @@ const MANIFESTS: [&str; 4] = [
     "application/vnd.oci.image.index.v1+json",
 ];
 
-/// What an envelope says.
+/// The content of an envelope.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Notified {
     pub published: Vec<Published>,
-    /// Events that publish nothing: pulls, layers, deletions.
+    /// The number of events that publish nothing: pulls, layers, deletions.
     pub others: usize,
-    /// Images with names that are none, and why.
+    /// Images with an invalid name, and why.
     pub wrong: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ struct Target {
     url: String,
 }
 
-/// The request that made the event: a push of somebody's.
+/// The request that caused the event: the push of a client.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Request {
@@ -100,17 +100,17 @@ impl RegistryHook {
     }
 }
 
-/// Of a manifest's address. Names of images have no port where it is the usual one.
+/// Returns the host of a manifest's URL. An image name has no port if it is the default one.
 fn host_of(url: &str) -> Option<String> {
     let (scheme, rest) = url.split_once("://")?;
     let authority = rest.split('/').next().filter(|host| !host.is_empty())?;
-    let usual = match scheme {
+    let default_port = match scheme {
         "https" => ":443",
         _ => ":80",
     };
     Some(
         authority
-            .strip_suffix(usual)
+            .strip_suffix(default_port)
             .unwrap_or(authority)
             .to_owned(),
     )
@@ -130,7 +130,7 @@ mod tests {
         }
     }
 
-    /// As docker-registry 2.8 sends it.
+    /// An event as docker-registry 2.8 sends it.
     fn event(media_type: &str, tag: Option<&str>) -> Value {
         let mut event = json!({
             "id": "e1a", "timestamp": "2026-11-25T20:00:00Z", "action": "push",
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_manifest_that_got_a_tag_was_published() {
+    fn only_tagged_manifest_is_published() {
         let notified = read(
             &hook(None),
             json!([
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn digest_of_the_manifest_is_announced() {
+    fn manifest_digest_is_announced() {
         let mut pushed = event(MANIFESTS[3], Some("v1"));
         let digest = |pushed: &Value| {
             let read = read(&hook(None), json!([pushed]));
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn the_registry_is_called_as_it_is_pulled_from() {
+    fn image_name_has_the_pull_host() {
         let mut pushed = event(MANIFESTS[0], Some("v1"));
         assert_eq!(
             names(&read(&hook(Some("registry.example")), json!([pushed]))),
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_an_error_or_nothing_for_us() {
+    fn invalid_envelope_is_an_error_or_ignored() {
         for body in ["", "{", "[]", "{\"events\":7}", "{\"events\":[7]}"] {
             let read = hook(None).read(Verified::for_test(body.as_bytes()));
             assert!(read.is_err(), "{body} {read:?}");

@@ -1,4 +1,4 @@
-//! Who may send a webhook: whoever has its secret. Signatures by HMAC, shared secrets by comparison, both in constant time.
+//! The secrets of webhooks: HMAC signatures and shared secrets. Both comparisons take constant time.
 
 use refit_model::diagnostic::Diagnostic;
 use refit_model::secret::{ExposeSecret as _, SecretString};
@@ -8,22 +8,22 @@ use subtle::{Choice, ConstantTimeEq as _};
 
 use super::Unverified;
 
-/// Shorter ones can be guessed: whoever sees a signed delivery can try billions of them a second.
+/// The minimum length of a secret. Anyone with a signed delivery can try billions of shorter ones a second.
 const LENGTH_MIN: usize = 16;
-/// One that is in use, and one that takes its place.
+/// The maximum number of secrets: one in use, and one that replaces it.
 const SECRETS_MAX: usize = 2;
-/// A file that is longer is another one than was meant.
+/// The maximum size of a secret file. A larger file is probably the wrong one.
 const FILE_BYTES_MAX: usize = 4096;
 
-/// What a delivery's signature is made with. Its `Debug` shows no key.
+/// The keys that sign deliveries. `Debug` shows no key.
 #[derive(Debug)]
 pub struct SigningKeys(Vec<hmac::Key>);
 
-/// What a delivery brings along, kept as hashes: comparing these takes the same time whatever is sent.
+/// The secrets that deliveries carry, stored as hashes: comparing hashes takes the same time for any input.
 #[derive(Debug)]
 pub struct SharedSecrets(Vec<[u8; 32]>);
 
-/// A body of which it is known that it comes from somebody who has the secret. Only such a one is parsed.
+/// A body from a sender that has the secret. Refit parses no other body.
 #[derive(Clone, Copy, Debug)]
 pub struct Verified<'a>(&'a [u8]);
 
@@ -38,7 +38,7 @@ impl<'a> Verified<'a> {
     }
 }
 
-/// What a variable or a file holds: one secret a line, and two while one takes the other's place. `origin` is for people.
+/// Parses the content of a variable or a file: one secret per line, two during a rotation. `origin` names the source in errors.
 pub fn read(text: &SecretString, origin: &str) -> Result<Vec<SecretString>, Diagnostic> {
     let wrong = |problem: &str| {
         Err(Diagnostic::new(format!(
@@ -78,11 +78,11 @@ impl SigningKeys {
         Self(secrets.iter().map(key).collect())
     }
 
-    /// `signature` is `sha256=` and 64 hexadecimal digits, of the body as it came.
+    /// Verifies the signature of the raw body: `sha256=` and 64 hexadecimal digits.
     pub fn verify<'a>(&self, signature: &str, body: &'a [u8]) -> Result<Verified<'a>, Unverified> {
         let digits = signature.strip_prefix("sha256=").ok_or(Unverified::Wrong)?;
         let tag = from_hex(digits).ok_or(Unverified::Wrong)?;
-        // All of them, so that the time does not tell which one it was.
+        // Tries all keys, so that the time does not reveal which one matched.
         let verified = |key: &&hmac::Key| hmac::verify(key, body, &tag).is_ok();
         match self.0.iter().filter(verified).count() {
             0 => Err(Unverified::Wrong),
@@ -97,30 +97,30 @@ impl SharedSecrets {
         Self(secrets.iter().map(hash).collect())
     }
 
-    pub fn has(&self, sent: &str) -> bool {
+    pub fn contains(&self, sent: &str) -> bool {
         let sent: [u8; 32] = Sha256::digest(sent.as_bytes()).into();
         let none = Choice::from(0);
-        let found = self.0.iter();
-        found
+        let secrets = self.0.iter();
+        secrets
             .fold(none, |found, secret| found | secret.ct_eq(&sent))
             .into()
     }
 
-    /// Whether somebody who has one of these has one of the others.
-    pub fn shares_one_with(&self, other: &Self) -> bool {
+    /// Returns whether both lists have a secret in common.
+    pub fn overlaps(&self, other: &Self) -> bool {
         self.0.iter().any(|secret| other.0.contains(secret))
     }
 
-    /// A body that came with one of these.
-    pub fn vouch<'a>(&self, sent: &str, body: &'a [u8]) -> Result<Verified<'a>, Unverified> {
-        match self.has(sent) {
+    /// Verifies a body that came with this secret.
+    pub fn verify<'a>(&self, sent: &str, body: &'a [u8]) -> Result<Verified<'a>, Unverified> {
+        match self.contains(sent) {
             true => Ok(Verified(body)),
             false => Err(Unverified::Wrong),
         }
     }
 }
 
-/// Of SHA-256, and nothing else.
+/// Decodes the hexadecimal digits of a SHA-256 hash.
 fn from_hex(digits: &str) -> Option<[u8; 32]> {
     let digits = digits.as_bytes();
     if digits.len() != 64 {
@@ -143,7 +143,7 @@ mod tests {
         SecretString::from(text.to_owned())
     }
 
-    /// From GitHub's own documentation of the signature.
+    /// The example in GitHub's documentation of signatures.
     const GITHUBS: (&str, &[u8], &str) = (
         "It's a Secret to Everybody",
         b"Hello, World!",
@@ -151,7 +151,7 @@ mod tests {
     );
 
     #[test]
-    fn githubs_own_example_is_verified_and_nothing_near_it() {
+    fn github_example_is_verified_and_variants_are_not() {
         let (key, body, signature) = GITHUBS;
         let keys = SigningKeys::new(&[secret("another one that is in use"), secret(key)]);
         assert_eq!(keys.verify(signature, body).unwrap().bytes(), body);
@@ -184,23 +184,23 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_secret_is_compared_whole() {
+    fn shared_secret_is_compared_completely() {
         let shared =
             SharedSecrets::new(&[secret("correct-horse-battery"), secret("the-one-after-it")]);
-        assert!(shared.has("correct-horse-battery") && shared.has("the-one-after-it"));
+        assert!(shared.contains("correct-horse-battery") && shared.contains("the-one-after-it"));
         for wrong in [
             "",
             "correct-horse-batter",
             "correct-horse-battery ",
             "Correct-horse-battery",
         ] {
-            assert!(!shared.has(wrong), "{wrong:?}");
-            assert!(shared.vouch(wrong, b"").is_err());
+            assert!(!shared.contains(wrong), "{wrong:?}");
+            assert!(shared.verify(wrong, b"").is_err());
         }
     }
 
     #[test]
-    fn a_secret_that_protects_nothing_is_refused_without_being_shown() {
+    fn weak_secret_is_refused_and_not_shown() {
         for (text, problem) in [
             ("short-secret", "fewer than 16"),
             (

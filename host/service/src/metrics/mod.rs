@@ -1,9 +1,10 @@
-//! What a monitoring system is told in numbers. The only place that names prometheus-client.
+//! The metrics of the daemon. Only this module uses prometheus-client.
 //!
-//! [`Metrics`] counts what happens in refreshes, as one of their observers. What others know anyway ([`Sources`], [`Watched`]) is
-//! asked of them at each look and counted by nobody twice. `asked` turns their answers into metrics, `process` is this program.
+//! [`Metrics`] counts events of refreshes, as one of their observers. Other parts of the daemon keep their own numbers
+//! ([`Sources`], [`Watched`]); Refit reads these at each scrape and counts nothing twice. `source_collector` turns them into
+//! metrics, `process` describes this process.
 //!
-//! Names and labels are promised in `docs/observing.md`. Every label is one of a known few, or bounded by whoever counts.
+//! `docs/observing.md` guarantees names and labels. Each label has a few known values, or its source bounds their number.
 
 mod process;
 mod source_collector;
@@ -31,13 +32,13 @@ use refit_sandbox::PolicyErrorKind;
 
 use crate::runs::{Observer, RefreshHandle, RunEvent};
 
-/// A replacement on a quiet machine takes half a second; one that waits for a stop timeout takes ten more, and a minute is
-/// somebody's program that does not start.
+/// A replacement on an idle machine takes half a second. A replacement that waits for a stop timeout takes ten more; one minute
+/// means a program that does not start.
 const GAP_SECONDS: [f64; 12] = [
     0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 15.0, 30.0, 60.0,
 ];
 
-/// From a look that finds nothing to do, to eight large images and hundreds of containers.
+/// From a refresh with nothing to do, to eight large images and hundreds of containers.
 const REFRESH_SECONDS: [f64; 12] = [
     0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0,
 ];
@@ -47,10 +48,10 @@ const PULL_SECONDS: [f64; 10] = [0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 
-/// See the module.
+/// The registry of metrics. See the [module documentation](self).
 pub struct Metrics {
     registry: Registry,
-    asked: Arc<SourceCollector>,
+    collector: Arc<SourceCollector>,
     refreshes: Family<Labels<2>, Counter>,
     refresh_duration: Histogram,
     containers: Family<Labels<1>, Counter>,
@@ -60,7 +61,7 @@ pub struct Metrics {
     traps: Family<Labels<1>, Counter>,
 }
 
-/// How the numbers are written down.
+/// The text format of the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// The text format of Prometheus, 0.0.4.
@@ -79,10 +80,10 @@ impl Format {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let asked = Arc::new(SourceCollector::default());
+        let collector = Arc::new(SourceCollector::default());
         let mut metrics = Self {
             registry: Registry::default(),
-            asked: asked.clone(),
+            collector: collector.clone(),
             refreshes: Family::default(),
             refresh_duration: Histogram::new(REFRESH_SECONDS),
             containers: Family::default(),
@@ -92,27 +93,27 @@ impl Default for Metrics {
             traps: Family::default(),
         };
         metrics.register();
-        metrics.registry.register_collector(Box::new(asked));
+        metrics.registry.register_collector(Box::new(collector));
         metrics
             .registry
             .register_collector(Box::new(process::Process));
-        metrics.begin_at_nought();
+        metrics.initialize_counters();
         metrics
     }
 }
 
 impl Metrics {
-    /// What the daemon's parts know. Only the first call counts.
-    pub fn ask(&self, sources: Sources) {
-        self.asked.ask(sources);
+    /// Sets the sources of the daemon's numbers. Only the first call has an effect.
+    pub fn set_sources(&self, sources: Sources) {
+        self.collector.set_sources(sources);
     }
 
-    /// What its watcher knows. Only the first call counts.
-    pub fn ask_watcher(&self, watched: Watched) {
-        self.asked.ask_watcher(watched);
+    /// Sets the sources of the watcher's numbers. Only the first call has an effect.
+    pub fn set_watched(&self, watched: Watched) {
+        self.collector.set_watched(watched);
     }
 
-    /// All numbers, as they are now.
+    /// Returns the current value of all metrics as text.
     pub fn text(&self, format: Format) -> String {
         let mut text = String::new();
         // Writing into memory does not fail.
@@ -170,8 +171,8 @@ impl Metrics {
         );
     }
 
-    /// A counter that is not there before it first counts hides its first step from `increase`.
-    fn begin_at_nought(&self) {
+    /// Creates all counters with the value 0: `increase` misses the first step of a counter that appears later.
+    fn initialize_counters(&self) {
         for trigger in Trigger::ALL {
             for outcome in [
                 Outcome::Done,
@@ -179,12 +180,18 @@ impl Metrics {
                 Outcome::Cancelled,
                 Outcome::Failed,
             ] {
-                drop(self.refreshes.get_or_create(&refresh(trigger, outcome)));
+                drop(
+                    self.refreshes
+                        .get_or_create(&refresh_labels(trigger, outcome)),
+                );
             }
         }
         for outcome in RecreationOutcome::ALL {
             if outcome != RecreationOutcome::WouldRecreate {
-                drop(self.containers.get_or_create(&by_outcome(outcome.as_str())));
+                drop(
+                    self.containers
+                        .get_or_create(&outcome_labels(outcome.as_str())),
+                );
             }
         }
         for outcome in [
@@ -192,32 +199,32 @@ impl Metrics {
             ImageOutcome::UpToDate,
             ImageOutcome::Failed,
         ] {
-            drop(self.pulls.get_or_create(&by_outcome(outcome.as_str())));
+            drop(self.pulls.get_or_create(&outcome_labels(outcome.as_str())));
         }
         for kind in PolicyErrorKind::REFRESH_KINDS {
             drop(self.traps.get_or_create(&[("kind", kind.as_str())]));
         }
     }
 
-    fn ended(&self, run: &RefreshHandle, answer: &Result<Report, RefreshError>) {
-        let labels = refresh(run.request.trigger, run.outcome());
+    fn record_ended(&self, run: &RefreshHandle, answer: &Result<Report, RefreshError>) {
+        let labels = refresh_labels(run.request.trigger, run.outcome());
         self.refreshes.get_or_create(&labels).inc();
-        self.refresh_duration.observe(run.took().as_secs_f64());
+        self.refresh_duration.observe(run.duration().as_secs_f64());
         if let Err(RefreshError::Policy { error, .. }) = answer {
             let kind = [("kind", error.kind().as_str())];
             self.traps.get_or_create(&kind).inc();
         }
     }
 
-    fn event(&self, event: &Event) {
+    fn record_event(&self, event: &Event) {
         match event {
             Event::PullEnded(record) => {
-                let outcome = by_outcome(record.outcome.as_str());
+                let outcome = outcome_labels(record.outcome.as_str());
                 self.pulls.get_or_create(&outcome).inc();
                 self.pull_duration.observe(seconds(record.duration));
             }
             Event::RecreateEnded(record) => {
-                let outcome = by_outcome(record.outcome.as_str());
+                let outcome = outcome_labels(record.outcome.as_str());
                 self.containers.get_or_create(&outcome).inc();
                 if let (RecreationOutcome::Recreated, Some(gap)) = (record.outcome, record.gap) {
                     self.gap.observe(seconds(gap));
@@ -232,21 +239,21 @@ impl Metrics {
 }
 
 impl Observer for Metrics {
-    fn observe(&self, run: &RefreshHandle, happening: &RunEvent<'_>) {
-        match happening {
-            // Those under way are counted by whoever has them.
+    fn observe(&self, run: &RefreshHandle, run_event: &RunEvent<'_>) {
+        match run_event {
+            // `Sources::under_way` has the number of running refreshes.
             RunEvent::Began => {}
-            RunEvent::Event(event) => self.event(event),
-            RunEvent::Ended(answer) => self.ended(run, answer),
+            RunEvent::Event(event) => self.record_event(event),
+            RunEvent::Ended(answer) => self.record_ended(run, answer),
         }
     }
 }
 
-fn refresh(trigger: Trigger, outcome: Outcome) -> Labels<2> {
+fn refresh_labels(trigger: Trigger, outcome: Outcome) -> Labels<2> {
     [("trigger", trigger.as_str()), ("outcome", outcome.as_str())]
 }
 
-fn by_outcome(outcome: &'static str) -> Labels<1> {
+fn outcome_labels(outcome: &'static str) -> Labels<1> {
     [("outcome", outcome)]
 }
 

@@ -1,4 +1,4 @@
-//! This process, under the names that every exporter has for it. From `/proc`; elsewhere there is nothing to tell.
+//! Metrics of this process, under the usual names of exporters. Refit reads `/proc`; without it there are none.
 
 use std::fmt;
 use std::fs;
@@ -10,13 +10,14 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
-/// In which `/proc` counts time. Part of the kernel's interface to programs, and the same on all platforms that Refit builds for.
+/// The unit of time in `/proc`. It is part of the kernel's interface to programs, and the same on all platforms that Refit
+/// builds for.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 #[derive(Debug)]
 pub(super) struct Process;
 
-/// What is read. Any of it may be missing.
+/// The values from `/proc`. Each may be missing.
 #[derive(Debug, Default, PartialEq)]
 struct Reading {
     cpu_seconds: Option<f64>,
@@ -77,9 +78,9 @@ impl Reading {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let files = fs::read_dir("/proc/self/fd").ok();
         Self {
-            // One of them is the folder that is read here.
+            // One of them is the folder that this reads.
             open_files: files.and_then(|files| i64::try_from(files.count().saturating_sub(1)).ok()),
-            ..Self::of(
+            ..Self::parse(
                 &read("/proc/self/stat"),
                 &read("/proc/stat"),
                 &read("/proc/self/status"),
@@ -87,9 +88,9 @@ impl Reading {
         }
     }
 
-    /// See proc(5).
-    fn of(stat: &str, machine: &str, status: &str) -> Self {
-        // The name of the program is in brackets, and may be anything. What comes behind it begins with the third field.
+    /// Parses the files in `/proc`. See proc(5).
+    fn parse(stat: &str, machine: &str, status: &str) -> Self {
+        // The name of the program is in brackets and may contain anything. The third field follows it.
         let fields: Vec<&str> = stat
             .rsplit_once(')')
             .map(|(_, fields)| fields.split_ascii_whitespace().collect())
@@ -99,8 +100,8 @@ impl Reading {
             Some(ticks / TICKS_PER_SECOND)
         };
         let line = |text: &str, name: &str| -> Option<f64> {
-            let found = text.lines().find_map(|line| line.strip_prefix(name))?;
-            found.split_ascii_whitespace().next()?.parse().ok()
+            let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+            value.split_ascii_whitespace().next()?.parse().ok()
         };
         Self {
             cpu_seconds: seconds(14)
@@ -120,10 +121,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_read_as_the_kernel_writes_it() {
+    fn kernel_format_is_parsed() {
         let stat =
             "42 (re) fit) S 1 42 42 0 -1 4194304 900 0 0 0 150 50 0 0 20 0 9 0 12345 1000000 500 0";
-        let reading = Reading::of(
+        let reading = Reading::parse(
             stat,
             "cpu 1 2\nbtime 1700000000\n",
             "Name:\trefit\nVmRSS:\t   2048 kB\n",
@@ -135,6 +136,6 @@ mod tests {
             open_files: None,
         };
         assert_eq!(reading, expected);
-        assert_eq!(Reading::of("", "", ""), Reading::default());
+        assert_eq!(Reading::parse("", "", ""), Reading::default());
     }
 }

@@ -1,4 +1,4 @@
-//! What is asked of others at each look, and how their answers are written down.
+//! Collects numbers from other parts of the daemon at each scrape, and encodes them.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -11,38 +11,39 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use refit_model::report::PolicyReport;
 
-/// Asked while somebody waits for all numbers, so it answers from memory.
+/// A function that returns a current value. A scrape waits for it, so it must answer from memory.
 type Ask<T> = Box<dyn Fn() -> T + Send + Sync>;
 
-/// What the parts of a daemon know.
+/// The numbers that the parts of the daemon keep.
 pub struct Sources {
-    /// Refreshes.
+    /// Running refreshes.
     pub under_way: Ask<usize>,
-    /// Replacements that were left half done.
+    /// Unfinished replacements.
     pub unfinished: Ask<usize>,
-    /// The active one.
+    /// The active policy.
     pub policy: Ask<PolicyReport>,
-    /// `None` where no history is kept.
+    /// `None` if no history is kept.
     pub history_writable: Ask<Option<bool>>,
-    /// `None` where nobody has asked yet.
+    /// `None` before the first request to the engine.
     pub engine_up: Ask<Option<bool>>,
 }
 
-/// What the watcher knows.
+/// The numbers that the watcher keeps.
 pub struct Watched {
-    /// `None` before its first look.
+    /// `None` before the first check.
     pub images: Ask<Option<ImageCounts>>,
-    /// Registry, status (0: no answer came), number since the start. Bounded by whoever counts.
+    /// The registry, the status (0: no answer), and the number of requests since the start. Their source bounds the number of
+    /// entries.
     pub registry_requests: Ask<Vec<(String, u16, u64)>>,
 }
 
-/// Images that are watched, by what is known of them.
+/// The number of watched images, by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ImageCounts {
-    /// The registry has another one than what runs here.
+    /// The registry has a different image than the one that runs here.
     pub behind: usize,
     pub current: usize,
-    /// It could not be found out.
+    /// The state could not be determined.
     pub unknown: usize,
 }
 
@@ -59,11 +60,11 @@ impl fmt::Debug for SourceCollector {
 }
 
 impl SourceCollector {
-    pub(super) fn ask(&self, sources: Sources) {
+    pub(super) fn set_sources(&self, sources: Sources) {
         let _ = self.sources.set(sources);
     }
 
-    pub(super) fn ask_watcher(&self, watched: Watched) {
+    pub(super) fn set_watched(&self, watched: Watched) {
         let _ = self.watched.set(watched);
     }
 }
@@ -71,30 +72,30 @@ impl SourceCollector {
 impl Collector for SourceCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         if let Some(sources) = self.sources.get() {
-            of_parts(sources, &mut encoder)?;
+            encode_sources(sources, &mut encoder)?;
         }
         if let Some(watched) = self.watched.get() {
-            of_watcher(watched, &mut encoder)?;
+            encode_watched(watched, &mut encoder)?;
         }
         Ok(())
     }
 }
 
-fn of_parts(sources: &Sources, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    gauge(
+fn encode_sources(sources: &Sources, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    encode_gauge(
         encoder,
         "refit_refreshes_under_way",
         "Refreshes that have begun and not ended",
-        number((sources.under_way)()),
+        to_i64((sources.under_way)()),
     )?;
-    gauge(
+    encode_gauge(
         encoder,
         "refit_replacements_unfinished",
         "Replacements that were left half done, and that nobody is at work on: a person may be needed",
-        number((sources.unfinished)()),
+        to_i64((sources.unfinished)()),
     )?;
     let policy = (sources.policy)();
-    gauge(
+    encode_gauge(
         encoder,
         "refit_policy_generation",
         "The number of the active generation of the policy, which rises with each swap",
@@ -109,7 +110,7 @@ fn of_parts(sources: &Sources, encoder: &mut DescriptorEncoder<'_>) -> fmt::Resu
     let info = encoder.encode_descriptor("refit_policy", help, None, MetricType::Info)?;
     Info::new(labels).encode(info)?;
     if let Some(writable) = (sources.history_writable)() {
-        gauge(
+        encode_gauge(
             encoder,
             "refit_history_writable",
             "Whether the last refresh could be written down (1) or not (0)",
@@ -117,7 +118,7 @@ fn of_parts(sources: &Sources, encoder: &mut DescriptorEncoder<'_>) -> fmt::Resu
         )?;
     }
     if let Some(up) = (sources.engine_up)() {
-        gauge(
+        encode_gauge(
             encoder,
             "refit_engine_up",
             "Whether the container engine answered when it was last asked",
@@ -127,7 +128,7 @@ fn of_parts(sources: &Sources, encoder: &mut DescriptorEncoder<'_>) -> fmt::Resu
     Ok(())
 }
 
-fn of_watcher(watched: &Watched, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+fn encode_watched(watched: &Watched, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     if let Some(images) = (watched.images)() {
         let help = "Images that are watched, by whether what runs here is what their registry has";
         let mut family =
@@ -138,13 +139,13 @@ fn of_watcher(watched: &Watched, encoder: &mut DescriptorEncoder<'_>) -> fmt::Re
             ("unknown", images.unknown),
         ] {
             let labels = [("state", state)];
-            ConstGauge::new(number(count)).encode(family.encode_family(&labels)?)?;
+            ConstGauge::new(to_i64(count)).encode(family.encode_family(&labels)?)?;
         }
-        gauge(
+        encode_gauge(
             encoder,
             "refit_images_behind",
             "Images of which the registry has another one than what runs here",
-            number(images.behind),
+            to_i64(images.behind),
         )?;
     }
     let requests = (watched.registry_requests)();
@@ -161,11 +162,16 @@ fn of_watcher(watched: &Watched, encoder: &mut DescriptorEncoder<'_>) -> fmt::Re
     Ok(())
 }
 
-fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> fmt::Result {
+fn encode_gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: i64,
+) -> fmt::Result {
     let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     ConstGauge::new(value).encode(encoder)
 }
 
-fn number(count: usize) -> i64 {
+fn to_i64(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }

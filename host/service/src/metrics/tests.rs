@@ -1,4 +1,4 @@
-//! The names that are promised, and the rules that a monitoring system has for them.
+//! Tests of the guaranteed names, and of the rules of Prometheus for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,9 +6,9 @@ use refit_model::report::PolicyReport;
 
 use super::*;
 
-fn asked() -> Metrics {
+fn metrics() -> Metrics {
     let metrics = Metrics::default();
-    metrics.ask(Sources {
+    metrics.set_sources(Sources {
         unfinished: Box::new(|| 1),
         under_way: Box::new(|| 2),
         policy: Box::new(|| PolicyReport {
@@ -20,7 +20,7 @@ fn asked() -> Metrics {
         history_writable: Box::new(|| Some(false)),
         engine_up: Box::new(|| Some(true)),
     });
-    metrics.ask_watcher(Watched {
+    metrics.set_watched(Watched {
         images: Box::new(|| {
             Some(ImageCounts {
                 behind: 1,
@@ -33,7 +33,7 @@ fn asked() -> Metrics {
     metrics
 }
 
-/// Families by name, with their type; and the samples.
+/// Returns the types of the families by name, and the samples.
 fn families(text: &str) -> (BTreeMap<String, String>, Vec<String>) {
     let mut types = BTreeMap::new();
     let mut samples = Vec::new();
@@ -50,8 +50,8 @@ fn families(text: &str) -> (BTreeMap<String, String>, Vec<String>) {
 }
 
 #[test]
-fn names_types_and_units_are_as_prometheus_wants_them() {
-    let text = asked().text(Format::Prometheus);
+fn names_types_and_units_follow_prometheus_rules() {
+    let text = metrics().text(Format::Prometheus);
     let (types, samples) = families(&text);
     for (name, kind) in &types {
         assert!(
@@ -82,18 +82,21 @@ fn names_types_and_units_are_as_prometheus_wants_them() {
 }
 
 #[test]
-fn all_that_is_promised_is_there_from_the_start() {
+fn documented_metrics_exist_from_the_start() {
     let page = std::fs::read_to_string(concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../../docs/observing.md"
     ))
     .unwrap();
-    let (types, _) = families(&asked().text(Format::Prometheus));
+    let (types, _) = families(&metrics().text(Format::Prometheus));
     for (name, kind) in &types {
-        let told = page
+        let is_documented = page
             .lines()
             .any(|line| line.starts_with(&format!("| `{name}`")) && line.contains(kind.as_str()));
-        assert!(told, "docs/observing.md does not have the {kind} `{name}`");
+        assert!(
+            is_documented,
+            "docs/observing.md does not have the {kind} `{name}`"
+        );
     }
     for line in page.lines() {
         let Some((name, _)) = line
@@ -112,8 +115,8 @@ fn all_that_is_promised_is_there_from_the_start() {
 }
 
 #[test]
-fn numbers_of_others_are_asked_for_and_strange_names_are_escaped() {
-    let metrics = asked();
+fn sources_are_read_and_label_values_escaped() {
+    let metrics = metrics();
     let text = metrics.text(Format::Prometheus);
     for sample in [
         "refit_refreshes_under_way 2",
@@ -143,7 +146,7 @@ fn numbers_of_others_are_asked_for_and_strange_names_are_escaped() {
 }
 
 #[test]
-fn every_kind_is_called_as_in_json() {
+fn label_values_equal_json_names() {
     for kind in PolicyErrorKind::REFRESH_KINDS {
         assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
     }

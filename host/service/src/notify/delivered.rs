@@ -1,6 +1,8 @@
-//! What each sink was told already, so that it is not told twice: kept in a file, since a daemon that starts again finds the same.
+//! The notifications that each sink has received, so that it gets none twice. They are stored in a file, since a restarted
+//! daemon finds the same problems again.
 //!
-//! For comfort alone. A file that cannot be read or written is told of in the log, and somebody is told something twice.
+//! This only avoids repetition. If the file cannot be read or written, Refit logs that, and a sink may get a notification
+//! twice.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,111 +14,117 @@ use sha2::{Digest as _, Sha256};
 
 use super::notification::DedupKey;
 
-/// Of one sink. Those that were told longest ago go first.
+/// The maximum number of entries of a sink. The oldest are removed first.
 const KEPT_MAX: usize = 2000;
-/// What is still so after a month is told again.
+/// After a month Refit repeats a notification that still applies.
 const AGE_SECONDS_MAX: i64 = 30 * 24 * 60 * 60;
-/// A file that is larger is not ours.
+/// A larger file was not written by Refit.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
-/// See the module.
+/// The notifications that each sink has received. See the [module documentation](self).
 #[derive(Debug)]
 pub struct Memory {
-    /// `None`: it ends with the process.
+    /// `None`: only in memory.
     file: Option<PathBuf>,
-    told: Mutex<Delivery>,
+    delivered: Mutex<Delivery>,
 }
 
-/// By sink, and by what it is about.
+/// The delivered notifications, by sink and by subject.
 type Delivery = BTreeMap<String, BTreeMap<String, DeliveredKeys>>;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct DeliveredKeys {
-    /// A hash: what went wrong may name things that are nobody else's business.
+    /// A hash: the cause may contain confidential names.
     cause: String,
     at: jiff::Timestamp,
 }
 
 impl Memory {
-    pub fn below(folder: &Path) -> Self {
+    pub fn load(folder: &Path) -> Self {
         let file = folder.join("notified.json");
-        let told = read(&file).unwrap_or_else(|why| {
+        let delivered = read(&file).unwrap_or_else(|error| {
             tracing::warn!(
-                "cannot read what was told already from `{}`, and may tell it again: {why}",
-                file.display()
+                path = %file.display(),
+                %error,
+                "cannot read delivered notifications, some may be repeated"
             );
             Delivery::default()
         });
         Self {
             file: Some(file),
-            told: Mutex::new(told),
+            delivered: Mutex::new(delivered),
         }
     }
 
-    pub fn of_this_process() -> Self {
+    pub fn in_memory() -> Self {
         Self {
             file: None,
-            told: Mutex::default(),
+            delivered: Mutex::default(),
         }
     }
 
-    pub(super) fn knows(&self, sink: &str, same: &DedupKey) -> bool {
-        let told = self.told();
-        let once = told.get(sink).and_then(|told| told.get(&same.about));
-        once.is_some_and(|once| {
-            let age = jiff::Timestamp::now().duration_since(once.at).as_secs();
-            once.cause == hash(&same.cause) && (0..AGE_SECONDS_MAX).contains(&age)
+    pub(super) fn has_delivered(&self, sink: &str, dedup_key: &DedupKey) -> bool {
+        let delivered = self.delivered();
+        let entry = delivered
+            .get(sink)
+            .and_then(|delivered| delivered.get(&dedup_key.about));
+        entry.is_some_and(|entry| {
+            let age = jiff::Timestamp::now().duration_since(entry.at).as_secs();
+            entry.cause == hash(&dedup_key.cause) && (0..AGE_SECONDS_MAX).contains(&age)
         })
     }
 
-    pub(super) fn remember<'a>(&self, sink: &str, all: impl Iterator<Item = &'a DedupKey>) {
+    pub(super) fn remember<'a>(&self, sink: &str, dedup_keys: impl Iterator<Item = &'a DedupKey>) {
         let at = jiff::Timestamp::now();
-        let mut told = self.told();
-        let told = told.entry(sink.to_owned()).or_default();
-        for same in all {
-            let cause = hash(&same.cause);
-            told.insert(same.about.clone(), DeliveredKeys { cause, at });
+        let mut delivered = self.delivered();
+        let delivered = delivered.entry(sink.to_owned()).or_default();
+        for dedup_key in dedup_keys {
+            let cause = hash(&dedup_key.cause);
+            delivered.insert(dedup_key.about.clone(), DeliveredKeys { cause, at });
         }
-        while told.len() > KEPT_MAX {
-            let oldest = told.iter().min_by_key(|(_, once)| once.at);
+        while delivered.len() > KEPT_MAX {
+            let oldest = delivered.iter().min_by_key(|(_, entry)| entry.at);
             let Some(oldest) = oldest.map(|(about, _)| about.clone()) else {
                 break;
             };
-            told.remove(&oldest);
+            delivered.remove(&oldest);
         }
     }
 
-    /// Whether anything was.
+    /// Removes subjects that no longer apply. Returns whether there were any.
     pub(super) fn forget(&self, sink: &str, settled: &[String]) -> bool {
-        let mut told = self.told();
-        let Some(told) = told.get_mut(sink) else {
+        let mut delivered = self.delivered();
+        let Some(delivered) = delivered.get_mut(sink) else {
             return false;
         };
-        let before = told.len();
-        told.retain(|about, _| !settled.contains(about));
-        told.len() < before
+        let before = delivered.len();
+        delivered.retain(|about, _| !settled.contains(about));
+        delivered.len() < before
     }
 
-    /// Blocks, for some milliseconds.
+    /// Writes the file. This blocks for some milliseconds.
     pub(super) fn write(&self) {
         let Some(file) = &self.file else { return };
-        // Held meanwhile, so that of two who write the later one wins.
-        let told = self.told();
-        if let Err(why) = write(file, &told) {
+        // The lock stays held during the write, so that of two concurrent writes the later one wins.
+        let delivered = self.delivered();
+        if let Err(error) = write(file, &delivered) {
             tracing::warn!(
-                "cannot write down what was told, and may tell it again after a restart: {why}"
+                %error,
+                "cannot save delivered notifications, some may be repeated after a restart"
             );
         }
     }
 
-    fn told(&self) -> std::sync::MutexGuard<'_, Delivery> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn delivered(&self) -> std::sync::MutexGuard<'_, Delivery> {
+        self.delivered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn read(file: &Path) -> std::io::Result<Delivery> {
     match std::fs::metadata(file) {
-        Ok(there) if there.len() > FILE_BYTES_MAX => {
+        Ok(metadata) if metadata.len() > FILE_BYTES_MAX => {
             return Err(std::io::ErrorKind::FileTooLarge.into());
         }
         Ok(_) => {}
@@ -128,11 +136,11 @@ fn read(file: &Path) -> std::io::Result<Delivery> {
     Ok(serde_json::from_slice(&std::fs::read(file)?)?)
 }
 
-fn write(file: &Path, told: &Delivery) -> std::io::Result<()> {
+fn write(file: &Path, delivered: &Delivery) -> std::io::Result<()> {
     if let Some(folder) = file.parent() {
         atomic_file::folder(folder)?;
     }
-    atomic_file::replace(file, &serde_json::to_vec(told)?)
+    atomic_file::replace(file, &serde_json::to_vec(delivered)?)
 }
 
 fn hash(cause: &str) -> String {
@@ -144,7 +152,7 @@ fn hash(cause: &str) -> String {
 mod tests {
     use super::*;
 
-    fn same(about: &str, cause: &str) -> DedupKey {
+    fn dedup_key(about: &str, cause: &str) -> DedupKey {
         DedupKey {
             about: about.into(),
             cause: cause.into(),
@@ -152,34 +160,37 @@ mod tests {
     }
 
     #[test]
-    fn it_is_told_again_when_it_changed_or_was_settled_and_not_for_a_restart() {
+    fn notification_repeats_after_change_or_settling_not_restart() {
         let folder = tempfile::tempdir().unwrap();
-        let memory = Memory::below(folder.path());
-        let first = same("failed container ws-ana", "port is taken");
-        assert!(!memory.knows("ops", &first));
+        let memory = Memory::load(folder.path());
+        let first = dedup_key("failed container ws-ana", "port is taken");
+        assert!(!memory.has_delivered("ops", &first));
         memory.remember("ops", [&first].into_iter());
         memory.write();
-        let memory = Memory::below(folder.path());
-        assert!(memory.knows("ops", &first));
-        assert!(!memory.knows("pager", &first), "another sink");
-        assert!(!memory.knows("ops", &same(&first.about, "no space left")));
+        let memory = Memory::load(folder.path());
+        assert!(memory.has_delivered("ops", &first));
+        assert!(!memory.has_delivered("pager", &first), "another sink");
+        assert!(!memory.has_delivered("ops", &dedup_key(&first.about, "no space left")));
         let text = std::fs::read_to_string(folder.path().join("notified.json")).unwrap();
         assert!(!text.contains("port is taken"), "{text}");
         assert!(memory.forget("ops", std::slice::from_ref(&first.about)));
-        assert!(!memory.knows("ops", &first));
+        assert!(!memory.has_delivered("ops", &first));
         assert!(!memory.forget("ops", &[first.about]));
     }
 
     #[test]
-    fn it_is_bounded_and_a_broken_file_costs_only_what_is_told_twice() {
+    fn entries_are_bounded_and_corrupt_file_is_ignored() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("notified.json"), "{nonsense").unwrap();
-        let memory = Memory::below(folder.path());
+        let memory = Memory::load(folder.path());
         for n in 0..KEPT_MAX + 5 {
-            memory.remember("ops", [&same(&format!("{n}"), "")].into_iter());
+            memory.remember("ops", [&dedup_key(&format!("{n}"), "")].into_iter());
         }
-        assert_eq!(memory.told()["ops"].len(), KEPT_MAX);
+        assert_eq!(memory.delivered()["ops"].len(), KEPT_MAX);
         memory.write();
-        assert!(Memory::below(folder.path()).knows("ops", &same(&format!("{}", KEPT_MAX + 4), "")));
+        assert!(
+            Memory::load(folder.path())
+                .has_delivered("ops", &dedup_key(&format!("{}", KEPT_MAX + 4), ""))
+        );
     }
 }

@@ -1,19 +1,19 @@
-//! What a person reads: one message for all that was found within some seconds. And the same as JSON, for programs.
+//! A message: the text for people, and the same content as JSON for programs. It contains all notifications of some seconds.
 
 use refit_model::request::Trigger;
 use serde::Serialize;
 
 use super::notification::{Context, DedupKey, Kind, Notification, Urgency};
 
-/// Raised when a field changes its meaning or goes.
+/// The version of the format. It rises when a field changes its meaning or is removed.
 const FORMAT: u32 = 1;
 
-/// Of findings in the text. Who wants all of them looks into the history.
-const TOLD_MAX: usize = 20;
-/// Of a sentence: registries and policies may say anything.
+/// The maximum number of notifications in the text. The history has all of them.
+const TEXT_FINDINGS_MAX: usize = 20;
+/// The maximum length of a sentence: registries and policies may send anything.
 const SENTENCE_MAX: usize = 500;
 
-/// See the module. The JSON is documented in `docs/notifications.md` and stable.
+/// One message to a sink. `docs/notifications.md` documents its JSON, which is stable.
 #[derive(Clone, Debug, Serialize)]
 pub struct Message {
     format: u32,
@@ -21,11 +21,11 @@ pub struct Message {
     host: String,
     sent: jiff::Timestamp,
     pub title: String,
-    /// For people, lines of plain text.
+    /// The text for people: lines of plain text.
     pub text: String,
     pub urgency: Urgency,
     findings: Vec<Notification>,
-    /// Findings that were not told, since more came than can be kept.
+    /// The number of notifications that Refit dropped because the queue was full.
     dropped: u64,
 }
 
@@ -44,7 +44,7 @@ impl Message {
         }
     }
 
-    /// To try whether anybody hears.
+    /// Creates a message that tests whether the sink receives messages.
     pub fn test(host: &str) -> Self {
         Self {
             title: format!("Refit on {host}: a test"),
@@ -53,14 +53,14 @@ impl Message {
         }
     }
 
-    /// What is remembered when it was told.
-    pub fn sameness(&self) -> impl Iterator<Item = &DedupKey> {
+    /// Returns the keys that Refit remembers after delivery.
+    pub fn dedup_keys(&self) -> impl Iterator<Item = &DedupKey> {
         self.findings
             .iter()
-            .filter_map(|finding| finding.same.as_ref())
+            .filter_map(|finding| finding.dedup_key.as_ref())
     }
 
-    /// Of each kind that there is, the worst first.
+    /// Returns the number of notifications of each kind, the worst kind first.
     pub fn kinds(&self) -> Vec<(Kind, usize)> {
         counts(&self.findings)
     }
@@ -113,26 +113,26 @@ fn text(findings: &[Notification], dropped: u64) -> String {
             Kind::Behind,
             Kind::Recreated,
         ];
-        order.iter().position(|it| *it == kind)
+        order.iter().position(|other| *other == kind)
     };
     sorted.sort_by_key(|finding| (finding.context.refresh, rank(finding.kind)));
     let mut text = String::new();
     let mut before: Option<&Context> = None;
-    for finding in sorted.iter().take(TOLD_MAX) {
+    for finding in sorted.iter().take(TEXT_FINDINGS_MAX) {
         if let Some(before) = before.filter(|before| **before != finding.context) {
             text.push_str(&origin(before));
             text.push('\n');
         }
         before = Some(&finding.context);
-        text.push_str(&told(finding));
+        text.push_str(&finding_text(finding));
     }
     if let Some(before) = before {
         text.push_str(&origin(before));
     }
-    if sorted.len() > TOLD_MAX {
+    if sorted.len() > TEXT_FINDINGS_MAX {
         text.push_str(&format!(
             "And {} more: see `refit history`.\n",
-            sorted.len() - TOLD_MAX
+            sorted.len() - TEXT_FINDINGS_MAX
         ));
     }
     if dropped > 0 {
@@ -143,17 +143,17 @@ fn text(findings: &[Notification], dropped: u64) -> String {
     text
 }
 
-fn told(finding: &Notification) -> String {
+fn finding_text(finding: &Notification) -> String {
     let word = word(finding.kind).to_uppercase();
-    let mut told = format!("{word}: {}\n", sentence(&finding.what));
-    told.push_str(&format!("  Now: {}\n", sentence(&finding.now)));
+    let mut text = format!("{word}: {}\n", sentence(&finding.what));
+    text.push_str(&format!("  Now: {}\n", sentence(&finding.now)));
     for next in &finding.next {
-        told.push_str(&format!("  Next: {}\n", sentence(next)));
+        text.push_str(&format!("  Next: {}\n", sentence(next)));
     }
-    told
+    text
 }
 
-/// With a mark at its end, where it has none.
+/// Returns the text with a punctuation mark at its end.
 fn sentence(text: &str) -> String {
     let text = plain(text);
     match text.ends_with(['.', '!', '?']) {
@@ -197,7 +197,7 @@ fn origin(context: &Context) -> String {
     }
 }
 
-/// On one line, and no longer than a person reads. Words of policies, registries and engines come through here.
+/// Returns the text on one line, truncated. Texts of policies, registries and engines pass through here.
 fn plain(text: &str) -> String {
     let text = text.trim().trim_end_matches('.');
     let spaced = text.chars().map(|c| if c.is_control() { ' ' } else { c });
@@ -207,8 +207,8 @@ fn plain(text: &str) -> String {
     }
 }
 
-/// No longer than this many bytes, and whole characters.
-pub fn cut(text: &str, bytes_max: usize) -> &str {
+/// Truncates the text to this many bytes, at the boundary of a character.
+pub fn truncate(text: &str, bytes_max: usize) -> &str {
     match text.len() <= bytes_max {
         true => text,
         false => &text[..text.floor_char_boundary(bytes_max)],
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_says_the_worst_first_and_who_asked_once() {
+    fn message_lists_worst_first_with_one_origin_per_refresh() {
         let findings = vec![
             finding(Kind::Recreated, "ws-b", 7),
             finding(Kind::Failed, "ws-a", 7),
@@ -259,12 +259,12 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_bounded_whatever_somebody_says() {
+    fn message_length_is_bounded() {
         let mut long = finding(Kind::Failed, "ws-a", 1);
         long.what = "é".repeat(100_000);
         let message = Message::new("box", vec![long; 100], 0);
         assert!(message.text.len() < 50_000, "{}", message.text.len());
         assert!(message.text.contains("And 80 more"));
-        assert_eq!(cut("aé", 2), "a");
+        assert_eq!(truncate("aé", 2), "a");
     }
 }

@@ -1,8 +1,8 @@
-//! Who is told what came of refreshes. An observer of them puts findings into a queue for each sink; a task for each takes them
-//! out, gathers what comes within some seconds, and delivers one message. Nothing here holds up a refresh.
+//! Notifications about the results of refreshes. An observer of the refreshes puts notifications into a queue for each sink; a
+//! task for each sink collects those of some seconds, and delivers one message. Nothing here delays a refresh.
 //!
-//! Nobody is told the same twice: [`memory`]. What is worth telling, [`finding`] says; in which words, [`message`]; on which
-//! way, [`sink`].
+//! [`delivered`] avoids repetition, [`notification`] creates notifications, [`message`] writes their text, and [`sink`]
+//! delivers it.
 
 pub mod delivered;
 pub mod message;
@@ -27,19 +27,19 @@ use self::notification::{Notification, Outcome};
 use self::sink::Sink;
 use crate::runs::{Observer, RefreshHandle, RunEvent};
 
-/// What waits for one sink. The largest refresh is some hundred findings; while a sink hangs, some come on top.
+/// The capacity of a sink's queue. The largest refresh produces some hundred notifications; more arrive while a sink hangs.
 const WAITING_MAX: usize = 1000;
-/// Findings of one message. The rest of a batch is the next one.
+/// The maximum number of notifications in a message. The next message contains the rest.
 const BATCH_MAX: usize = 200;
 
-/// Tells. Clones of the `Arc` tell the same sinks.
+/// Sends notifications to all sinks.
 pub struct Notifier {
-    outlets: Vec<SinkQueue>,
+    queues: Vec<SinkQueue>,
     work: TaskTracker,
     closing: CancellationToken,
 }
 
-/// The way to one sink.
+/// The queue of a sink.
 struct SinkQueue {
     sink: Arc<Sink>,
     queue: mpsc::Sender<Delivery>,
@@ -48,11 +48,11 @@ struct SinkQueue {
 
 enum Delivery {
     Found(Box<Notification>),
-    /// No longer so.
+    /// These no longer apply.
     Settled(Arc<[String]>),
 }
 
-/// The task of one sink.
+/// The task that delivers the messages of one sink.
 struct NotificationWorker {
     sink: Arc<Sink>,
     queue: mpsc::Receiver<Delivery>,
@@ -64,10 +64,10 @@ struct NotificationWorker {
 }
 
 impl Notifier {
-    /// Nobody is told anything.
+    /// Creates a notifier without sinks.
     pub fn silent() -> Arc<Self> {
         Arc::new(Self {
-            outlets: vec![],
+            queues: vec![],
             work: TaskTracker::new(),
             closing: CancellationToken::new(),
         })
@@ -81,11 +81,11 @@ impl Notifier {
         let memory = Arc::new(memory);
         let work = TaskTracker::new();
         let closing = CancellationToken::new();
-        let outlets = sinks.into_iter().map(|sink| {
+        let queues = sinks.into_iter().map(|sink| {
             let sink = Arc::new(sink);
             let (queue, waiting) = mpsc::channel(WAITING_MAX);
             let dropped = Arc::<AtomicU64>::default();
-            let carrier = NotificationWorker {
+            let worker = NotificationWorker {
                 sink: sink.clone(),
                 queue: waiting,
                 dropped: dropped.clone(),
@@ -94,103 +94,107 @@ impl Notifier {
                 host: host(),
                 closing: closing.clone(),
             };
-            work.spawn(carrier.carry());
+            work.spawn(worker.run());
             SinkQueue {
                 sink,
                 queue,
                 dropped,
             }
         });
-        let outlets = outlets.collect();
+        let queues = queues.collect();
         Ok(Arc::new(Self {
-            outlets,
+            queues,
             work,
             closing,
         }))
     }
 
-    /// Never waits. Where too much waits already, it is counted, and the count is told.
-    pub fn tell(&self, finding: Notification) {
-        for outlet in &self.outlets {
-            if !outlet.sink.on.contains(&finding.kind) {
+    /// Queues a notification for each sink that wants its kind. It never waits: if a queue is full, Refit counts the
+    /// notification as dropped, and the next message contains the count.
+    pub fn notify(&self, notification: Notification) {
+        for sink_queue in &self.queues {
+            if !sink_queue.sink.on.contains(&notification.kind) {
                 continue;
             }
-            if outlet
+            if sink_queue
                 .queue
-                .try_send(Delivery::Found(Box::new(finding.clone())))
+                .try_send(Delivery::Found(Box::new(notification.clone())))
                 .is_err()
-                && outlet.dropped.fetch_add(1, Ordering::Relaxed) == 0
+                && sink_queue.dropped.fetch_add(1, Ordering::Relaxed) == 0
             {
                 tracing::warn!(
-                    sink = outlet.sink.name,
-                    "more is found than can be told, and some of it is not"
+                    sink = sink_queue.sink.name,
+                    "notification queue full, dropping notifications"
                 );
             }
         }
     }
 
-    /// These are no longer so: when they come again, they are told again.
+    /// Marks subjects as settled: Refit sends a notification again if they recur.
     pub fn settle(&self, settled: Vec<String>) {
         if settled.is_empty() {
             return;
         }
         let settled: Arc<[String]> = settled.into();
-        for outlet in &self.outlets {
-            // A full queue costs somebody that something is not told a second time.
-            let _ = outlet.queue.try_send(Delivery::Settled(settled.clone()));
+        for sink_queue in &self.queues {
+            // If the queue is full, the sink misses a repeated notification.
+            let _ = sink_queue
+                .queue
+                .try_send(Delivery::Settled(settled.clone()));
         }
     }
 
-    /// What came of something: first what is no longer so, since what failed and was then done is told as both.
-    pub fn tell_all(&self, outcome: Outcome) {
+    /// Sends the notifications of a result. It settles subjects first, since a subject that failed and then succeeded appears
+    /// as both.
+    pub fn notify_all(&self, outcome: Outcome) {
         self.settle(outcome.settled);
-        for finding in outcome.findings {
-            self.tell(finding);
+        for notification in outcome.findings {
+            self.notify(notification);
         }
     }
 
     pub fn is_silent(&self) -> bool {
-        self.outlets.is_empty()
+        self.queues.is_empty()
     }
 
-    /// Delivers what waits, once, and no longer than this.
+    /// Delivers the queued notifications with one attempt, within this limit.
     pub async fn close(&self, limit: Duration) {
         self.closing.cancel();
         self.work.close();
         if tokio::time::timeout(limit, self.work.wait()).await.is_err() {
-            tracing::warn!("gave up telling what came of the last refreshes");
+            tracing::warn!("gave up delivering the last notifications");
         }
     }
 }
 
 impl Observer for Notifier {
-    fn observe(&self, run: &RefreshHandle, happening: &RunEvent<'_>) {
-        let RunEvent::Ended(answer) = happening else {
+    fn observe(&self, run: &RefreshHandle, event: &RunEvent<'_>) {
+        let RunEvent::Ended(answer) = event else {
             return;
         };
         if !self.is_silent() {
             let by = run.by.as_deref();
-            self.tell_all(Outcome::of(run.id, &run.request, by, answer));
+            self.notify_all(Outcome::from_refresh(run.id, &run.request, by, answer));
         }
     }
 }
 
 impl NotificationWorker {
-    async fn carry(mut self) {
+    async fn run(mut self) {
         while let Some(first) = self.next().await {
             let mut batch = Batch::default();
-            self.take(first, &mut batch).await;
+            self.add(first, &mut batch).await;
             if batch.is_empty() {
                 continue;
             }
             let until = Instant::now() + self.sink.batch;
             while batch.found.len() < BATCH_MAX {
-                let told = tokio::select! {
-                    told = self.next() => told,
+                let delivery = tokio::select! {
+                    delivery = self.next() => delivery,
                     () = tokio::time::sleep_until(until) => break,
                 };
-                match told {
-                    Some(told) => self.take(told, &mut batch).await,
+                match delivery {
+                    Some(delivery) => self.add(delivery, &mut batch).await,
                     None => break,
                 }
             }
@@ -198,21 +202,22 @@ impl NotificationWorker {
         }
     }
 
-    /// The next one; once it is closing, only what waits already.
+    /// Returns the next item; while closing, only items that are in the queue already.
     async fn next(&mut self) -> Option<Delivery> {
         tokio::select! {
             biased;
-            told = self.queue.recv() => told,
+            delivery = self.queue.recv() => delivery,
             () = self.closing.cancelled() => None,
         }
     }
 
-    async fn take(&self, told: Delivery, batch: &mut Batch) {
-        match told {
-            Delivery::Found(finding) => {
-                let known = |same| self.memory.knows(&self.sink.name, same);
-                if !finding.same.as_ref().is_some_and(known) {
-                    batch.add(*finding);
+    async fn add(&self, delivery: Delivery, batch: &mut Batch) {
+        match delivery {
+            Delivery::Found(notification) => {
+                let is_delivered =
+                    |dedup_key| self.memory.has_delivered(&self.sink.name, dedup_key);
+                if !notification.dedup_key.as_ref().is_some_and(is_delivered) {
+                    batch.add(*notification);
                 }
             }
             Delivery::Settled(settled) => {
@@ -229,39 +234,39 @@ impl NotificationWorker {
         let (client, sink) = (&self.client, &self.sink);
         match sink.deliver(client, &message, &self.closing).await {
             Ok(status) => {
-                tracing::debug!(sink = sink.name, %status, "told: {}", message.title);
-                self.memory.remember(&sink.name, message.sameness());
+                tracing::debug!(sink = sink.name, %status, title = message.title, "notification delivered");
+                self.memory.remember(&sink.name, message.dedup_keys());
                 self.write().await;
             }
-            // It is not remembered, so it is told when it is found again.
+            // The delivery is not recorded, so Refit sends the notifications again if they recur.
             Err(error) => {
-                let told = Diagnostic::of(&error);
-                tracing::error!(hints = ?told.hints, "cannot tell `{}`: {}", message.title, told.sentence());
+                let diagnostic = Diagnostic::of(&error);
+                tracing::error!(title = message.title, hints = ?diagnostic.hints, "notification failed: {}", diagnostic.sentence());
                 self.dropped.fetch_add(dropped, Ordering::Relaxed);
             }
         }
     }
 
-    /// Some kilobytes, once a message. A disk that hangs holds up this sink alone.
+    /// Writes some kilobytes, once per message. A disk that hangs delays only this sink.
     async fn write(&self) {
         let memory = self.memory.clone();
         let _ = tokio::task::spawn_blocking(move || memory.write()).await;
     }
 }
 
-/// What is told together, each thing once, in the words of its last time.
+/// The notifications of one message. A repeated subject appears once, with its latest text.
 #[derive(Default)]
 struct Batch {
     found: BTreeMap<String, Notification>,
 }
 
 impl Batch {
-    fn add(&mut self, finding: Notification) {
-        let key = match &finding.same {
-            Some(same) => same.about.clone(),
+    fn add(&mut self, notification: Notification) {
+        let key = match &notification.dedup_key {
+            Some(dedup_key) => dedup_key.about.clone(),
             None => format!("{:06}", self.found.len()),
         };
-        self.found.insert(key, finding);
+        self.found.insert(key, notification);
     }
 
     fn is_empty(&self) -> bool {
@@ -269,7 +274,7 @@ impl Batch {
     }
 }
 
-/// What this machine, or container, calls itself.
+/// Returns the name of this machine or container.
 pub fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let name = name.or_else(|| std::env::var("HOSTNAME").ok());

@@ -1,6 +1,6 @@
-//! What is worth telling a person: what was done to what, what is true now, and what to do next. And what is no longer so.
+//! Notifications: what was done, what is true now, and what to do next. Also the subjects that no longer need one.
 //!
-//! Pure: a refresh's outcome in, findings out.
+//! Pure functions from the result of a refresh or of a check to notifications.
 
 use refit_history::Id;
 use refit_model::decision::Verdict;
@@ -36,62 +36,62 @@ pub enum Kind {
     Unknown,
 }
 
-/// How soon a person should look.
+/// How soon a person should react.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Urgency {
     Normal,
     High,
-    /// Something does not run.
+    /// A container does not run.
     Urgent,
 }
 
-/// What tells one finding from another.
+/// Identifies equal notifications.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DedupKey {
-    /// About what: `failed container ws-ana`. What is no longer so is taken back by it.
+    /// The subject: `failed container ws-ana`. Settling it removes the notification.
     pub about: String,
-    /// What it is about that: the image, and why. Told again when this changes.
+    /// The cause: the image, and why. If it changes, Refit sends the notification again.
     pub cause: String,
 }
 
-/// See the module. The JSON is documented in `docs/notifications.md` and stable.
+/// One notification. `docs/notifications.md` documents its JSON, which is stable.
 #[derive(Clone, Debug, Serialize)]
 pub struct Notification {
     pub kind: Kind,
     pub urgency: Urgency,
     /// A container's name, an image, or `refresh`.
     pub subject: String,
-    /// One sentence: what was done, or could not be.
+    /// One sentence: what was done, or what failed.
     pub what: String,
     /// One sentence: what is true now.
     pub now: String,
-    /// What to do, where something is to be done.
+    /// What to do, if anything.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub next: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from_image_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to_image_id: Option<String>,
-    /// What the registry has, where that is known.
+    /// The digest in the registry, if it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
     #[serde(flatten)]
     pub context: Context,
-    /// `None`: each is told.
+    /// `None`: Refit sends each.
     #[serde(skip)]
-    pub same: Option<DedupKey>,
+    pub dedup_key: Option<DedupKey>,
 }
 
-/// Who asked, and who decided.
+/// Who requested the refresh, and which policy decided.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Context {
-    /// In the history.
+    /// The number of the refresh in the history.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refresh: Option<Id>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trigger: Option<Trigger>,
-    /// As they say of themselves.
+    /// The name that the client gives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -106,16 +106,16 @@ pub struct Policy {
     pub digest: String,
 }
 
-/// What a refresh came to, for those who are told.
+/// The notifications that result from a refresh or a check.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     pub findings: Vec<Notification>,
-    /// What is no longer so, as [`DedupKey::about`].
+    /// The subjects that no longer apply, as [`DedupKey::about`].
     pub settled: Vec<String>,
 }
 
-/// What is said of a thing until it is settled.
-fn about(kind: Kind, of: &str, name: &str) -> String {
+/// Returns the subject of a notification, as [`DedupKey::about`].
+fn dedup_subject(kind: Kind, object: &str, name: &str) -> String {
     let kind = match kind {
         Kind::Failed => "failed",
         Kind::Recreated => "recreated",
@@ -123,14 +123,14 @@ fn about(kind: Kind, of: &str, name: &str) -> String {
         Kind::Held => "held",
         Kind::Unknown => "unknown",
     };
-    format!("{kind} {of} {name}")
+    format!("{kind} {object} {name}")
 }
 
 const REFRESH: &str = "refresh";
 
 impl Outcome {
-    /// `id` as in the history, `request` what was asked for and `by` whom.
-    pub fn of(
+    /// Returns the notifications about a refresh: its `id` in the history, the request, and `by` whom.
+    pub fn from_refresh(
         id: Id,
         request: &Request,
         by: Option<&str>,
@@ -141,42 +141,48 @@ impl Outcome {
             Err(error) => error.partial(),
         };
         let context = Context {
-            // One that is not written down has a number below zero, which nobody could look up.
+            // A refresh that is not in the history has a negative number, which nobody can look up.
             refresh: (id > 0).then_some(id),
             trigger: Some(request.trigger),
             by: by.map(str::to_owned),
-            policy: report.map(|report| Policy::of(&report.policy)),
+            policy: report.map(|report| Policy::from_report(&report.policy)),
         };
         let mut outcome = Self::default();
         for image in report.into_iter().flat_map(|report| &report.images) {
-            outcome.image(image, &context);
+            outcome.add_image(image, &context);
         }
         for container in report.into_iter().flat_map(|report| &report.containers) {
-            outcome.container(container, &context);
+            outcome.add_container(container, &context);
         }
         match answer {
-            Ok(_) => outcome.settled.push(about(Kind::Failed, "", REFRESH)),
-            // Whoever asked for what there is not has been told, and nobody else needs to be.
+            Ok(_) => outcome
+                .settled
+                .push(dedup_subject(Kind::Failed, "", REFRESH)),
+            // The client has got this error, and nobody else needs it.
             Err(RefreshError::UnknownTargets { .. }) => {}
-            Err(error) => outcome.findings.push(whole(error, &context)),
+            Err(error) => outcome.findings.push(refresh_failed(error, &context)),
         }
         outcome
     }
 
-    /// Replacements that are half done `now`, and those that were `before`.
-    pub fn of_unfinished(now: &[Unfinished], before: &[Unfinished]) -> Self {
+    /// Returns the notifications about unfinished replacements: those of `now`, and those of `before` that are finished.
+    pub fn from_unfinished(now: &[Unfinished], before: &[Unfinished]) -> Self {
         let mut outcome = Self::default();
-        for one in before {
-            if now.iter().all(|it| it.container != one.container) {
-                let about = about(Kind::Failed, "container", &one.container);
+        for unfinished in before {
+            if now
+                .iter()
+                .all(|other| other.container != unfinished.container)
+            {
+                let about = dedup_subject(Kind::Failed, "container", &unfinished.container);
                 outcome.settled.push(about);
             }
         }
-        // Another Refit's may end any moment, and need not be told.
-        let settled = |one: &&Unfinished| one.state != UnfinishedState::InProgress;
-        for one in now.iter().filter(settled) {
-            let name = &one.container;
-            let (urgency, what, now) = match one.state {
+        // A replacement that another Refit is working on may finish at any moment, and needs no notification.
+        let needs_notification =
+            |unfinished: &&Unfinished| unfinished.state != UnfinishedState::InProgress;
+        for unfinished in now.iter().filter(needs_notification) {
+            let name = &unfinished.container;
+            let (urgency, what, now) = match unfinished.state {
                 UnfinishedState::LeftOver => (
                     Urgency::Normal,
                     "left a container that could not be removed",
@@ -191,14 +197,14 @@ impl Outcome {
             outcome.findings.push(Notification {
                 urgency,
                 next: vec!["the daemon tries again; `refit recover` does at once".into()],
-                same: Some(DedupKey {
-                    about: about(Kind::Failed, "container", name),
-                    cause: format!("{:?}", one.state),
+                dedup_key: Some(DedupKey {
+                    about: dedup_subject(Kind::Failed, "container", name),
+                    cause: format!("{:?}", unfinished.state),
                 }),
                 ..Notification::new(
                     Kind::Failed,
                     name,
-                    format!("the replacement of `{name}` {what}: {}", one.detail),
+                    format!("the replacement of `{name}` {what}: {}", unfinished.detail),
                     now,
                     &Context::default(),
                 )
@@ -207,21 +213,21 @@ impl Outcome {
         outcome
     }
 
-    /// Of a look of the watcher.
-    pub fn of_look(snapshot: &Snapshot) -> Self {
+    /// Returns the notifications about a check of the watcher.
+    pub fn from_check(snapshot: &Snapshot) -> Self {
         let mut outcome = Self::default();
         for image in &snapshot.images {
-            watched(image, &mut outcome);
+            add_watched_image(image, &mut outcome);
         }
         outcome
     }
 
-    fn image(&mut self, record: &ImageRecord, context: &Context) {
+    fn add_image(&mut self, record: &ImageRecord, context: &Context) {
         let name = record.image.to_string();
         match record.outcome {
             ImageOutcome::Pulled | ImageOutcome::UpToDate => {
                 for kind in [Kind::Failed, Kind::Behind, Kind::Unknown] {
-                    self.settled.push(about(kind, "image", &name));
+                    self.settled.push(dedup_subject(kind, "image", &name));
                 }
             }
             ImageOutcome::Failed => {
@@ -229,10 +235,10 @@ impl Outcome {
                 let failure = failure.unwrap_or_else(|| Diagnostic::new("cannot pull it"));
                 self.findings.push(Notification {
                     urgency: Urgency::High,
-                    next: next(&failure, "the next refresh tries again"),
-                    same: Some(DedupKey {
-                        about: about(Kind::Failed, "image", &name),
-                        // Causes have times, addresses and numbers in them.
+                    next: next_steps(&failure, "the next refresh tries again"),
+                    dedup_key: Some(DedupKey {
+                        about: dedup_subject(Kind::Failed, "image", &name),
+                        // The causes contain times, addresses and numbers.
                         cause: failure.error.clone(),
                     }),
                     ..Notification::new(
@@ -248,15 +254,15 @@ impl Outcome {
         }
     }
 
-    fn container(&mut self, container: &ContainerReport, context: &Context) {
+    fn add_container(&mut self, container: &ContainerReport, context: &Context) {
         let name = &container.name;
         let reason = container.reason.as_deref().unwrap_or_default();
         match (&container.recreation, container.verdict) {
-            (Some(recreation), _) => self.recreation(name, recreation, context),
+            (Some(recreation), _) => self.add_recreation(name, recreation, context),
             (None, Some(Verdict::Current)) => self.settle(name),
             (None, Some(Verdict::Stale)) => self.findings.push(Notification {
-                same: Some(DedupKey {
-                    about: about(Kind::Behind, "container", name),
+                dedup_key: Some(DedupKey {
+                    about: dedup_subject(Kind::Behind, "container", name),
                     cause: container.rule.clone().unwrap_or_default(),
                 }),
                 ..Notification::new(
@@ -268,8 +274,8 @@ impl Outcome {
                 )
             }),
             (None, Some(Verdict::Unknown)) => self.findings.push(Notification {
-                same: Some(DedupKey {
-                    about: about(Kind::Unknown, "container", name),
+                dedup_key: Some(DedupKey {
+                    about: dedup_subject(Kind::Unknown, "container", name),
                     cause: container.rule.clone().unwrap_or_default(),
                 }),
                 ..Notification::new(
@@ -280,11 +286,11 @@ impl Outcome {
                     context,
                 )
             }),
-            // It says so and never asked for it.
+            // The policy reports this and never requested it.
             (None, Some(Verdict::Recreate)) => self.findings.push(Notification {
                 urgency: Urgency::High,
-                same: Some(DedupKey {
-                    about: about(Kind::Failed, "container", name),
+                dedup_key: Some(DedupKey {
+                    about: dedup_subject(Kind::Failed, "container", name),
                     cause: "never asked for".into(),
                 }),
                 ..Notification::new(
@@ -299,15 +305,16 @@ impl Outcome {
         }
     }
 
-    fn recreation(&mut self, name: &str, record: &RecreationRecord, context: &Context) {
-        let (urgency, now, usual) = match record.outcome {
+    fn add_recreation(&mut self, name: &str, record: &RecreationRecord, context: &Context) {
+        let (urgency, now, default_step) = match record.outcome {
             RecreationOutcome::Recreated | RecreationOutcome::Removed => {
                 self.settle(name);
-                self.findings.push(recreated(name, record, context));
+                self.findings
+                    .push(recreated_notification(name, record, context));
                 return;
             }
             RecreationOutcome::Current => return self.settle(name),
-            // The other one tells; and a plan does nothing.
+            // The other refresh notifies; and a plan does nothing.
             RecreationOutcome::Busy | RecreationOutcome::WouldRecreate => return,
             RecreationOutcome::ReplacedByOther => (
                 Urgency::Normal,
@@ -340,11 +347,11 @@ impl Outcome {
             failure.unwrap_or_else(|| Diagnostic::new(format!("cannot recreate `{name}`")));
         self.findings.push(Notification {
             urgency,
-            next: next(&failure, usual),
+            next: next_steps(&failure, default_step),
             from_image_id: record.from_image_id.as_ref().map(ToString::to_string),
             to_image_id: Some(record.to_image_id.to_string()),
-            same: Some(DedupKey {
-                about: about(Kind::Failed, "container", name),
+            dedup_key: Some(DedupKey {
+                about: dedup_subject(Kind::Failed, "container", name),
                 cause: format!(
                     "{:?} {} {}",
                     record.outcome, record.to_image_id, failure.error
@@ -356,12 +363,17 @@ impl Outcome {
 
     fn settle(&mut self, container: &str) {
         for kind in [Kind::Failed, Kind::Behind, Kind::Unknown] {
-            self.settled.push(about(kind, "container", container));
+            self.settled
+                .push(dedup_subject(kind, "container", container));
         }
     }
 }
 
-fn recreated(name: &str, record: &RecreationRecord, context: &Context) -> Notification {
+fn recreated_notification(
+    name: &str,
+    record: &RecreationRecord,
+    context: &Context,
+) -> Notification {
     let from = record
         .from_image_id
         .as_ref()
@@ -389,49 +401,49 @@ fn recreated(name: &str, record: &RecreationRecord, context: &Context) -> Notifi
             )
         }
     };
-    let followed = record.followed.join(", ");
+    let followers = record.followed.join(", ");
     let left = record
         .left_over
         .as_ref()
         .map(|left| format!("a container was left over: {left}"));
-    let finding = Notification::new(Kind::Recreated, name, what, now, context);
+    let notification = Notification::new(Kind::Recreated, name, what, now, context);
     Notification {
         next: left.into_iter().collect(),
         from_image_id: record.from_image_id.as_ref().map(ToString::to_string),
         to_image_id: Some(record.to_image_id.to_string()),
-        now: match followed.is_empty() {
-            true => finding.now,
-            false => format!("{}; {followed} followed", finding.now),
+        now: match followers.is_empty() {
+            true => notification.now,
+            false => format!("{}; {followers} followed", notification.now),
         },
-        ..finding
+        ..notification
     }
 }
 
-fn whole(error: &RefreshError, context: &Context) -> Notification {
-    let told = Diagnostic::of(error);
+fn refresh_failed(error: &RefreshError, context: &Context) -> Notification {
+    let diagnostic = Diagnostic::of(error);
     Notification {
         urgency: Urgency::High,
-        next: next(&told, "`refit plan` says more"),
-        same: Some(DedupKey {
-            about: about(Kind::Failed, "", REFRESH),
-            cause: told.error.clone(),
+        next: next_steps(&diagnostic, "`refit plan` says more"),
+        dedup_key: Some(DedupKey {
+            about: dedup_subject(Kind::Failed, "", REFRESH),
+            cause: diagnostic.error.clone(),
         }),
         ..Notification::new(
             Kind::Failed,
             REFRESH,
-            told.sentence(),
+            diagnostic.sentence(),
             "what was begun has been finished or put back",
             context,
         )
     }
 }
 
-/// The hints, or what usually helps.
-fn next(told: &Diagnostic, usual: &str) -> Vec<String> {
-    match told.hints.is_empty() {
-        true if usual.is_empty() => vec![],
-        true => vec![usual.to_owned()],
-        false => told.hints.clone(),
+/// Returns the hints, or the default step.
+fn next_steps(diagnostic: &Diagnostic, default_step: &str) -> Vec<String> {
+    match diagnostic.hints.is_empty() {
+        true if default_step.is_empty() => vec![],
+        true => vec![default_step.to_owned()],
+        false => diagnostic.hints.clone(),
     }
 }
 
@@ -454,17 +466,17 @@ impl Notification {
             to_image_id: None,
             digest: None,
             context: context.clone(),
-            same: None,
+            dedup_key: None,
         }
     }
 
-    /// A registry has an image that is not used yet.
+    /// Creates a notification about an update that is not applied yet.
     pub fn behind(image: &ImageRef, digest: &str, why: &str) -> Self {
         let name = image.to_string();
         Self {
             digest: Some(digest.to_owned()),
-            same: Some(DedupKey {
-                about: about(Kind::Behind, "image", &name),
+            dedup_key: Some(DedupKey {
+                about: dedup_subject(Kind::Behind, "image", &name),
                 cause: digest.to_owned(),
             }),
             ..Self::new(
@@ -477,21 +489,21 @@ impl Notification {
         }
     }
 
-    /// A registry could not be asked.
-    pub fn unknown(image: &ImageRef, told: &Diagnostic) -> Self {
+    /// Creates a notification about a registry that could not be checked.
+    pub fn unknown(image: &ImageRef, diagnostic: &Diagnostic) -> Self {
         let name = image.to_string();
         Self {
-            next: next(told, "the next look tries again"),
-            same: Some(DedupKey {
-                about: about(Kind::Unknown, "image", &name),
-                cause: told.error.clone(),
+            next: next_steps(diagnostic, "the next look tries again"),
+            dedup_key: Some(DedupKey {
+                about: dedup_subject(Kind::Unknown, "image", &name),
+                cause: diagnostic.error.clone(),
             }),
             ..Self::new(
                 Kind::Unknown,
                 &name,
                 format!(
                     "it is not known whether `{name}` is up to date: {}",
-                    told.sentence()
+                    diagnostic.sentence()
                 ),
                 "what runs on it keeps the image that it has",
                 &Context::default(),
@@ -499,27 +511,27 @@ impl Notification {
         }
     }
 
-    /// A refresh waits for a person.
-    pub fn held(held: &PendingApproval) -> Self {
-        let number = held.id;
-        let names = held
+    /// Creates a notification about a new approval.
+    pub fn approval_needed(approval: &PendingApproval) -> Self {
+        let number = approval.id;
+        let names = approval
             .findings
             .iter()
-            .map(|finding| finding.image.to_string());
+            .map(|update| update.image.to_string());
         let names: Vec<String> = names.collect();
         let context = Context {
-            trigger: Some(held.request.trigger),
-            by: held.by.clone(),
+            trigger: Some(approval.request.trigger),
+            by: approval.by.clone(),
             ..Context::default()
         };
-        let summary = &held.plan.summary;
+        let summary = &approval.plan.summary;
         Self {
             urgency: Urgency::High,
             next: vec![format!(
                 "`refit approvals show {number}` says what it would do, `refit approvals approve {number}` begins it"
             )],
-            same: Some(DedupKey {
-                about: about(Kind::Held, "approval", &number.to_string()),
+            dedup_key: Some(DedupKey {
+                about: dedup_subject(Kind::Held, "approval", &number.to_string()),
                 cause: String::new(),
             }),
             ..Self::new(
@@ -530,12 +542,12 @@ impl Notification {
                 },
                 format!(
                     "a refresh waits for approval, to pull {} and recreate {}",
-                    counted(summary.would_pull, "image"),
-                    counted(summary.would_recreate, "container")
+                    pluralize(summary.would_pull, "image"),
+                    pluralize(summary.would_recreate, "container")
                 ),
                 format!(
                     "nothing is done until somebody approves it; it expires at {:.0}",
-                    held.expires
+                    approval.expires
                 ),
                 &context,
             )
@@ -543,36 +555,39 @@ impl Notification {
     }
 }
 
-fn counted(count: usize, what: &str) -> String {
+fn pluralize(count: usize, noun: &str) -> String {
     match count {
-        1 => format!("1 {what}"),
-        _ => format!("{count} {what}s"),
+        1 => format!("1 {noun}"),
+        _ => format!("{count} {noun}s"),
     }
 }
 
-/// What a look of the watcher has shown of an image.
-fn watched(image: &Watched, outcome: &mut Outcome) {
+/// Adds the notification about a watched image to the outcome.
+fn add_watched_image(image: &Watched, outcome: &mut Outcome) {
     let name = image.image.to_string();
     match image.verdict {
         watch::Verdict::Current => {
             for kind in [Kind::Behind, Kind::Unknown] {
-                outcome.settled.push(about(kind, "image", &name));
+                outcome.settled.push(dedup_subject(kind, "image", &name));
             }
         }
         watch::Verdict::Unknown => {
-            let told = image.reason.clone();
-            let told = told.unwrap_or_else(|| Diagnostic::new("its registry did not say"));
+            let diagnostic = image.reason.clone();
+            let diagnostic =
+                diagnostic.unwrap_or_else(|| Diagnostic::new("its registry did not say"));
             outcome
                 .findings
-                .push(Notification::unknown(&image.image, &told));
+                .push(Notification::unknown(&image.image, &diagnostic));
         }
         watch::Verdict::Behind => {
-            outcome.settled.push(about(Kind::Unknown, "image", &name));
-            let until = image.held.as_ref().and_then(|held| held.until);
+            outcome
+                .settled
+                .push(dedup_subject(Kind::Unknown, "image", &name));
+            let until = image.held.as_ref().and_then(|deferral| deferral.until);
             let until = until
                 .map(|until| format!(" until {until:.0}"))
                 .unwrap_or_default();
-            let why = match image.held.as_ref().map(|held| held.by) {
+            let why = match image.held.as_ref().map(|deferral| deferral.by) {
                 Some(watch::DeferReason::Pause) => "the watcher is paused".to_owned(),
                 Some(watch::DeferReason::Window) => format!("no window for updates is open{until}"),
                 Some(watch::DeferReason::Age) => format!("it is too young{until}"),
@@ -580,7 +595,7 @@ fn watched(image: &Watched, outcome: &mut Outcome) {
                     format!("the last refresh for it failed, and none is tried{until}")
                 }
                 Some(watch::DeferReason::Rejected) => "somebody has rejected it".to_owned(),
-                // These are told of by themselves, or done in a moment.
+                // These have their own notification, or end in a moment.
                 Some(watch::DeferReason::Approval | watch::DeferReason::Refresh) | None => return,
             };
             if let Some(digest) = &image.remote {
@@ -593,7 +608,7 @@ fn watched(image: &Watched, outcome: &mut Outcome) {
 }
 
 impl Policy {
-    fn of(report: &PolicyReport) -> Self {
+    fn from_report(report: &PolicyReport) -> Self {
         Self {
             name: report.name.clone(),
             version: report.version.clone(),

@@ -1,7 +1,7 @@
-//! One who is told: where, in which dialect, and what becomes of a message on its way.
+//! A sink: its address, its payload format, and the delivery of a message.
 //!
-//! Addresses and tokens are secrets, so whatever is said of a sink says its name. No redirect is followed: it would carry the
-//! message, and perhaps the token, to somebody else.
+//! Addresses and tokens are secrets, so errors contain only the name of the sink. Refit follows no redirect: a redirect would
+//! send the message, and perhaps the token, to another server.
 
 use std::time::Duration;
 
@@ -14,21 +14,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::message::{Message, cut};
+use super::message::{Message, truncate};
 use super::notification::{Kind, Urgency};
 
-/// For one attempt. Those who take messages answer within a second.
-const ATTEMPT: Duration = Duration::from_secs(10);
-const CONNECT: Duration = Duration::from_secs(5);
-/// Pauses before the second and the third attempt. Longer ones keep what comes after waiting.
+/// The limits of one attempt. Receivers normally answer within a second.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The pauses before the second and the third attempt. Longer ones would delay later messages.
 const PAUSES: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(15)];
-/// Of `Retry-After`. Who wants more has it told with the next finding.
+/// The longest `Retry-After` that Refit respects. If a sink wants a longer pause, the next notification tries again.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// Of an answer that says why not.
+/// The maximum length of an error answer.
 const ANSWER_BYTES_MAX: usize = 300;
-/// ntfy makes a file of a longer text.
+/// ntfy turns a longer text into a file.
 const NTFY_BYTES_MAX: usize = 4000;
-/// Slack shows a longer text in parts.
+/// Slack splits a longer text.
 const SLACK_BYTES_MAX: usize = 3800;
 
 /// How a sink wants to be spoken to.
@@ -42,18 +42,18 @@ pub enum PayloadFormat {
     Ntfy,
 }
 
-/// See the module.
+/// A receiver of notifications. See the [module documentation](self).
 #[derive(Debug)]
 pub struct Sink {
     pub name: String,
-    pub dialect: PayloadFormat,
+    pub format: PayloadFormat,
     url: SecretString,
     token: Option<SecretString>,
     pub on: Vec<Kind>,
     pub batch: Duration,
 }
 
-/// A sink that cannot be told anything.
+/// An invalid configuration of a sink.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
     #[error("the address of the sink `{sink}` is no URL of `https://` or `http://`")]
@@ -64,7 +64,7 @@ pub enum SinkError {
 
 impl Hints for SinkError {}
 
-/// A message that did not arrive.
+/// A message that the sink did not accept.
 #[derive(Debug, thiserror::Error)]
 pub enum Undelivered {
     #[error("`{sink}` could not be reached")]
@@ -77,7 +77,7 @@ pub enum Undelivered {
         sink: String,
         status: StatusCode,
         said: String,
-        again: Option<Duration>,
+        retry_after: Option<Duration>,
     },
 }
 
@@ -99,8 +99,8 @@ impl Hints for Undelivered {
 }
 
 impl Undelivered {
-    /// Whether another attempt may do better.
-    fn is_passing(&self) -> bool {
+    /// Returns whether another attempt may succeed.
+    fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
             Self::Refused { status, .. } => {
@@ -109,36 +109,36 @@ impl Undelivered {
         }
     }
 
-    fn again(&self) -> Option<Duration> {
+    fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Refused { again, .. } => *again,
+            Self::Refused { retry_after, .. } => *retry_after,
             Self::Unreachable { .. } => None,
         }
     }
 }
 
-/// What carries messages, for all sinks.
+/// Creates the HTTP client that all sinks share.
 pub fn client() -> Result<Client, Diagnostic> {
-    // Whoever was first has set the same.
+    // If another call was first, it has installed the same provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder()
-        .timeout(ATTEMPT)
-        .connect_timeout(CONNECT)
+        .timeout(ATTEMPT_TIMEOUT)
+        .connect_timeout(CONNECT_TIMEOUT)
         .redirect(reqwest::redirect::Policy::none())
         .user_agent(concat!("refit/", env!("CARGO_PKG_VERSION")))
         .build()
         .map_err(|error| {
-            let cannot = Diagnostic::new("cannot notify anybody");
+            let diagnostic = Diagnostic::new("cannot notify anybody");
             refit_model::diagnostic::causes(&error)
                 .into_iter()
-                .fold(cannot, Diagnostic::because)
+                .fold(diagnostic, Diagnostic::because)
         })
 }
 
 impl Sink {
     pub fn new(
         name: &str,
-        dialect: PayloadFormat,
+        format: PayloadFormat,
         url: SecretString,
         token: Option<SecretString>,
     ) -> Result<Self, SinkError> {
@@ -158,7 +158,7 @@ impl Sink {
         }
         Ok(Self {
             name: name.to_owned(),
-            dialect,
+            format,
             url,
             token,
             on: vec![],
@@ -166,15 +166,16 @@ impl Sink {
         })
     }
 
-    /// What it is told, and what is gathered for how long.
+    /// Sets the kinds of notifications, and how long to collect them for one message.
     #[must_use]
-    pub fn told_of(mut self, on: Vec<Kind>, batch: Duration) -> Self {
+    pub fn with_kinds(mut self, on: Vec<Kind>, batch: Duration) -> Self {
         self.on = on;
         self.batch = batch;
         self
     }
 
-    /// Tries a few times, and ends within three minutes whatever the sink does. Once `closing` is set, one attempt is the last.
+    /// Delivers a message with a few attempts. It ends within three minutes whatever the sink does. If `closing` is set, the
+    /// current attempt is the last.
     pub async fn deliver(
         &self,
         client: &Client,
@@ -183,27 +184,28 @@ impl Sink {
     ) -> Result<StatusCode, Undelivered> {
         for pause in PAUSES {
             match self.post(client, message).await {
-                Err(error) if error.is_passing() && !closing.is_cancelled() => {
-                    let pause = error.again().unwrap_or(pause).min(PAUSE_MAX);
+                Err(error) if error.is_transient() && !closing.is_cancelled() => {
+                    let pause = error.retry_after().unwrap_or(pause).min(PAUSE_MAX);
                     tracing::debug!(
-                        "{}, and is tried again in {pause:?}",
+                        ?pause,
+                        "notification failed, retrying: {}",
                         Diagnostic::of(&error).sentence()
                     );
                     let _ = tokio::time::timeout(pause, closing.cancelled()).await;
                 }
-                ended => return ended,
+                result => return result,
             }
         }
         self.post(client, message).await
     }
 
-    /// Once.
+    /// Delivers a message with one attempt.
     pub async fn post(
         &self,
         client: &Client,
         message: &Message,
     ) -> Result<StatusCode, Undelivered> {
-        let (headers, body) = self.put(message);
+        let (headers, body) = self.build_request(message);
         let request = client
             .post(self.url.expose_secret())
             .headers(headers)
@@ -218,17 +220,20 @@ impl Sink {
         if status.is_success() {
             return Ok(status);
         }
-        let again = answer.headers().get(RETRY_AFTER).and_then(retry_after);
+        let retry_after = answer
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(parse_retry_after);
         Err(Undelivered::Refused {
             sink: self.name.clone(),
             status,
-            said: self.said(answer).await,
-            again,
+            said: self.error_text(answer).await,
+            retry_after,
         })
     }
 
-    /// Why not, in its own words, without what it might repeat of ours.
-    async fn said(&self, mut answer: Response) -> String {
+    /// Returns the error text of the sink. It is empty if it might repeat a secret of ours.
+    async fn error_text(&self, mut answer: Response) -> String {
         let mut bytes = Vec::new();
         while let Ok(Some(chunk)) = answer.chunk().await {
             bytes.extend_from_slice(&chunk);
@@ -240,7 +245,7 @@ impl Sink {
         let path = Url::parse(self.url.expose_secret()).map(|url| url.path().to_owned());
         let token = self.token.as_ref().map(|token| token.expose_secret());
         let secrets = [Some(self.url.expose_secret()), path.as_deref().ok(), token];
-        // A part of a secret at the cut could not be found.
+        // A part of a secret at the end of a truncated text could not be found.
         let repeats = secrets
             .into_iter()
             .flatten()
@@ -255,13 +260,13 @@ impl Sink {
         plain.trim().to_owned()
     }
 
-    fn put(&self, message: &Message) -> (HeaderMap, String) {
+    fn build_request(&self, message: &Message) -> (HeaderMap, String) {
         let mut headers = HeaderMap::new();
         if let Some(value) = self.token.as_ref().and_then(bearer) {
             headers.insert(AUTHORIZATION, value);
         }
         let json = HeaderValue::from_static("application/json");
-        match self.dialect {
+        match self.format {
             PayloadFormat::Webhook => {
                 headers.insert(CONTENT_TYPE, json);
                 (headers, json!(message).to_string())
@@ -269,7 +274,7 @@ impl Sink {
             PayloadFormat::Slack => {
                 headers.insert(CONTENT_TYPE, json);
                 let text = format!("*{}*\n{}", message.title, message.text);
-                let text = for_slack(cut(&text, SLACK_BYTES_MAX));
+                let text = escape_for_slack(truncate(&text, SLACK_BYTES_MAX));
                 (headers, json!({ "text": text }).to_string())
             }
             PayloadFormat::Ntfy => {
@@ -277,7 +282,7 @@ impl Sink {
                 let title = message
                     .title
                     .replace(|c: char| !c.is_ascii() || c.is_ascii_control(), "?");
-                let (priority, tags) = ntfy(message);
+                let (priority, tags) = ntfy_priority_and_tags(message);
                 for (name, value) in [
                     ("title", title.as_str()),
                     ("priority", priority),
@@ -291,20 +296,20 @@ impl Sink {
                     CONTENT_TYPE,
                     HeaderValue::from_static("text/plain; charset=utf-8"),
                 );
-                (headers, cut(&message.text, NTFY_BYTES_MAX).to_owned())
+                (headers, truncate(&message.text, NTFY_BYTES_MAX).to_owned())
             }
         }
     }
 }
 
-/// These three have a meaning there; nothing else is needed.
-fn for_slack(text: &str) -> String {
+/// Escapes the three characters that Slack interprets.
+fn escape_for_slack(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
 }
 
-fn ntfy(message: &Message) -> (&'static str, String) {
+fn ntfy_priority_and_tags(message: &Message) -> (&'static str, String) {
     let priority = match message.urgency {
         Urgency::Normal => "default",
         Urgency::High => "high",
@@ -331,8 +336,8 @@ fn bearer(token: &SecretString) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// Seconds, or a time of HTTP.
-fn retry_after(value: &HeaderValue) -> Option<Duration> {
+/// Parses seconds or an HTTP date.
+fn parse_retry_after(value: &HeaderValue) -> Option<Duration> {
     let value = value.to_str().ok()?.trim();
     if let Ok(seconds) = value.parse() {
         return Some(Duration::from_secs(seconds));
@@ -348,19 +353,19 @@ mod tests {
 
     fn message() -> Message {
         let what = "<!channel> & `ws-ana` failed";
-        let finding =
+        let notification =
             Notification::new(Kind::Failed, "ws-ana", what, "it runs", &Context::default());
-        Message::new("böx", vec![finding], 0)
+        Message::new("böx", vec![notification], 0)
     }
 
-    fn sink(dialect: PayloadFormat) -> Sink {
+    fn sink(format: PayloadFormat) -> Sink {
         let url = SecretString::from("https://hooks.example/T/secret\n");
-        Sink::new("ops", dialect, url, Some(SecretString::from("tk_secret\n"))).unwrap()
+        Sink::new("ops", format, url, Some(SecretString::from("tk_secret\n"))).unwrap()
     }
 
     #[test]
-    fn each_dialect_is_spoken_and_nothing_is_said_by_somebody_else() {
-        let (headers, body) = sink(PayloadFormat::Slack).put(&message());
+    fn each_format_is_encoded_and_escaped() {
+        let (headers, body) = sink(PayloadFormat::Slack).build_request(&message());
         let body: serde_json::Value = serde_json::from_str(&body).unwrap();
         let text = body["text"].as_str().unwrap();
         assert!(
@@ -370,7 +375,7 @@ mod tests {
         assert_eq!(headers[AUTHORIZATION], "Bearer tk_secret");
         assert!(!format!("{headers:?}").contains("tk_secret"));
 
-        let (headers, body) = sink(PayloadFormat::Ntfy).put(&message());
+        let (headers, body) = sink(PayloadFormat::Ntfy).build_request(&message());
         assert_eq!(headers["title"], "Refit on b?x: 1 failed");
         assert_eq!(
             (&headers["priority"], &headers["tags"]),
@@ -381,14 +386,14 @@ mod tests {
         );
         assert!(body.contains("<!channel>"), "plain text: {body}");
 
-        let (_, body) = sink(PayloadFormat::Webhook).put(&message());
+        let (_, body) = sink(PayloadFormat::Webhook).build_request(&message());
         let body: serde_json::Value = serde_json::from_str(&body).unwrap();
         assert_eq!((&body["format"], &body["host"]), (&json!(1), &json!("böx")));
         assert_eq!(body["findings"][0]["subject"], "ws-ana");
     }
 
     #[test]
-    fn an_address_that_is_none_is_told_by_the_sinks_name() {
+    fn invalid_address_error_names_only_the_sink() {
         for url in [
             "",
             "hooks.example/T/secret",
@@ -415,8 +420,8 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_is_seconds_or_a_time() {
-        let read = |text: &str| retry_after(&HeaderValue::from_str(text).unwrap());
+    fn retry_after_is_seconds_or_a_date() {
+        let read = |text: &str| parse_retry_after(&HeaderValue::from_str(text).unwrap());
         assert_eq!(read("7"), Some(Duration::from_secs(7)));
         assert_eq!(read("Thu, 01 Jan 1970 00:00:00 GMT"), None);
         let soon = read("Fri, 31 Dec 2100 23:59:59 GMT").unwrap();

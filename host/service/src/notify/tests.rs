@@ -1,4 +1,4 @@
-//! Told once, together, and again when it changed; on a real socket.
+//! Tests over a real socket: notifications are collected, sent once, and sent again after a change.
 
 use std::sync::Mutex;
 
@@ -10,7 +10,7 @@ use super::notification::{Context, DedupKey, Kind};
 use super::sink::PayloadFormat;
 use super::*;
 
-/// Answers each request with the next of these, and the last one for ever. What was posted, in order.
+/// A server that answers each request with the next answer, and repeats the last one. `posted` has the bodies in order.
 struct Server {
     url: String,
     posted: Arc<Mutex<Vec<String>>>,
@@ -22,7 +22,7 @@ async fn server(answers: &'static [&'static str]) -> Server {
     let url = format!("http://{}/secret-path", listener.local_addr().unwrap());
     let posted = Arc::<Mutex<Vec<String>>>::default();
     let (arrive, arrived) = mpsc::channel(100);
-    let into = posted.clone();
+    let server_posted = posted.clone();
     tokio::spawn(async move {
         let mut served = 0;
         loop {
@@ -45,7 +45,7 @@ async fn server(answers: &'static [&'static str]) -> Server {
                     break body.to_owned();
                 }
             };
-            into.lock().unwrap().push(body);
+            server_posted.lock().unwrap().push(body);
             let answer = answers[served.min(answers.len() - 1)];
             served += 1;
             let answer = format!("HTTP/1.1 {answer}Content-Length: 0\r\nConnection: close\r\n\r\n");
@@ -81,13 +81,13 @@ impl Server {
 fn notifier(server: &Server, batch: Duration, memory: Memory) -> Arc<Notifier> {
     let url = SecretString::from(server.url.clone());
     let sink = Sink::new("ops", PayloadFormat::Webhook, url, None).unwrap();
-    let sink = sink.told_of(vec![Kind::Failed, Kind::Behind], batch);
+    let sink = sink.with_kinds(vec![Kind::Failed, Kind::Behind], batch);
     Notifier::start(vec![sink], memory).unwrap()
 }
 
 fn failed(name: &str, cause: &str) -> Notification {
     Notification {
-        same: Some(DedupKey {
+        dedup_key: Some(DedupKey {
             about: format!("failed container {name}"),
             cause: cause.into(),
         }),
@@ -106,14 +106,14 @@ fn subjects(message: &serde_json::Value) -> Vec<&str> {
 const SOON: Duration = Duration::from_millis(50);
 
 #[tokio::test]
-async fn what_comes_together_is_one_message_and_is_not_told_again_until_it_was_settled() {
+async fn notifications_are_batched_and_not_repeated_until_settled() {
     let mut server = server(&["200 OK\r\n"]).await;
     let folder = tempfile::tempdir().unwrap();
-    let told = notifier(&server, SOON, Memory::below(folder.path()));
+    let sender = notifier(&server, SOON, Memory::load(folder.path()));
     for name in ["a", "b", "a"] {
-        told.tell(failed(name, "port is taken"));
+        sender.notify(failed(name, "port is taken"));
     }
-    told.tell(Notification::new(
+    sender.notify(Notification::new(
         Kind::Recreated,
         "c",
         "it was",
@@ -126,23 +126,23 @@ async fn what_comes_together_is_one_message_and_is_not_told_again_until_it_was_s
         ["a", "b"],
         "each once, and no kind that nobody asked for"
     );
-    told.close(Duration::from_secs(5)).await;
+    sender.close(Duration::from_secs(5)).await;
 
-    // A daemon that starts again finds the same.
-    let told = notifier(&server, SOON, Memory::below(folder.path()));
-    told.tell(failed("a", "port is taken"));
-    told.tell(failed("b", "no space left"));
+    // A restarted daemon finds the same.
+    let sender = notifier(&server, SOON, Memory::load(folder.path()));
+    sender.notify(failed("a", "port is taken"));
+    sender.notify(failed("b", "no space left"));
     let posts = server.posts(1).await;
     assert_eq!(subjects(&posts[1]), ["b"], "only what changed");
-    told.settle(vec!["failed container a".into()]);
-    told.tell(failed("a", "port is taken"));
+    sender.settle(vec!["failed container a".into()]);
+    sender.notify(failed("a", "port is taken"));
     let posts = server.posts(1).await;
     assert_eq!(subjects(&posts[2]), ["a"], "it was settled, and came again");
-    told.close(Duration::from_secs(5)).await;
+    sender.close(Duration::from_secs(5)).await;
 }
 
 #[tokio::test]
-async fn it_is_tried_again_when_that_may_help_and_not_when_it_cannot() {
+async fn transient_failure_is_retried_and_permanent_is_not() {
     let mut server = server(&[
         "429 Too Many\r\nRetry-After: 0\r\n",
         "503 No\r\nRetry-After: 0\r\n",
@@ -150,51 +150,47 @@ async fn it_is_tried_again_when_that_may_help_and_not_when_it_cannot() {
         "404 Not Found\r\n",
     ])
     .await;
-    let told = notifier(&server, SOON, Memory::of_this_process());
-    told.tell(failed("a", "port is taken"));
+    let sender = notifier(&server, SOON, Memory::in_memory());
+    sender.notify(failed("a", "port is taken"));
     let posts = server.posts(3).await;
     assert!(posts.iter().all(|post| subjects(post) == ["a"]));
-    told.tell(failed("b", "port is taken"));
+    sender.notify(failed("b", "port is taken"));
     server.posts(1).await;
-    told.tell(failed("b", "port is taken"));
+    sender.notify(failed("b", "port is taken"));
     let posts = server.posts(1).await;
     assert_eq!(
         posts.len(),
         5,
         "a 404 is not tried again, and what did not arrive is told again"
     );
-    told.close(Duration::from_secs(5)).await;
+    sender.close(Duration::from_secs(5)).await;
 }
 
 #[tokio::test]
-async fn what_waits_when_the_daemon_ends_is_delivered_and_nobody_waits_for_ever() {
+async fn closing_delivers_queue_within_limit() {
     let mut server = server(&["200 OK\r\n"]).await;
-    let told = notifier(
-        &server,
-        Duration::from_secs(3600),
-        Memory::of_this_process(),
-    );
-    told.tell(failed("a", "port is taken"));
-    told.close(Duration::from_secs(5)).await;
+    let sender = notifier(&server, Duration::from_secs(3600), Memory::in_memory());
+    sender.notify(failed("a", "port is taken"));
+    sender.close(Duration::from_secs(5)).await;
     assert_eq!(subjects(&server.posts(1).await[0]), ["a"]);
 
-    // One that takes the connection and never answers.
+    // A server that accepts the connection and never answers.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     server.url = format!("http://{}/", listener.local_addr().unwrap());
-    let told = notifier(&server, SOON, Memory::of_this_process());
-    told.tell(failed("a", "port is taken"));
+    let sender = notifier(&server, SOON, Memory::in_memory());
+    sender.notify(failed("a", "port is taken"));
     let began = Instant::now();
-    told.close(Duration::from_millis(300)).await;
+    sender.close(Duration::from_millis(300)).await;
     assert!(began.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test]
-async fn more_than_can_be_kept_is_counted_and_the_count_is_told() {
+async fn dropped_notifications_are_counted() {
     let mut server = server(&["200 OK\r\n"]).await;
-    let told = notifier(&server, SOON, Memory::of_this_process());
-    // Nobody takes any out while this one does not wait.
+    let sender = notifier(&server, SOON, Memory::in_memory());
+    // The worker cannot run while this loop does not await.
     for n in 0..WAITING_MAX + 7 {
-        told.tell(failed(&format!("c{n:04}"), "port is taken"));
+        sender.notify(failed(&format!("c{n:04}"), "port is taken"));
     }
     let posts = server.posts(WAITING_MAX.div_ceil(BATCH_MAX)).await;
     assert!(posts.iter().all(|post| subjects(post).len() == BATCH_MAX));
@@ -205,5 +201,5 @@ async fn more_than_can_be_kept_is_counted_and_the_count_is_told() {
             .unwrap()
             .contains("7 more were not told")
     );
-    told.close(Duration::from_secs(5)).await;
+    sender.close(Duration::from_secs(5)).await;
 }

@@ -1,7 +1,7 @@
-//! What one refresh told so far, for those who watch it: from the beginning, from where they left off, and on to its end.
+//! The events of one refresh. A client can read them from the beginning or from a position, and wait for more until the end.
 //!
-//! Bounded: of a pull's progress only the latest word is kept, and of a very long refresh only the end. A watcher that is slow
-//! misses progress, and holds nobody up.
+//! The log is bounded: it keeps the latest progress of each layer, and the end of a very long refresh. A slow client misses
+//! progress, and delays nobody.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -20,7 +20,7 @@ use tokio::sync::watch;
 
 use super::{Id, RefreshHandle};
 
-/// A container is a dozen lines, so this is a refresh of three hundred in whole.
+/// The maximum number of events. A container takes a dozen, so this is a complete refresh of three hundred.
 const KEPT_MAX: usize = 4096;
 
 /// One thing that happened. The JSON is documented in `docs/http.md` and stable.
@@ -112,7 +112,7 @@ impl RefreshEvent {
         }
     }
 
-    /// The name under which it is told: `pull-started`.
+    /// Returns the name of the event: `pull-started`.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Began { .. } => "began",
@@ -127,56 +127,56 @@ impl RefreshEvent {
     }
 }
 
-/// Where somebody is who watches: the number of the last thing that they were told. 0 is before the first.
+/// The position of a client: the number of the last event that it received. 0 is before the first.
 pub type Position = u64;
 
-/// See the module.
+/// The events of one refresh. See the [module documentation](self).
 #[derive(Debug)]
 pub struct EventLog {
-    kept: Mutex<Buffer>,
-    /// The number of the newest.
+    buffer: Mutex<Buffer>,
+    /// The number of the newest event.
     newest: watch::Sender<Position>,
 }
 
 #[derive(Debug, Default)]
 struct Buffer {
-    told: VecDeque<(Position, RefreshEvent)>,
+    events: VecDeque<(Position, RefreshEvent)>,
     last: Position,
     ended: bool,
     pulls: HashMap<ImageRef, Transferred>,
 }
 
-/// What came since a position.
+/// The events after a position.
 #[derive(Debug)]
 pub struct Since {
-    pub told: Vec<(Position, RefreshEvent)>,
-    /// Nothing comes after these.
+    pub events: Vec<(Position, RefreshEvent)>,
+    /// No event follows.
     pub ended: bool,
 }
 
 impl Default for EventLog {
     fn default() -> Self {
         Self {
-            kept: Mutex::default(),
+            buffer: Mutex::default(),
             newest: watch::channel(0).0,
         }
     }
 }
 
 impl EventLog {
-    pub(super) fn on(&self, event: Event) {
-        let told = match event {
+    pub(super) fn record(&self, event: Event) {
+        let refresh_event = match event {
             Event::PullStarted { image } => RefreshEvent::PullStarted { image },
             Event::Layer { image, layer } => {
-                let mut kept = self.kept();
-                let pull = kept.pulls.entry(image.clone()).or_default();
-                // Most words of an engine about a layer say nothing new.
+                let mut buffer = self.buffer();
+                let pull = buffer.pulls.entry(image.clone()).or_default();
+                // Most messages of an engine about a layer contain nothing new.
                 if !pull.on(&layer) {
                     return;
                 }
                 let ((current_bytes, total_bytes), (layers_done, layers)) =
                     (pull.bytes(), pull.layers());
-                drop(kept);
+                drop(buffer);
                 RefreshEvent::PullProgress(Box::new(PullProgress {
                     image,
                     layer: LayerTold {
@@ -192,70 +192,72 @@ impl EventLog {
                 }))
             }
             Event::PullEnded(record) => {
-                self.kept().pulls.remove(&record.image);
+                self.buffer().pulls.remove(&record.image);
                 RefreshEvent::PullEnded(Box::new(record))
             }
             Event::RecreateStarted { container } => RefreshEvent::RecreateStarted { container },
             Event::Step { container, step } => RefreshEvent::Step { container, step },
             Event::RecreateEnded(record) => RefreshEvent::RecreateEnded(Box::new(record)),
         };
-        self.tell(told);
+        self.push(refresh_event);
     }
 
-    pub(super) fn tell(&self, told: RefreshEvent) {
+    pub(super) fn push(&self, refresh_event: RefreshEvent) {
         let newest = {
-            let mut kept = self.kept();
-            if kept.ended {
+            let mut buffer = self.buffer();
+            if buffer.ended {
                 return;
             }
-            kept.last += 1;
-            let position = kept.last;
-            // Only the latest word about a layer is worth keeping, and none once its pull has ended.
-            match &told {
-                RefreshEvent::PullProgress(new) => kept.told.retain(|(_, told)| {
-                    !matches!(told, RefreshEvent::PullProgress(old) if old.image == new.image && old.layer.id == new.layer.id)
+            buffer.last += 1;
+            let position = buffer.last;
+            // Only the latest progress of a layer is useful, and none once its pull has ended.
+            match &refresh_event {
+                RefreshEvent::PullProgress(new) => buffer.events.retain(|(_, event)| {
+                    !matches!(event, RefreshEvent::PullProgress(old) if old.image == new.image && old.layer.id == new.layer.id)
                 }),
-                RefreshEvent::PullEnded(record) => kept.told.retain(
-                    |(_, told)| !matches!(told, RefreshEvent::PullProgress(old) if old.image == record.image),
+                RefreshEvent::PullEnded(record) => buffer.events.retain(
+                    |(_, event)| !matches!(event, RefreshEvent::PullProgress(old) if old.image == record.image),
                 ),
                 _ => {}
             }
-            kept.ended = matches!(told, RefreshEvent::Ended { .. });
-            kept.told.push_back((position, told));
-            if kept.told.len() > KEPT_MAX {
-                kept.told.pop_front();
+            buffer.ended = matches!(refresh_event, RefreshEvent::Ended { .. });
+            buffer.events.push_back((position, refresh_event));
+            if buffer.events.len() > KEPT_MAX {
+                buffer.events.pop_front();
             }
             position
         };
         self.newest.send_replace(newest);
     }
 
-    /// Nothing comes any more. Only where it did not come to its end.
+    /// Ends the log of a refresh that did not end normally.
     pub(super) fn close(&self) {
-        self.kept().ended = true;
+        self.buffer().ended = true;
         self.newest.send_modify(|_| {});
     }
 
-    /// What came after this position and is still kept, the oldest first, and this many at most. A position that nothing was told
-    /// at yet, such as one of a refresh that had this number before a restart, is the beginning.
-    pub fn since(&self, position: Position, most: usize) -> Since {
-        let kept = self.kept();
-        let position = if position > kept.last { 0 } else { position };
-        let from = kept.told.partition_point(|(number, _)| *number <= position);
-        let newer = kept.told.range(from..);
+    /// Returns the kept events after this position, the oldest first, `most` at most. A position after the last event, such as
+    /// one from a refresh with the same number before a restart, means the beginning.
+    pub fn events_since(&self, position: Position, most: usize) -> Since {
+        let buffer = self.buffer();
+        let position = if position > buffer.last { 0 } else { position };
+        let from = buffer
+            .events
+            .partition_point(|(number, _)| *number <= position);
+        let newer = buffer.events.range(from..);
         Since {
-            ended: kept.ended && newer.len() <= most,
-            told: newer.take(most).cloned().collect(),
+            ended: buffer.ended && newer.len() <= most,
+            events: newer.take(most).cloned().collect(),
         }
     }
 
-    /// To await that something comes: take it before [`Self::since`], and nothing is missed.
-    pub fn changes(&self) -> watch::Receiver<Position> {
+    /// Returns a receiver that signals new events. Take it before you call [`Self::events_since`], so that you miss none.
+    pub fn subscribe(&self) -> watch::Receiver<Position> {
         self.newest.subscribe()
     }
 
-    fn kept(&self) -> std::sync::MutexGuard<'_, Buffer> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn buffer(&self) -> std::sync::MutexGuard<'_, Buffer> {
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -297,29 +299,29 @@ mod tests {
     }
 
     fn numbers(since: &Since) -> Vec<Position> {
-        since.told.iter().map(|(number, _)| *number).collect()
+        since.events.iter().map(|(number, _)| *number).collect()
     }
 
     #[test]
-    fn progress_is_told_by_its_latest_word_and_a_word_that_moves_nothing_is_none() {
-        let feed = EventLog::default();
-        feed.on(Event::PullStarted { image: image() });
-        feed.on(layer(1));
-        feed.on(layer(50));
-        feed.on(layer(50));
-        let since = feed.since(0, usize::MAX);
+    fn only_latest_progress_of_a_pull_is_kept() {
+        let event_log = EventLog::default();
+        event_log.record(Event::PullStarted { image: image() });
+        event_log.record(layer(1));
+        event_log.record(layer(50));
+        event_log.record(layer(50));
+        let since = event_log.events_since(0, usize::MAX);
         assert_eq!(numbers(&since), [1, 3]);
-        let (_, latest) = &since.told[1];
+        let (_, latest) = &since.events[1];
         assert!(
-            matches!(latest, RefreshEvent::PullProgress(told) if (told.current_bytes, told.total_bytes) == (50, 100)),
+            matches!(latest, RefreshEvent::PullProgress(progress) if (progress.current_bytes, progress.total_bytes) == (50, 100)),
             "{latest:?}"
         );
         assert!(!since.ended);
     }
 
     #[test]
-    fn each_layer_keeps_its_latest_word_until_the_pull_has_ended() {
-        let word = |id: &str, status: &str| Event::Layer {
+    fn layer_progress_is_kept_until_pull_ends() {
+        let layer_status = |id: &str, status: &str| Event::Layer {
             image: image(),
             layer: LayerProgress {
                 layer: id.into(),
@@ -328,17 +330,17 @@ mod tests {
                 total_bytes: None,
             },
         };
-        let feed = EventLog::default();
-        feed.on(word("a", "Waiting"));
-        feed.on(word("b", "Waiting"));
-        feed.on(word("a", "Pull complete"));
-        feed.on(word("b", "Waiting"));
-        let since = feed.since(0, usize::MAX);
+        let event_log = EventLog::default();
+        event_log.record(layer_status("a", "Waiting"));
+        event_log.record(layer_status("b", "Waiting"));
+        event_log.record(layer_status("a", "Pull complete"));
+        event_log.record(layer_status("b", "Waiting"));
+        let since = event_log.events_since(0, usize::MAX);
         assert_eq!(numbers(&since), [2, 3]);
-        let RefreshEvent::PullProgress(told) = &since.told[1].1 else {
+        let RefreshEvent::PullProgress(progress) = &since.events[1].1 else {
             panic!("{since:?}")
         };
-        assert_eq!((told.layers, told.layers_done), (2, 1));
+        assert_eq!((progress.layers, progress.layers_done), (2, 1));
         let ended = ImageRecord {
             image: image(),
             outcome: refit_model::pull::ImageOutcome::Pulled,
@@ -347,60 +349,60 @@ mod tests {
             failure: None,
             duration: std::time::Duration::ZERO,
         };
-        feed.on(Event::PullEnded(ended));
-        assert_eq!(numbers(&feed.since(0, usize::MAX)), [4]);
+        event_log.record(Event::PullEnded(ended));
+        assert_eq!(numbers(&event_log.events_since(0, usize::MAX)), [4]);
     }
 
     #[test]
-    fn it_is_told_in_pieces_and_ends_with_the_last_of_them() {
-        let feed = EventLog::default();
-        feed.on(step("a"));
-        feed.on(step("b"));
-        feed.tell(end());
-        let first = feed.since(0, 2);
+    fn events_are_read_in_pages_until_the_end() {
+        let event_log = EventLog::default();
+        event_log.record(step("a"));
+        event_log.record(step("b"));
+        event_log.push(end());
+        let first = event_log.events_since(0, 2);
         assert_eq!((numbers(&first), first.ended), (vec![1, 2], false));
-        let last = feed.since(2, 2);
+        let last = event_log.events_since(2, 2);
         assert_eq!((numbers(&last), last.ended), (vec![3], true));
-        let of_another = feed.since(99, usize::MAX);
-        assert_eq!(numbers(&of_another), [1, 2, 3]);
+        let after_restart = event_log.events_since(99, usize::MAX);
+        assert_eq!(numbers(&after_restart), [1, 2, 3]);
     }
 
     #[test]
-    fn who_comes_back_is_told_the_rest_and_nothing_comes_after_the_end() {
-        let feed = EventLog::default();
-        let mut changes = feed.changes();
-        feed.on(step("a"));
-        feed.on(step("b"));
+    fn returning_client_reads_the_rest_until_the_end() {
+        let event_log = EventLog::default();
+        let mut changes = event_log.subscribe();
+        event_log.record(step("a"));
+        event_log.record(step("b"));
         assert!(changes.has_changed().unwrap());
         changes.mark_unchanged();
-        feed.tell(end());
-        feed.on(step("c"));
-        assert_eq!(numbers(&feed.since(1, usize::MAX)), [2, 3]);
-        assert!(feed.since(3, usize::MAX).ended);
-        assert!(feed.since(3, usize::MAX).told.is_empty());
+        event_log.push(end());
+        event_log.record(step("c"));
+        assert_eq!(numbers(&event_log.events_since(1, usize::MAX)), [2, 3]);
+        assert!(event_log.events_since(3, usize::MAX).ended);
+        assert!(event_log.events_since(3, usize::MAX).events.is_empty());
         assert!(changes.has_changed().unwrap());
     }
 
     #[test]
-    fn a_refresh_without_end_does_not_fill_the_memory() {
-        let feed = EventLog::default();
+    fn number_of_events_is_bounded() {
+        let event_log = EventLog::default();
         for _ in 0..KEPT_MAX + 10 {
-            feed.on(step("a"));
+            event_log.record(step("a"));
         }
-        let since = feed.since(0, usize::MAX);
-        assert_eq!(since.told.len(), KEPT_MAX);
-        assert_eq!(since.told[0].0, 11);
+        let since = event_log.events_since(0, usize::MAX);
+        assert_eq!(since.events.len(), KEPT_MAX);
+        assert_eq!(since.events[0].0, 11);
     }
 
     #[test]
-    fn the_json_is_flat_and_names_what_it_is() {
-        let feed = EventLog::default();
-        feed.on(step("ws-ana"));
-        let (_, told) = &feed.since(0, usize::MAX).told[0];
-        let json = serde_json::to_value(told).unwrap();
+    fn event_json_is_flat_and_has_its_name() {
+        let event_log = EventLog::default();
+        event_log.record(step("ws-ana"));
+        let (_, event) = &event_log.events_since(0, usize::MAX).events[0];
+        let json = serde_json::to_value(event).unwrap();
         assert_eq!(
             json,
-            serde_json::json!({ "event": told.name(), "container": "ws-ana", "step": "stop" })
+            serde_json::json!({ "event": event.name(), "container": "ws-ana", "step": "stop" })
         );
     }
 }

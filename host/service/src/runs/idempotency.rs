@@ -1,7 +1,7 @@
-//! Who asks again because an answer was lost gets the refresh that was begun, and not a second one.
+//! Idempotency keys: a client that repeats a request because it lost the answer gets the same refresh, not a second one.
 //!
-//! By a key that the client chooses (`Idempotency-Key` of HTTP). Keys are kept in memory: one that is sent again after a restart
-//! begins a refresh, which finds nothing to do where the first has done it.
+//! The client chooses the key (`Idempotency-Key` in HTTP). Refit keeps keys in memory: a key that a client sends again after a
+//! restart starts another refresh, which finds the work of the first one done.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use tokio::sync::Mutex;
 
 use super::{Id, RefreshManager, StartError, StartedRefresh};
 
-/// Keys that are remembered. A client asks again within minutes, and this is days of refreshes.
+/// The number of keys that Refit remembers. A client repeats a request within minutes, and this is days of refreshes.
 const KEYS_MAX: usize = 256;
 
-/// As long as anything that people make keys with: a UUID has 36.
+/// The maximum length of a key, enough for all common kinds: a UUID has 36 bytes.
 const BYTES_MAX: usize = 128;
 
 /// A key that a client chose.
@@ -40,48 +40,48 @@ impl std::str::FromStr for Key {
     }
 }
 
-/// What becomes of somebody who asks with a key.
+/// The result of a request with a key.
 #[derive(Debug)]
 pub enum IdempotencyKeys {
     Begun(StartedRefresh),
-    /// It was begun before, under this number.
+    /// An earlier request with this key started the refresh with this number.
     Before(Id),
-    /// The key was sent before, with another request.
+    /// An earlier request with this key was different.
     Different,
 }
 
-/// Those that were begun with a key, the newest last.
+/// The known keys with their requests, the newest last.
 #[derive(Debug, Default)]
 pub(super) struct Keys(Mutex<VecDeque<(Key, Request, Id)>>);
 
 impl RefreshManager {
-    /// As [`Self::begin`], and once for each key.
-    pub async fn begin_once(
+    /// Starts a refresh as [`Self::begin`] does, but only once for each key.
+    pub async fn begin_with_key(
         self: &Arc<Self>,
         key: Key,
         request: Request,
         by: Option<String>,
     ) -> Result<IdempotencyKeys, StartError> {
-        let runs = self.clone();
-        // A task of its own: a client that hangs up just now is one that will ask again.
-        let beginning = self.work.spawn(async move {
-            let mut keys = runs.keys.0.lock().await;
+        let manager = self.clone();
+        // A separate task: a client that disconnects now will repeat its request.
+        let task = self.work.spawn(async move {
+            let mut keys = manager.keys.0.lock().await;
             if let Some((_, before, id)) = keys.iter().find(|(known, ..)| *known == key) {
-                let same = *before == request;
-                return Ok(if same {
+                let is_same = *before == request;
+                return Ok(if is_same {
                     IdempotencyKeys::Before(*id)
                 } else {
                     IdempotencyKeys::Different
                 });
             }
-            let begun = runs.begin(request.clone(), by).await?;
-            keys.push_back((key, request, begun.run.id));
+            let started_refresh = manager.begin(request.clone(), by).await?;
+            keys.push_back((key, request, started_refresh.run.id));
             if keys.len() > KEYS_MAX {
                 keys.pop_front();
             }
-            Ok(IdempotencyKeys::Begun(begun))
+            Ok(IdempotencyKeys::Begun(started_refresh))
         });
-        beginning.await.unwrap_or(Err(StartError::Stopping))
+        task.await.unwrap_or(Err(StartError::Stopping))
     }
 }
 
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_short_and_visible() {
+    fn key_is_short_and_visible_ascii() {
         for good in ["1", "3f0c8c1e-7d5b-4f0e-9a39-3c1f2b1d7b8a"] {
             assert!(good.parse::<Key>().is_ok(), "{good}");
         }

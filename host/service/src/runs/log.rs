@@ -1,6 +1,6 @@
-//! What the daemon's log says of a refresh: its beginning, each image and container, its end. Within a span that has its number.
+//! The log messages about a refresh: its start, each image and container, and its end, in a span with its number.
 //!
-//! What somebody would search or count for is a field, in the words of the report. Nothing of it is a secret: a record has no login.
+//! Anything to search or count is a field, named as in the report. No field is secret: a record contains no login.
 
 use refit_model::diagnostic::Diagnostic;
 use refit_model::event::Event;
@@ -10,7 +10,7 @@ use refit_refresh::RefreshError;
 
 use super::RefreshHandle;
 
-pub(super) fn began(run: &RefreshHandle) {
+pub(super) fn log_began(run: &RefreshHandle) {
     let (request, policy) = (&run.request, &run.policy);
     tracing::info!(
         targets = ?request.targets,
@@ -24,8 +24,8 @@ pub(super) fn began(run: &RefreshHandle) {
     );
 }
 
-/// What is under way is for those who watch, and would only be noise here.
-pub(super) fn event(event: &Event) {
+/// Logs the end of a pull or a recreation. Progress is for clients, and would only be noise here.
+pub(super) fn log_event(event: &Event) {
     match event {
         Event::PullEnded(record) => {
             let duration_ms = milliseconds(record.duration);
@@ -43,7 +43,7 @@ pub(super) fn event(event: &Event) {
                 }
             }
         }
-        // One that failed is told by whoever knows its causes.
+        // The code that knows its causes logs a failure.
         Event::RecreateEnded(record) => tracing::info!(
             container = record.container,
             outcome = record.outcome.as_str(),
@@ -61,12 +61,12 @@ pub(super) fn event(event: &Event) {
     }
 }
 
-pub(super) fn ended(run: &RefreshHandle, answer: &Result<Report, RefreshError>) {
-    let entry = run.shown().entry;
+pub(super) fn log_ended(run: &RefreshHandle, answer: &Result<Report, RefreshError>) {
+    let entry = run.to_shown().entry;
     let (outcome, duration_ms) = (entry.outcome.as_str(), entry.duration_ms);
     if let Err(error) = answer {
-        let told = Diagnostic::of(error);
-        tracing::error!(outcome, duration_ms, hints = ?told.hints, "a refresh failed: {}", told.sentence());
+        let diagnostic = Diagnostic::of(error);
+        tracing::error!(outcome, duration_ms, hints = ?diagnostic.hints, "a refresh failed: {}", diagnostic.sentence());
         return;
     }
     let summary = entry.summary.unwrap_or_default();

@@ -1,7 +1,8 @@
-//! The refreshes of a daemon: each begun in a task of its own, watched while it runs, and told of when it ends.
+//! The refreshes of a daemon. Each runs in its own task; clients can follow it, and observers receive its events and its
+//! result.
 //!
-//! Whoever asks for one (the HTTP interface, the watcher, an approval) begins it here, and it goes on when they are gone. Knows
-//! nothing of HTTP, of notifications or of metrics: those who want to know are [`Observer`]s.
+//! All callers (the HTTP interface, the watcher, an approval) start refreshes here. A refresh continues if its caller goes
+//! away. This module does not depend on HTTP, notifications or metrics: they are [`Observer`]s.
 
 pub mod event_log;
 pub mod idempotency;
@@ -27,22 +28,23 @@ use tracing::Instrument as _;
 use self::event_log::{EventLog, RefreshEvent};
 use self::idempotency::Keys;
 
-/// Refreshes under way at once. Two of one container cannot be, and more than a few only wait for the engine; this is what
-/// somebody who asks again and again may hold of memory.
+/// The maximum number of refreshes under way. Two refreshes never work on one container, and more than a few only wait for the
+/// engine; this bounds the memory that a client with many requests can use.
 const UNDER_WAY_MAX: usize = 32;
 
-/// Ended ones that can still be watched from their beginning.
+/// The number of ended refreshes whose events are still available.
 const ENDED_MAX: usize = 32;
 
-/// As in the history. One that is not written down has a negative number, and is known to this process alone.
+/// The number of a refresh in the history. A refresh that is not in the history has a negative number, which only this process
+/// knows.
 pub type Id = refit_history::Id;
 
-/// Somebody who is told of every refresh. Called on the task of the refresh, so it must not wait for anything.
+/// Receives the events of all refreshes. Refit calls it on the task of the refresh, so it must not block.
 pub trait Observer: Send + Sync {
-    fn observe(&self, run: &RefreshHandle, happening: &RunEvent<'_>);
+    fn observe(&self, run: &RefreshHandle, event: &RunEvent<'_>);
 }
 
-/// What an observer is told.
+/// An event for an observer.
 #[derive(Clone, Copy, Debug)]
 pub enum RunEvent<'a> {
     Began,
@@ -50,23 +52,23 @@ pub enum RunEvent<'a> {
     Ended(&'a Result<Report, RefreshError>),
 }
 
-/// One refresh, under way or ended.
+/// A refresh, running or ended.
 #[derive(Debug)]
 pub struct RefreshHandle {
     pub id: Id,
     pub request: Request,
-    /// Who asked, as they say of themselves.
+    /// The client's name, as the client gives it.
     pub by: Option<String>,
-    /// The one that it uses to its end.
+    /// The policy of the refresh. It does not change until the end.
     pub policy: PolicyReport,
     pub started: jiff::Timestamp,
-    pub feed: EventLog,
+    pub event_log: EventLog,
     clock: Instant,
     cancel: CancellationToken,
     end: OnceLock<End>,
 }
 
-/// What a refresh came to.
+/// The result of a refresh.
 #[derive(Debug)]
 struct End {
     outcome: Outcome,
@@ -75,42 +77,42 @@ struct End {
     rolled_back: u32,
     stranded: u32,
     failure: Option<Diagnostic>,
-    /// Only of one that is not written down: others have it in the history.
+    /// The report, if the refresh is not in the history.
     report: Option<serde_json::Value>,
 }
 
 impl RefreshHandle {
-    /// Ends it early: what was begun is finished, nothing new is begun. `false` where it has ended.
+    /// Cancels the refresh: it finishes what it has started, and starts nothing new. Returns `false` if it has ended already.
     pub fn cancel(&self) -> bool {
-        let under_way = self.end.get().is_none();
-        if under_way {
+        let is_under_way = self.end.get().is_none();
+        if is_under_way {
             self.cancel.cancel();
         }
-        under_way
+        is_under_way
     }
 
-    /// Whether it was told to end early, and has not ended.
-    pub fn is_ending(&self) -> bool {
+    /// Returns whether the refresh was cancelled and has not ended yet.
+    pub fn is_cancelling(&self) -> bool {
         self.end.get().is_none() && self.cancel.is_cancelled()
     }
 
-    /// What it came to, or that it runs.
+    /// Returns the outcome, which is `Running` until the end.
     pub fn outcome(&self) -> Outcome {
         self.end.get().map_or(Outcome::Running, |end| end.outcome)
     }
 
-    /// How long it took, or has so far.
-    pub fn took(&self) -> Duration {
+    /// Returns how long the refresh took, or has run so far.
+    pub fn duration(&self) -> Duration {
         let end = self.end.get();
         end.map_or_else(|| self.clock.elapsed(), |end| end.duration)
     }
 
-    pub fn is_written_down(&self) -> bool {
+    pub fn is_in_history(&self) -> bool {
         self.id > 0
     }
 
-    /// As the history has it, where that cannot be asked.
-    pub fn shown(&self) -> Shown {
+    /// Returns the entry that the history would have, for when the history is unavailable.
+    pub fn to_shown(&self) -> Shown {
         let end = self.end.get();
         Shown {
             entry: Entry {
@@ -132,7 +134,7 @@ impl RefreshHandle {
         }
     }
 
-    fn ended(&self, answer: &Result<Report, RefreshError>) -> Outcome {
+    fn set_ended(&self, answer: &Result<Report, RefreshError>) -> Outcome {
         let outcome = refit_refresh::outcome(answer, self.cancel.is_cancelled());
         let report = match answer {
             Ok(report) => Some(report),
@@ -140,8 +142,13 @@ impl RefreshHandle {
         };
         let count = |outcome: RecreationOutcome| {
             let all = report.iter().flat_map(|report| &report.containers);
-            let done = all.filter_map(|one| one.recreation.as_ref());
-            u32::try_from(done.filter(|one| one.outcome == outcome).count()).unwrap_or(u32::MAX)
+            let recreations = all.filter_map(|container| container.recreation.as_ref());
+            u32::try_from(
+                recreations
+                    .filter(|recreation| recreation.outcome == outcome)
+                    .count(),
+            )
+            .unwrap_or(u32::MAX)
         };
         let _ = self.end.set(End {
             outcome,
@@ -151,14 +158,14 @@ impl RefreshHandle {
             stranded: count(RecreationOutcome::Stranded),
             failure: answer.as_ref().err().map(Diagnostic::of),
             report: report
-                .filter(|_| !self.is_written_down())
+                .filter(|_| !self.is_in_history())
                 .and_then(|report| serde_json::to_value(report).ok()),
         });
         outcome
     }
 
-    /// It panicked.
-    fn interrupted(&self) {
+    /// Sets the result of a refresh that panicked.
+    fn set_interrupted(&self) {
         let _ = self.end.set(End {
             outcome: Outcome::Interrupted,
             duration: self.clock.elapsed(),
@@ -171,7 +178,7 @@ impl RefreshHandle {
     }
 }
 
-/// Why none was begun.
+/// Why a refresh could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("the daemon is stopping")]
@@ -187,12 +194,12 @@ impl Hints for StartError {
         match self {
             Self::Stopping => vec![],
             Self::TooMany => vec!["ask again when one of them has ended".into()],
-            Self::NotHeld(told) => told.hints.clone(),
+            Self::NotHeld(diagnostic) => diagnostic.hints.clone(),
         }
     }
 }
 
-/// A refresh panicked. What it had begun is found by its labels, and ended by the next.
+/// A refresh panicked. The next refresh finds its unfinished replacements by their labels, and ends them.
 #[derive(Debug, thiserror::Error)]
 #[error("a refresh panicked")]
 pub struct Panicked;
@@ -203,7 +210,7 @@ impl Hints for Panicked {
     }
 }
 
-/// A refresh that runs. It goes on when this is dropped.
+/// A running refresh. It continues if this is dropped.
 #[derive(Debug)]
 pub struct StartedRefresh {
     pub run: Arc<RefreshHandle>,
@@ -211,34 +218,35 @@ pub struct StartedRefresh {
 }
 
 impl StartedRefresh {
-    /// Waits for its end. Bounded by `limits.refresh_seconds`.
-    pub async fn ended(self) -> Result<Result<Report, RefreshError>, Panicked> {
+    /// Waits for the end of the refresh. `limits.refresh_seconds` bounds it.
+    pub async fn wait(self) -> Result<Result<Report, RefreshError>, Panicked> {
         self.ended.await.map_err(|_| Panicked)
     }
 }
 
-/// Begins refreshes, and knows those that are under way.
+/// Starts refreshes, and keeps those that are under way.
 pub struct RefreshManager {
     refresher: Arc<Refresher>,
     observers: Vec<Arc<dyn Observer>>,
     work: TaskTracker,
     stopping: CancellationToken,
-    known: Mutex<Known>,
+    index: Mutex<Index>,
     keys: Keys,
 }
 
 #[derive(Default)]
-struct Known {
+struct Index {
     under_way: Vec<Arc<RefreshHandle>>,
     /// The newest last.
     ended: VecDeque<Arc<RefreshHandle>>,
-    /// Begun, and not yet with a number.
+    /// The number of refreshes that have started and have no number yet.
     beginning: usize,
-    unwritten: Id,
+    unsaved: Id,
 }
 
 impl RefreshManager {
-    /// `work` has each refresh, for whoever waits for all of them to end; `stopping` ends them early and lets none begin.
+    /// Creates a manager. It spawns refreshes on `work`, so that a caller can wait for all; `stopping` ends them early and
+    /// prevents new ones.
     pub fn new(
         refresher: Arc<Refresher>,
         observers: Vec<Arc<dyn Observer>>,
@@ -250,7 +258,7 @@ impl RefreshManager {
             observers,
             work,
             stopping,
-            known: Mutex::default(),
+            index: Mutex::default(),
             keys: Keys::default(),
         })
     }
@@ -259,31 +267,31 @@ impl RefreshManager {
         &self.refresher
     }
 
-    /// Set when none is begun any more.
+    /// Returns the token that is set when no refresh may start any more.
     pub fn stopping(&self) -> &CancellationToken {
         &self.stopping
     }
 
-    /// Returns when it has a number. It has begun then, and also when whoever asked does not wait for that.
+    /// Starts a refresh, and returns when it has a number. The refresh starts even if the caller stops waiting.
     pub async fn begin(
         self: &Arc<Self>,
         request: Request,
         by: Option<String>,
     ) -> Result<StartedRefresh, StartError> {
-        self.begin_as(request, by, None).await
+        self.begin_refresh(request, by, None).await
     }
 
-    /// The same, of one that does no more than this.
-    pub async fn begin_within(
+    /// Starts a refresh as [`Self::begin`] does, limited to the approved scope.
+    pub async fn begin_limited_to(
         self: &Arc<Self>,
         request: Request,
         by: Option<String>,
         approved: Arc<ApprovedScope>,
     ) -> Result<StartedRefresh, StartError> {
-        self.begin_as(request, by, Some(approved)).await
+        self.begin_refresh(request, by, Some(approved)).await
     }
 
-    async fn begin_as(
+    async fn begin_refresh(
         self: &Arc<Self>,
         request: Request,
         by: Option<String>,
@@ -293,68 +301,68 @@ impl RefreshManager {
             return Err(StartError::Stopping);
         }
         {
-            let mut known = self.known();
-            if known.under_way.len() + known.beginning >= UNDER_WAY_MAX {
+            let mut index = self.index();
+            if index.under_way.len() + index.beginning >= UNDER_WAY_MAX {
                 return Err(StartError::TooMany);
             }
-            known.beginning += 1;
+            index.beginning += 1;
         }
-        let place = Place {
-            runs: self.clone(),
+        let slot = Slot {
+            manager: self.clone(),
             run: None,
         };
         let (numbered, number) = oneshot::channel();
         let (end, ended) = oneshot::channel();
-        let asked = (request, by, approved);
-        self.work.spawn(run(place, asked, numbered, end));
-        // The sender is dropped by a panic alone.
+        let parameters = (request, by, approved);
+        self.work.spawn(run(slot, parameters, numbered, end));
+        // Only a panic drops the sender.
         let run = number.await.map_err(|_| StartError::Stopping)?;
         Ok(StartedRefresh { run, ended })
     }
 
-    /// One that is under way, or has ended a while ago.
+    /// Returns a refresh that is running or ended recently.
     pub fn find(&self, id: Id) -> Option<Arc<RefreshHandle>> {
-        let known = self.known();
-        let mut all = known.under_way.iter().chain(&known.ended);
+        let index = self.index();
+        let mut all = index.under_way.iter().chain(&index.ended);
         all.find(|run| run.id == id).cloned()
     }
 
-    /// Those that are under way, the oldest first.
+    /// Returns the running refreshes, the oldest first.
     pub fn under_way(&self) -> Vec<Arc<RefreshHandle>> {
-        self.known().under_way.clone()
+        self.index().under_way.clone()
     }
 
-    /// Those that are known to this process alone, the newest first.
-    pub fn unwritten(&self) -> Vec<Arc<RefreshHandle>> {
-        let known = self.known();
-        let all = known.ended.iter().chain(&known.under_way);
-        let mut unwritten: Vec<_> = all.filter(|run| !run.is_written_down()).cloned().collect();
-        unwritten.sort_by_key(|run| run.id);
-        unwritten
+    /// Returns the refreshes that are not in the history, the newest first.
+    pub fn unsaved(&self) -> Vec<Arc<RefreshHandle>> {
+        let index = self.index();
+        let all = index.ended.iter().chain(&index.under_way);
+        let mut unsaved: Vec<_> = all.filter(|run| !run.is_in_history()).cloned().collect();
+        unsaved.sort_by_key(|run| run.id);
+        unsaved
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn index(&self) -> std::sync::MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One of the places that are bounded by [`UNDER_WAY_MAX`]. Given back also by a panic.
-struct Place {
-    runs: Arc<RefreshManager>,
+/// One of the [`UNDER_WAY_MAX`] slots for running refreshes. Dropping it releases the slot, also after a panic.
+struct Slot {
+    manager: Arc<RefreshManager>,
     run: Option<Arc<RefreshHandle>>,
 }
 
-impl Place {
-    fn number(
+impl Slot {
+    fn assign_number(
         &mut self,
         started: &refit_refresh::Started,
         request: Request,
         by: Option<String>,
     ) -> Arc<RefreshHandle> {
-        let mut known = self.runs.known();
+        let mut index = self.manager.index();
         let id = started.id().unwrap_or_else(|| {
-            known.unwritten -= 1;
-            known.unwritten
+            index.unsaved -= 1;
+            index.unsaved
         });
         let run = Arc::new(RefreshHandle {
             id,
@@ -362,92 +370,92 @@ impl Place {
             by,
             policy: started.policy(),
             started: jiff::Timestamp::now(),
-            feed: EventLog::default(),
+            event_log: EventLog::default(),
             clock: Instant::now(),
-            cancel: self.runs.stopping.child_token(),
+            cancel: self.manager.stopping.child_token(),
             end: OnceLock::new(),
         });
-        known.beginning -= 1;
-        known.under_way.push(run.clone());
+        index.beginning -= 1;
+        index.under_way.push(run.clone());
         self.run = Some(run.clone());
         run
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
-        let mut known = self.runs.known();
+        let mut index = self.manager.index();
         let Some(run) = self.run.take() else {
-            known.beginning -= 1;
+            index.beginning -= 1;
             return;
         };
-        // Whoever watches one that panicked must not wait for ever.
-        run.interrupted();
-        run.feed.close();
-        known.under_way.retain(|other| !Arc::ptr_eq(other, &run));
-        known.ended.push_back(run);
-        if known.ended.len() > ENDED_MAX {
-            known.ended.pop_front();
+        // A client that follows a refresh that panicked must not wait forever.
+        run.set_interrupted();
+        run.event_log.close();
+        index.under_way.retain(|other| !Arc::ptr_eq(other, &run));
+        index.ended.push_back(run);
+        if index.ended.len() > ENDED_MAX {
+            index.ended.pop_front();
         }
     }
 }
 
 async fn run(
-    place: Place,
+    slot: Slot,
     (request, by, approved): (Request, Option<String>, Option<Arc<ApprovedScope>>),
     numbered: oneshot::Sender<Arc<RefreshHandle>>,
     end: oneshot::Sender<Result<Report, RefreshError>>,
 ) {
-    // All that is logged on the way is found by its number.
+    // The span adds the number to all log messages of the refresh.
     let span = tracing::info_span!(
         "refresh",
         id = tracing::field::Empty,
         trigger = request.trigger.as_str(),
         by
     );
-    let working = work(place, (request, by, approved), numbered).instrument(span);
-    let answer = working.await;
+    let work = run_numbered(slot, (request, by, approved), numbered).instrument(span);
+    let answer = work.await;
     let _ = end.send(answer);
 }
 
-async fn work(
-    mut place: Place,
+async fn run_numbered(
+    mut slot: Slot,
     (request, by, approved): (Request, Option<String>, Option<Arc<ApprovedScope>>),
     numbered: oneshot::Sender<Arc<RefreshHandle>>,
 ) -> Result<Report, RefreshError> {
-    let runs = place.runs.clone();
-    let started = runs.refresher.start(request.clone(), by.clone()).await;
-    let run = place.number(&started, request, by);
-    let started = started.within(approved);
+    let manager = slot.manager.clone();
+    let started = manager.refresher.start(request.clone(), by.clone()).await;
+    let run = slot.assign_number(&started, request, by);
+    let started = started.limited_to(approved);
     tracing::Span::current().record("id", run.id);
-    log::began(&run);
-    let observe = |happening: &RunEvent<'_>| {
-        for observer in &runs.observers {
-            observer.observe(&run, happening);
+    log::log_began(&run);
+    let observe = |event: &RunEvent<'_>| {
+        for observer in &manager.observers {
+            observer.observe(&run, event);
         }
     };
-    run.feed.tell(RefreshEvent::began(&run));
+    run.event_log.push(RefreshEvent::began(&run));
     observe(&RunEvent::Began);
-    // Nobody may wait for it any more.
+    // The caller may have stopped waiting.
     let _ = numbered.send(run.clone());
-    let answer = runs
+    let answer = manager
         .refresher
-        .finish(started, events(&runs, &run), run.cancel.clone())
+        .finish(started, event_handler(&manager, &run), run.cancel.clone())
         .await;
-    let outcome = run.ended(&answer);
-    log::ended(&run, &answer);
-    run.feed.tell(RefreshEvent::ended(outcome, &answer));
+    let outcome = run.set_ended(&answer);
+    log::log_ended(&run, &answer);
+    run.event_log.push(RefreshEvent::ended(outcome, &answer));
     observe(&RunEvent::Ended(&answer));
     answer
 }
 
-fn events(runs: &Arc<RefreshManager>, run: &Arc<RefreshHandle>) -> Events {
-    let (runs, run) = (runs.clone(), run.clone());
+fn event_handler(manager: &Arc<RefreshManager>, run: &Arc<RefreshHandle>) -> Events {
+    let (manager, run) = (manager.clone(), run.clone());
     Arc::new(move |event| {
-        log::event(&event);
-        for observer in &runs.observers {
+        log::log_event(&event);
+        for observer in &manager.observers {
             observer.observe(&run, &RunEvent::Event(&event));
         }
-        run.feed.on(event);
+        run.event_log.record(event);
     })
 }

@@ -1,7 +1,7 @@
-//! "This image may have changed": rung by webhooks and operators, heard by the watcher.
+//! The queue of requests to check images. Webhooks and operators add requests; the watcher takes them.
 //!
-//! Ringing never waits, and however often it rings there is one entry a repository. What is heard is a reason to look, never
-//! a reason to do: what a webhook claims is asked of the registry.
+//! Adding a request never blocks, and the queue has one entry per repository. A request only causes a check: Refit verifies the
+//! claim of a webhook at the registry.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,45 +10,45 @@ use std::time::Instant;
 use refit_model::request::Trigger;
 use tokio::sync::Notify;
 
-/// Images whose announced digest is remembered until it is taken.
+/// The maximum number of images whose announced digest the queue remembers.
 const ANNOUNCED_MAX: usize = 256;
 
-/// Repositories that wait to be looked at. A platform has dozens; one that rings for more is answered by a look at all.
+/// The maximum number of waiting repositories. A platform has dozens; if more are requested, Refit checks all images.
 const REPOSITORIES_MAX: usize = 256;
 
-/// What somebody rang for, since it was last heard.
+/// The requests since the last check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckRequest {
-    /// These repositories, `registry/path` without tag, and who rang for each last.
+    /// These repositories, `registry/path` without a tag, and the last trigger for each.
     For(BTreeMap<String, Trigger>),
-    /// More than can be told apart, or all of them.
+    /// All repositories, or more than the queue holds.
     ForAll(Trigger),
 }
 
-/// See the module.
+/// The queue of requests to check images. See the [module documentation](self).
 #[derive(Debug, Default)]
 pub struct CheckQueue {
     pending: Mutex<Pending>,
-    rung: Notify,
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Pending {
-    /// By image, with its tag.
+    /// The announced digests, by image with its tag.
     announced: BTreeMap<String, String>,
-    what: Option<CheckRequest>,
+    request: Option<CheckRequest>,
     first: Option<Instant>,
     last: Option<Instant>,
 }
 
 impl CheckQueue {
-    /// No repository means all.
-    pub fn ring(&self, trigger: Trigger, repositories: impl IntoIterator<Item = String>) {
+    /// Requests a check of these repositories; none means all.
+    pub fn enqueue(&self, trigger: Trigger, repositories: impl IntoIterator<Item = String>) {
         let now = Instant::now();
         {
             let mut pending = self.pending();
             let mut repositories = repositories.into_iter().peekable();
-            let what = match (pending.what.take(), repositories.peek().is_some()) {
+            let request = match (pending.request.take(), repositories.peek().is_some()) {
                 (Some(CheckRequest::ForAll(_)), _) | (_, false) => CheckRequest::ForAll(trigger),
                 (before, true) => {
                     let mut all = match before {
@@ -63,45 +63,45 @@ impl CheckQueue {
                     }
                 }
             };
-            pending.what = Some(what);
+            pending.request = Some(request);
             pending.first.get_or_insert(now);
             pending.last = Some(now);
         }
-        self.rung.notify_one();
+        self.changed.notify_one();
     }
 
-    /// Somebody says which digest each of these images has from now on. Those beyond the bound are looked at once, and not again.
+    /// Records the digests that a webhook announced for these images. Images beyond the bound get one check and no retries.
     pub fn announce(&self, announced: impl IntoIterator<Item = (String, String)>) {
         let mut pending = self.pending();
         for (image, digest) in announced {
-            let all = &mut pending.announced;
-            if all.len() < ANNOUNCED_MAX || all.contains_key(&image) {
-                all.insert(image, digest);
+            let digests = &mut pending.announced;
+            if digests.len() < ANNOUNCED_MAX || digests.contains_key(&image) {
+                digests.insert(image, digest);
             }
         }
     }
 
-    /// All that was announced since this was last asked.
+    /// Removes and returns the announced digests.
     pub fn take_announced(&self) -> BTreeMap<String, String> {
         std::mem::take(&mut self.pending().announced)
     }
 
-    /// When it rang first and last since it was last heard.
-    pub fn since(&self) -> Option<(Instant, Instant)> {
+    /// Returns the times of the first and the last waiting request.
+    pub fn waiting_since(&self) -> Option<(Instant, Instant)> {
         let pending = self.pending();
         pending.first.zip(pending.last)
     }
 
-    /// Hears it: all that was rung for, which is forgotten.
+    /// Removes and returns the waiting requests.
     pub fn take(&self) -> Option<CheckRequest> {
         let mut pending = self.pending();
         (pending.first, pending.last) = (None, None);
-        pending.what.take()
+        pending.request.take()
     }
 
-    /// Awaits that it rings, or has since this was last awaited.
-    pub async fn rings(&self) {
-        self.rung.notified().await;
+    /// Waits for a new request since the last call.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     fn pending(&self) -> std::sync::MutexGuard<'_, Pending> {
@@ -114,53 +114,53 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn many_rings_are_one_and_name_each_repository_once() {
-        let bell = CheckQueue::default();
+    async fn requests_are_merged_by_repository() {
+        let queue = CheckQueue::default();
         for _ in 0..3 {
-            bell.ring(
+            queue.enqueue(
                 Trigger::Webhook,
                 ["ghcr.io/acme/a".into(), "ghcr.io/acme/b".into()],
             );
         }
-        bell.rings().await;
-        let Some(CheckRequest::For(all)) = bell.take() else {
-            panic!("it was rung for two")
+        queue.changed().await;
+        let Some(CheckRequest::For(all)) = queue.take() else {
+            panic!("two were requested")
         };
         assert_eq!(
             all.keys().collect::<Vec<_>>(),
             ["ghcr.io/acme/a", "ghcr.io/acme/b"]
         );
-        assert_eq!(bell.take(), None);
-        assert_eq!(bell.since(), None);
+        assert_eq!(queue.take(), None);
+        assert_eq!(queue.waiting_since(), None);
     }
 
     #[test]
-    fn a_flood_of_names_is_a_look_at_all_and_so_is_no_name() {
-        let bell = CheckQueue::default();
-        bell.ring(
+    fn too_many_or_no_repositories_request_all() {
+        let queue = CheckQueue::default();
+        queue.enqueue(
             Trigger::Webhook,
             (0..=REPOSITORIES_MAX).map(|n| format!("ghcr.io/acme/{n}")),
         );
-        assert_eq!(bell.take(), Some(CheckRequest::ForAll(Trigger::Webhook)));
-        bell.ring(Trigger::Webhook, ["ghcr.io/acme/a".into()]);
-        bell.ring(Trigger::Operator, []);
-        bell.ring(Trigger::Webhook, ["ghcr.io/acme/a".into()]);
-        assert_eq!(bell.take(), Some(CheckRequest::ForAll(Trigger::Webhook)));
+        assert_eq!(queue.take(), Some(CheckRequest::ForAll(Trigger::Webhook)));
+        queue.enqueue(Trigger::Webhook, ["ghcr.io/acme/a".into()]);
+        queue.enqueue(Trigger::Operator, []);
+        queue.enqueue(Trigger::Webhook, ["ghcr.io/acme/a".into()]);
+        assert_eq!(queue.take(), Some(CheckRequest::ForAll(Trigger::Webhook)));
     }
 
     #[test]
-    fn last_announcement_of_an_image_counts_and_their_number_is_bounded() {
-        let bell = CheckQueue::default();
+    fn last_announcement_counts_and_their_number_is_bounded() {
+        let queue = CheckQueue::default();
         let announce = |image: &str, digest: &str| {
-            bell.announce([(image.to_owned(), digest.to_owned())]);
+            queue.announce([(image.to_owned(), digest.to_owned())]);
         };
         for n in 0..ANNOUNCED_MAX + 9 {
             announce(&format!("ghcr.io/acme/{n}:1"), "sha256:a");
         }
         announce("ghcr.io/acme/0:1", "sha256:b");
-        let announced = bell.take_announced();
+        let announced = queue.take_announced();
         assert_eq!(announced.len(), ANNOUNCED_MAX);
         assert_eq!(announced["ghcr.io/acme/0:1"], "sha256:b");
-        assert_eq!(bell.take_announced(), BTreeMap::new());
+        assert_eq!(queue.take_announced(), BTreeMap::new());
     }
 }

@@ -1,20 +1,20 @@
-//! A clock that is set back while the daemon runs. Times that lie ahead were taken from the wrong clock: each comes as much closer
-//! as the clock went back, so that whoever waits for one waits as long as was meant.
+//! Detects a clock that is set back while the daemon runs. Future times came from the wrong clock, so Refit moves them by the
+//! same amount, and each wait keeps its intended length.
 //!
-//! A clock that is set forward needs nothing: what waits is due early, once. Pure.
+//! A clock that is set forward needs no correction: a wait ends early, once. The functions are pure.
 
 use jiff::{SignedDuration, Timestamp};
 
-/// Less is a clock that is being adjusted.
+/// A smaller step is an adjustment of the clock.
 const STEP: SignedDuration = SignedDuration::from_secs(5);
 
-/// Notices the step.
+/// Compares consecutive readings of the clock.
 #[derive(Debug)]
 pub(super) struct Clock {
     last: Timestamp,
 }
 
-/// By how much the clock went back, as far as anybody knows: by that much less what has passed since it was last read.
+/// How far the clock was set back. The exact step is larger by the time since the last reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SetBack {
     pub(super) now: Timestamp,
@@ -26,7 +26,7 @@ impl Clock {
         Self { last: now }
     }
 
-    /// To be asked often: what passes in between counts as not passed.
+    /// Reads the clock. Call it often: the time between two readings counts as not passed.
     pub(super) fn read(&mut self, now: Timestamp) -> Option<SetBack> {
         let last = std::mem::replace(&mut self.last, now);
         let by = last.duration_since(now);
@@ -35,7 +35,7 @@ impl Clock {
 }
 
 impl SetBack {
-    /// A time that has come already stays.
+    /// Corrects a future time. A past time stays as it is.
     pub(super) fn correct(self, at: Timestamp) -> Timestamp {
         match at > self.now {
             true => at.checked_sub(self.by).unwrap_or(self.now).max(self.now),
@@ -55,7 +55,7 @@ mod tests {
     const YEAR: i64 = 365 * 24 * 3600;
 
     #[test]
-    fn clock_set_back_brings_what_lies_ahead_closer() {
+    fn clock_set_back_moves_future_times() {
         let mut clock = Clock::new(at(YEAR));
         assert_eq!(clock.read(at(YEAR + 10)), None);
         let back = clock.read(at(12)).unwrap();

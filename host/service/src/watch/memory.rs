@@ -1,6 +1,6 @@
-//! What the watcher must know after a restart: since when each digest is known, what has failed, and whether it is paused.
+//! The state of the watcher that survives a restart: when each digest was first seen, failed refreshes, and the pause.
 //!
-//! Does no I/O: [`super::store`] keeps it in a file.
+//! This module does no I/O: [`super::store`] saves the state to a file.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::update_sink::AvailableUpdate;
 
-/// Raised when a field changes its meaning or goes.
+/// The version of the format. It rises when a field changes its meaning or is removed.
 const FORMAT: u32 = 1;
-/// Digests that are remembered: ten of each of two hundred images. Those that were not seen for longest go first.
+/// The maximum number of digests: ten for each of two hundred images. Those not seen for the longest time are removed first.
 const SEEN_MAX: usize = 2000;
-/// Each is seen at every look; this often that is worth a write.
+/// How often a new sighting of a known digest is saved. Each check sees it.
 const SEEN_AGAIN: SignedDuration = SignedDuration::from_hours(24);
 /// Nothing is adopted until it is over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -25,14 +25,14 @@ pub struct Pause {
     pub by: Option<String>,
 }
 
-/// A digest that a registry has, or had, under a reference.
+/// A digest that a registry has or had for a reference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Seen {
     image: String,
     digest: String,
     first_seen: Timestamp,
     last_seen: Timestamp,
-    /// Refreshes for it in a row that did not come to anything.
+    /// The number of consecutive refreshes for it that failed or did nothing.
     #[serde(default, skip_serializing_if = "is_zero")]
     failures: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -57,16 +57,16 @@ struct Document {
 pub struct Memory {
     pub paused: Option<Pause>,
     seen: BTreeMap<(String, String), Seen>,
-    /// Whether the file is behind.
+    /// Whether the file is outdated.
     pub is_changed: bool,
 }
 
 impl Memory {
-    /// A registry has this now.
-    pub fn sees(&mut self, image: &str, digest: &str, now: Timestamp) {
+    /// Records that a registry has this digest now.
+    pub fn record_seen(&mut self, image: &str, digest: &str, now: Timestamp) {
         let key = (image.to_owned(), digest.to_owned());
         if let Some(seen) = self.seen.get_mut(&key) {
-            // By a clock that was set back since, it comes from the future.
+            // The clock was set back since then.
             if seen.first_seen > now {
                 seen.first_seen = now;
                 self.is_changed = true;
@@ -96,19 +96,20 @@ impl Memory {
         }
     }
 
-    /// Times that lie ahead are put right, and told whether any was: what is kept may have been written by a clock that was ahead.
+    /// Corrects future times with `correct_time`, and sets `is_changed` if any was wrong: a clock that was ahead may have
+    /// written the file.
     pub fn correct(
         &mut self,
         now: Timestamp,
         wait_most: SignedDuration,
-        by: impl Fn(Timestamp) -> Timestamp,
+        correct_time: impl Fn(Timestamp) -> Timestamp,
     ) {
         let latest = now.checked_add(wait_most).unwrap_or(Timestamp::MAX);
         for seen in self.seen.values_mut() {
             let before = seen.clone();
-            seen.first_seen = by(seen.first_seen).min(now);
-            seen.last_seen = by(seen.last_seen).min(now);
-            seen.retry_at = seen.retry_at.map(|at| by(at).min(latest));
+            seen.first_seen = correct_time(seen.first_seen).min(now);
+            seen.last_seen = correct_time(seen.last_seen).min(now);
+            seen.retry_at = seen.retry_at.map(|at| correct_time(at).min(latest));
             self.is_changed |= *seen != before;
         }
         if let Some(pause) = &mut self.paused
@@ -119,29 +120,29 @@ impl Memory {
         }
     }
 
-    pub fn first_seen(&self, finding: &AvailableUpdate) -> Option<Timestamp> {
-        Some(self.of(finding)?.first_seen)
+    pub fn first_seen(&self, update: &AvailableUpdate) -> Option<Timestamp> {
+        Some(self.get(update)?.first_seen)
     }
 
-    /// Refreshes for it that failed in a row, and when the next may be.
-    pub fn failures(&self, finding: &AvailableUpdate) -> (u32, Option<Timestamp>) {
-        match self.of(finding) {
+    /// Returns the number of consecutive failed refreshes, and when the next may start.
+    pub fn failures(&self, update: &AvailableUpdate) -> (u32, Option<Timestamp>) {
+        match self.get(update) {
             Some(seen) => (seen.failures, seen.retry_at),
             None => (0, None),
         }
     }
 
-    pub fn failed(&mut self, finding: &AvailableUpdate, retry_at: Timestamp) {
-        if let Some(seen) = self.seen.get_mut(&key(finding)) {
+    pub fn record_failure(&mut self, update: &AvailableUpdate, retry_at: Timestamp) {
+        if let Some(seen) = self.seen.get_mut(&key(update)) {
             seen.failures = seen.failures.saturating_add(1);
             seen.retry_at = Some(retry_at);
             self.is_changed = true;
         }
     }
 
-    /// It came to something, or a person wants it to be tried again.
-    pub fn forgives(&mut self, finding: &AvailableUpdate) {
-        if let Some(seen) = self.seen.get_mut(&key(finding))
+    /// Clears the failures, because a refresh succeeded or a person wants another attempt.
+    pub fn clear_failures(&mut self, update: &AvailableUpdate) {
+        if let Some(seen) = self.seen.get_mut(&key(update))
             && (seen.failures, seen.retry_at) != (0, None)
         {
             (seen.failures, seen.retry_at) = (0, None);
@@ -149,12 +150,12 @@ impl Memory {
         }
     }
 
-    fn of(&self, finding: &AvailableUpdate) -> Option<&Seen> {
-        self.seen.get(&key(finding))
+    fn get(&self, update: &AvailableUpdate) -> Option<&Seen> {
+        self.seen.get(&key(update))
     }
 
-    /// Of a document that was kept. `None`: of another format.
-    pub(super) fn read(text: &[u8]) -> Result<Option<Self>, serde_json::Error> {
+    /// Parses a saved document. `None` means another format.
+    pub(super) fn from_json(text: &[u8]) -> Result<Option<Self>, serde_json::Error> {
         let document: Document = serde_json::from_slice(text)?;
         let seen = document.seen.into_iter().take(SEEN_MAX);
         let memory = Self {
@@ -167,19 +168,19 @@ impl Memory {
         Ok((document.format == FORMAT).then_some(memory))
     }
 
-    pub(super) fn text(&self) -> Vec<u8> {
+    pub(super) fn to_json(&self) -> Vec<u8> {
         let document = Document {
             format: FORMAT,
             paused: self.paused.clone(),
             seen: self.seen.values().cloned().collect(),
         };
-        // Strings, numbers and times: it has no way to fail.
+        // Strings, numbers and times cannot fail.
         serde_json::to_vec_pretty(&document).unwrap_or_default()
     }
 }
 
-fn key(finding: &AvailableUpdate) -> (String, String) {
-    (finding.image.to_string(), finding.digest.clone())
+fn key(update: &AvailableUpdate) -> (String, String) {
+    (update.image.to_string(), update.digest.clone())
 }
 
 #[cfg(test)]
@@ -190,7 +191,7 @@ mod tests {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
     }
 
-    fn finding(digest: &str) -> AvailableUpdate {
+    fn update(digest: &str) -> AvailableUpdate {
         AvailableUpdate {
             image: "ghcr.io/acme/app:1".parse().unwrap(),
             digest: digest.to_owned(),
@@ -198,56 +199,56 @@ mod tests {
     }
 
     #[test]
-    fn the_first_sight_counts_also_of_one_that_comes_back() {
+    fn first_sighting_of_returning_digest_counts() {
         let mut memory = Memory::default();
         for (digest, second) in [("a", 0), ("b", 10), ("a", 20)] {
-            memory.sees("ghcr.io/acme/app:1", digest, at(second));
+            memory.record_seen("ghcr.io/acme/app:1", digest, at(second));
         }
-        assert_eq!(memory.first_seen(&finding("a")), Some(at(0)));
-        assert_eq!(memory.first_seen(&finding("b")), Some(at(10)));
+        assert_eq!(memory.first_seen(&update("a")), Some(at(0)));
+        assert_eq!(memory.first_seen(&update("b")), Some(at(10)));
         // The clock was set back by an hour.
-        memory.sees("ghcr.io/acme/app:1", "b", at(-3600));
-        assert_eq!(memory.first_seen(&finding("b")), Some(at(-3600)));
+        memory.record_seen("ghcr.io/acme/app:1", "b", at(-3600));
+        assert_eq!(memory.first_seen(&update("b")), Some(at(-3600)));
     }
 
     #[test]
-    fn times_of_a_clock_that_was_ahead_are_put_right() {
+    fn times_from_a_clock_ahead_are_corrected() {
         const YEAR: i64 = 365 * 24 * 3600;
         let hours = SignedDuration::from_hours(6);
         let mut memory = Memory::default();
-        memory.sees("ghcr.io/acme/app:1", "a", at(-100));
-        memory.sees("ghcr.io/acme/app:1", "b", at(YEAR));
-        memory.failed(&finding("a"), at(300));
-        memory.failed(&finding("b"), at(YEAR + 300));
+        memory.record_seen("ghcr.io/acme/app:1", "a", at(-100));
+        memory.record_seen("ghcr.io/acme/app:1", "b", at(YEAR));
+        memory.record_failure(&update("a"), at(300));
+        memory.record_failure(&update("b"), at(YEAR + 300));
         memory.is_changed = false;
         memory.correct(at(0), hours, |at| at);
         assert!(memory.is_changed);
-        assert_eq!(memory.first_seen(&finding("a")), Some(at(-100)));
-        assert_eq!(memory.first_seen(&finding("b")), Some(at(0)));
-        assert_eq!(memory.failures(&finding("a")), (1, Some(at(300))));
+        assert_eq!(memory.first_seen(&update("a")), Some(at(-100)));
+        assert_eq!(memory.first_seen(&update("b")), Some(at(0)));
+        assert_eq!(memory.failures(&update("a")), (1, Some(at(300))));
         let six_hours = at(6 * 3600);
-        assert_eq!(memory.failures(&finding("b")), (1, Some(six_hours)));
+        assert_eq!(memory.failures(&update("b")), (1, Some(six_hours)));
         memory.is_changed = false;
         memory.correct(at(0), hours, |at| at);
         assert!(!memory.is_changed);
     }
 
     #[test]
-    fn what_is_seen_at_each_look_is_not_written_each_time() {
+    fn repeated_sighting_is_not_saved_each_time() {
         let mut memory = Memory::default();
-        memory.sees("a", "b", at(0));
+        memory.record_seen("a", "b", at(0));
         assert!(std::mem::take(&mut memory.is_changed));
-        memory.sees("a", "b", at(300));
+        memory.record_seen("a", "b", at(300));
         assert!(!memory.is_changed);
-        memory.sees("a", "b", at(25 * 3600));
+        memory.record_seen("a", "b", at(25 * 3600));
         assert!(memory.is_changed);
     }
 
     #[test]
-    fn it_is_bounded_and_forgets_what_it_has_not_seen_for_longest() {
+    fn digests_are_bounded_and_least_recently_seen_are_removed() {
         let mut memory = Memory::default();
         for n in 0..SEEN_MAX + 10 {
-            memory.sees(&format!("i{n}"), "d", at(n as i64));
+            memory.record_seen(&format!("i{n}"), "d", at(n as i64));
         }
         assert_eq!(memory.seen.len(), SEEN_MAX);
         assert!(
@@ -256,6 +257,6 @@ mod tests {
                 .keys()
                 .all(|(image, _)| image != "i0" && image != "i9")
         );
-        assert!((memory.text().len() as u64) < crate::watch::store::FILE_BYTES_MAX);
+        assert!((memory.to_json().len() as u64) < crate::watch::store::FILE_BYTES_MAX);
     }
 }

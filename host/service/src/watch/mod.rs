@@ -1,10 +1,11 @@
-//! Watching for new images: what rings, what is looked at, and when what was found is adopted.
+//! The watcher: checks registries for new images, and starts or proposes refreshes for them.
 //!
-//! In reading order: [`schedule`] and [`windows`] say when; [`look`] is one look, through the policy; [`status`] is what it has
-//! shown and what holds it; [`watcher`] is the handle, and `task` does all of this; [`memory`] is what outlives it.
+//! In reading order: [`schedule`] and [`windows`] say when; [`registry_poller`] makes one check, through the policy; [`status`]
+//! holds its results and what defers an update; [`watcher`] is the handle, and `task` runs the loop; [`memory`] is the state
+//! that survives a restart.
 //!
-//! [`bell`] is how others (webhooks, an operator) say that an image may have changed; [`adopt`] is what becomes of a finding: a
-//! refresh at once, or one that waits for approval. Knows nothing of HTTP.
+//! [`check_queue`] lets others (webhooks, an operator) report that an image may have changed. [`update_sink`] takes an update:
+//! it starts a refresh, or creates an approval. This module does not depend on HTTP.
 
 pub mod check_queue;
 mod clock;
@@ -20,13 +21,13 @@ pub mod windows;
 
 pub use self::watcher::Watcher;
 
-/// When to look, and when to adopt.
+/// When to check, and when to apply an update.
 #[derive(Clone, Debug)]
 pub struct WatchSettings {
-    /// `None`: only when it rings, and once at the start.
-    pub ticks: Option<schedule::Schedule>,
+    /// `None`: only on request, and once at the start.
+    pub schedule: Option<schedule::Schedule>,
     pub windows: windows::Windows,
     pub minimum_age: jiff::SignedDuration,
-    /// After a refresh that failed, doubled each time.
+    /// The pause after a failed refresh. It doubles with each failure.
     pub retry: std::time::Duration,
 }

@@ -1,4 +1,4 @@
-//! When to look, and when to look again after a failure. Time and chance are arguments: nothing here waits.
+//! The schedule of checks, and the backoff after failures. Time and randomness are arguments: nothing here waits.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use refit_model::diagnostic::Hints;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-/// What somebody typed makes no sense.
+/// An invalid schedule in the configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ScheduleError {
     #[error("`{0}`, and no time zone is called that: write it like `Europe/Berlin`")]
@@ -28,8 +28,8 @@ pub enum ScheduleError {
 
 impl Hints for ScheduleError {}
 
-/// Without a name, the machine's own.
-pub fn zone(name: Option<&str>) -> Result<TimeZone, ScheduleError> {
+/// Returns the time zone with this name; without a name, the time zone of the machine.
+pub fn load_zone(name: Option<&str>) -> Result<TimeZone, ScheduleError> {
     match name {
         None => {
             let variable = std::env::var_os("TZ").map(|text| text.to_string_lossy().into_owned());
@@ -41,7 +41,7 @@ pub fn zone(name: Option<&str>) -> Result<TimeZone, ScheduleError> {
     }
 }
 
-/// A machine that does not say is on UTC; one whose environment says what cannot be understood is not.
+/// Returns the system's time zone, or UTC if none is set. An invalid `TZ` in the environment is an error.
 fn system_zone(
     variable: Option<&str>,
     system: impl FnOnce() -> Result<TimeZone, String>,
@@ -62,25 +62,25 @@ enum Occurrences {
     Cron(Box<Cron>, TimeZone),
 }
 
-/// When to look at everything.
+/// When to check all images.
 #[derive(Clone, Debug)]
 pub struct Schedule {
-    ticks: Occurrences,
+    occurrences: Occurrences,
     jitter: Duration,
 }
 
 impl Schedule {
-    pub fn every(seconds: u64) -> Self {
+    pub fn from_interval(seconds: u64) -> Self {
         Self {
-            ticks: Occurrences::Every(SignedDuration::from_secs(
+            occurrences: Occurrences::Every(SignedDuration::from_secs(
                 i64::try_from(seconds).unwrap_or(i64::MAX),
             )),
             jitter: Duration::ZERO,
         }
     }
 
-    /// Minutes are the finest: registries are not asked each second.
-    pub fn cron(text: &str, zone: TimeZone) -> Result<Self, ScheduleError> {
+    /// Parses a cron expression. Minutes are the finest unit: Refit does not check registries every second.
+    pub fn from_cron(text: &str, zone: TimeZone) -> Result<Self, ScheduleError> {
         let parser = CronParser::builder()
             .seconds(Seconds::Disallowed)
             .year(Year::Disallowed)
@@ -90,11 +90,11 @@ impl Schedule {
             problem: error.to_string(),
         })?;
         let schedule = Self {
-            ticks: Occurrences::Cron(Box::new(cron), zone),
+            occurrences: Occurrences::Cron(Box::new(cron), zone),
             jitter: Duration::ZERO,
         };
-        // The thirtieth of February.
-        match schedule.tick(Timestamp::now()) {
+        // For example the thirtieth of February.
+        match schedule.next_occurrence(Timestamp::now()) {
             Some(_) => Ok(schedule),
             None => Err(ScheduleError::Never(text.to_owned())),
         }
@@ -106,26 +106,27 @@ impl Schedule {
         self
     }
 
-    /// The look after one that began `now`. What was missed while the machine slept is not made up for. `chance` is 0 to 1.
+    /// Returns the time of the check after one that started `now`. Checks missed while the machine slept are not made up.
+    /// `chance` is 0 to 1.
     pub fn next(&self, now: Timestamp, chance: f64) -> Timestamp {
-        let tick = self.tick(now).unwrap_or(Timestamp::MAX);
-        tick.checked_add(self.jitter.mul_f64(chance.clamp(0.0, 1.0)))
+        let time = self.next_occurrence(now).unwrap_or(Timestamp::MAX);
+        time.checked_add(self.jitter.mul_f64(chance.clamp(0.0, 1.0)))
             .unwrap_or(Timestamp::MAX)
     }
 
-    fn tick(&self, now: Timestamp) -> Option<Timestamp> {
-        match &self.ticks {
+    fn next_occurrence(&self, now: Timestamp) -> Option<Timestamp> {
+        match &self.occurrences {
             Occurrences::Every(interval) => now.checked_add(*interval).ok(),
             Occurrences::Cron(cron, zone) => {
-                let here = now.to_zoned(zone.clone());
-                let next = cron.find_next_occurrence(&here, false).ok()?;
+                let local_time = now.to_zoned(zone.clone());
+                let next = cron.find_next_occurrence(&local_time, false).ok()?;
                 Some(next.timestamp())
             }
         }
     }
 }
 
-/// How long to wait after so many failures in a row.
+/// How long to wait after consecutive failures.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     pub first: Duration,
@@ -133,7 +134,8 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Twice as long each time, and up to a quarter more at random, so that those who failed together do not come back together.
+    /// Returns the wait: it doubles with each failure, plus up to a quarter at random, so that clients that failed together do
+    /// not return together.
     pub fn wait(&self, failures: u32, chance: f64) -> Duration {
         let doublings = failures.saturating_sub(1).min(20);
         let wait = self.first.saturating_mul(1 << doublings).min(self.most);
@@ -141,10 +143,10 @@ impl Backoff {
     }
 }
 
-/// 0 to 1.
+/// Returns a random number from 0 to 1.
 pub fn chance() -> f64 {
     let mut bytes = [0; 4];
-    // Where the system has no randomness there is none in the times, which is no harm.
+    // If the system has no randomness, the times have none, which does no harm.
     let _ = SystemRandom::new().fill(&mut bytes);
     f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
 }
@@ -159,31 +161,31 @@ mod tests {
     }
 
     fn berlin() -> TimeZone {
-        zone(Some("Europe/Berlin")).unwrap()
+        load_zone(Some("Europe/Berlin")).unwrap()
     }
 
     #[test]
-    fn an_interval_counts_from_the_last_look() {
-        let schedule = Schedule::every(300).with_jitter(60);
+    fn interval_counts_from_last_check() {
+        let schedule = Schedule::from_interval(300).with_jitter(60);
         let now = at("2026-11-25T12:00:00Z");
         assert_eq!(schedule.next(now, 0.0), at("2026-11-25T12:05:00Z"));
         assert_eq!(schedule.next(now, 0.5), at("2026-11-25T12:05:30Z"));
     }
 
     #[test]
-    fn cron_is_in_its_time_zone() {
-        let schedule = Schedule::cron("30 3 * * mon-fri", berlin()).unwrap();
-        // A Friday; the next working day is in winter as well.
+    fn cron_uses_its_time_zone() {
+        let schedule = Schedule::from_cron("30 3 * * mon-fri", berlin()).unwrap();
+        // A Friday; the next working day is in winter, too.
         let next = schedule.next(at("2026-11-27T12:00:00Z"), 0.0);
         assert_eq!(next, at("2026-11-30T02:30:00Z"));
-        // In summer it is an hour earlier by the world's clock.
+        // In summer it is an hour earlier in UTC.
         let next = schedule.next(at("2026-07-01T12:00:00Z"), 0.0);
         assert_eq!(next, at("2026-07-02T01:30:00Z"));
     }
 
     #[test]
-    fn an_hour_that_comes_twice_or_never_is_one_look() {
-        let schedule = Schedule::cron("30 2 * * *", berlin()).unwrap();
+    fn skipped_or_repeated_hour_is_one_check() {
+        let schedule = Schedule::from_cron("30 2 * * *", berlin()).unwrap();
         // 2026-03-29: from 2:00 to 3:00. 2026-10-25: from 3:00 back to 2:00.
         let spring = schedule.next(at("2026-03-28T12:00:00Z"), 0.0);
         assert!(spring < at("2026-03-29T12:00:00Z"), "{spring}");
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_comes_or_makes_no_sense_is_refused() {
+    fn invalid_or_impossible_schedule_is_refused() {
         for text in [
             "",
             "* * * *",
@@ -202,29 +204,32 @@ mod tests {
             "0 0 30 2 *",
             "now",
         ] {
-            let schedule = Schedule::cron(text, TimeZone::UTC);
+            let schedule = Schedule::from_cron(text, TimeZone::UTC);
             assert!(schedule.is_err(), "{text:?} gives {schedule:?}");
         }
-        assert!(zone(Some("Europe/Atlantis")).is_err());
+        assert!(load_zone(Some("Europe/Atlantis")).is_err());
     }
 
     #[test]
-    fn time_zone_of_the_environment_is_checked() {
+    fn environment_time_zone_is_checked() {
         let fails = || Err("not found".to_owned());
         for unset in [None, Some(""), Some(" ")] {
             assert_eq!(system_zone(unset, fails).unwrap(), TimeZone::UTC);
         }
         let error = system_zone(Some("Europe/Atlantis"), fails).unwrap_err();
         assert!(error.to_string().contains("`Europe/Atlantis`"), "{error}");
-        let there = || Ok(berlin());
-        assert_eq!(system_zone(Some("Europe/Berlin"), there).unwrap(), berlin());
+        let berlin_zone = || Ok(berlin());
+        assert_eq!(
+            system_zone(Some("Europe/Berlin"), berlin_zone).unwrap(),
+            berlin()
+        );
     }
 
     proptest! {
         #[test]
-        fn the_next_look_is_never_now_nor_before(seconds in -10_000_000_000i64..10_000_000_000, chance: f64, interval in 1u64..700_000) {
+        fn next_check_is_after_now(seconds in -10_000_000_000i64..10_000_000_000, chance: f64, interval in 1u64..700_000) {
             let now = Timestamp::from_second(seconds).unwrap();
-            let schedules = [Schedule::every(interval), Schedule::cron("*/7 1-5 * * *", berlin()).unwrap()];
+            let schedules = [Schedule::from_interval(interval), Schedule::from_cron("*/7 1-5 * * *", berlin()).unwrap()];
             for schedule in schedules {
                 let next = schedule.with_jitter(30).next(now, chance);
                 prop_assert!(next > now);
@@ -232,7 +237,7 @@ mod tests {
         }
 
         #[test]
-        fn waits_grow_to_their_bound(failures: u32, chance in 0.0..=1.0) {
+        fn waits_grow_to_their_maximum(failures: u32, chance in 0.0..=1.0) {
             let backoff = Backoff { first: Duration::from_secs(5), most: Duration::from_secs(300) };
             let wait = backoff.wait(failures, chance);
             prop_assert!(wait >= backoff.first && wait <= backoff.most.mul_f64(1.25));

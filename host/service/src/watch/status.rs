@@ -1,5 +1,4 @@
-//! What is known of each image that is watched: what it is behind, and what it waits for. Pure; for those who decide and those
-//! who look.
+//! The state of each watched image: whether it is outdated, and what defers its update. Pure functions.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -59,7 +58,7 @@ pub struct Deferral {
 }
 
 impl Deferral {
-    pub fn by(by: DeferReason, until: Option<Timestamp>) -> Self {
+    pub fn new(by: DeferReason, until: Option<Timestamp>) -> Self {
         Self {
             by,
             until,
@@ -99,7 +98,7 @@ pub struct Watched {
 }
 
 impl Watched {
-    pub fn finding(&self) -> Option<AvailableUpdate> {
+    pub fn available_update(&self) -> Option<AvailableUpdate> {
         let digest = match self.verdict {
             Verdict::Behind => self.remote.clone()?,
             Verdict::Current | Verdict::Unknown => return None,
@@ -111,7 +110,7 @@ impl Watched {
     }
 }
 
-/// What a look says of an image.
+/// The result of a check for one image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     pub image: ImageRef,
@@ -121,12 +120,17 @@ pub struct Seen {
     pub containers: Vec<String>,
 }
 
-/// What a plan says of each image. An image is behind where it would be pulled, and where a container that follows it would be
-/// recreated: what was pulled by somebody, and never adopted, is found too.
-pub fn seen(report: &Report) -> Vec<Seen> {
+/// Returns the state of each image in a plan. An image is outdated if the plan pulls it or recreates a container with it. This
+/// also finds an image that another program pulled and no container uses yet.
+pub fn image_states(report: &Report) -> Vec<Seen> {
     let mut last: BTreeMap<String, &ImageRecord> = BTreeMap::new();
-    last.extend(report.images.iter().map(|it| (it.image.to_string(), it)));
-    let of = |record: &ImageRecord| {
+    last.extend(
+        report
+            .images
+            .iter()
+            .map(|record| (record.image.to_string(), record)),
+    );
+    let state = |record: &ImageRecord| {
         let containers = to_recreate(report, record);
         let verdict = match record.outcome {
             ImageOutcome::Failed => Verdict::Unknown,
@@ -142,123 +146,131 @@ pub fn seen(report: &Report) -> Vec<Seen> {
             containers,
         }
     };
-    last.into_values().map(of).collect()
+    last.into_values().map(state).collect()
 }
 
-/// Containers that would come to run this image.
+/// Returns the containers that the plan recreates with this image.
 fn to_recreate(report: &Report, record: &ImageRecord) -> Vec<String> {
     let recreations = report
         .containers
         .iter()
-        .filter_map(|it| it.recreation.as_ref());
-    let would = recreations.filter(|it| it.outcome == RecreationOutcome::WouldRecreate);
-    let same = would.filter(|it| is_of(it.to_image_id.as_str(), record));
-    same.map(|it| it.container.clone()).collect()
+        .filter_map(|container| container.recreation.as_ref());
+    let planned =
+        recreations.filter(|recreation| recreation.outcome == RecreationOutcome::WouldRecreate);
+    let same_image =
+        planned.filter(|recreation| is_same_image(recreation.to_image_id.as_str(), record));
+    same_image
+        .map(|recreation| recreation.container.clone())
+        .collect()
 }
 
-/// Of an image that would only be pulled a plan knows the digest alone, and has it stand for the id.
-fn is_of(image_id: &str, record: &ImageRecord) -> bool {
+/// Returns whether the id is the image's. For an image that a plan would pull, it knows only the digest, and uses it as the id.
+fn is_same_image(image_id: &str, record: &ImageRecord) -> bool {
     match &record.id {
         Some(id) => id.as_str() == image_id,
         None => record.digest.as_deref() == Some(image_id),
     }
 }
 
-/// What came of a refresh for an image.
+/// The result of a refresh for one update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Came {
-    /// Something was done, and nothing failed.
+    /// The refresh did something, and nothing failed.
     Progress,
-    /// Nothing was, or something failed: doing the same again at once would come to the same.
+    /// The refresh did nothing, or something failed: an immediate retry would have the same result.
     Nothing,
 }
 
-pub fn came(finding: &AvailableUpdate, answer: Result<&Report, &RefreshError>) -> Came {
+pub fn update_result(update: &AvailableUpdate, answer: Result<&Report, &RefreshError>) -> Came {
     let Ok(report) = answer else {
         return Came::Nothing;
     };
     let mut records = report.images.iter().rev();
-    let Some(record) = records.find(|record| record.image == finding.image) else {
+    let Some(record) = records.find(|record| record.image == update.image) else {
         return Came::Nothing;
     };
     let recreations = report
         .containers
         .iter()
-        .filter_map(|it| it.recreation.as_ref());
-    let mut of_image = recreations.filter(|it| is_of(it.to_image_id.as_str(), record));
-    let failed = record.outcome == ImageOutcome::Failed
-        || of_image.clone().any(|it| it.outcome.is_failure());
-    let done = record.outcome == ImageOutcome::Pulled
-        || of_image.any(|it| {
+        .filter_map(|container| container.recreation.as_ref());
+    let mut image_recreations =
+        recreations.filter(|recreation| is_same_image(recreation.to_image_id.as_str(), record));
+    let has_failed = record.outcome == ImageOutcome::Failed
+        || image_recreations
+            .clone()
+            .any(|recreation| recreation.outcome.is_failure());
+    let is_done = record.outcome == ImageOutcome::Pulled
+        || image_recreations.any(|recreation| {
             matches!(
-                it.outcome,
+                recreation.outcome,
                 RecreationOutcome::Recreated | RecreationOutcome::Removed
             )
         });
-    match done && !failed {
+    match is_done && !has_failed {
         true => Came::Progress,
         false => Came::Nothing,
     }
 }
 
-/// What decides when a finding may be adopted.
+/// The rules that decide when an update may be applied.
 pub struct RolloutRules<'a> {
     pub windows: &'a Windows,
     pub minimum_age: SignedDuration,
     pub paused: Option<&'a Pause>,
-    /// Repositories that a refresh is under way for.
+    /// Repositories with a running refresh.
     pub under_way: &'a BTreeSet<String>,
 }
 
 impl RolloutRules<'_> {
-    /// Of several reasons the one that holds longest.
-    pub fn holds(
+    /// Returns what defers an update. Of several reasons, it returns the one that lasts longest.
+    pub fn deferral(
         &self,
-        finding: &AvailableUpdate,
+        update: &AvailableUpdate,
         memory: &Memory,
         now: Timestamp,
     ) -> Option<Deferral> {
         if self.paused.is_some() {
-            return Some(Deferral::by(DeferReason::Pause, None));
+            return Some(Deferral::new(DeferReason::Pause, None));
         }
-        if self.under_way.contains(&finding.image.repository()) {
-            return Some(Deferral::by(DeferReason::Refresh, None));
+        if self.under_way.contains(&update.image.repository()) {
+            return Some(Deferral::new(DeferReason::Refresh, None));
         }
-        let later = |at: Option<Timestamp>| at.filter(|at| *at > now);
-        let first_seen = memory.first_seen(finding).unwrap_or(now);
+        let future = |at: Option<Timestamp>| at.filter(|at| *at > now);
+        let first_seen = memory.first_seen(update).unwrap_or(now);
         let old_enough = first_seen
             .checked_add(self.minimum_age)
             .unwrap_or(Timestamp::MAX);
-        let (_, retry_at) = memory.failures(finding);
+        let (_, retry_at) = memory.failures(update);
         let reasons = [
-            (DeferReason::Window, self.windows.opens(now)),
-            (DeferReason::Age, later(Some(old_enough))),
-            (DeferReason::Backoff, later(retry_at)),
+            (DeferReason::Window, self.windows.next_opening(now)),
+            (DeferReason::Age, future(Some(old_enough))),
+            (DeferReason::Backoff, future(retry_at)),
         ];
-        let holding = reasons
+        let active = reasons
             .into_iter()
             .filter_map(|(by, until)| Some((by, until?)));
-        let (by, until) = holding.max_by_key(|(_, until)| *until)?;
-        Some(Deferral::by(by, Some(until)))
+        let (by, until) = active.max_by_key(|(_, until)| *until)?;
+        Some(Deferral::new(by, Some(until)))
     }
 }
 
-/// A refresh takes whole repositories, so what holds one image holds the others of its repository.
-pub fn hold_together(images: &mut BTreeMap<String, Watched>) {
-    let mut held: HashMap<String, Deferral> = HashMap::new();
+/// Defers all updates of a repository if one is deferred: a refresh takes whole repositories.
+pub fn defer_whole_repositories(images: &mut BTreeMap<String, Watched>) {
+    let mut deferrals: HashMap<String, Deferral> = HashMap::new();
     for watched in images.values() {
-        if let Some(one) = &watched.held {
-            let other = held.entry(watched.image.repository());
-            let other = other.or_insert_with(|| one.clone());
-            // `None` is the longest.
-            if other.until.is_some() && one.until.is_none_or(|until| Some(until) > other.until) {
-                *other = one.clone();
+        if let Some(deferral) = &watched.held {
+            let other = deferrals.entry(watched.image.repository());
+            let other = other.or_insert_with(|| deferral.clone());
+            // `None` lasts longest.
+            if other.until.is_some() && deferral.until.is_none_or(|until| Some(until) > other.until)
+            {
+                *other = deferral.clone();
             }
         }
     }
     for watched in images.values_mut() {
         if watched.verdict == Verdict::Behind && watched.held.is_none() {
-            watched.held = held.get(&watched.image.repository()).cloned();
+            watched.held = deferrals.get(&watched.image.repository()).cloned();
         }
     }
 }
@@ -306,8 +318,8 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Of a daemon that does not watch.
-    pub fn off() -> Self {
+    /// Returns the snapshot of a daemon without a watcher.
+    pub fn disabled() -> Self {
         Self {
             enabled: false,
             scheduled: false,
@@ -322,7 +334,7 @@ impl Snapshot {
     }
 }
 
-pub fn summary<'a>(images: impl Iterator<Item = &'a Watched>) -> Summary {
+pub fn summarize<'a>(images: impl Iterator<Item = &'a Watched>) -> Summary {
     let mut summary = Summary::default();
     for watched in images {
         match watched.verdict {

@@ -1,7 +1,7 @@
-//! The file of what the watcher must know after a restart, and the watcher's memory beside it.
+//! The file with the watcher's state, and the state in memory.
 //!
-//! A small file of JSON that is written beside and moved into place. One that makes no sense is moved aside, told of, and begun
-//! anew: lost are then a pause, what has failed, and how old images are, so that they wait for longer and not for less.
+//! A small JSON file. Refit writes a temporary file and renames it. Refit renames a corrupt file, reports it, and starts with
+//! an empty one. That loses the pause, the failures, and the ages of images, so updates wait longer, not less.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -12,7 +12,7 @@ use refit_storage::atomic_file;
 
 use super::memory::Memory;
 
-/// 2000 of 500 bytes, and some.
+/// 2000 digests of 500 bytes, and some more.
 pub(super) const FILE_BYTES_MAX: u64 = 4 << 20;
 
 #[derive(Debug, thiserror::Error)]
@@ -33,33 +33,34 @@ impl Hints for MemoryError {
     }
 }
 
-/// Where it is kept. All of this blocks.
+/// The file on the disk. All of its functions block.
 #[derive(Clone, Debug)]
 pub struct Store {
     path: PathBuf,
 }
 
 impl Store {
-    pub fn in_folder(folder: &Path) -> Self {
+    pub fn new(folder: &Path) -> Self {
         Self {
             path: folder.join("watch.json"),
         }
     }
 
-    /// What was kept, or nothing, and what is to be told about that.
+    /// Loads the saved state, and returns a problem with the file, if any.
     pub fn load(&self) -> (Memory, Option<Diagnostic>) {
         match self.read() {
             Ok(memory) => (memory, None),
             Err(error) => {
-                let aside = self.path.with_extension("damaged");
-                let mut told = Diagnostic::of(&error);
+                let damaged_path = self.path.with_extension("damaged");
+                let mut diagnostic = Diagnostic::of(&error);
                 if let MemoryError::Senseless { problem, .. } = &error {
-                    told = told.because(problem.clone());
-                    if fs::rename(&self.path, &aside).is_ok() {
-                        told = told.hint(format!("it is kept as `{}`", aside.display()));
+                    diagnostic = diagnostic.because(problem.clone());
+                    if fs::rename(&self.path, &damaged_path).is_ok() {
+                        diagnostic =
+                            diagnostic.hint(format!("it is kept as `{}`", damaged_path.display()));
                     }
                 }
-                (Memory::default(), Some(told))
+                (Memory::default(), Some(diagnostic))
             }
         }
     }
@@ -68,61 +69,59 @@ impl Store {
         let file = match File::open(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Memory::default()),
-            Err(error) => return Err(self.failed("read")(error)),
+            Err(error) => return Err(self.io_error("read")(error)),
         };
-        let senseless = |problem: String| MemoryError::Senseless {
+        let corrupt = |problem: String| MemoryError::Senseless {
             path: self.path.clone(),
             problem,
         };
         let mut text = Vec::new();
         file.take(FILE_BYTES_MAX + 1)
             .read_to_end(&mut text)
-            .map_err(self.failed("read"))?;
+            .map_err(self.io_error("read"))?;
         if text.len() as u64 > FILE_BYTES_MAX {
-            return Err(senseless(format!(
-                "it is longer than {FILE_BYTES_MAX} bytes"
-            )));
+            return Err(corrupt(format!("it is longer than {FILE_BYTES_MAX} bytes")));
         }
-        let memory = Memory::read(&text).map_err(|error| senseless(error.to_string()))?;
-        memory.ok_or_else(|| senseless("it is of another format".to_owned()))
+        let memory = Memory::from_json(&text).map_err(|error| corrupt(error.to_string()))?;
+        memory.ok_or_else(|| corrupt("it is of another format".to_owned()))
     }
 
-    /// A text of [`Memory::text`]. After a loss of power it is the old file or the new one.
+    /// Writes the output of [`Memory::to_json`]. After a power loss there is the old or the new file.
     fn write(&self, text: &[u8]) -> Result<(), MemoryError> {
         let folder = self.path.parent().unwrap_or(Path::new("."));
         atomic_file::folder(folder)
             .and_then(|()| atomic_file::replace(&self.path, text))
-            .map_err(self.failed("write"))
+            .map_err(self.io_error("write"))
     }
 
-    fn failed(&self, act: &'static str) -> impl FnOnce(io::Error) -> MemoryError {
+    fn io_error(&self, act: &'static str) -> impl FnOnce(io::Error) -> MemoryError {
         let path = self.path.clone();
         move |source| MemoryError::Io { act, path, source }
     }
 }
 
-/// The memory and its file, shared by the watcher and those who pause it.
+/// The watcher's state with its file, shared by the watcher and the clients that pause it.
 #[derive(Debug)]
 pub struct Kept {
     memory: std::sync::Mutex<Memory>,
     store: Store,
-    /// Held while it is written: a later state is not overwritten by an earlier one.
+    /// Held during a write, so that an earlier state cannot overwrite a later one.
     writing: tokio::sync::Mutex<()>,
-    /// What is to be told: the file was damaged, or cannot be written.
-    trouble: std::sync::Mutex<Option<Diagnostic>>,
+    /// The last error: the file was corrupt, or cannot be written.
+    last_error: std::sync::Mutex<Option<Diagnostic>>,
 }
 
 impl Kept {
     pub fn load(store: Store) -> Self {
-        let (memory, trouble) = store.load();
-        if let Some(told) = &trouble {
-            tracing::error!(hints = ?told.hints, "what the watcher knew is lost: {}", told.sentence());
+        let (memory, last_error) = store.load();
+        if let Some(diagnostic) = &last_error {
+            tracing::error!(hints = ?diagnostic.hints, "what the watcher knew is lost: {}", diagnostic.sentence());
         }
         Self {
             memory: std::sync::Mutex::new(memory),
             store,
             writing: tokio::sync::Mutex::new(()),
-            trouble: std::sync::Mutex::new(trouble),
+            last_error: std::sync::Mutex::new(last_error),
         }
     }
 
@@ -130,25 +129,26 @@ impl Kept {
         lock(&self.memory)
     }
 
-    pub fn trouble(&self) -> Option<Diagnostic> {
-        lock(&self.trouble).clone()
+    pub fn last_error(&self) -> Option<Diagnostic> {
+        lock(&self.last_error).clone()
     }
 
-    /// Writes it where it has changed. A failure is told of and kept; what is known holds until the process ends.
+    /// Writes the state if it has changed. A failure is logged and kept; the state in memory stays valid until the process
+    /// ends.
     pub async fn write(&self) -> Result<(), Diagnostic> {
-        let _turn = self.writing.lock().await;
+        let _guard = self.writing.lock().await;
         let text = {
             let mut memory = self.memory();
             if !std::mem::take(&mut memory.is_changed) {
                 return Ok(());
             }
-            memory.text()
+            memory.to_json()
         };
         let store = self.store.clone();
-        let written = tokio::task::spawn_blocking(move || store.write(&text)).await;
-        let told = match written {
+        let result = tokio::task::spawn_blocking(move || store.write(&text)).await;
+        let diagnostic = match result {
             Ok(Ok(())) => {
-                *lock(&self.trouble) = None;
+                *lock(&self.last_error) = None;
                 return Ok(());
             }
             Ok(Err(error)) => Diagnostic::of(&error),
@@ -157,12 +157,12 @@ impl Kept {
             }
         };
         self.memory().is_changed = true;
-        let before = lock(&self.trouble).replace(told.clone());
-        // Each look tries again; once is enough for the log.
-        if before.as_ref() != Some(&told) {
-            tracing::error!(hints = ?told.hints, "{}", told.sentence());
+        let before = lock(&self.last_error).replace(diagnostic.clone());
+        // Each check tries again; the log needs the error once.
+        if before.as_ref() != Some(&diagnostic) {
+            tracing::error!(hints = ?diagnostic.hints, "{}", diagnostic.sentence());
         }
-        Err(told)
+        Err(diagnostic)
     }
 }
 
@@ -184,7 +184,7 @@ mod tests {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
     }
 
-    fn finding() -> AvailableUpdate {
+    fn update() -> AvailableUpdate {
         AvailableUpdate {
             image: "ghcr.io/acme/app:1".parse().unwrap(),
             digest: "a".to_owned(),
@@ -192,15 +192,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_of_it_is_there_after_a_restart() {
+    async fn state_survives_a_restart() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::in_folder(&folder.path().join("state"));
+        let store = Store::new(&folder.path().join("state"));
         let kept = Kept::load(store.clone());
         {
             let mut memory = kept.memory();
-            memory.sees("ghcr.io/acme/app:1", "a", at(0));
-            memory.failed(&finding(), at(60));
-            memory.failed(&finding(), at(120));
+            memory.record_seen("ghcr.io/acme/app:1", "a", at(0));
+            memory.record_failure(&update(), at(60));
+            memory.record_failure(&update(), at(120));
             memory.paused = Some(Pause {
                 since: at(1),
                 by: None,
@@ -208,44 +208,47 @@ mod tests {
         }
         kept.write().await.unwrap();
         let kept = Kept::load(store);
-        assert_eq!(kept.trouble(), None);
+        assert_eq!(kept.last_error(), None);
         let mut memory = kept.memory();
-        assert_eq!(memory.first_seen(&finding()), Some(at(0)));
-        assert_eq!(memory.failures(&finding()), (2, Some(at(120))));
-        assert_eq!(memory.paused.as_ref().map(|it| it.since), Some(at(1)));
-        memory.forgives(&finding());
-        assert_eq!(memory.failures(&finding()), (0, None));
+        assert_eq!(memory.first_seen(&update()), Some(at(0)));
+        assert_eq!(memory.failures(&update()), (2, Some(at(120))));
+        assert_eq!(memory.paused.as_ref().map(|pause| pause.since), Some(at(1)));
+        memory.clear_failures(&update());
+        assert_eq!(memory.failures(&update()), (0, None));
     }
 
     #[tokio::test]
-    async fn a_file_that_makes_no_sense_is_told_of_and_kept_aside() {
+    async fn corrupt_file_is_reported_and_renamed() {
         for text in ["{", "{\"format\":7}", ""] {
             let folder = tempfile::tempdir().unwrap();
             fs::write(folder.path().join("watch.json"), text).unwrap();
-            let kept = Kept::load(Store::in_folder(folder.path()));
-            let told = kept.trouble().expect("it is told of");
-            assert!(told.error.contains("makes no sense"), "{told:?}");
+            let kept = Kept::load(Store::new(folder.path()));
+            let diagnostic = kept.last_error().expect("it is reported");
+            assert!(
+                diagnostic.error.contains("makes no sense"),
+                "{diagnostic:?}"
+            );
             assert_eq!(
                 fs::read_to_string(folder.path().join("watch.damaged")).unwrap(),
                 text
             );
-            kept.memory().sees("a", "b", at(0));
+            kept.memory().record_seen("a", "b", at(0));
             kept.write().await.unwrap();
             assert!(folder.path().join("watch.json").is_file());
         }
     }
 
     #[tokio::test]
-    async fn what_cannot_be_written_is_told_of_and_tried_again() {
+    async fn failed_write_is_reported_and_retried() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("state");
         fs::write(&state, "a file where the folder should be").unwrap();
-        let kept = Kept::load(Store::in_folder(&state));
-        kept.memory().sees("a", "b", at(0));
+        let kept = Kept::load(Store::new(&state));
+        kept.memory().record_seen("a", "b", at(0));
         assert!(kept.write().await.is_err());
         fs::remove_file(&state).unwrap();
         kept.write().await.unwrap();
         assert!(state.join("watch.json").is_file());
-        assert_eq!(kept.trouble(), None);
+        assert_eq!(kept.last_error(), None);
     }
 }

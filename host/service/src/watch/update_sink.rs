@@ -1,4 +1,4 @@
-//! What becomes of an update that was found: a refresh at once, or one that is held until a person approves it.
+//! Takes the updates that the watcher finds: it starts a refresh at once, or creates an approval.
 
 use std::sync::Arc;
 
@@ -17,42 +17,42 @@ pub struct AvailableUpdate {
     pub digest: String,
 }
 
-/// A refresh that no person asked for, and why it is proposed.
+/// A refresh that the watcher proposes, and why.
 #[derive(Clone, Debug)]
 pub struct Proposal {
-    /// Names the repositories of the findings in its `images`.
+    /// The request. Its `images` are the repositories of the updates.
     pub request: Request,
-    /// Sorted by image.
+    /// The updates, sorted by image.
     pub findings: Vec<AvailableUpdate>,
-    /// What it would do.
+    /// The plan of the refresh.
     pub plan: Report,
 }
 
-/// What became of a proposal.
+/// The result of a proposal.
 #[derive(Debug)]
 pub enum Disposition {
-    /// It runs.
+    /// The refresh runs.
     Begun(StartedRefresh),
-    /// It waits for a person, under this number. Proposing the same findings again changes nothing.
+    /// The refresh waits for approval, under this number. Proposing the same updates again changes nothing.
     Held(u64),
-    /// A person has rejected these findings. They are not adopted until one of them changes.
+    /// A person has rejected these updates. Refit does not apply them until one of them changes.
     Rejected,
-    /// It could not be begun. The findings stay due.
+    /// The refresh could not start. The updates stay due.
     NotBegun(StartError),
 }
 
 #[async_trait]
 pub trait UpdateSink: Send + Sync {
-    async fn adopt(&self, proposal: Proposal) -> Disposition;
+    async fn submit(&self, proposal: Proposal) -> Disposition;
 }
 
-/// Nobody needs to approve anything.
+/// Starts each refresh without approval.
 #[async_trait]
 impl UpdateSink for Arc<RefreshManager> {
-    async fn adopt(&self, proposal: Proposal) -> Disposition {
+    async fn submit(&self, proposal: Proposal) -> Disposition {
         match self.begin(proposal.request, None).await {
-            Ok(begun) => Disposition::Begun(begun),
-            Err(not_begun) => Disposition::NotBegun(not_begun),
+            Ok(started_refresh) => Disposition::Begun(started_refresh),
+            Err(error) => Disposition::NotBegun(error),
         }
     }
 }

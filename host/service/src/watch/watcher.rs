@@ -1,7 +1,7 @@
-//! The watcher: a task that looks when it is time or when it rings, and has what it finds adopted when nothing holds it.
+//! The watcher: a task that checks registries on a schedule or on request, and submits the updates that nothing defers.
 //!
-//! [`Watcher`] is the handle: to ring, pause, and see what is known. The task keeps no promise in memory that matters: what it
-//! found is found again by the next look, and what must outlive it is in [`super::memory`].
+//! [`Watcher`] is the handle: it requests checks, pauses, and returns the state. The task keeps nothing important in memory
+//! only: the next check finds the same updates again, and [`super::memory`] holds the state that survives a restart.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -20,21 +20,21 @@ use super::store::{Kept, Store};
 use super::task::Task;
 use super::update_sink::UpdateSink;
 
-/// Longest name of whoever pauses.
+/// The maximum length of the name of whoever pauses.
 const BY_CHARACTERS_MAX: usize = 100;
 
-/// What a watcher is made with, besides those that it works for.
+/// The parts of a watcher.
 pub struct Watching {
     pub settings: WatchSettings,
     pub digests: Arc<Digests>,
-    pub bell: Arc<CheckQueue>,
-    /// Where it remembers.
+    pub check_queue: Arc<CheckQueue>,
+    /// The folder of its file.
     pub state_folder: std::path::PathBuf,
 }
 
-/// See the module.
+/// The handle of the watcher. See the [module documentation](self).
 pub struct Watcher {
-    pub(super) bell: Arc<CheckQueue>,
+    pub(super) check_queue: Arc<CheckQueue>,
     pub(super) digests: Arc<Digests>,
     pub(super) kept: Kept,
     snapshot: Mutex<Arc<Snapshot>>,
@@ -42,36 +42,41 @@ pub struct Watcher {
     pub(super) teller: OnceLock<Teller>,
 }
 
-/// Told of what is known after each look, for notifications. Called on the task of the watcher, so it must not wait.
+/// Receives the snapshot after each check, for notifications. Refit calls it on the watcher's task, so it must not block.
 pub type Teller = Arc<dyn Fn(&Snapshot) + Send + Sync>;
 
 impl Watcher {
-    /// The handle, and the task behind it, which looks for the first time when `ready` is set and ends with `stopping`.
+    /// Creates the handle and the task, which checks for the first time when `ready` is set and ends with `stopping`.
     pub fn new(
         parts: Watching,
         refresher: Arc<Refresher>,
-        adopt: Arc<dyn UpdateSink>,
+        update_sink: Arc<dyn UpdateSink>,
         ready: CancellationToken,
         stopping: CancellationToken,
     ) -> (Arc<Self>, impl Future<Output = ()> + Send + 'static) {
-        let kept = Kept::load(Store::in_folder(&parts.state_folder));
+        let kept = Kept::load(Store::new(&parts.state_folder));
         let snapshot = Snapshot {
             enabled: true,
-            scheduled: parts.settings.ticks.is_some(),
+            scheduled: parts.settings.schedule.is_some(),
             paused: kept.memory().paused.clone(),
-            problem: kept.trouble(),
-            ..Snapshot::off()
+            problem: kept.last_error(),
+            ..Snapshot::disabled()
         };
         let watcher = Arc::new(Self {
-            bell: parts.bell,
+            check_queue: parts.check_queue,
             digests: parts.digests,
             kept,
             snapshot: Mutex::new(Arc::new(snapshot)),
             changed: Notify::new(),
             teller: OnceLock::new(),
         });
-        let for_whom = (refresher, adopt);
-        let task = Task::new(watcher.clone(), parts.settings, for_whom, stopping.clone());
+        let collaborators = (refresher, update_sink);
+        let task = Task::new(
+            watcher.clone(),
+            parts.settings,
+            collaborators,
+            stopping.clone(),
+        );
         let run = async move {
             tokio::select! {
                 () = stopping.cancelled() => return,
@@ -85,26 +90,27 @@ impl Watcher {
         (watcher, run)
     }
 
-    /// Only the first one is told.
-    pub fn tell_after_looks(&self, teller: Teller) {
+    /// Sets the receiver of snapshots. Only the first call has an effect.
+    pub fn set_teller(&self, teller: Teller) {
         let _ = self.teller.set(teller);
     }
 
-    pub fn bell(&self) -> &Arc<CheckQueue> {
-        &self.bell
+    pub fn check_queue(&self) -> &Arc<CheckQueue> {
+        &self.check_queue
     }
 
-    /// What is known now. Cheap.
+    /// Returns the current state. It is cheap.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.lock().clone()
     }
 
-    /// Requests to registries so far: registry, status (0 where no answer came), number.
-    pub fn requests(&self) -> Vec<(String, u16, u64)> {
+    /// Returns the requests to registries so far: registry, status (0 if no answer came), number.
+    pub fn request_counts(&self) -> Vec<(String, u16, u64)> {
         self.digests.counts()
     }
 
-    /// Nothing is adopted until it is resumed, over restarts too. Looks go on. An error means that it does not outlive a restart.
+    /// Pauses updates until [`Self::resume`], also after a restart. Checks continue. An error means that the pause does not
+    /// survive a restart.
     pub async fn pause(&self, by: Option<String>) -> Result<(), Diagnostic> {
         let by = by.map(|by| by.chars().take(BY_CHARACTERS_MAX).collect());
         self.set_paused(Some(Pause {
@@ -121,11 +127,11 @@ impl Watcher {
     async fn set_paused(&self, pause: Option<Pause>) -> Result<(), Diagnostic> {
         {
             let mut memory = self.kept.memory();
-            // Who pauses what is paused already changes nothing.
+            // Pausing twice, or resuming twice, changes nothing.
             if memory.paused.is_some() != pause.is_some() {
                 match &pause {
-                    Some(pause) => tracing::info!(by = pause.by, "the watcher is paused"),
-                    None => tracing::info!("the watcher is resumed"),
+                    Some(pause) => tracing::info!(by = pause.by, "watcher paused"),
+                    None => tracing::info!("watcher resumed"),
                 }
                 memory.paused = pause;
                 memory.is_changed = true;
@@ -134,10 +140,10 @@ impl Watcher {
             drop(memory);
             self.publish(|snapshot| snapshot.paused = paused);
         }
-        let written = self.kept.write().await;
-        self.publish(|snapshot| snapshot.problem = self.kept.trouble());
+        let result = self.kept.write().await;
+        self.publish(|snapshot| snapshot.problem = self.kept.last_error());
         self.changed.notify_one();
-        written
+        result
     }
 
     pub(super) fn publish(&self, change: impl FnOnce(&mut Snapshot)) {

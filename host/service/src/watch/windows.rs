@@ -1,7 +1,7 @@
-//! When updates may be adopted: windows by days and times of day, each in its time zone. Time is an argument.
+//! The windows in which Refit may apply updates: days and times of day, each in its time zone. The time is an argument.
 //!
-//! A window belongs to the day on which it begins, and may end on the next. Where clocks change, its ends are where the clock on
-//! the wall shows them; a time that the wall does not show is the first one after, and one that it shows twice is the first.
+//! A window belongs to the day on which it starts, and may end on the next. On a day with a clock change, it starts and ends at
+//! the local times. A local time that does not exist means the first one after it, and one that occurs twice means the first.
 
 use jiff::civil::{Date, Time, Weekday};
 use jiff::tz::TimeZone;
@@ -45,7 +45,7 @@ impl From<Day> for Weekday {
 
 #[derive(Clone, Debug)]
 pub struct Window {
-    /// On which it begins. None means each.
+    /// The days on which it starts. None means each day.
     days: Vec<Weekday>,
     start: Time,
     end: Time,
@@ -75,8 +75,8 @@ impl Window {
         })
     }
 
-    /// The window that begins on a day: from, and until before. `None` where none does.
-    fn on(&self, day: Date) -> Option<(Timestamp, Timestamp)> {
+    /// Returns the start and the end (exclusive) of the window that starts on this day, `None` if there is none.
+    fn interval_on(&self, day: Date) -> Option<(Timestamp, Timestamp)> {
         if !self.days.is_empty() && !self.days.contains(&day.weekday()) {
             return None;
         }
@@ -92,34 +92,38 @@ impl Window {
         (from < until).then_some((from, until))
     }
 
-    /// Around `now`: those that may have begun before, and a week and some ahead.
-    fn around(&self, now: Timestamp) -> impl Iterator<Item = (Timestamp, Timestamp)> {
+    /// Returns the windows around `now`: those that may have started before, and those of the next nine days.
+    fn intervals_around(&self, now: Timestamp) -> impl Iterator<Item = (Timestamp, Timestamp)> {
         let today = now.to_zoned(self.zone.clone()).date();
         let days = (-2..=9).filter_map(move |days| today.checked_add(days.days()).ok());
-        days.filter_map(|day| self.on(day))
+        days.filter_map(|day| self.interval_on(day))
     }
 }
 
-/// None at all: always open.
+/// All windows. Without any, updates are always allowed.
 #[derive(Clone, Debug, Default)]
 pub struct Windows(pub Vec<Window>);
 
 impl Windows {
-    /// `None`: open now. Otherwise when one opens.
-    pub fn opens(&self, now: Timestamp) -> Option<Timestamp> {
-        let all = || self.0.iter().flat_map(|window| window.around(now));
+    /// Returns when a window opens, `None` if one is open now.
+    pub fn next_opening(&self, now: Timestamp) -> Option<Timestamp> {
+        let all = || {
+            self.0
+                .iter()
+                .flat_map(|window| window.intervals_around(now))
+        };
         if self.0.is_empty() || all().any(|(from, until)| from <= now && now < until) {
             return None;
         }
         let ahead = all().map(|(from, _)| from).filter(|from| *from > now);
-        // Each opens once a week at least.
+        // Each window opens at least once a week.
         Some(ahead.min().unwrap_or(Timestamp::MAX))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::schedule::zone;
+    use super::super::schedule::load_zone;
     use super::*;
     use proptest::prelude::*;
 
@@ -128,76 +132,76 @@ mod tests {
     }
 
     fn windows(days: &[Day], start: &str, end: &str, name: &str) -> Windows {
-        let zone = zone(Some(name)).unwrap();
+        let zone = load_zone(Some(name)).unwrap();
         Windows(vec![Window::new(days, start, end, zone).unwrap()])
     }
 
     #[track_caller]
-    fn open(windows: &Windows, now: &str) {
-        assert_eq!(windows.opens(at(now)), None, "it is open at {now}");
+    fn assert_open(windows: &Windows, now: &str) {
+        assert_eq!(windows.next_opening(at(now)), None, "it is open at {now}");
     }
 
     #[track_caller]
-    fn opens(windows: &Windows, now: &str, then: &str) {
-        assert_eq!(windows.opens(at(now)), Some(at(then)), "at {now}");
+    fn assert_opens(windows: &Windows, now: &str, then: &str) {
+        assert_eq!(windows.next_opening(at(now)), Some(at(then)), "at {now}");
     }
 
     #[test]
-    fn without_any_it_is_always_open() {
-        open(&Windows::default(), "2026-11-25T12:00:00Z");
+    fn no_windows_means_always_open() {
+        assert_open(&Windows::default(), "2026-11-25T12:00:00Z");
     }
 
     #[test]
-    fn a_window_includes_its_start_and_not_its_end() {
+    fn window_includes_start_and_excludes_end() {
         let nights = windows(&[], "01:00", "05:00", "UTC");
-        opens(&nights, "2026-11-25T00:59:59Z", "2026-11-25T01:00:00Z");
-        open(&nights, "2026-11-25T01:00:00Z");
-        open(&nights, "2026-11-25T04:59:59Z");
-        opens(&nights, "2026-11-25T05:00:00Z", "2026-11-26T01:00:00Z");
+        assert_opens(&nights, "2026-11-25T00:59:59Z", "2026-11-25T01:00:00Z");
+        assert_open(&nights, "2026-11-25T01:00:00Z");
+        assert_open(&nights, "2026-11-25T04:59:59Z");
+        assert_opens(&nights, "2026-11-25T05:00:00Z", "2026-11-26T01:00:00Z");
     }
 
     #[test]
-    fn one_over_midnight_belongs_to_the_day_it_begins_on() {
+    fn window_over_midnight_belongs_to_its_first_day() {
         // A Friday.
         let weekend = windows(&[Day::Fri], "22:00", "06:00", "Europe/Berlin");
-        open(&weekend, "2026-11-27T21:00:00Z");
-        open(&weekend, "2026-11-28T04:59:00Z");
-        opens(&weekend, "2026-11-28T05:00:00Z", "2026-12-04T21:00:00Z");
-        // In the night to Friday it is Thursday's, and Thursday has none.
-        opens(&weekend, "2026-11-27T02:00:00Z", "2026-11-27T21:00:00Z");
+        assert_open(&weekend, "2026-11-27T21:00:00Z");
+        assert_open(&weekend, "2026-11-28T04:59:00Z");
+        assert_opens(&weekend, "2026-11-28T05:00:00Z", "2026-12-04T21:00:00Z");
+        // The night before Friday belongs to Thursday, which has no window.
+        assert_opens(&weekend, "2026-11-27T02:00:00Z", "2026-11-27T21:00:00Z");
     }
 
     #[test]
-    fn one_that_ends_when_it_begins_is_a_whole_day() {
+    fn window_with_equal_ends_is_a_whole_day() {
         let sundays = windows(&[Day::Sun], "00:00", "00:00", "UTC");
-        open(&sundays, "2026-11-29T00:00:00Z");
-        open(&sundays, "2026-11-29T23:59:59Z");
-        opens(&sundays, "2026-11-30T00:00:00Z", "2026-12-06T00:00:00Z");
+        assert_open(&sundays, "2026-11-29T00:00:00Z");
+        assert_open(&sundays, "2026-11-29T23:59:59Z");
+        assert_opens(&sundays, "2026-11-30T00:00:00Z", "2026-12-06T00:00:00Z");
     }
 
     #[test]
-    fn clocks_that_change_do_not_move_it_on_the_wall() {
+    fn clock_change_keeps_local_times_of_window() {
         let nights = windows(&[], "01:30", "04:00", "Europe/Berlin");
         // Spring: 2:00 is 3:00. An hour shorter.
-        open(&nights, "2026-03-29T00:30:00Z");
-        open(&nights, "2026-03-29T01:59:59Z");
-        opens(&nights, "2026-03-29T02:00:00Z", "2026-03-29T23:30:00Z");
+        assert_open(&nights, "2026-03-29T00:30:00Z");
+        assert_open(&nights, "2026-03-29T01:59:59Z");
+        assert_opens(&nights, "2026-03-29T02:00:00Z", "2026-03-29T23:30:00Z");
         // Autumn: 3:00 is 2:00 again. An hour longer.
-        open(&nights, "2026-10-24T23:30:00Z");
-        open(&nights, "2026-10-25T02:59:59Z");
-        opens(&nights, "2026-10-25T03:00:00Z", "2026-10-26T00:30:00Z");
+        assert_open(&nights, "2026-10-24T23:30:00Z");
+        assert_open(&nights, "2026-10-25T02:59:59Z");
+        assert_opens(&nights, "2026-10-25T03:00:00Z", "2026-10-26T00:30:00Z");
     }
 
     #[test]
-    fn one_that_the_wall_does_not_show_is_not_there_on_that_day() {
+    fn window_in_skipped_hour_moves_by_an_hour() {
         let short = windows(&[], "02:10", "02:50", "Europe/Berlin");
         // 2:10 and 2:50 become 3:10 and 3:50: it is an hour later on that day, by this clock.
-        opens(&short, "2026-03-29T00:00:00Z", "2026-03-29T01:10:00Z");
-        open(&short, "2026-03-29T01:30:00Z");
+        assert_opens(&short, "2026-03-29T00:00:00Z", "2026-03-29T01:10:00Z");
+        assert_open(&short, "2026-03-29T01:30:00Z");
     }
 
     #[test]
-    fn a_time_is_of_a_day() {
+    fn time_must_be_a_time_of_day() {
         for text in [
             "",
             "24:00",
@@ -217,7 +221,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_opens_when_it_says_and_not_before(
+        fn window_opens_at_the_computed_time(
             seconds in 1_700_000_000i64..1_900_000_000,
             start in 0i8..24,
             end in 0i8..24,
@@ -230,12 +234,12 @@ mod tests {
             let days: Vec<Day> = days.into_iter().map(|at| all[at]).collect();
             let windows = windows(&days, &format!("{start:02}:10"), &format!("{end:02}:20"), names[zone_at]);
             let now = Timestamp::from_second(seconds).unwrap();
-            if let Some(then) = windows.opens(now) {
+            if let Some(then) = windows.next_opening(now) {
                 prop_assert!(then > now);
                 prop_assert!(then.as_second() - seconds <= 8 * 24 * 3600, "once a week at least");
-                prop_assert_eq!(windows.opens(then), None);
+                prop_assert_eq!(windows.next_opening(then), None);
                 let between = seconds + ((then.as_second() - seconds) as f64 * before) as i64;
-                prop_assert_eq!(windows.opens(Timestamp::from_second(between).unwrap()), Some(then));
+                prop_assert_eq!(windows.next_opening(Timestamp::from_second(between).unwrap()), Some(then));
             }
         }
     }

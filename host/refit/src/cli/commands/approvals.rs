@@ -144,7 +144,7 @@ fn entry_line(entry: &Entry) -> String {
         "{:<6} {}  {:<11} {:<16} {}  {}",
         entry.id,
         table::format_time(entry.created),
-        state_word(&entry.fate),
+        state_word(&entry.state),
         table::trigger_text(entry.request.trigger, entry.by.as_deref()),
         counts_text(&entry.summary),
         images.join(", ")
@@ -156,7 +156,7 @@ fn entry_line(entry: &Entry) -> String {
 fn state_word(fate: &ApprovalState) -> &'static str {
     match fate {
         ApprovalState::Waiting => "WAITING",
-        other => other.state().as_str(),
+        other => other.name().as_str(),
     }
 }
 
@@ -185,7 +185,7 @@ fn request_text(body: &Value) -> String {
 }
 
 fn decision_text(held: &PendingApproval) -> String {
-    let what = match &held.fate {
+    let what = match &held.state {
         ApprovalState::Approved {
             refresh: Some(refresh),
             ..
@@ -193,7 +193,7 @@ fn decision_text(held: &PendingApproval) -> String {
         ApprovalState::Approved { refresh: None, .. } => "it begins as soon as it can".to_owned(),
         _ => counts_text(&held.plan.summary),
     };
-    let word = held.fate.state().as_str();
+    let word = held.state.name().as_str();
     format!("{word:<17} approval {}: {what}\n", held.id)
 }
 
@@ -201,7 +201,7 @@ fn approval_text(held: &PendingApproval) -> String {
     let mut text = format!(
         "approval  {}, {}\nheld      {}, until {}\nasked by  {}, for {}\n",
         held.id,
-        result_text(&held.fate),
+        result_text(&held.state),
         table::format_time(held.created),
         table::format_time(held.expires),
         table::trigger_text(held.request.trigger, held.by.as_deref()),

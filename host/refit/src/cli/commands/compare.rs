@@ -105,7 +105,7 @@ pub(super) async fn record(
         recreate: true,
         force: false,
     };
-    let mut snapshot = refresher.record(&request).await?;
+    let mut snapshot = refresher.record_snapshot(&request).await?;
     snapshot.redact();
     match arguments.output {
         None => print(&snapshot.to_text()),

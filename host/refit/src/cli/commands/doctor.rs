@@ -250,7 +250,7 @@ async fn policy(config: &Config, credentials: Credentials) -> Vec<Check> {
 
 /// The policy that a daemon would use if it started now. `refit refresh` and `refit plan` use the configured one.
 async fn swapped_in(config: &Config, credentials: Credentials) -> Option<Check> {
-    match Store::below(&config.state_folder()).read() {
+    match Store::new(&config.state_folder()).read() {
         Ok(None) => return None,
         Ok(Some(_)) => {}
         Err(error) => return Some(Check::failed("policy", error)),
@@ -329,7 +329,7 @@ fn history(config: &Config) -> Option<Check> {
     if config.history.keep == 0 {
         return None;
     }
-    let found = Archive::below(&config.state_folder()).check();
+    let found = Archive::new(&config.state_folder()).check();
     let found = found.map(|health| match health {
         None => "nothing yet".to_owned(),
         Some(health) => {

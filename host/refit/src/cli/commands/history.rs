@@ -15,7 +15,7 @@ pub(in super::super) fn history(
     arguments: HistoryArguments,
 ) -> Result<Status, Diagnostic> {
     let config = common.load(Flags::default())?.config;
-    let archive = Archive::below(&config.state_folder());
+    let archive = Archive::new(&config.state_folder());
     if let Some(HistoryCommand::Show { id, json }) = arguments.command {
         return show(&archive, id, json);
     }

@@ -124,13 +124,13 @@ async fn run(
     )
     .await?;
     if let Some(snapshot) = snapshot {
-        refresher = refresher.over(snapshot);
+        refresher = refresher.with_snapshot(snapshot);
     }
     let history = match mode {
         Mode::Refresh => setup::history(&loaded.config, Some(policy::caller())),
         Mode::Plan => None,
     };
-    refresher = refresher.written_down_in(history.clone());
+    refresher = refresher.with_history(history.clone());
     let request = Request {
         trigger: Trigger::Operator,
         targets: selection.runtimes,

@@ -44,9 +44,9 @@ pub(in super::super) async fn serve(
     let hooks = setup::hooks(&config)?;
     let notifier = setup::notifier(&config)?;
     let refresher = setup::refresher(&config, isolation(&config), Persistence::Generations).await?;
-    let refresher = refresher.written_down_in(setup::history(&config, None));
-    let watching = setup::watching(&config, refresher.workshop(), !hooks.is_empty())?;
-    refresher.generations().write_down().await;
+    let refresher = refresher.with_history(setup::history(&config, None));
+    let watching = setup::watching(&config, refresher.engine_context(), !hooks.is_empty())?;
+    refresher.generations().save().await;
     let cannot = |error: std::io::Error| {
         Diagnostic::new(format!("cannot listen on {}", config.serve.listen))
             .because(error.to_string())

@@ -1,4 +1,4 @@
-//! Reports as plans and refreshes make them, and what they say of an image.
+//! Reports of plans and refreshes, and the state of an image in them.
 
 use serde_json::{Value, json};
 
@@ -38,15 +38,16 @@ fn recreation(outcome: &str, to: &str) -> Value {
 }
 
 #[track_caller]
-fn sees(report: &Report, verdict: Verdict, containers: &[&str]) {
-    let seen = seen(report);
-    let [seen] = &seen[..] else {
-        panic!("one image: {seen:?}")
+fn assert_state(report: &Report, verdict: Verdict, containers: &[&str]) {
+    let states = image_states(report);
+    let [state] = &states[..] else {
+        panic!("one image: {states:?}")
     };
     assert_eq!(
         (
-            seen.verdict,
-            seen.containers
+            state.verdict,
+            state
+                .containers
                 .iter()
                 .map(String::as_str)
                 .collect::<Vec<_>>()
@@ -55,7 +56,7 @@ fn sees(report: &Report, verdict: Verdict, containers: &[&str]) {
     );
 }
 
-fn finding() -> AvailableUpdate {
+fn update() -> AvailableUpdate {
     AvailableUpdate {
         image: IMAGE.parse().unwrap(),
         digest: "sha256:new".into(),
@@ -63,14 +64,14 @@ fn finding() -> AvailableUpdate {
 }
 
 #[test]
-fn what_would_be_pulled_is_behind_with_and_without_containers() {
+fn image_to_pull_is_behind_with_and_without_containers() {
     let image = json!({ "outcome": "would-pull", "digest": "sha256:new" });
-    sees(&report("plan", image.clone(), &[]), Verdict::Behind, &[]);
+    assert_state(&report("plan", image.clone(), &[]), Verdict::Behind, &[]);
     let recreations = [
         recreation("would-recreate", "sha256:new"),
         recreation("refused", "sha256:new"),
     ];
-    sees(
+    assert_state(
         &report("plan", image, &recreations),
         Verdict::Behind,
         &["ws-would-recreate"],
@@ -78,10 +79,10 @@ fn what_would_be_pulled_is_behind_with_and_without_containers() {
 }
 
 #[test]
-fn what_is_here_and_does_not_run_is_behind() {
+fn pulled_image_that_does_not_run_is_behind() {
     let image = json!({ "outcome": "up-to-date", "digest": "sha256:new", "id": "sha256:id" });
-    sees(&report("plan", image.clone(), &[]), Verdict::Current, &[]);
-    sees(
+    assert_state(&report("plan", image.clone(), &[]), Verdict::Current, &[]);
+    assert_state(
         &report(
             "plan",
             image.clone(),
@@ -90,8 +91,8 @@ fn what_is_here_and_does_not_run_is_behind() {
         Verdict::Behind,
         &["ws-would-recreate"],
     );
-    // Another image's, or one that the host would not touch.
-    sees(
+    // A container of another image, or one that the host would not touch.
+    assert_state(
         &report(
             "plan",
             image.clone(),
@@ -100,7 +101,7 @@ fn what_is_here_and_does_not_run_is_behind() {
         Verdict::Current,
         &[],
     );
-    sees(
+    assert_state(
         &report("plan", image, &[recreation("busy", "sha256:id")]),
         Verdict::Current,
         &[],
@@ -108,39 +109,39 @@ fn what_is_here_and_does_not_run_is_behind() {
 }
 
 #[test]
-fn what_failed_is_unknown_and_no_finding() {
+fn failed_image_is_unknown() {
     let image = json!({ "outcome": "failed", "error": "cannot reach it" });
     let report = report("plan", image, &[]);
-    sees(&report, Verdict::Unknown, &[]);
+    assert_state(&report, Verdict::Unknown, &[]);
     assert_eq!(
-        seen(&report)[0].reason.as_ref().unwrap().error,
+        image_states(&report)[0].reason.as_ref().unwrap().error,
         "cannot reach it"
     );
 }
 
 #[track_caller]
-fn comes(image: Value, recreations: &[Value], expected: Came) {
+fn assert_result(image: Value, recreations: &[Value], expected: Came) {
     let report = report("refresh", image, recreations);
-    assert_eq!(came(&finding(), Ok(&report)), expected);
+    assert_eq!(update_result(&update(), Ok(&report)), expected);
 }
 
 #[test]
-fn a_refresh_came_to_something_where_something_was_done_and_nothing_failed() {
+fn refresh_makes_progress_if_nothing_failed() {
     let pulled = json!({ "outcome": "pulled", "digest": "sha256:new", "id": "sha256:id" });
     let here = json!({ "outcome": "up-to-date", "digest": "sha256:new", "id": "sha256:id" });
     let done = recreation("recreated", "sha256:id");
     let failed = recreation("rolled-back", "sha256:id");
-    comes(pulled.clone(), &[], Came::Progress);
-    comes(here.clone(), std::slice::from_ref(&done), Came::Progress);
-    comes(here.clone(), &[], Came::Nothing);
-    comes(pulled.clone(), std::slice::from_ref(&failed), Came::Nothing);
-    comes(pulled.clone(), &[done, failed], Came::Nothing);
-    comes(
+    assert_result(pulled.clone(), &[], Came::Progress);
+    assert_result(here.clone(), std::slice::from_ref(&done), Came::Progress);
+    assert_result(here.clone(), &[], Came::Nothing);
+    assert_result(pulled.clone(), std::slice::from_ref(&failed), Came::Nothing);
+    assert_result(pulled.clone(), &[done, failed], Came::Nothing);
+    assert_result(
         json!({ "outcome": "failed" , "error": "no"}),
         &[],
         Came::Nothing,
     );
-    comes(
+    assert_result(
         pulled,
         &[recreation("rolled-back", "sha256:other")],
         Came::Progress,
@@ -148,63 +149,63 @@ fn a_refresh_came_to_something_where_something_was_done_and_nothing_failed() {
 }
 
 #[test]
-fn of_several_reasons_the_longest_is_told() {
+fn longest_deferral_reason_wins() {
     let mut memory = Memory::default();
-    memory.sees(IMAGE, "sha256:new", at(0));
+    memory.record_seen(IMAGE, "sha256:new", at(0));
     let none = BTreeSet::new();
     let open = Windows::default();
-    let mut gate = RolloutRules {
+    let mut rules = RolloutRules {
         windows: &open,
         minimum_age: SignedDuration::ZERO,
         paused: None,
         under_way: &none,
     };
-    assert_eq!(gate.holds(&finding(), &memory, at(0)), None);
+    assert_eq!(rules.deferral(&update(), &memory, at(0)), None);
 
-    gate.minimum_age = SignedDuration::from_secs(100);
+    rules.minimum_age = SignedDuration::from_secs(100);
     assert_eq!(
-        gate.holds(&finding(), &memory, at(99)),
-        Some(Deferral::by(DeferReason::Age, Some(at(100))))
+        rules.deferral(&update(), &memory, at(99)),
+        Some(Deferral::new(DeferReason::Age, Some(at(100))))
     );
-    assert_eq!(gate.holds(&finding(), &memory, at(100)), None);
+    assert_eq!(rules.deferral(&update(), &memory, at(100)), None);
 
-    memory.failed(&finding(), at(200));
+    memory.record_failure(&update(), at(200));
     assert_eq!(
-        gate.holds(&finding(), &memory, at(99)),
-        Some(Deferral::by(DeferReason::Backoff, Some(at(200))))
+        rules.deferral(&update(), &memory, at(99)),
+        Some(Deferral::new(DeferReason::Backoff, Some(at(200))))
     );
-    assert_eq!(gate.holds(&finding(), &memory, at(200)), None);
+    assert_eq!(rules.deferral(&update(), &memory, at(200)), None);
 
     // `at(0)` is 2027-01-15, 8:00.
     let nights = Windows(vec![
         Window::new(&[], "22:00", "23:00", jiff::tz::TimeZone::UTC).unwrap(),
     ]);
-    gate.windows = &nights;
+    rules.windows = &nights;
     assert_eq!(
-        gate.holds(&finding(), &memory, at(99)),
-        Some(Deferral::by(DeferReason::Window, Some(at(14 * 3600))))
+        rules.deferral(&update(), &memory, at(99)),
+        Some(Deferral::new(DeferReason::Window, Some(at(14 * 3600))))
     );
-    assert_eq!(gate.holds(&finding(), &memory, at(14 * 3600)), None);
+    assert_eq!(rules.deferral(&update(), &memory, at(14 * 3600)), None);
 
     let repositories = BTreeSet::from(["ghcr.io/acme/app".to_owned()]);
-    gate.under_way = &repositories;
+    rules.under_way = &repositories;
     assert_eq!(
-        gate.holds(&finding(), &memory, at(99)),
-        Some(Deferral::by(DeferReason::Refresh, None))
+        rules.deferral(&update(), &memory, at(99)),
+        Some(Deferral::new(DeferReason::Refresh, None))
     );
     let pause = Pause {
         since: at(0),
         by: None,
     };
-    gate.paused = Some(&pause);
+    rules.paused = Some(&pause);
     assert_eq!(
-        gate.holds(&finding(), &memory, at(99)),
-        Some(Deferral::by(DeferReason::Pause, None))
+        rules.deferral(&update(), &memory, at(99)),
+        Some(Deferral::new(DeferReason::Pause, None))
     );
 }
 
 #[test]
-fn what_holds_one_image_holds_its_repository() {
+fn deferred_image_defers_its_repository() {
     let watched = |tag: &str, verdict, held| {
         let image: ImageRef = format!("ghcr.io/acme/{tag}").parse().unwrap();
         let watched = Watched {
@@ -221,7 +222,7 @@ fn what_holds_one_image_holds_its_repository() {
         };
         (image.to_string(), watched)
     };
-    let age = |second| Some(Deferral::by(DeferReason::Age, Some(at(second))));
+    let age = |second| Some(Deferral::new(DeferReason::Age, Some(at(second))));
     let mut images = BTreeMap::from([
         watched("app:1", Verdict::Behind, age(5)),
         watched("app:2", Verdict::Behind, None),
@@ -229,7 +230,7 @@ fn what_holds_one_image_holds_its_repository() {
         watched("app:4", Verdict::Current, None),
         watched("other:1", Verdict::Behind, None),
     ]);
-    hold_together(&mut images);
+    defer_whole_repositories(&mut images);
     let held: Vec<_> = images.values().map(|it| it.held.clone()).collect();
     assert_eq!(held, [age(5), age(9), age(9), None, None]);
 }

@@ -1,4 +1,5 @@
-//! What becomes of a finding: what holds it, one refresh for all that nothing holds, and what came of that.
+//! Applies updates: it determines what defers each one, submits one refresh for all that nothing defers, and handles the
+//! result.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,19 +13,19 @@ use refit_refresh::RefreshError;
 use super::super::registry_poller::{CheckMode, Scope};
 use super::super::schedule::{Backoff, chance};
 use super::super::status::{
-    Came, DeferReason, Deferral, RolloutRules, Watched, came, hold_together,
+    Came, DeferReason, Deferral, RolloutRules, Watched, defer_whole_repositories, update_result,
 };
 use super::super::update_sink::{AvailableUpdate, Disposition, Proposal};
 use super::Task;
 use crate::runs::{Panicked, StartedRefresh};
 
-/// After a refresh could not be begun: too many are under way.
-const BEGIN_AGAIN: SignedDuration = SignedDuration::from_secs(30);
-/// The longest that a refresh which fails again and again is put off.
+/// The pause after a refresh could not start because too many are under way.
+const RESTART_PAUSE: SignedDuration = SignedDuration::from_secs(30);
+/// The longest pause after repeated failures.
 pub(super) const RETRY_MOST: Duration = Duration::from_secs(6 * 60 * 60);
-/// How long a proposal may take. It is a row in a file, at most.
-const ADOPT: Duration = Duration::from_secs(60);
-/// A refresh of ours that has ended.
+/// How long a proposal may take. At most it writes a row to a file.
+const SUBMIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// A refresh that this task started and that has ended.
 pub(super) struct Ended {
     repositories: BTreeSet<String>,
     findings: Vec<AvailableUpdate>,
@@ -32,165 +33,182 @@ pub(super) struct Ended {
 }
 
 impl Task {
-    pub(super) fn forgive(&mut self, scope: &Scope) {
+    pub(super) fn clear_failures(&mut self, scope: &Scope) {
         let mut memory = self.watcher.kept.memory();
         for watched in self.images.values() {
-            if scope.has(&watched.image.repository())
-                && let Some(finding) = watched.finding()
+            if scope.contains(&watched.image.repository())
+                && let Some(update) = watched.available_update()
             {
-                memory.forgives(&finding);
-                self.put_off.remove(&finding.image.to_string());
+                memory.clear_failures(&update);
+                self.postponed.remove(&update.image.to_string());
             }
         }
     }
 
-    /// Says of each finding what holds it now.
-    pub(super) fn hold(&mut self) {
+    /// Determines what defers each update now.
+    pub(super) fn update_deferrals(&mut self) {
         let now = Timestamp::now();
         let memory = self.watcher.kept.memory();
-        let gate = RolloutRules {
+        let rules = RolloutRules {
             windows: &self.settings.windows,
             minimum_age: self.settings.minimum_age,
             paused: memory.paused.as_ref(),
             under_way: &self.repositories_under_way,
         };
         for (name, watched) in &mut self.images {
-            let finding = watched.finding();
-            let put_off = |finding: &AvailableUpdate| {
-                let (digest, held) = self.put_off.get(name)?;
-                let holds =
-                    *digest == finding.digest && held.until.is_some_and(|until| until > now);
-                holds.then(|| held.clone())
+            let available_update = watched.available_update();
+            let postponed = |update: &AvailableUpdate| {
+                let (digest, deferral) = self.postponed.get(name)?;
+                let is_active =
+                    *digest == update.digest && deferral.until.is_some_and(|until| until > now);
+                is_active.then(|| deferral.clone())
             };
-            watched.held =
-                finding.and_then(|it| gate.holds(&it, &memory, now).or_else(|| put_off(&it)));
+            watched.held = available_update.and_then(|update| {
+                rules
+                    .deferral(&update, &memory, now)
+                    .or_else(|| postponed(&update))
+            });
         }
         drop(memory);
-        hold_together(&mut self.images);
+        defer_whole_repositories(&mut self.images);
     }
 
-    /// One refresh for all that nothing holds.
-    pub(super) async fn adopt_what_is_due(&mut self) {
-        let due = self.due();
+    /// Submits one refresh for all updates that nothing defers.
+    pub(super) async fn submit_due_updates(&mut self) {
+        let due = self.due_updates();
         if due.is_empty() {
             return;
         }
-        let repositories: BTreeSet<String> = due.iter().map(|it| it.image.repository()).collect();
-        let of = |name: &String| self.triggers.get(name).copied();
+        let repositories: BTreeSet<String> =
+            due.iter().map(|update| update.image.repository()).collect();
+        let trigger_of = |name: &String| self.triggers.get(name).copied();
         let trigger = repositories
             .iter()
-            .filter_map(of)
-            .max_by_key(|it| weight(*it));
+            .filter_map(trigger_of)
+            .max_by_key(|trigger| weight(*trigger));
         let trigger = trigger.unwrap_or(Trigger::Schedule);
-        // What exactly this refresh would do: others may be held, and what was found a while ago may be over.
+        // Plan exactly this refresh: other updates may be deferred, and an earlier result may be outdated.
         let scope = Scope::Only(repositories.clone());
         let planned = self
-            .looks
-            .look(&scope, trigger, CheckMode::Stale, &self.stopping)
+            .poller
+            .check(&scope, trigger, CheckMode::Stale, &self.stopping)
             .await;
         let plan = match planned {
             Ok(plan) => plan,
-            Err(error) => return drop(self.look_failed(&error)),
+            Err(error) => return drop(self.record_failed_check(&error)),
         };
-        self.learn(&scope, &plan).await;
-        self.hold();
+        self.update_images(&scope, &plan).await;
+        self.update_deferrals();
         let findings: Vec<AvailableUpdate> = self
-            .due()
+            .due_updates()
             .into_iter()
-            .filter(|it| repositories.contains(&it.image.repository()))
+            .filter(|update| repositories.contains(&update.image.repository()))
             .collect();
-        let still: BTreeSet<String> = findings.iter().map(|it| it.image.repository()).collect();
-        if findings.is_empty() || still != repositories {
-            // Something has changed in between. The next turn sees what.
-            self.reconsider = (!findings.is_empty()).then_some(Scope::Only(still));
+        let still_due: BTreeSet<String> = findings
+            .iter()
+            .map(|update| update.image.repository())
+            .collect();
+        if findings.is_empty() || still_due != repositories {
+            // Something has changed since the check. The next turn of the loop finds out what.
+            self.reconsider = (!findings.is_empty()).then_some(Scope::Only(still_due));
             return;
         }
-        // Before anything is done on the strength of it.
+        // Save the state before anything depends on it.
         let _ = self.watcher.kept.write().await;
         let proposal = Proposal {
             request: scope.request(trigger),
             findings: findings.clone(),
             plan,
         };
-        let adopted = tokio::time::timeout(ADOPT, self.adopt.adopt(proposal)).await;
-        match adopted {
-            Ok(Disposition::Begun(begun)) => self.begun(begun, repositories, findings),
-            Ok(Disposition::Held(number)) => self.answered(
+        let disposition =
+            tokio::time::timeout(SUBMIT_TIMEOUT, self.update_sink.submit(proposal)).await;
+        match disposition {
+            Ok(Disposition::Begun(started_refresh)) => {
+                self.track_refresh(started_refresh, repositories, findings)
+            }
+            Ok(Disposition::Held(number)) => self.record_disposition(
                 &findings,
                 Deferral {
                     approval: Some(number),
-                    ..Deferral::by(DeferReason::Approval, None)
+                    ..Deferral::new(DeferReason::Approval, None)
                 },
             ),
             Ok(Disposition::Rejected) => {
-                self.answered(&findings, Deferral::by(DeferReason::Rejected, None))
+                self.record_disposition(&findings, Deferral::new(DeferReason::Rejected, None))
             }
-            Ok(Disposition::NotBegun(error)) => self.not_begun(&findings, &Diagnostic::of(&error)),
+            Ok(Disposition::NotBegun(error)) => self.postpone(&findings, &Diagnostic::of(&error)),
             Err(_) => {
-                let problem = format!("no answer within {} s", ADOPT.as_secs());
-                self.not_begun(&findings, &Diagnostic::new(problem));
+                let problem = format!("no answer within {} s", SUBMIT_TIMEOUT.as_secs());
+                self.postpone(&findings, &Diagnostic::new(problem));
             }
         }
     }
 
-    /// What nothing holds, sorted by image.
-    fn due(&self) -> Vec<AvailableUpdate> {
-        let free = self.images.values().filter(|it| it.held.is_none());
-        free.filter_map(Watched::finding).collect()
+    /// Returns the updates that nothing defers, sorted by image.
+    fn due_updates(&self) -> Vec<AvailableUpdate> {
+        let due = self
+            .images
+            .values()
+            .filter(|watched| watched.held.is_none());
+        due.filter_map(Watched::available_update).collect()
     }
 
-    fn answered(&mut self, findings: &[AvailableUpdate], held: Deferral) {
-        for finding in findings {
-            let answer = (finding.digest.clone(), held.clone());
-            self.answered.insert(finding.image.to_string(), answer);
+    fn record_disposition(&mut self, findings: &[AvailableUpdate], deferral: Deferral) {
+        for update in findings {
+            let disposition = (update.digest.clone(), deferral.clone());
+            self.dispositions
+                .insert(update.image.to_string(), disposition);
         }
-        self.held(findings, held);
+        self.set_deferral(findings, deferral);
     }
 
-    fn held(&mut self, findings: &[AvailableUpdate], held: Deferral) {
-        for finding in findings {
-            if let Some(watched) = self.images.get_mut(&finding.image.to_string()) {
-                watched.held = Some(held.clone());
+    fn set_deferral(&mut self, findings: &[AvailableUpdate], deferral: Deferral) {
+        for update in findings {
+            if let Some(watched) = self.images.get_mut(&update.image.to_string()) {
+                watched.held = Some(deferral.clone());
             }
         }
     }
 
-    fn not_begun(&mut self, findings: &[AvailableUpdate], told: &Diagnostic) {
+    fn postpone(&mut self, findings: &[AvailableUpdate], diagnostic: &Diagnostic) {
         tracing::warn!(
-            "cannot begin a refresh for what was found, and tries again: {}",
-            told.sentence()
+            "cannot start a refresh for updates: {}",
+            diagnostic.sentence()
         );
-        let until = Timestamp::now().checked_add(BEGIN_AGAIN).ok();
-        let held = Deferral::by(DeferReason::Backoff, until);
-        for finding in findings {
-            let put_off = (finding.digest.clone(), held.clone());
-            self.put_off.insert(finding.image.to_string(), put_off);
+        let until = Timestamp::now().checked_add(RESTART_PAUSE).ok();
+        let deferral = Deferral::new(DeferReason::Backoff, until);
+        for update in findings {
+            let postponed = (update.digest.clone(), deferral.clone());
+            self.postponed.insert(update.image.to_string(), postponed);
         }
-        self.held(findings, held);
+        self.set_deferral(findings, deferral);
     }
 
-    fn begun(
+    fn track_refresh(
         &mut self,
-        begun: StartedRefresh,
+        started_refresh: StartedRefresh,
         repositories: BTreeSet<String>,
         findings: Vec<AvailableUpdate>,
     ) {
-        let id = begun.run.id;
-        let images: Vec<String> = findings.iter().map(|it| it.image.to_string()).collect();
-        tracing::info!(id, ?images, "a refresh has begun for what was found");
+        let id = started_refresh.run.id;
+        let images: Vec<String> = findings
+            .iter()
+            .map(|update| update.image.to_string())
+            .collect();
+        tracing::info!(id, ?images, "refresh started for updates");
         self.repositories_under_way.extend(repositories.clone());
-        self.held(&findings, Deferral::by(DeferReason::Refresh, None));
-        // Bounded: each repository is under way once.
+        self.set_deferral(&findings, Deferral::new(DeferReason::Refresh, None));
+        // Bounded: each repository has one running refresh at most.
         self.under_way.spawn(async move {
             Ended {
                 repositories,
                 findings,
-                answer: begun.ended().await,
+                answer: started_refresh.wait().await,
             }
         });
     }
 
-    pub(super) async fn ended(&mut self, ended: Ended) {
+    pub(super) async fn handle_ended(&mut self, ended: Ended) {
         for repository in &ended.repositories {
             self.repositories_under_way.remove(repository);
         }
@@ -200,32 +218,36 @@ impl Task {
         let now = Timestamp::now();
         {
             let mut memory = self.watcher.kept.memory();
-            for finding in &ended.findings {
-                let what = match &ended.answer {
-                    Ok(answer) => came(finding, answer.as_ref()),
+            for update in &ended.findings {
+                let result = match &ended.answer {
+                    Ok(answer) => update_result(update, answer.as_ref()),
                     Err(Panicked) => Came::Nothing,
                 };
-                match what {
-                    Came::Progress => memory.forgives(finding),
+                match result {
+                    Came::Progress => memory.clear_failures(update),
                     Came::Nothing => {
-                        let (failures, _) = memory.failures(finding);
+                        let (failures, _) = memory.failures(update);
                         let backoff = Backoff {
                             first: self.settings.retry,
                             most: RETRY_MOST.max(self.settings.retry),
                         };
                         let wait = backoff.wait(failures + 1, chance());
-                        memory.failed(finding, now.checked_add(wait).unwrap_or(Timestamp::MAX));
+                        memory.record_failure(
+                            update,
+                            now.checked_add(wait).unwrap_or(Timestamp::MAX),
+                        );
                     }
                 }
             }
         }
         let _ = self.watcher.kept.write().await;
         let scope = Scope::Only(ended.repositories);
-        self.look(&scope, Trigger::Schedule, CheckMode::Stale).await;
+        self.check(&scope, Trigger::Schedule, CheckMode::Stale)
+            .await;
     }
 }
 
-/// Of several who asked the one that the history should name.
+/// Returns the rank of a trigger. Of several triggers, the history names the one with the highest rank.
 pub(super) fn weight(trigger: Trigger) -> u8 {
     match trigger {
         Trigger::Operator => 3,

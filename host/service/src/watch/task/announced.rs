@@ -1,15 +1,15 @@
-//! Digests that a webhook has announced and the registry does not show yet: registries behind caches and replicas show a push
-//! seconds after they have told of it.
+//! Digests that a webhook announced and the registry does not show yet: registries behind caches and replicas show a push
+//! seconds after they report it.
 //!
-//! What was announced stays a claim. It decides only how often a registry is asked: a few times, at growing distances, and then no
-//! more until its next turn. Time is an argument: nothing here waits.
+//! An announcement stays a claim. It only decides how often Refit asks the registry: a few times, at growing intervals, and
+//! then not before the next scheduled check. Time is an argument: nothing here waits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use refit_model::image::ImageRef;
 
-/// After the check that the webhook caused, and after each one that has not shown the digest.
+/// The pauses after the check that the webhook caused, and after each check that does not show the digest.
 const DELAYS: [Duration; 4] = [
     Duration::from_secs(5),
     Duration::from_secs(15),
@@ -17,38 +17,38 @@ const DELAYS: [Duration; 4] = [
     Duration::from_secs(120),
 ];
 
-/// Images that are waited for at once, however many webhooks come.
+/// The maximum number of awaited images, however many webhooks arrive.
 const IMAGES_MAX: usize = 256;
 
 #[derive(Debug)]
 struct Awaited {
     digest: String,
-    /// Checks that did not show it.
+    /// The number of checks that did not show it.
     checks: usize,
     next_check: Instant,
 }
 
-/// By image, as its reference is written.
+/// The awaited digests, by image reference.
 #[derive(Debug, Default)]
 pub(super) struct Announced {
     awaited: BTreeMap<String, Awaited>,
 }
 
-/// What a check has shown of an announced digest.
+/// Whether a check showed an announced digest.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Shown {
     Yes,
-    /// It is checked again after this time.
+    /// Refit checks again after this time.
     NotYet(Duration),
-    /// It was checked as often as it is.
+    /// No more checks follow.
     GivenUp,
 }
 
 impl Announced {
-    /// The check that the webhook caused comes next. A newer digest takes the place of the one before it.
+    /// Adds announced digests. The check that the webhook caused comes next. A newer digest replaces an earlier one.
     pub(super) fn add(&mut self, announced: BTreeMap<String, String>, now: Instant) {
         for (image, digest) in announced {
-            // Written as the watcher writes it.
+            // Use the watcher's spelling of the image.
             let Ok(image) = image.parse::<ImageRef>() else {
                 continue;
             };
@@ -64,19 +64,25 @@ impl Announced {
         }
     }
 
-    /// Repositories to be checked again by now.
+    /// Returns the repositories whose next check is due.
     pub(super) fn due(&self, now: Instant) -> BTreeSet<String> {
-        let due = self.awaited.iter().filter(|(_, it)| it.next_check <= now);
+        let due = self
+            .awaited
+            .iter()
+            .filter(|(_, awaited)| awaited.next_check <= now);
         due.filter_map(|(image, _)| Some(image.parse::<ImageRef>().ok()?.repository()))
             .collect()
     }
 
     pub(super) fn next_check(&self) -> Option<Instant> {
-        self.awaited.values().map(|it| it.next_check).min()
+        self.awaited
+            .values()
+            .map(|awaited| awaited.next_check)
+            .min()
     }
 
-    /// After a check of these images: what was found of each, `None` where nothing is known. What was not awaited is left out.
-    pub(super) fn checked(
+    /// Records the digest that a check found for an image, `None` if it is unknown. Returns `None` if the image is not awaited.
+    pub(super) fn record_check(
         &mut self,
         image: &str,
         found: Option<&str>,
@@ -100,7 +106,7 @@ impl Announced {
         Some((digest, Shown::NotYet(*delay)))
     }
 
-    /// Nobody watches other images.
+    /// Removes images that are no longer watched.
     pub(super) fn retain(&mut self, is_watched: impl Fn(&str) -> bool) {
         self.awaited.retain(|image, _| is_watched(image));
     }
@@ -119,20 +125,22 @@ mod tests {
     }
 
     #[test]
-    fn registry_that_is_slower_than_its_webhook_is_asked_four_times_more() {
+    fn slow_registry_is_checked_four_more_times() {
         let mut now = Instant::now();
         let mut announced = announced(now);
         let mut waits = Vec::new();
         loop {
             assert_eq!(announced.due(now), ["ghcr.io/acme/app".to_owned()].into());
-            let (digest, shown) = announced.checked(IMAGE, Some("sha256:a"), now).unwrap();
+            let (digest, shown) = announced
+                .record_check(IMAGE, Some("sha256:a"), now)
+                .unwrap();
             assert_eq!(digest, "sha256:b");
             let Shown::NotYet(delay) = shown else {
                 assert_eq!(shown, Shown::GivenUp);
                 break;
             };
-            // A check in between, for another reason, is none of them.
-            assert_eq!(announced.checked(IMAGE, Some("sha256:a"), now), None);
+            // An additional check for another reason does not count.
+            assert_eq!(announced.record_check(IMAGE, Some("sha256:a"), now), None);
             assert!(announced.due(now).is_empty());
             waits.push(delay.as_secs());
             now += delay;
@@ -143,23 +151,25 @@ mod tests {
     }
 
     #[test]
-    fn digest_that_is_shown_is_awaited_no_more() {
+    fn shown_digest_is_no_longer_awaited() {
         let now = Instant::now();
         let mut announced = announced(now);
-        announced.checked(IMAGE, None, now);
-        // Whatever the check was for.
-        let shown = announced.checked(IMAGE, Some("sha256:b"), now);
+        announced.record_check(IMAGE, None, now);
+        // The reason for the check does not matter.
+        let shown = announced.record_check(IMAGE, Some("sha256:b"), now);
         assert_eq!(shown, Some(("sha256:b".into(), Shown::Yes)));
-        assert_eq!(announced.checked(IMAGE, Some("sha256:a"), now), None);
+        assert_eq!(announced.record_check(IMAGE, Some("sha256:a"), now), None);
     }
 
     #[test]
-    fn newer_announcement_begins_anew_and_unwatched_images_are_dropped() {
+    fn newer_announcement_restarts_and_unwatched_images_are_removed() {
         let now = Instant::now();
         let mut announced = announced(now);
-        announced.checked(IMAGE, None, now);
+        announced.record_check(IMAGE, None, now);
         announced.add([(IMAGE.to_owned(), "sha256:c".to_owned())].into(), now);
-        let (digest, shown) = announced.checked(IMAGE, Some("sha256:b"), now).unwrap();
+        let (digest, shown) = announced
+            .record_check(IMAGE, Some("sha256:b"), now)
+            .unwrap();
         assert_eq!(
             (digest.as_str(), shown),
             ("sha256:c", Shown::NotYet(DELAYS[0]))

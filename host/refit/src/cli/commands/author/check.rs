@@ -204,7 +204,7 @@ impl Seen {
                 line.detail = format!("it accepts {}", shortened(config));
             }
         }
-        let beyond = content.permissions.beyond(&content.granted());
+        let beyond = content.permissions.difference(&content.granted());
         if beyond.is_empty() {
             let asks = content.permissions.to_string();
             self.line("grants".into(), Outcome::Pass, asks);
@@ -278,7 +278,7 @@ impl Seen {
             json["imports"] = json!(examined.imports);
             json["exports"] = json!(examined.exports);
             json["tools"] = json!(examined.tools);
-            json["asks"] = json!(Permissions::of(&examined.imports));
+            json["asks"] = json!(Permissions::from_imports(&examined.imports));
         }
         if let Some(content) = content {
             json["name"] = json!(content.policy.name);

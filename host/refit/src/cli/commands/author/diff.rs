@@ -7,7 +7,7 @@ use refit_capabilities::snapshot::Snapshot;
 use refit_capabilities::snapshot::replay::SnapshotCapabilities;
 use refit_model::diagnostic::Diagnostic;
 use refit_model::request::{Request, Trigger};
-use refit_refresh::{DryRunInput, sayings_of};
+use refit_refresh::{DryRunInput, dry_run_decisions};
 use refit_revisions::Generations;
 use refit_revisions::artifact::Source;
 use refit_revisions::shadow::{Difference, ShadowDecision, differences};
@@ -93,11 +93,11 @@ async fn compare_policies<'a>(
         let content = &generations.active().content;
         let question = DryRunInput {
             request: request.clone(),
-            hands: Arc::new(SnapshotCapabilities::new(snapshot.clone(), force)),
+            capabilities: Arc::new(SnapshotCapabilities::new(snapshot.clone(), force)),
             bounds: config.bounds(),
             clock: Clock(snapshot.taken),
         };
-        answers.push(sayings_of(content, content.state.scratch(), question).await?);
+        answers.push(dry_run_decisions(content, content.state.scratch(), question).await?);
     }
     let found = differences(&answers[0], &answers[1]);
     Ok((path, snapshot.containers.len(), found))

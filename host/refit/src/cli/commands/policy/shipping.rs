@@ -40,7 +40,7 @@ pub(super) async fn inspect(config: &Config, source: &Source) -> Result<Value, D
         "signer": signer,
         "signature": signature,
         "bytes": length,
-        "asks": Permissions::of(&policy.imports),
+        "asks": Permissions::from_imports(&policy.imports),
         "imports": examined.imports,
         "exports": examined.exports,
         "config_schema": schema,
