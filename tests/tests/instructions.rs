@@ -15,7 +15,7 @@ use anyhow::{Context, anyhow, bail};
 use refit::model::container::{Container, ContainerId, Health, Mount, Object, State};
 use refit::model::image::{ImageId, ImageRef};
 use refit::recreate::intent::Intent;
-use refit::recreate::verify::differences;
+use refit::recreate::verify::find_differences;
 use refit::sandbox::{DEFAULT_POLICY, Policy, PolicyEngine};
 use serde_json::{Value, json};
 
@@ -140,8 +140,9 @@ fn run(case: Case, times: u64, cache: &Path) -> anyhow::Result<()> {
         Case::Intent => {
             let (container, image) = (container()?, object(image_config())?);
             for _ in 0..times {
-                let wanted = Intent::of(&container, &image).on("ghcr.io/acme/app:latest", &id('2'));
-                std::hint::black_box(differences(&wanted, &container));
+                let wanted = Intent::from_container(&container, &image)
+                    .to_replacement("ghcr.io/acme/app:latest", &id('2'));
+                std::hint::black_box(find_differences(&wanted, &container));
             }
         }
         Case::Reference => {

@@ -48,9 +48,12 @@ impl DependencyCache {
             .try_collect()
             .await?;
         let containers = containers.into_iter().flatten();
-        known.extend(
-            containers.map(|container| (container.id.clone(), Dependencies::of(&container))),
-        );
+        known.extend(containers.map(|container| {
+            (
+                container.id.clone(),
+                Dependencies::from_container(&container),
+            )
+        }));
         let nodes = listed.iter().filter_map(|listed| {
             Some(Node {
                 id: listed.id.clone(),
@@ -59,7 +62,7 @@ impl DependencyCache {
             })
         });
         let nodes: Vec<Node> = nodes.collect();
-        let lasting = nodes.iter().filter(|node| node.ties.last());
+        let lasting = nodes.iter().filter(|node| node.ties.is_stable());
         *self.lock() = lasting
             .map(|node| (node.id.clone(), node.ties.clone()))
             .collect();

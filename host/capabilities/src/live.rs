@@ -15,13 +15,13 @@ use refit_model::recreation::{Step, Strategy};
 use refit_model::secret::Login;
 use refit_model::unfinished::Unfinished;
 use refit_recreate::concurrency::ConcurrencyLimits;
-use refit_recreate::dependents::{Dependencies, Node, dependents};
+use refit_recreate::dependents::{Dependencies, Node, find_dependents};
 use refit_recreate::image_records::ImageRecords;
 use refit_recreate::lease::{Lease, Leases};
 use refit_recreate::names::{ParsedName, stopping_name, temporary_name};
 use refit_recreate::recover::{FirstSeen, Outcome, Recovered, RecoveryTimeouts, recover, survey};
 use refit_recreate::replace::{
-    NewContainer, NewImage, ReplaceOptions, Replaced, Target, replace, successor,
+    NewContainer, NewImage, ReplaceOptions, Replaced, Target, describe_successor, replace,
 };
 use refit_recreate::self_protection::SelfProtection;
 use refit_recreate::{RecreateError, guard, overlap, remove};
@@ -152,7 +152,9 @@ impl EngineContext {
         let container = match self.engine.inspect(&recreation.container.id).await {
             Ok(container) => container,
             Err(error) if error.is_not_found() => {
-                return Err(successor(self.engine.as_ref(), &name, &recreation.image.id).await);
+                return Err(
+                    describe_successor(self.engine.as_ref(), &name, &recreation.image.id).await,
+                );
             }
             Err(error) => {
                 return Err(RecreateError::Aborted {
@@ -175,7 +177,7 @@ impl EngineContext {
             return Err(RecreateError::Unsupported { name, reason });
         }
         let engine = self.engine.as_ref();
-        let objection = guard::objection(engine, &container, &self.protection).await;
+        let objection = guard::unsupported_reason(engine, &container, &self.protection).await;
         let objection = objection.map_err(|error| RecreateError::Aborted {
             name: name.clone(),
             step: Step::Inspect,
@@ -283,10 +285,10 @@ impl EngineContext {
         let first = Node {
             id: container.id.clone(),
             name: name(),
-            ties: Dependencies::of(container),
+            ties: Dependencies::from_container(container),
         };
         let mut found = Vec::new();
-        for (node, tie) in dependents(&first, others.map_err(failed)?) {
+        for (node, tie) in find_dependents(&first, others.map_err(failed)?) {
             let dependent = match self.engine.inspect(&node.id).await {
                 Ok(dependent) => dependent,
                 Err(error) if error.is_not_found() => continue,
@@ -305,7 +307,7 @@ impl EngineContext {
                 false => dependent.clone(),
             };
             let engine = self.engine.as_ref();
-            let objection = guard::objection(engine, &as_running, &self.protection).await;
+            let objection = guard::unsupported_reason(engine, &as_running, &self.protection).await;
             match objection.map_err(failed)? {
                 None => found.push(dependent),
                 // The container could never be started again, because the engine knows its provider by id.
@@ -313,7 +315,7 @@ impl EngineContext {
                     let reason = format!(
                         "`{}` {} and cannot be recreated with it: {reason}",
                         dependent.name,
-                        tie.said()
+                        tie.description()
                     );
                     return Err(RecreateError::Unsupported {
                         name: name(),
@@ -330,7 +332,7 @@ impl EngineContext {
     pub(super) async fn check_overlap(&self, container: &Container) -> Result<(), RecreateError> {
         let reason = match self.dependents(container).await?.first() {
             Some(dependent) => Some(format!("`{}` depends on it", dependent.name)),
-            None => overlap::objection(container),
+            None => overlap::overlap_blocker(container),
         };
         match reason {
             None => Ok(()),

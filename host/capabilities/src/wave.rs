@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use refit_engine::EngineError;
 use refit_model::container::ContainerId;
 use refit_model::recreation::{Step, Strategy};
-use refit_recreate::dependents::{Dependencies, Node, dependents};
+use refit_recreate::dependents::{Dependencies, Node, find_dependents};
 use refit_recreate::replace::Target;
 use refit_recreate::{RecreateError, StepError};
 use tokio::sync::OnceCell;
@@ -100,7 +100,7 @@ fn are_connected(nodes: &[Node], one: &ContainerId, other: &ContainerId) -> bool
     let depends = |first: &ContainerId, second: &ContainerId| {
         let first = nodes.iter().find(|node| node.id == *first);
         first.is_some_and(|first| {
-            let found = dependents(first, nodes.to_vec());
+            let found = find_dependents(first, nodes.to_vec());
             found.iter().any(|(node, _)| node.id == *second)
         })
     };
@@ -109,13 +109,13 @@ fn are_connected(nodes: &[Node], one: &ContainerId, other: &ContainerId) -> bool
 
 /// Sort the targets so that each comes after all that it depends on.
 pub(crate) fn in_order(targets: Vec<Target>) -> Vec<Target> {
-    refit_recreate::dependents::in_order(targets, |target, others| {
-        let ties = Dependencies::of(&target.container);
+    refit_recreate::dependents::sort_providers_first(targets, |target, others| {
+        let ties = Dependencies::from_container(&target.container);
         others
             .iter()
             .map(|other| &other.container)
             .filter(|other| other.id != target.container.id)
-            .any(|other| ties.to(&other.id, &other.name).is_some())
+            .any(|other| ties.dependency_on(&other.id, &other.name).is_some())
     })
 }
 

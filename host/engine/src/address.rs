@@ -1,6 +1,8 @@
-//! Which engine: the flag or the configuration, `DOCKER_HOST`, the Docker CLI's context, or the usual socket, in this order.
+//! Chooses the engine: from the flag or the configuration, `DOCKER_HOST`, the Docker CLI's context, or the default socket, in
+//! this order.
 //!
-//! As the Docker CLI does it, so that `refit` on a laptop talks to the engine that `docker` talks to. Knows no engine client.
+//! The Docker CLI uses the same order, so `refit` on a laptop talks to the engine that `docker` talks to. This module knows no
+//! engine client.
 
 use std::path::PathBuf;
 
@@ -10,22 +12,22 @@ use sha2::{Digest as _, Sha256};
 use super::ssh::Destination;
 use super::tls::TlsFiles;
 
-/// Where an engine listens, the way there, and who said so.
+/// The address of an engine, how to reach it, and where the address comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineAddress {
     /// `unix:///var/run/docker.sock`, `tcp://host:2376`, `ssh://user@host`, …
     pub url: String,
     pub way: Way,
-    /// For people: `DOCKER_HOST`, `context \`desktop\``, …
+    /// For messages: `DOCKER_HOST`, `context \`desktop\``, …
     pub chosen_by: String,
 }
 
-/// How an engine is reached.
+/// How Refit reaches an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// A socket or a named pipe of this machine.
+    /// A socket or a named pipe on this machine.
     Local,
-    /// TCP, and whoever is on the way is believed.
+    /// Unencrypted TCP: Refit trusts everything on the route.
     Plain,
     Tls(TlsFiles),
     Ssh(Destination),
@@ -73,7 +75,7 @@ impl Hints for AddressError {
     }
 }
 
-/// What the choice depends on, read from the environment once.
+/// The environment that the choice depends on, read once.
 #[derive(Clone, Debug, Default)]
 pub struct EngineEnvironment {
     pub docker_host: Option<String>,
@@ -106,16 +108,16 @@ impl EngineEnvironment {
 
 const DEFAULT_URL: &str = "unix:///var/run/docker.sock";
 
-/// `configured` is `--engine` or `engine` of the configuration.
+/// Chooses the engine. `configured` is `--engine` or `engine` of the configuration.
 pub fn choose(
     configured: Option<&str>,
     environment: &EngineEnvironment,
 ) -> Result<EngineAddress, AddressError> {
     if let Some(url) = configured {
-        return at(url, "`engine`", environment);
+        return parse_address(url, "`engine`", environment);
     }
     if let Some(url) = &environment.docker_host {
-        return at(url, "`DOCKER_HOST`", environment);
+        return parse_address(url, "`DOCKER_HOST`", environment);
     }
     let (name, chosen_by) = match &environment.docker_context {
         Some(name) => (Some(name.clone()), "`DOCKER_CONTEXT`"),
@@ -125,12 +127,12 @@ pub fn choose(
         ),
     };
     match name.as_deref() {
-        None | Some("default") => at(DEFAULT_URL, "the default", environment),
+        None | Some("default") => parse_address(DEFAULT_URL, "the default", environment),
         Some(name) => from_context(name, chosen_by, environment),
     }
 }
 
-fn at(
+fn parse_address(
     url: &str,
     chosen_by: &str,
     environment: &EngineEnvironment,
@@ -146,10 +148,10 @@ fn at(
     };
     let (scheme, rest) = url.split_once("://").unwrap_or_default();
     if matches!(scheme, "tcp" | "http" | "https") && rest.contains('@') {
-        let url = without_password(url);
+        let url = hide_password(url);
         return Err(AddressError::Login { url, chosen_by });
     }
-    // The Go client takes TLS when either variable is set, and skips verification when only the path is. We always verify.
+    // The Go client uses TLS if either variable is set, and skips verification if only the path is. Refit always verifies.
     let wants_tls = environment.docker_tls_verify || environment.docker_cert_path.is_some();
     let way = match url.split_once("://").map(|(scheme, _)| scheme) {
         Some("unix" | "npipe") => Way::Local,
@@ -160,7 +162,7 @@ fn at(
             Ok(destination) => Way::Ssh(destination),
             Err(problem) => {
                 return Err(AddressError::Ssh {
-                    url: without_password(url),
+                    url: hide_password(url),
                     chosen_by,
                     problem,
                 });
@@ -168,7 +170,7 @@ fn at(
         },
         _ => {
             return Err(AddressError::Scheme {
-                url: without_password(url),
+                url: hide_password(url),
                 chosen_by,
             });
         }
@@ -180,8 +182,8 @@ fn at(
     })
 }
 
-/// For showing an address that was refused, maybe because there is one.
-fn without_password(url: &str) -> String {
+/// Hides the password of an address, so that a message can show it. A password may be the reason for the refusal.
+fn hide_password(url: &str) -> String {
     let shown = url.split_once("://").and_then(|(scheme, rest)| {
         let (login, rest) = rest.rsplit_once('@')?;
         let (user, _) = login.split_once(':')?;
@@ -197,7 +199,7 @@ fn current_context(environment: &EngineEnvironment) -> Option<String> {
     Some(config.get("currentContext")?.as_str()?.to_owned()).filter(|name| !name.is_empty())
 }
 
-/// The CLI keeps a context's facts in a folder named after the SHA-256 of its name.
+/// Loads a context. The CLI keeps a context's data in a folder named after the SHA-256 of its name.
 fn from_context(
     name: &str,
     chosen_by: &str,
@@ -240,14 +242,14 @@ fn from_context(
     })?;
 
     let url = meta.endpoints.docker.host;
-    let mut address = at(
+    let mut address = parse_address(
         &url,
         &format!("context `{name}`"),
         &EngineEnvironment::default(),
     )?;
     let tls = contexts.join("tls").join(&folder).join("docker");
     if address.way == Way::Plain && tls.is_dir() {
-        address.way = Way::Tls(TlsFiles::of_context(&tls));
+        address.way = Way::Tls(TlsFiles::from_context(&tls));
     }
     Ok(address)
 }
@@ -323,7 +325,7 @@ mod tests {
             (address.url.as_str(), address.chosen_by.as_str()),
             ("tcp://far:2376", "context `remote`")
         );
-        assert_eq!(address.way, Way::Tls(TlsFiles::of_context(&tls)));
+        assert_eq!(address.way, Way::Tls(TlsFiles::from_context(&tls)));
 
         environment.docker_context = Some("absent".into());
         assert!(matches!(

@@ -1,7 +1,7 @@
-//! The container engine as we use it: a narrow set of dumb verbs, and the errors they end in.
+//! The container engine as Refit uses it: a small set of operations, and their errors.
 //!
-//! A verb does one thing and knows nothing of what came before it; order and undoing live in [`crate::recreate`]. Read
-//! [`docker`] for the one implementation that talks to an engine, [`address`] for how it is found.
+//! Each operation does one thing and knows nothing of earlier ones; the order and the rollback are in `refit_recreate`.
+//! [`docker`] is the only implementation that talks to an engine, and [`address`] finds it.
 
 #![forbid(unsafe_code)]
 
@@ -32,109 +32,110 @@ use self::permissions::{RawAnswer, RawCall};
 use self::ssh::SshError;
 use self::tls::TlsError;
 
-/// What is sent to the engine to make a container: its configuration, and the networks it is attached to.
+/// The request to create a container: its configuration, and the networks it is connected to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CreateRequest {
-    /// `Config` in the shape of the engine's interface, `Image` included.
+    /// `Config` in the form of the engine's API, including `Image`.
     pub config: Object,
     pub host_config: Object,
-    /// The endpoint that is made with the container. Engines before API 1.44 take one; the others are connected afterwards,
-    /// before the start, on every engine alike.
+    /// The endpoint that is created with the container. Engines before API 1.44 accept one; Refit connects the others
+    /// afterwards, before the start, on every engine alike.
     pub endpoint: Option<(String, Object)>,
 }
 
-/// What an engine said of itself.
+/// The facts that an engine reports about itself.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct EngineVersion {
     /// `20.10.24`
     pub engine: String,
-    /// What we speak with it, `1.41`.
+    /// The API version that Refit uses with it, `1.41`.
     pub api: String,
     /// `linux/amd64`
     pub platform: String,
-    /// For example `Podman Engine`, where the engine says.
+    /// For example `Podman Engine`, if the engine reports it.
     pub product: Option<String>,
 }
 
-/// An image that no tag means any more.
+/// An image that no tag points to any more.
 #[derive(Clone, Debug)]
 pub struct UnnamedImage {
     pub id: ImageId,
-    /// Seconds since the Unix epoch, as its builder says.
+    /// The creation time in seconds since the Unix epoch, as its builder set it.
     pub created: i64,
-    /// `repository@sha256:…`, where it was pulled from. Empty where it was built here, and on Docker 28 with the containerd image
-    /// store once the tag has moved.
+    /// `repository@sha256:…` that it was pulled from. Empty if it was built on this machine, and on Docker 28 with the
+    /// containerd image store once the tag has moved.
     pub repo_digests: Vec<String>,
 }
 
-/// How a container is removed. Its anonymous volumes are kept unless it says otherwise.
+/// How the engine removes a container. It keeps anonymous volumes unless the variant says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
-    /// Refused by the engine while it runs.
+    /// The engine refuses the removal while the container runs.
     IfStopped,
-    /// Killed first, where it runs.
+    /// The engine kills the container first if it runs.
     Force,
-    /// The same, and the anonymous volumes that were made for it go with it. For a replacement that is not to be; volumes that
-    /// it took over from the old container are mounted by name, and stay.
+    /// Like `Force`, and the engine also removes the anonymous volumes that were created for the container. For a discarded
+    /// replacement; the volumes that it took over from the old container are mounted by name, and stay.
     Discard,
 }
 
-/// How a container is asked to stop.
+/// How the engine stops a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopMode {
-    /// By its own stop signal and its own stop timeout, after which the engine kills it. `limit` is how long that may take.
+    /// With the container's own stop signal and stop timeout, after which the engine kills it. `limit` is how long that may
+    /// take.
     Graceful { limit: Duration },
-    /// Killed at once. For a replacement that failed, while nothing runs under the name.
+    /// Kills it at once. For a failed replacement, while nothing runs under the name.
     Immediate,
 }
 
-/// The verbs. A container is named by its whole id; the one lookup by name answers with exactly that name or with nothing, because
-/// an engine that is asked for a name falls back to ids that begin with it.
+/// The operations of a container engine. Callers name a container by its full id; the only lookup by name returns exactly that
+/// name or nothing, because an engine that does not find a name falls back to ids that start with it.
 #[async_trait]
 pub trait Engine: Send + Sync {
-    /// Where it is, for people.
+    /// Returns the engine's address, for messages.
     fn address(&self) -> &str;
     async fn version(&self) -> Result<EngineVersion, EngineError>;
 
-    /// All of them, in whatever state.
+    /// Lists all containers, in any state.
     async fn containers(&self) -> Result<Vec<ContainerSummary>, EngineError>;
-    /// An answer about another container is an error.
+    /// Inspects a container. A response about another container is an error.
     async fn inspect(&self, container: &ContainerId) -> Result<Container, EngineError>;
-    /// The container that has exactly this name, in whatever state.
+    /// Finds the container that has exactly this name, in any state.
     async fn find_by_name(
         &self,
         name: &ContainerName,
     ) -> Result<Option<ContainerSummary>, EngineError>;
-    /// Whether the engine lists this container, in whatever state: a second opinion where [`Engine::inspect`] was answered 404,
-    /// which a proxy says of anything.
+    /// Checks whether the engine lists this container, in any state: a second opinion if [`Engine::inspect`] returned 404,
+    /// which a proxy may return for any container.
     async fn is_listed(&self, container: &ContainerId) -> Result<bool, EngineError>;
-    /// What the engine's clock shows.
+    /// Returns the time by the engine's clock.
     async fn clock(&self) -> Result<jiff::Timestamp, EngineError>;
-    /// A word each time that the container exits, is removed or changes its health, from `since` on by the engine's clock. What
-    /// it was, [`Engine::inspect`] says. For who would have to look again and again: it has no time limit, may end at any time,
-    /// and an engine that is busy may leave a word out.
+    /// Streams one item each time the container exits, is removed or changes its health, from `since` on by the engine's clock.
+    /// The item does not say what happened: [`Engine::inspect`] does. The stream replaces polling: it has no time limit, may
+    /// end at any time, and a busy engine may drop an event.
     fn events(
         &self,
         container: &ContainerId,
         since: jiff::Timestamp,
     ) -> BoxStream<'_, Result<(), EngineError>>;
-    /// What the engine tells of itself, which is little: for who wants to know when it goes away. The stream ends then. It has no
-    /// time limit.
+    /// Streams the engine's events about itself, which are few: it ends when the engine goes away. It has no time limit.
     fn daemon_events(&self) -> BoxStream<'_, Result<(), EngineError>>;
-    /// The folder that has the images, where the engine is on this machine and says so.
+    /// Returns the folder with the images, if the engine is on this machine and reports it.
     async fn image_folder(&self) -> Result<Option<PathBuf>, EngineError> {
         Ok(None)
     }
-    /// By reference or id; only what is on this machine.
+    /// Inspects an image by reference or id; only images on this machine.
     async fn image(&self, image: &str) -> Result<Image, EngineError>;
-    /// What of an image can run here, a manifest for each platform. Empty where the engine keeps no manifests, or does not say.
+    /// Lists the manifests of an image that can run here, one for each platform. Empty if the engine keeps no manifests, or
+    /// does not report them.
     async fn platform_manifests(
         &self,
         image: &ImageId,
     ) -> Result<Vec<PlatformManifest>, EngineError>;
 
-    /// Drained to the end; an error inside the stream is an error. Returns the digest that this pull brought, where the engine
-    /// says it: Docker does, Podman does not.
+    /// Pulls an image and reads the response to its end; an error inside the stream is an error. Returns the digest of the
+    /// pulled image if the engine reports it: Docker does, Podman does not.
     async fn pull(
         &self,
         image: &ImageRef,
@@ -142,17 +143,17 @@ pub trait Engine: Send + Sync {
         login: Option<&Login>,
         progress: &(dyn Fn(LayerProgress) + Send + Sync),
     ) -> Result<Option<String>, PullError>;
-    /// The digest that the registry serves under this reference now, asked through the engine, so that its mirrors, proxies
-    /// and insecure registries count. Transfers no layer.
+    /// Returns the digest that the registry serves under this reference now. The request goes through the engine, so its
+    /// mirrors, proxies and insecure registries apply. Transfers no layer.
     async fn remote_digest(
         &self,
         image: &ImageRef,
         login: Option<&Login>,
     ) -> Result<String, PullError>;
 
-    /// Images that no tag means any more.
+    /// Lists images that no tag points to any more.
     async fn unnamed_images(&self) -> Result<Vec<UnnamedImage>, EngineError>;
-    /// Refused by the engine while any container refers to it.
+    /// Removes an image. The engine refuses that while any container uses it.
     async fn remove_image(&self, image: &ImageId) -> Result<(), EngineError>;
 
     async fn create(
@@ -168,10 +169,10 @@ pub trait Engine: Send + Sync {
         endpoint: &Object,
     ) -> Result<(), EngineError>;
     async fn disconnect(&self, container: &ContainerId, network: &str) -> Result<(), EngineError>;
-    /// All of them.
+    /// Lists all networks.
     async fn networks(&self) -> Result<Vec<Network>, EngineError>;
     async fn start(&self, container: &ContainerId) -> Result<(), EngineError>;
-    /// Returns when it has exited; a container that does not run is left as it is.
+    /// Stops a container, and returns when it has exited. A container that does not run stays as it is.
     async fn stop(&self, container: &ContainerId, mode: StopMode) -> Result<(), EngineError>;
     async fn rename(
         &self,
@@ -179,13 +180,13 @@ pub trait Engine: Send + Sync {
         name: &ContainerName,
     ) -> Result<(), EngineError>;
     async fn remove(&self, container: &ContainerId, removal: Removal) -> Result<(), EngineError>;
-    /// Sends a call as it is. An answer of any status is `Ok`: [`permissions`] asks who answers, and with what.
+    /// Sends a call unchanged. A response of any status is `Ok`: [`permissions`] checks who responds, and with what.
     async fn send(&self, call: &RawCall) -> Result<RawAnswer, EngineError>;
 }
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// What an engine did not do. `action` completes "cannot …" and names what it was to be done to.
+/// Why an operation failed. `action` completes "cannot …" and names the object.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     #[error("cannot reach the container engine at `{address}`")]
@@ -221,7 +222,7 @@ impl EngineError {
         matches!(self, Self::NotFound { .. })
     }
 
-    /// Whether asking again later may help.
+    /// Reports whether a later retry may help.
     pub fn is_passing(&self) -> bool {
         matches!(
             self,
@@ -229,7 +230,7 @@ impl EngineError {
         )
     }
 
-    /// Whether nobody listens where the engine should be.
+    /// Reports whether nothing listens at the engine's address.
     pub fn is_unreachable(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
@@ -250,8 +251,8 @@ impl EngineError {
 impl Hints for EngineError {
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::Unreachable { source, .. } if over_ssh(source.as_ref()).is_some() => {
-                over_ssh(source.as_ref()).map(SshError::hints).unwrap_or_default()
+            Self::Unreachable { source, .. } if as_ssh_error(source.as_ref()).is_some() => {
+                as_ssh_error(source.as_ref()).map(SshError::hints).unwrap_or_default()
             }
             Self::Unreachable { source, .. } if source.is::<TlsError>() => {
                 source.downcast_ref().map(TlsError::hints).unwrap_or_default()
@@ -281,7 +282,7 @@ impl Hints for EngineError {
     }
 }
 
-/// Why an image did not come, as far as it can be told from what engines and registries answer.
+/// Why a pull failed, as far as the responses of engines and registries show it.
 #[derive(Debug, thiserror::Error)]
 pub enum PullError {
     #[error("registry `{registry}` has no image `{image}`")]
@@ -293,7 +294,7 @@ pub enum PullError {
     #[error("image `{image}` has no version for {}", match .platform { Some(platform) => format!("platform `{platform}`"), None => "the engine's platform".to_owned() })]
     NoPlatform {
         image: ImageRef,
-        /// Where it is known.
+        /// If it is known.
         platform: Option<String>,
         source: Cause,
     },
@@ -374,13 +375,14 @@ impl Hints for PullError {
     }
 }
 
-/// The kind of the first I/O error in a chain of causes.
-fn over_ssh<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a SshError> {
+/// Returns the SSH error in a cause, if it is one.
+fn as_ssh_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a SshError> {
     error
         .downcast_ref::<std::sync::Arc<SshError>>()
         .map(AsRef::as_ref)
 }
 
+/// Returns the kind of the first I/O error in a chain of causes.
 fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
     let mut next = Some(error);
     while let Some(error) = next {

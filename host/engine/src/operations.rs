@@ -1,7 +1,7 @@
-//! Which engine calls each operation of Refit needs, for `refit doctor` and for docs/socket-proxies.md.
+//! Lists the engine calls that each operation of Refit needs, for `refit doctor` and for docs/socket-proxies.md.
 //!
-//! The lists are facts about the rest of the program. The suite of faults logs every call that a real engine gets, and fails if one
-//! is missing here or listed for nothing. [`filled`] writes the tables of the page.
+//! The lists describe the rest of the program. The fault suite logs every call that a real engine gets, and fails if a call is
+//! missing here or never happens. [`filled`] writes the tables of the page.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,7 +10,7 @@ use http::Method;
 
 use crate::permissions::{CallPermissions, EngineCall, EngineCall as Call};
 
-/// What a user can have Refit do on an engine.
+/// An operation that a user can start on an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
     Plan,
@@ -25,9 +25,9 @@ pub enum Operation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     Always,
-    /// Also on the way back, when a replacement fails.
+    /// Also during the rollback, if a replacement fails.
     WayBack,
-    /// Without it, the operation does less. The text says when it is made, or what is lost.
+    /// Without it, the operation does less. The text names the case in which it happens, or the loss.
     Sometimes(&'static str),
 }
 
@@ -55,7 +55,7 @@ impl Operation {
         Self::Recover,
     ];
 
-    /// The calls that this operation makes, each once.
+    /// Returns the calls of this operation, each once.
     pub fn calls(self) -> Vec<(EngineCall, Need)> {
         use Need::{Always, Sometimes, WayBack};
         let mut calls = vec![
@@ -121,7 +121,8 @@ impl Operation {
         calls
     }
 
-    /// The calls that change something on the engine once the images are there, and without which a container could be left halfway.
+    /// Returns the calls that change something on the engine once the images are there, and without which a container could be
+    /// left halfway.
     pub fn changing_calls(self) -> Vec<EngineCall> {
         let calls = self.calls().into_iter();
         let changing = calls.filter(|(call, need)| {
@@ -132,12 +133,12 @@ impl Operation {
         changing.map(|(call, _)| call).collect()
     }
 
-    /// The calls without which this operation does not work at all, as far as they are known to be refused.
+    /// Returns the calls that are known to be refused and without which this operation does not work at all.
     pub fn blocked_by(self, permissions: &CallPermissions) -> Vec<EngineCall> {
         self.refused(permissions, |need| !matches!(need, Need::Sometimes(_)))
     }
 
-    /// The calls without which this operation does less, as far as they are known to be refused.
+    /// Returns the calls that are known to be refused and without which this operation does less.
     pub fn limited_by(self, permissions: &CallPermissions) -> Vec<EngineCall> {
         self.refused(permissions, |need| matches!(need, Need::Sometimes(_)))
     }
@@ -168,26 +169,26 @@ impl fmt::Display for Operation {
     }
 }
 
-/// A table of the page that cannot be placed.
+/// The page has no place for a table.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the page has no line `{0}` that is followed by a line `{END}`")]
 pub struct NoPlace(&'static str);
 
 const END: &str = "<!-- end -->";
 
-/// Each generated part of docs/socket-proxies.md: the line before it, and its text.
-fn parts() -> [(&'static str, String); 3] {
+/// Returns each generated part of docs/socket-proxies.md: the line before it, and its text.
+fn generated_parts() -> [(&'static str, String); 3] {
     [
-        ("<!-- engine calls -->", call_table()),
-        ("<!-- tecnativa and linuxserver -->", variables()),
-        ("<!-- wollomatic -->", flags()),
+        ("<!-- engine calls -->", format_call_table()),
+        ("<!-- tecnativa and linuxserver -->", format_variables()),
+        ("<!-- wollomatic -->", format_flags()),
     ]
 }
 
-/// The page with its generated parts as they are to be.
+/// Returns the page with its generated parts up to date.
 pub fn filled(page: &str) -> Result<String, NoPlace> {
     let mut filled = page.to_owned();
-    for (begin, text) in parts() {
+    for (begin, text) in generated_parts() {
         let line = format!("{begin}\n");
         let start = filled.find(&line).ok_or(NoPlace(begin))? + line.len();
         let length = filled[start..].find(END).ok_or(NoPlace(begin))?;
@@ -196,7 +197,7 @@ pub fn filled(page: &str) -> Result<String, NoPlace> {
     Ok(filled)
 }
 
-fn call_table() -> String {
+fn format_call_table() -> String {
     let mut text = String::from("| call |");
     for operation in Operation::ALL {
         text += &format!(" {operation} |");
@@ -241,7 +242,7 @@ fn call_table() -> String {
     text
 }
 
-/// The groups in which allow-lists are shown.
+/// The groups of operations for which the page shows an allow-list.
 const GROUPS: [(&str, &[Operation]); 3] = [
     (
         "plan and watch, change nothing",
@@ -260,7 +261,7 @@ const GROUPS: [(&str, &[Operation]); 3] = [
     ("everything", &Operation::ALL),
 ];
 
-/// All calls of these operations. [`EngineCall::Ping`] is among them: a daemon's readiness asks for it.
+/// Returns all calls of these operations. [`EngineCall::Ping`] is always included, since the daemon's readiness check needs it.
 pub fn calls_of(operations: &[Operation]) -> BTreeSet<EngineCall> {
     let calls = operations.iter().flat_map(|operation| operation.calls());
     calls
@@ -269,8 +270,8 @@ pub fn calls_of(operations: &[Operation]) -> BTreeSet<EngineCall> {
         .collect()
 }
 
-/// `CONTAINERS=1` lets through every call below `/containers`.
-fn variables() -> String {
+/// Lists the variables for proxies in which, for example, `CONTAINERS=1` allows every call below `/containers`.
+fn format_variables() -> String {
     let mut text = String::new();
     for (title, operations) in GROUPS {
         let calls = calls_of(operations);
@@ -278,7 +279,7 @@ fn variables() -> String {
         if calls.iter().any(|call| call.method() != Method::GET) {
             sections.insert("POST".to_owned());
         }
-        // Only linuxserver's image needs these two: there, they are not part of `CONTAINERS`.
+        // Only linuxserver's image needs these two: its `CONTAINERS` does not include them.
         if calls.contains(&EngineCall::StartContainer) {
             sections.insert("ALLOW_START".to_owned());
         }
@@ -302,14 +303,14 @@ fn title_words(title: &str) -> &str {
     }
 }
 
-/// The variable for the first part of the path.
+/// Returns the variable for the first part of the path.
 fn section(call: EngineCall) -> String {
     let first = call.template().trim_start_matches('/');
     let first = first.split('/').next().unwrap_or_default();
     first.trim_start_matches('_').to_uppercase()
 }
 
-fn flags() -> String {
+fn format_flags() -> String {
     let mut text = String::new();
     for (title, operations) in GROUPS {
         let lines: Vec<String> = patterns(operations)
@@ -325,7 +326,7 @@ fn flags() -> String {
     text.trim_end().to_owned() + "\n"
 }
 
-/// For each method a regular expression in Go's syntax, which the proxy anchors, for the paths of these operations.
+/// Returns for each method a regular expression for the paths of these operations, in Go's syntax. The proxy anchors it.
 pub fn patterns(operations: &[Operation]) -> Vec<(Method, String)> {
     let calls = calls_of(operations);
     let methods = [Method::GET, Method::POST, Method::DELETE];
@@ -339,7 +340,7 @@ pub fn patterns(operations: &[Operation]) -> Vec<(Method, String)> {
 }
 
 fn path_pattern(call: EngineCall) -> String {
-    // The name of an image has slashes.
+    // The name of an image contains slashes.
     let id = match section(call).as_str() {
         "IMAGES" | "DISTRIBUTION" => ".+",
         _ => "[^/]+",
@@ -353,7 +354,7 @@ mod tests {
 
     #[test]
     fn page_is_filled_between_its_lines() {
-        let page = parts()
+        let page = generated_parts()
             .map(|(begin, _)| format!("x\n{begin}\nold\n{END}\ny\n"))
             .concat();
         let filled = filled(&page).unwrap();

@@ -1,8 +1,8 @@
-//! Which calls the way to the engine lets through. A socket proxy answers some calls itself, with a refusal.
+//! Finds out which calls reach the engine. A socket proxy answers some calls itself, with a refusal.
 //!
 //! [`probe_calls`] sends each call in a harmless form: for a container, image or network that cannot exist, or with a reference
-//! that no engine accepts. The engine answers with an error of its own, which names what was asked for; anything else is the
-//! answer of something in between. Start with [`EngineCall`]. Knows nothing of what a call is needed for.
+//! that no engine accepts. The engine responds with its own error, which names the requested object; any other response comes
+//! from a program in between. Start with [`EngineCall`]. This module does not know what a call is needed for.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,10 +13,11 @@ use serde_json::{Value, json};
 
 use super::{Engine, EngineError};
 
-/// The SHA-256 of `refit-probe`. No container, image or network has this id, and a person who finds it in a proxy's log can look it up.
+/// The SHA-256 of `refit-probe`. No container, image or network has this id, and a user who finds it in a proxy's log can look
+/// it up.
 pub const ABSENT_ID: &str = "d13fda0a0ed34541a57d007d6016fed6a63e6cb46895812eb0781fb42fabe226";
 
-/// A message of a proxy is quoted up to this length: a line for a person.
+/// The longest quote of a proxy's message: one readable line.
 const QUOTED_CHARS_MAX: usize = 120;
 
 /// Every call that Refit sends to an engine.
@@ -89,7 +90,7 @@ impl EngineCall {
         }
     }
 
-    /// The path without the API version, with `{id}` for an id or a name: `/containers/{id}/stop`.
+    /// Returns the path without the API version, with `{id}` for an id or a name: `/containers/{id}/stop`.
     pub fn template(self) -> &'static str {
         match self {
             Self::Ping => "/_ping",
@@ -114,12 +115,12 @@ impl EngineCall {
         }
     }
 
-    /// The call with this label, as [`EngineCall`] prints it: `POST /containers/{id}/stop`.
+    /// Finds the call with this label, as [`EngineCall`] prints it: `POST /containers/{id}/stop`.
     pub fn from_label(label: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|call| call.to_string() == label)
     }
 
-    /// The call in a form that changes nothing. `absent_id` is 64 hexadecimal digits that nothing on the engine has.
+    /// Builds the call in a form that changes nothing. `absent_id` is 64 hexadecimal digits that nothing on the engine has.
     fn harmless(self, absent_id: &str) -> RawCall {
         let absent_image = format!("sha256:{absent_id}");
         let id = match self {
@@ -129,7 +130,7 @@ impl EngineCall {
         };
         let query = match self {
             Self::ListContainers => vec![("limit", "1".to_owned())],
-            // A past that is over: the engine answers and closes.
+            // A time range in the past: the engine responds and closes.
             Self::Events => vec![("since", "1".to_owned()), ("until", "2".to_owned())],
             Self::ListImages => vec![(
                 "filters",
@@ -158,7 +159,7 @@ impl EngineCall {
     }
 }
 
-/// A repository has no capital letters, so that an engine refuses this without asking anybody.
+/// A repository has no capital letters, so an engine refuses this without a request to a registry.
 const INVALID_REFERENCE: &str = "REFIT-PROBE";
 
 impl fmt::Display for EngineCall {
@@ -167,7 +168,7 @@ impl fmt::Display for EngineCall {
     }
 }
 
-/// A call as it is sent.
+/// A call to send.
 #[derive(Clone, Debug)]
 pub struct RawCall {
     pub method: Method,
@@ -177,11 +178,11 @@ pub struct RawCall {
     pub body: Option<Value>,
 }
 
-/// What came back, whoever answered.
+/// The response, from the engine or any program before it.
 #[derive(Clone, Debug)]
 pub struct RawAnswer {
     pub status: u16,
-    /// Of an error: its `message`, or the whole body if it has none. Empty for a success.
+    /// The `message` of an error, or the whole body if it has none. Empty for a success.
     pub message: String,
 }
 
@@ -189,20 +190,20 @@ pub struct RawAnswer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Permission {
     Allowed,
-    /// Something before the engine, or the engine itself, does not carry out this call. The text says what it answered.
+    /// A program before the engine, or the engine itself, does not execute this call. The text is its response.
     Refused(String),
-    /// The call could not be tried. The text says why.
+    /// Refit could not try the call. The text contains the reason.
     Unknown(String),
 }
 
-/// What [`probe_calls`] found out about each call that it tried.
+/// The results of [`probe_calls`].
 #[derive(Clone, Debug, Default)]
 pub struct CallPermissions {
     permissions: BTreeMap<EngineCall, Permission>,
 }
 
 impl CallPermissions {
-    /// `None` for a call that was not tried.
+    /// Returns the result for a call; `None` if it was not tried.
     pub fn get(&self, call: EngineCall) -> Option<&Permission> {
         self.permissions.get(&call)
     }
@@ -211,7 +212,7 @@ impl CallPermissions {
         matches!(self.get(call), Some(Permission::Refused(_)))
     }
 
-    /// The calls that are known to be refused, each with the answer.
+    /// Lists the refused calls, each with its response.
     pub fn refused(&self) -> impl Iterator<Item = (EngineCall, &str)> {
         self.permissions
             .iter()
@@ -228,7 +229,7 @@ impl CallPermissions {
     }
 }
 
-/// Tries these calls, one after the other, in a form that changes nothing on the engine. Each has the time limit of any call.
+/// Tries these calls, one after the other, in a form that changes nothing on the engine. Each has the usual time limit.
 pub async fn probe_calls(engine: &dyn Engine, calls: &[EngineCall]) -> CallPermissions {
     let mut permissions = BTreeMap::new();
     for call in calls {
@@ -250,14 +251,16 @@ async fn probe_call(engine: &dyn Engine, call: EngineCall, absent_id: &str) -> P
     match answer {
         Ok(answer) => interpret(&answer, absent_id),
         // Some proxies refuse by closing the connection. Then other calls still work.
-        Err(EngineError::Broken { .. }) if call != EngineCall::Ping && answers(engine).await => {
+        Err(EngineError::Broken { .. })
+            if call != EngineCall::Ping && is_responding(engine).await =>
+        {
             Permission::Refused("the connection was closed without an answer".to_owned())
         }
         Err(error) => Permission::Unknown(Diagnostic::of(&error).sentence()),
     }
 }
 
-async fn answers(engine: &dyn Engine) -> bool {
+async fn is_responding(engine: &dyn Engine) -> bool {
     let ping = EngineCall::Ping.harmless("");
     engine
         .send(&ping)
@@ -271,7 +274,7 @@ fn interpret(answer: &RawAnswer, absent_id: &str) -> Permission {
         200..=299 | 304 => Permission::Allowed,
         401 | 403 | 405 | 407 | 501 => refused(answer),
         _ if message.contains(absent_id) => Permission::Allowed,
-        // The message is about the invalid reference, or about a body that the engine has read and does not like.
+        // The message is about the invalid reference, or about a body that the engine has parsed and rejects.
         400 | 404 | 409 | 500 if message.to_lowercase().contains("reference") => {
             Permission::Allowed
         }
@@ -285,7 +288,7 @@ fn refused(answer: &RawAnswer) -> Permission {
     Permission::Refused(quote(answer))
 }
 
-/// The status, and what was said in the first line that is not markup.
+/// Quotes the status and the first text that is not markup.
 fn quote(answer: &RawAnswer) -> String {
     let mut text = String::new();
     let mut in_tag = false;

@@ -1,6 +1,6 @@
-//! Whether the engine answers, asked as often as anybody likes and of the engine once a second at most.
+//! Checks whether the engine responds. Callers may check as often as they like; the engine gets at most one request per second.
 //!
-//! Also of one that hangs: then nobody waits longer than two seconds and a turn. Knows nothing of who asks.
+//! This also works for an engine that hangs: then no caller waits longer than two seconds and one turn.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,16 +9,17 @@ use refit_model::diagnostic::Diagnostic;
 
 use super::Engine;
 
-/// An engine that is well answers within milliseconds. Those who look after processes wait one second to ten.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait for a response. A healthy engine responds within milliseconds. Programs that supervise processes wait one
+/// to ten seconds.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long an answer holds.
-const FRESH: Duration = Duration::from_secs(1);
+/// How long a result stays valid.
+const RESULT_LIFETIME: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// A rate-limited liveness check of one engine.
 pub struct Probe {
     engine: Arc<dyn Engine>,
-    /// Held while the engine is asked, so that all who come meanwhile share one question.
+    /// Locked during a request, so that concurrent callers share it.
     turn: tokio::sync::Mutex<()>,
     last: Mutex<Option<(Instant, bool)>>,
 }
@@ -32,23 +33,23 @@ impl Probe {
         }
     }
 
-    /// Why it does not is in the log, once.
+    /// Checks whether the engine responds. The log contains the reason once if it does not.
     pub async fn is_up(&self) -> bool {
         let _turn = self.turn.lock().await;
         let last = *self.last();
         if let Some((when, up)) = last
-            && when.elapsed() < FRESH
+            && when.elapsed() < RESULT_LIFETIME
         {
             return up;
         }
-        let asked = tokio::time::timeout(PATIENCE, self.engine.version()).await;
-        let trouble = match asked {
+        let result = tokio::time::timeout(TIMEOUT, self.engine.version()).await;
+        let failure = match result {
             Ok(Ok(_)) => None,
             Ok(Err(error)) => Some(Diagnostic::of(&error).sentence()),
-            Err(_) => Some(format!("it did not answer within {} s", PATIENCE.as_secs())),
+            Err(_) => Some(format!("it did not answer within {} s", TIMEOUT.as_secs())),
         };
-        let up = trouble.is_none();
-        match (last.is_none_or(|(_, up)| up), &trouble) {
+        let up = failure.is_none();
+        match (last.is_none_or(|(_, up)| up), &failure) {
             (true, Some(why)) => tracing::warn!("the container engine does not answer: {why}"),
             (false, None) => tracing::info!("the container engine answers again"),
             (true, None) | (false, Some(_)) => {}
@@ -57,7 +58,7 @@ impl Probe {
         up
     }
 
-    /// What was found the last time, whenever that was.
+    /// Returns the last result, of any age.
     pub fn last_known(&self) -> Option<bool> {
         self.last().map(|(_, up)| up)
     }

@@ -1,24 +1,25 @@
-//! What a refusal means, from the words that engines pass on.
+//! Classifies refusals by the words of engines and registries.
 //!
-//! Statuses do not tell: Docker 20.10 answers 500 for a refused login and Podman 200 with an error inside the stream, so the
-//! words decide. Each sentence in the tests was seen on a real engine, or is quoted from the registry's own source.
+//! A status is not enough: Docker 20.10 returns 500 for a refused login, and Podman returns 200 with an error inside the
+//! stream, so the words decide. Each sentence in the tests comes from a real engine, or from the registry's source.
 
-/// Why a registry or an engine did not hand out an image.
+/// Why a registry or an engine did not serve an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     Unauthorized,
     NotFound,
-    /// The image is there, and has no version for the platform that was asked for.
+    /// The image exists, but has no version for the requested platform.
     NoPlatform,
     RateLimited,
     NoSpace,
     Unavailable,
-    /// No engine and no registry, but a proxy before the engine has answered.
+    /// A proxy before the engine responded, not an engine or a registry.
     Proxy,
     Other,
 }
 
-/// In this order: an image without a platform is "not found", too; and "denied" beside "does not exist" (Docker Hub says both of a private image) is about the login.
+/// Words of each refusal, in order of precedence: an image without a platform is "not found", too; and "denied" next to "does
+/// not exist" (Docker Hub says both about a private image) is about the login.
 const WORDS: &[(Refusal, &[&str])] = &[
     (Refusal::NoPlatform, PLATFORM),
     (
@@ -78,7 +79,7 @@ const WORDS: &[(Refusal, &[&str])] = &[
     ),
 ];
 
-/// Docker's words, containerd's below it, and Podman's.
+/// Words of Docker, of containerd below it, and of Podman.
 const PLATFORM: &[&str] = &[
     "no matching manifest for",
     "no match for platform",
@@ -93,24 +94,24 @@ const PLATFORM: &[&str] = &[
     "cannot be used on this platform",
 ];
 
-/// Statuses that proxies before an engine refuse with. An engine answers each of them in JSON.
+/// Statuses with which proxies before an engine refuse. An engine returns each of them with JSON.
 const PROXY_STATUSES: [u16; 9] = [400, 401, 403, 404, 405, 407, 502, 503, 504];
 
-/// Whether a message says that there is no version for a platform.
+/// Reports whether a message is about a missing platform.
 pub(crate) fn is_about_platform(message: &str) -> bool {
     let message = message.to_lowercase();
     PLATFORM.iter().any(|word| message.contains(word))
 }
 
-/// The platform that a message names.
+/// Returns the platform that a message names.
 pub(crate) fn platform_in(message: &str) -> Option<&str> {
     let (_, rest) = message.split_once("no matching manifest for ")?;
     let named = rest.split([' ', ',', ':']).next()?;
     (named.contains('/') && named.len() <= 80).then_some(named)
 }
 
-/// What a proxy before the engine has said, as one line, where the answer is one's: a web page, nothing, or the bare name of the
-/// status. `None` where the engine has answered.
+/// Returns the message of a proxy before the engine as one line, if the response comes from one: a web page, nothing, or the
+/// bare name of the status. `None` if the engine responded.
 pub(crate) fn proxy_message(status: u16, message: &str) -> Option<String> {
     if !PROXY_STATUSES.contains(&status) {
         return None;
@@ -119,7 +120,7 @@ pub(crate) fn proxy_message(status: u16, message: &str) -> Option<String> {
     let (message, name) = (message.trim(), name.canonical_reason().unwrap_or_default());
     let bare = [name.to_owned(), format!("{status} {name}")];
     let is_bare = message.is_empty() || bare.iter().any(|it| it.eq_ignore_ascii_case(message));
-    // An engine without this call says so in the same words.
+    // An engine without this call returns the same words.
     if status == 404 && is_bare {
         return None;
     }
@@ -127,7 +128,7 @@ pub(crate) fn proxy_message(status: u16, message: &str) -> Option<String> {
         return Some(bare[1].clone());
     }
     message.starts_with('<').then(|| {
-        let text = text_of_page(message);
+        let text = extract_text(message);
         match text.is_empty() {
             true => bare[1].clone(),
             false => text,
@@ -135,11 +136,11 @@ pub(crate) fn proxy_message(status: u16, message: &str) -> Option<String> {
     })
 }
 
-/// What a person would read of a web page, shortened.
-fn text_of_page(page: &str) -> String {
+/// Extracts the visible text of a web page, shortened.
+fn extract_text(page: &str) -> String {
     const CHARACTERS_MAX: usize = 200;
     let mut text = String::new();
-    // What is between a `<` and a `>` is markup.
+    // The text between a `<` and a `>` is markup.
     for part in page.split('<') {
         let part = part.split_once('>').map_or(part, |(_, text)| text);
         text.push(' ');
@@ -172,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_refusal_seen_is_told_apart() {
+    fn refusals_are_distinguished() {
         #[rustfmt::skip]
         let seen = [
             (500, r#"Head "http://127.0.0.1:5100/v2/a/b/manifests/latest": no basic auth credentials"#, Refusal::Unauthorized),
@@ -204,7 +205,7 @@ mod tests {
             (500, r#"image operating system "windows" cannot be used on this platform"#, Refusal::NoPlatform),
             (500, r#"choosing an image from manifest list docker://127.0.0.1:5300/app:latest: no image found in manifest list for architecture arm64, variant "v8", OS linux"#, Refusal::NoPlatform),
             (500, r#"copying system image from manifest list: choosing image instance: no image found in image index for architecture "arm64", variant "v8", OS "linux""#, Refusal::NoPlatform),
-            // HAProxy, as the usual socket proxy has it, others that answer in plain words, and one whose engine is down.
+            // HAProxy in the usual socket proxy, others that respond in plain text, and a proxy whose engine is down.
             (403, "<html><body><h1>403 Forbidden</h1>\nRequest forbidden by administrative rules.\n</body></html>\n", Refusal::Proxy),
             (403, "Forbidden\n", Refusal::Proxy),
             (403, "", Refusal::Proxy),
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn page_of_a_proxy_is_read_as_a_line() {
+    fn proxy_page_becomes_one_line() {
         let page = "<html><body><h1>403 Forbidden</h1>\nRequest forbidden by administrative rules.\n</body></html>\n";
         let said = "403 Forbidden Request forbidden by administrative rules.";
         assert_eq!(proxy_message(403, page).as_deref(), Some(said));
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn platform_is_told_from_the_words() {
+    fn platform_is_parsed_from_message() {
         let words = "no matching manifest for linux/arm64/v8 in the manifest list entries";
         assert_eq!(platform_in(words), Some("linux/arm64/v8"));
         assert_eq!(platform_in("no matching manifest for this"), None);

@@ -1,25 +1,25 @@
-//! An engine on another machine, by SSH: where that is, and what can be in the way.
+//! An engine on another machine, reached by SSH: its address and its errors.
 //!
-//! As the Docker CLI has it: `ssh://[user@]host[:port][/path/to.sock]`. Knows the words of `ssh` and of the programs at the far
-//! side, and does not know how any of them is run.
+//! The format is the Docker CLI's: `ssh://[user@]host[:port][/path/to.sock]`. This module knows the messages of `ssh` and of
+//! the remote programs, but does not run any of them.
 
 use std::fmt;
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// Whom to call, and what to ask for there.
+/// The SSH destination, and the socket there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
     pub user: Option<String>,
     /// A name, an address, or an alias of `~/.ssh/config`.
     pub host: String,
     pub port: Option<u16>,
-    /// The engine's socket over there. Without it, what `docker` over there would use.
+    /// The engine's socket on the remote machine. Without it, the default of the remote `docker`.
     pub socket: Option<String>,
 }
 
 impl Destination {
-    /// What is wrong with it, where it is none.
+    /// Parses an SSH address. The error describes the problem.
     pub fn parse(url: &str) -> Result<Self, &'static str> {
         let rest = url.strip_prefix("ssh://").ok_or("no `ssh://`")?;
         let (authority, path) = match rest.find('/') {
@@ -33,7 +33,7 @@ impl Destination {
         if user.is_some_and(|user| user.contains(':')) {
             return Err("it has a password in it, which everybody on this machine could read");
         }
-        // Both become arguments of `ssh`, where a leading `-` would make them an option.
+        // Both become arguments of `ssh`, which would treat a leading `-` as an option.
         if user.is_some_and(|user| !is_word(user, "._-+@\\")) {
             return Err("the user's name is none");
         }
@@ -61,7 +61,7 @@ impl Destination {
                 Some(number.ok_or("the port is no number from 1 to 65535")?)
             }
         };
-        // It becomes a word of a command for a shell that we know nothing about.
+        // It becomes a word of a command for an unknown shell.
         let socket = match path {
             "" | "/" => None,
             path if is_word(&path[1..], "/._-+@") => Some(path.to_owned()),
@@ -79,7 +79,7 @@ impl Destination {
         })
     }
 
-    /// The arguments of `ssh` that say where to go, and the command there.
+    /// Returns the arguments of `ssh`: the destination, and the command to run there.
     pub fn arguments(&self) -> Vec<String> {
         let mut arguments = Vec::new();
         if let Some(user) = &self.user {
@@ -97,7 +97,7 @@ impl Destination {
     }
 }
 
-/// As a person would write it after `ssh`.
+/// Formats the destination as a user would write it after `ssh`.
 impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(port) = self.port {
@@ -110,19 +110,19 @@ impl fmt::Display for Destination {
     }
 }
 
-fn is_word(text: &str, beside_letters_and_digits: &str) -> bool {
+fn is_word(text: &str, other_characters: &str) -> bool {
     !text.is_empty()
         && !text.starts_with('-')
         && text
             .chars()
-            .all(|c| c.is_ascii_alphanumeric() || beside_letters_and_digits.contains(c))
+            .all(|c| c.is_ascii_alphanumeric() || other_characters.contains(c))
 }
 
-/// No connection came about, or one ended that should not have. `source` is what was said over it.
+/// An SSH connection failed or ended unexpectedly. `source` is the text that came over it.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .problem.sentence(.host))]
 pub struct SshError {
-    /// As after `ssh`.
+    /// The destination as written after `ssh`.
     host: String,
     pub problem: Problem,
     source: Option<Cause>,
@@ -130,24 +130,24 @@ pub struct SshError {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// There is no `ssh` on this machine.
+    /// This machine has no `ssh`.
     NoProgram,
-    /// The name means nothing, nothing listens, or nothing answers.
+    /// The name does not resolve, nothing listens, or nothing responds.
     NotThere,
     UnknownHostKey,
     ChangedHostKey,
-    /// No key of ours is taken.
+    /// The server accepts none of our keys.
     Denied,
-    /// No `docker` at the far side.
+    /// The remote machine has no `docker`.
     NoDocker,
-    /// `docker` at the far side may not use its engine.
+    /// The remote `docker` has no permission for its engine.
     NotAllowed,
-    /// `docker` at the far side finds no engine.
+    /// The remote `docker` finds no engine.
     NoEngine,
-    /// Something else than an engine's answer came, from a shell's start-up file for example.
+    /// The output is not an engine's response, for example from a shell's start-up file.
     Noise,
     Silent,
-    /// What had been a connection is none any more.
+    /// An established connection ended.
     Broken,
     Other,
 }
@@ -161,10 +161,10 @@ impl SshError {
         }
     }
 
-    /// From how `ssh` ended, and what it and the programs at the far side said on stderr.
-    pub fn of_end(destination: &Destination, status: Option<i32>, said: &str) -> Self {
-        let source = said_last(said).map(Cause::from);
-        Self::new(destination, problem(status, said), source)
+    /// Creates an error from the exit status of `ssh`, and the stderr of it and the remote programs.
+    pub fn from_exit(destination: &Destination, status: Option<i32>, stderr: &str) -> Self {
+        let source = last_line(stderr).map(Cause::from);
+        Self::new(destination, classify_failure(status, stderr), source)
     }
 
     pub fn hints(&self) -> Vec<String> {
@@ -214,10 +214,10 @@ impl Problem {
     }
 }
 
-/// `ssh` exits with 255 for failures of its own, otherwise as the command at the far side. Its words are English everywhere;
-/// those of a shell need not be, and its status for "no such command" is 127 everywhere.
-fn problem(status: Option<i32>, said: &str) -> Problem {
-    let has = |words: &[&str]| words.iter().any(|words| said.contains(words));
+/// Classifies a failure. `ssh` exits with 255 for its own failures, otherwise with the status of the remote command. Its
+/// messages are always in English; those of a shell may not be, but its status for "no such command" is always 127.
+fn classify_failure(status: Option<i32>, stderr: &str) -> Problem {
+    let has = |words: &[&str]| words.iter().any(|words| stderr.contains(words));
     match status {
         Some(127) => Problem::NoDocker,
         Some(255) if has(&["IDENTIFICATION HAS CHANGED"]) => Problem::ChangedHostKey,
@@ -261,10 +261,13 @@ fn problem(status: Option<i32>, said: &str) -> Problem {
     }
 }
 
-/// The last line is what it came to; before it are warnings and banners.
-fn said_last(said: &str) -> Option<String> {
+/// Returns the last line, which contains the result; warnings and banners come before it.
+fn last_line(stderr: &str) -> Option<String> {
     const SHOWN_CHARS_MAX: usize = 300;
-    let line = said.lines().map(str::trim).rfind(|line| !line.is_empty())?;
+    let line = stderr
+        .lines()
+        .map(str::trim)
+        .rfind(|line| !line.is_empty())?;
     let shown = line.chars().filter(|c| !c.is_control());
     Some(shown.take(SHOWN_CHARS_MAX).collect())
 }
@@ -274,7 +277,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_read_as_the_docker_cli_reads_it() {
+    fn address_is_parsed_as_by_docker_cli() {
         let arguments = |url| Destination::parse(url).unwrap().arguments().join(" ");
         assert_eq!(
             arguments("ssh://build"),
@@ -295,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_in_an_address_becomes_an_option_or_a_command() {
+    fn address_cannot_inject_options_or_commands() {
         for url in [
             "ssh://",
             "ssh://-oProxyCommand=x",
@@ -320,9 +323,9 @@ mod tests {
     }
 
     #[test]
-    fn what_ssh_says_is_told_apart() {
+    fn ssh_failures_are_distinguished() {
         let destination = Destination::parse("ssh://me@build:2222").unwrap();
-        for (status, said, expected) in [
+        for (status, stderr, expected) in [
             (
                 255,
                 "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.",
@@ -365,12 +368,12 @@ mod tests {
             ),
             (1, "", Problem::Other),
         ] {
-            let error = SshError::of_end(&destination, Some(status), said);
-            assert_eq!(error.problem, expected, "{said}");
+            let error = SshError::from_exit(&destination, Some(status), stderr);
+            assert_eq!(error.problem, expected, "{stderr}");
             assert!(!error.hints().is_empty());
             assert!(error.to_string().contains("-p 2222 me@build"), "{error}");
         }
-        let error = SshError::of_end(&destination, Some(1), "a banner\n\nthe \u{1b}[31mend\n\n");
+        let error = SshError::from_exit(&destination, Some(1), "a banner\n\nthe \u{1b}[31mend\n\n");
         assert_eq!(
             std::error::Error::source(&error).unwrap().to_string(),
             "the [31mend"

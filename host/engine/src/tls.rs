@@ -1,7 +1,7 @@
-//! TLS to an engine: the files that it takes, and what can be wrong with them or with what answers.
+//! TLS to an engine: its files, and the errors of these files and of the peer.
 //!
-//! Read before anything is contacted, since a client that finds no key connects without one, and the engine then hangs up
-//! without a word. Knows no engine client.
+//! Refit reads the files before it connects, since a client without a key connects without one, and the engine then closes the
+//! connection without a message. This module knows no engine client.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{AlertDescription, CertificateError};
 
-/// The authority that the engine's certificate must come from, and who we are.
+/// The certificate authority of the engine's certificate, and the client's identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
     pub ca: PathBuf,
-    /// A context of the Docker CLI may do without.
+    /// A context of the Docker CLI may have none.
     pub client: Option<ClientFiles>,
 }
 
@@ -28,7 +28,7 @@ pub struct ClientFiles {
     pub key: PathBuf,
 }
 
-/// Why there is no TLS to an engine.
+/// Why TLS to an engine failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error("cannot read {what} `{}`", .path.display())]
@@ -100,8 +100,8 @@ impl TlsFiles {
         }
     }
 
-    /// Of a context, which has a client certificate or none.
-    pub fn of_context(folder: &Path) -> Self {
+    /// Returns the files of a context, which may have a client certificate.
+    pub fn from_context(folder: &Path) -> Self {
         let files = Self::in_folder(folder);
         let client = files
             .client
@@ -112,13 +112,13 @@ impl TlsFiles {
         }
     }
 
-    /// All that can be known before the engine is asked.
+    /// Checks everything that can be checked before the connection.
     pub fn check(&self) -> Result<(), TlsError> {
-        certificates("the authority's certificate", &self.ca)?;
+        read_certificates("the authority's certificate", &self.ca)?;
         let Some(client) = &self.client else {
             return Ok(());
         };
-        let chain = certificates("the client certificate", &client.cert)?;
+        let chain = read_certificates("the client certificate", &client.cert)?;
         let text = read("the client's key", &client.key)?;
         let nothing = || TlsError::Nothing {
             what: "key that could be read without a passphrase",
@@ -130,27 +130,27 @@ impl TlsFiles {
             Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
                 Err(TlsError::Mismatch(client.clone()))
             }
-            // What cannot be compared, the engine finds out.
+            // If the keys cannot be compared, the engine finds a mismatch.
             Ok(()) | Err(_) => Ok(()),
         }
     }
 
-    /// What an error of a connection means, if it is about TLS.
+    /// Explains a connection error, if it is about TLS.
     pub fn explain(&self, error: &(dyn Error + 'static), url: &str) -> Option<TlsError> {
-        let source = within(error)?;
+        let source = find_tls_error(error)?;
         let (ca, client) = (self.ca.clone(), self.client.as_ref());
         Some(match &source {
             rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
                 TlsError::Authority { ca, source }
             }
-            // An authority of the same name and another key.
+            // An authority with the same name and another key.
             rustls::Error::InvalidCertificate(CertificateError::BadSignature) => {
                 TlsError::Authority { ca, source }
             }
             rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             ) => {
-                let host = host(url).to_owned();
+                let host = parse_host(url).to_owned();
                 TlsError::Name { host, source }
             }
             rustls::Error::InvalidCertificate(_) => TlsError::Certificate { source },
@@ -176,7 +176,7 @@ impl TlsFiles {
     }
 }
 
-/// What Go's servers answer to whoever speaks HTTP to a port of TLS.
+/// Recognizes the response of Go's servers to plain HTTP on a TLS port.
 pub fn is_spoken_only(answer: &str) -> bool {
     answer.contains("HTTP request to an HTTPS server")
 }
@@ -189,7 +189,10 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
     })
 }
 
-fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+fn read_certificates(
+    what: &'static str,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let text = read(what, path)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     match found {
@@ -201,8 +204,8 @@ fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'s
     }
 }
 
-/// An I/O error keeps what it wraps from whoever walks the chain of causes.
-fn within(error: &(dyn Error + 'static)) -> Option<rustls::Error> {
+/// Finds the TLS error in a chain of causes. An I/O error does not show its inner error in that chain.
+fn find_tls_error(error: &(dyn Error + 'static)) -> Option<rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref::<rustls::Error>() {
@@ -214,7 +217,7 @@ fn within(error: &(dyn Error + 'static)) -> Option<rustls::Error> {
         let inner = error
             .downcast_ref::<std::io::Error>()
             .and_then(std::io::Error::get_ref);
-        if let Some(found) = inner.and_then(|inner| within(inner)) {
+        if let Some(found) = inner.and_then(|inner| find_tls_error(inner)) {
             return Some(found);
         }
         next = error.source();
@@ -222,7 +225,7 @@ fn within(error: &(dyn Error + 'static)) -> Option<rustls::Error> {
     None
 }
 
-fn host(url: &str) -> &str {
+fn parse_host(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let rest = rest.split('/').next().unwrap_or(rest);
     match rest.strip_prefix('[') {
@@ -236,34 +239,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_host_is_what_stands_before_the_port() {
+    fn host_ends_before_the_port() {
         for (url, expected) in [
             ("tcp://engine.example:2376", "engine.example"),
             ("https://10.0.0.1:2376/", "10.0.0.1"),
             ("tcp://[::1]:2376", "::1"),
             ("tcp://engine", "engine"),
         ] {
-            assert_eq!(host(url), expected, "{url}");
+            assert_eq!(parse_host(url), expected, "{url}");
         }
     }
 
     #[test]
-    fn what_is_deep_within_an_error_of_io_is_found() {
+    fn tls_error_within_io_error_is_found() {
         let io = |inner: rustls::Error| {
             std::io::Error::other(std::io::Error::new(std::io::ErrorKind::InvalidData, inner))
         };
         let files = TlsFiles::in_folder(Path::new("/certs"));
         let explain = |error| files.explain(&io(error), "tcp://engine.example:2376");
         let unknown = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
-        let told = explain(unknown).unwrap();
+        let error = explain(unknown).unwrap();
         assert_eq!(
-            told.to_string(),
+            error.to_string(),
             "its certificate is not from the authority in `/certs/ca.pem`"
         );
         let other = rustls::Error::InvalidCertificate(CertificateError::NotValidForName);
-        let told = explain(other).unwrap();
+        let error = explain(other).unwrap();
         assert_eq!(
-            told.to_string(),
+            error.to_string(),
             "its certificate is not for `engine.example`"
         );
         let alert = || rustls::Error::AlertReceived(AlertDescription::UnknownCA);
@@ -272,8 +275,8 @@ mod tests {
             client: None,
             ..files.clone()
         };
-        let told = without.explain(&io(alert()), "tcp://engine:1");
-        assert!(matches!(told, Some(TlsError::Wanted { .. })));
+        let error = without.explain(&io(alert()), "tcp://engine:1");
+        assert!(matches!(error, Some(TlsError::Wanted { .. })));
         assert!(explain(rustls::Error::EncryptError).is_none());
         assert!(
             files
@@ -283,19 +286,19 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_of_no_use_are_told_apart() {
+    fn unusable_files_are_distinguished() {
         let folder = std::env::temp_dir().join(format!("refit-tls-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let files = TlsFiles::in_folder(&folder);
-        let told = files.check().unwrap_err();
-        assert!(matches!(told, TlsError::Unreadable { .. }), "{told}");
+        let error = files.check().unwrap_err();
+        assert!(matches!(error, TlsError::Unreadable { .. }), "{error}");
         std::fs::write(folder.join("ca.pem"), "no certificate").unwrap();
-        let told = files.check().unwrap_err().to_string();
-        assert!(told.starts_with("there is no certificate in"), "{told}");
-        // A context without a client's certificate, and half of one.
-        assert_eq!(TlsFiles::of_context(&folder).client, None);
+        let error = files.check().unwrap_err().to_string();
+        assert!(error.starts_with("there is no certificate in"), "{error}");
+        // A context without a client certificate, and one with only half of it.
+        assert_eq!(TlsFiles::from_context(&folder).client, None);
         std::fs::write(folder.join("key.pem"), "").unwrap();
-        assert!(TlsFiles::of_context(&folder).client.is_some());
+        assert!(TlsFiles::from_context(&folder).client.is_some());
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -1,7 +1,7 @@
-//! What a container is: the engine's own document of it, read once, with the facts that we reason about as types.
+//! Containers: the engine's document, parsed once, with the facts that Refit decides by as types.
 //!
-//! `config`, `host_config` and the network endpoints stay documents (in the shape of the engine's HTTP interface), because a
-//! replacement must carry every field of them, also those that nobody here has heard of. Pure: no engine, no I/O.
+//! `config`, `host_config` and the network endpoints stay documents (in the form of the engine's API), because a replacement
+//! must carry every field of them, including unknown ones. Pure: no engine, no I/O.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::image::{ImageId, ImageRef};
 
-/// A JSON object of the engine's interface.
+/// A JSON object of the engine's API.
 pub type Object = Map<String, Value>;
 
 /// 64 hexadecimal digits. The one name of a container that never moves to another.
@@ -30,14 +30,14 @@ impl ContainerId {
         &self.0
     }
 
-    /// The first twelve digits, which the engine also gives as the default hostname and as a network alias.
+    /// Returns the first twelve digits, which the engine also uses as the default hostname and as a network alias.
     pub fn short(&self) -> &str {
         self.0.get(..12).unwrap_or(&self.0)
     }
 }
 
-/// A container's name, without the leading slash. A type of its own, so that no lookup takes a name for an id: an engine that is
-/// asked for `/containers/cafe/json` answers with any container whose *id* begins with `cafe`.
+/// A container's name, without the leading slash. It is a separate type, so that no lookup confuses a name with an id: for
+/// `/containers/cafe/json` an engine may return any container whose *id* starts with `cafe`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ContainerName(String);
 
@@ -63,7 +63,7 @@ impl fmt::Display for ContainerId {
     }
 }
 
-/// A network, as the engine lists it. Several may have one name.
+/// A network, as the engine lists it. Several may have the same name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
     pub id: String,
@@ -83,7 +83,7 @@ pub enum State {
 }
 
 impl State {
-    /// The engine's word for it, in list and inspect alike.
+    /// Parses the engine's word for a state, from a list or an inspection.
     pub fn parse(text: &str) -> Option<Self> {
         Some(match text {
             "created" => Self::Created,
@@ -115,7 +115,7 @@ impl fmt::Display for State {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
-    /// No healthcheck, or one that was switched off.
+    /// No health check, or a disabled one.
     #[default]
     None,
     Starting,
@@ -131,8 +131,8 @@ pub struct HealthCheckRun {
     pub exit_code: i64,
 }
 
-/// A container as the engine's list shows it. Its image is left out on purpose: the list names the tag until the tag moves,
-/// and then an id (measured, research/engine-facts.md), so nothing may be decided by it.
+/// A container as the engine's list shows it. The image is left out on purpose: the list names the tag until the tag moves, and
+/// then an id (measured, research/engine-facts.md), so no decision may depend on it.
 #[derive(Clone, Debug)]
 pub struct ContainerSummary {
     pub id: ContainerId,
@@ -144,21 +144,21 @@ pub struct ContainerSummary {
     pub network_mode: String,
 }
 
-/// Where a volume or a directory of the machine is mounted.
+/// The mount of a volume or of a directory of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
     /// `volume`, `bind`, `tmpfs`, …
     pub kind: String,
-    /// Of a volume.
+    /// The name of a volume.
     pub name: Option<String>,
-    /// On the engine's machine.
+    /// The path on the engine's machine.
     pub source: Option<String>,
     pub destination: String,
     pub read_write: bool,
 }
 
 impl Mount {
-    /// Volumes that nobody named get 64 hexadecimal digits for a name.
+    /// Reports whether the engine generated the volume's name, which then has 64 hexadecimal digits.
     pub fn is_anonymous_volume(&self) -> bool {
         self.kind == "volume"
             && self
@@ -177,7 +177,7 @@ pub struct PublishedPort {
     pub host_port: u16,
 }
 
-/// A container as inspection shows it.
+/// A container as an inspection shows it.
 #[derive(Clone, Debug)]
 pub struct Container {
     pub id: ContainerId,
@@ -185,7 +185,7 @@ pub struct Container {
     pub name: String,
     /// The image that it runs.
     pub image_id: ImageId,
-    /// The digest of the manifest that it runs, of all that are in the index of its image. Only Docker 28 and later say it, with
+    /// The digest of the manifest that it runs, among those in the index of its image. Only Docker 28 and later report it, with
     /// the containerd image store.
     pub manifest_digest: Option<String>,
     pub platform: Option<String>,
@@ -194,13 +194,13 @@ pub struct Container {
     /// The newest run of its health check that the engine remembers.
     pub last_health_check: Option<HealthCheckRun>,
     pub exit_code: Option<i64>,
-    /// What the engine says of the last failed start. Empty strings become `None`.
+    /// The engine's error of the last failed start. Empty strings become `None`.
     pub error: Option<String>,
-    /// By the engine's clock; the Unix epoch where the engine does not say.
+    /// By the engine's clock; the Unix epoch if the engine does not report it.
     pub created: jiff::Timestamp,
-    /// `None` where it was never started. To the nanosecond: a program that fails at once is restarted within the second.
+    /// `None` if it was never started. To the nanosecond: a program that fails at once is restarted within the second.
     pub started: Option<jiff::Timestamp>,
-    /// When it last exited, by the engine's clock; `None` where it never did.
+    /// When it last exited, by the engine's clock; `None` if it never did.
     pub finished: Option<jiff::Timestamp>,
     /// `Config` of the inspection.
     pub config: Object,
@@ -210,12 +210,12 @@ pub struct Container {
     pub endpoints: BTreeMap<String, Object>,
     pub published_ports: Vec<PublishedPort>,
     pub mounts: Vec<Mount>,
-    /// The writable layer of its file system on the engine's machine, if the engine says where that is.
+    /// The writable layer of its file system on the engine's machine, if the engine reports it.
     pub upper_dir: Option<String>,
 }
 
 impl Container {
-    /// `Config.Image`: what was asked for when it was created. The tag may have moved since.
+    /// Returns `Config.Image`: the reference that was requested when it was created. The tag may have moved since.
     pub fn image(&self) -> &str {
         self.config
             .get("Image")
@@ -231,7 +231,7 @@ impl Container {
         text_map(self.config.get("Labels"))
     }
 
-    /// `KEY=value`, as the engine has it.
+    /// Returns the variables, which the engine stores as `KEY=value`.
     pub fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
         self.config
             .get("Env")
@@ -242,7 +242,8 @@ impl Container {
             .map(|entry| entry.split_once('=').unwrap_or((entry, "")))
     }
 
-    /// `HostConfig.NetworkMode`: `bridge`, `host`, `none`, `container:<id>` or a network's name or id. `default` is `bridge`.
+    /// Returns `HostConfig.NetworkMode`: `bridge`, `host`, `none`, `container:<id>` or a network's name or id. `default`
+    /// becomes `bridge`.
     pub fn network_mode(&self) -> &str {
         match self.host_config.get("NetworkMode").and_then(Value::as_str) {
             None | Some("" | "default") => "bridge",
@@ -258,7 +259,7 @@ impl Container {
             .unwrap_or_default()
     }
 
-    /// Whether the engine removes it by itself when it exits (`docker run --rm`).
+    /// Reports whether the engine removes it when it exits (`docker run --rm`).
     pub fn removes_itself(&self) -> bool {
         self.host_config
             .get("AutoRemove")
@@ -266,7 +267,7 @@ impl Container {
             .unwrap_or_default()
     }
 
-    /// Whether it has a healthcheck that was not switched off.
+    /// Reports whether it has a health check that is not disabled.
     pub fn has_healthcheck(&self) -> bool {
         let test = self
             .config
@@ -277,36 +278,37 @@ impl Container {
     }
 }
 
-/// A manifest of an image that is on this machine: what runs on one platform.
+/// A manifest of an image on this machine, for one platform.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlatformManifest {
     pub digest: String,
-    /// What it runs on, `linux` and `amd64`.
+    /// The platform, for example `linux` and `amd64`.
     pub os: String,
     pub architecture: String,
 }
 
-/// An image as inspection shows it.
+/// An image as an inspection shows it.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// On most engines the digest of its configuration; with Docker's containerd image store that of its manifest or index.
+    /// On most engines the digest of its configuration; with Docker's containerd image store the digest of its manifest or
+    /// index.
     pub id: ImageId,
-    /// `repository@sha256:…`, as the registries that it was pulled from serve it. One repository may serve the same image under
-    /// several digests: a push that changes only an attestation, or another platform, changes the index alone.
+    /// `repository@sha256:…`, as its registries serve it. One repository may serve the same image under several digests: a push
+    /// that changes only an attestation, or another platform, changes only the index.
     pub repo_digests: Vec<String>,
-    /// What it runs on, `linux` and `amd64`.
+    /// The platform, for example `linux` and `amd64`.
     pub os: String,
     pub architecture: String,
-    /// What it gives to every container made from it: `Env`, `Cmd`, `Labels`, `Healthcheck`, …
+    /// The configuration that it gives to every container created from it: `Env`, `Cmd`, `Labels`, `Healthcheck`, …
     pub config: Object,
-    /// One digest of all that a container made from it would run: platform, configuration, layers and date. Equal for two images
-    /// that differ in their index alone. `None` where the engine does not show the layers.
+    /// A digest of everything that a container created from it would run: platform, configuration, layers and date. Two images
+    /// whose only difference is their index have the same digest. `None` if the engine does not show the layers.
     pub content: Option<String>,
 }
 
 impl Image {
-    /// The digests under which the repository of this reference serves it. The engine sorts them by their digits, so none of them
-    /// is the newest.
+    /// Returns the digests under which the repository of this reference serves the image. The engine sorts them by their
+    /// digits, so their order says nothing about their age.
     pub fn digests_in<'a>(
         &'a self,
         reference: &'a ImageRef,
@@ -321,8 +323,8 @@ impl Image {
         })
     }
 
-    /// Whether its id is the digest of its manifest or index, so that a push which changes neither configuration nor layers changes
-    /// the id all the same.
+    /// Reports whether its id is the digest of its manifest or index, so that a push changes the id even if it changes neither
+    /// configuration nor layers.
     pub fn is_named_by_manifest(&self) -> bool {
         let id = self.id.as_str();
         let mut digests = self.repo_digests.iter();
@@ -333,17 +335,17 @@ impl Image {
         })
     }
 
-    /// Whether a container would run the same, whichever of the two it was made from.
+    /// Reports whether containers created from either image would run the same.
     pub fn has_content_of(&self, other: &Self) -> bool {
         self.content.is_some() && self.content == other.content
     }
 
-    /// Whether the repository of this reference serves it under this digest.
+    /// Reports whether the repository of this reference serves it under this digest.
     pub fn has_digest(&self, reference: &ImageRef, digest: &str) -> bool {
         self.digests_in(reference).any(|it| it == digest)
     }
 
-    /// The digest to name it by: the expected one where the image has it, or its only one. `None` where nobody can tell which.
+    /// Returns the digest to name it by: the expected one if the image has it, or its only one. `None` if that is ambiguous.
     pub fn digest_in(&self, reference: &ImageRef, expected: Option<&str>) -> Option<String> {
         let expected = expected.filter(|digest| self.has_digest(reference, digest));
         let mut digests = self.digests_in(reference);

@@ -1,14 +1,14 @@
-//! How an error is told to a person: what could not be done, its causes one per line, then what the person can do.
+//! Prints errors for users: what failed, its causes one per line, then what the user can do.
 //!
-//! An error is a sentence and never contains its own cause; a hint is advice. They are different types, and this is the one
-//! place that prints them.
+//! An error is a sentence and never contains its own cause; a hint is advice. They have different types, and only this module
+//! prints them.
 
 use std::error::Error;
 use std::fmt;
 
-/// An error that knows what a person can do about it.
+/// An error with hints for the user.
 pub trait Hints: Error {
-    /// Each a line of its own, lower case, no full stop.
+    /// Returns the hints, each one line, in lower case, without a full stop.
     fn hints(&self) -> Vec<String> {
         Vec::new()
     }
@@ -66,7 +66,7 @@ impl Diagnostic {
         self
     }
 
-    /// Error and causes on one line, for a log or a field of a report.
+    /// Formats error and causes on one line, for a log or a field of a report.
     pub fn sentence(&self) -> String {
         let mut sentence = self.error.clone();
         for cause in &self.causes {
@@ -77,7 +77,7 @@ impl Diagnostic {
     }
 }
 
-/// A cause that is only known by its words any more, with its own cause below.
+/// A cause of which only the text is left, with its own cause.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub struct Cause {
@@ -86,7 +86,7 @@ pub struct Cause {
 }
 
 impl Diagnostic {
-    /// Its causes as an error, for one that carries a diagnostic and has a `source`.
+    /// Returns the causes as an error, for an error that carries a diagnostic and has a `source`.
     pub fn cause(&self) -> Option<Cause> {
         self.causes.iter().rev().fold(None, |below, text| {
             Some(Cause {
@@ -119,9 +119,9 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// The causes below an error. Libraries like to repeat the cause in their own message; such repetitions are left out.
+/// Lists the causes of an error. Many libraries repeat the cause in their own message; such repetitions are left out.
 pub fn causes(error: &(impl Error + ?Sized)) -> Vec<String> {
-    /// No real chain is longer; one that loops must end.
+    /// No real chain is longer, and a cyclic chain must end.
     const DEPTH_MAX: usize = 16;
     let mut causes: Vec<String> = Vec::new();
     let mut next = error.source();
@@ -136,7 +136,7 @@ pub fn causes(error: &(impl Error + ?Sized)) -> Vec<String> {
         }
         next = cause.source();
     }
-    // "error sending request: connection refused" above "connection refused" says it twice.
+    // "error sending request: connection refused" before "connection refused" would repeat it.
     for index in (1..causes.len()).rev() {
         let below = format!(": {}", causes[index]);
         if let Some(shortened) = causes[index - 1].strip_suffix(&below) {
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_a_sentence_its_causes_and_what_to_do() {
+    fn error_prints_sentence_causes_and_hints() {
         let error = Outer {
             source: Middle {
                 source: std::io::Error::other("port is taken"),

@@ -1,4 +1,4 @@
-//! What happens during a refresh, for those who watch it.
+//! Events of a refresh, for progress displays.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use crate::image::ImageRef;
 use crate::pull::{ImageRecord, LayerProgress};
 use crate::recreation::{RecreationRecord, Step};
 
-/// Something that happens during a refresh, for displays. Told as it happens, and never waited for.
+/// An event of a refresh, for displays. Refit sends it at once, and never waits for a receiver.
 #[derive(Clone, Debug)]
 pub enum Event {
     PullStarted {
@@ -29,7 +29,7 @@ pub enum Event {
 
 pub type Events = Arc<dyn Fn(Event) + Send + Sync>;
 
-/// Nobody watches.
+/// Returns a receiver that drops all events.
 pub fn no_events() -> Events {
     Arc::new(|_| {})
 }

@@ -1,6 +1,6 @@
-//! What a policy may see and do. Enforced by the host whatever the policy asks; a policy cannot widen it.
+//! Grants: what a policy may see and do. The host enforces them, and a policy cannot widen them.
 //!
-//! Pure: patterns and numbers in, yes or no out. Where the answer is no, the text names the grant that would have allowed it.
+//! Pure: patterns and numbers in, yes or no out. For a no, the text names the grant that would have allowed it.
 
 use std::collections::BTreeMap;
 
@@ -59,7 +59,7 @@ impl std::fmt::Display for Verb {
     }
 }
 
-/// A pattern is no pattern.
+/// Why a pattern is invalid.
 #[derive(Debug, thiserror::Error)]
 #[error("`{pattern}` in `[grants] {key}` is not a pattern")]
 pub struct PatternError {
@@ -79,26 +79,26 @@ pub struct Grants {
     limit: Option<Limit>,
 }
 
-/// What narrows the verbs further: the key that a policy is signed with.
+/// The key that a policy is signed with, which narrows the verbs further.
 #[derive(Clone, Debug)]
 struct Limit {
     key: String,
     verbs: Vec<Verb>,
 }
 
-/// As written in the configuration.
+/// Patterns as written in the configuration.
 #[derive(Clone, Debug)]
 pub struct GrantPatterns {
-    /// Of registry and repository, without tag: `ghcr.io/acme/app-*`. `*` does not cross a `/`, `**` does.
+    /// Patterns for registry and repository, without tag: `ghcr.io/acme/app-*`. `*` does not cross a `/`, `**` does.
     pub images: Vec<String>,
-    /// Of container names: `ws-*`.
+    /// Patterns for container names: `ws-*`.
     pub containers: Vec<String>,
     /// Labels that a container must carry, all of them.
     pub labels: BTreeMap<String, String>,
     /// Names of environment variables that a policy may read.
     pub environment: Vec<String>,
     pub verbs: Vec<Verb>,
-    /// Whether a container that these do not cover may be recreated with one that it depends on.
+    /// Whether a container that these patterns do not cover may be recreated together with one that it depends on.
     pub followers: bool,
 }
 
@@ -115,7 +115,7 @@ impl Grants {
         })
     }
 
-    /// The same for a policy that is signed with `key`, which may do no more than `verbs`.
+    /// Returns the grants of a policy that is signed with `key`, which may do no more than `verbs`.
     #[must_use]
     pub fn limited_to(&self, key: &str, verbs: &[Verb]) -> Self {
         Self {
@@ -127,12 +127,12 @@ impl Grants {
         }
     }
 
-    /// Whether a policy may know that this container exists.
+    /// Reports whether a policy may know that this container exists.
     pub fn covers(&self, container: &ContainerSummary) -> bool {
         self.covers_names(&container.name, &container.labels)
     }
 
-    /// Whether this container may be recreated with one that it depends on.
+    /// Reports whether this container may be recreated together with one that it depends on.
     pub fn may_follow(&self, container: &Container) -> bool {
         self.followers || self.covers_names(&container.name, &container.labels())
     }
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_matches_from_its_beginning_and_labels_must_agree() {
+    fn name_pattern_is_anchored_and_labels_must_match() {
         let mine = [("platform", "mine")];
         assert!(grants().covers(&listed("ws-a", &mine)));
         assert!(
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_pattern_stays_within_its_registry_and_folder() {
+    fn image_pattern_stays_within_registry_and_folder() {
         let may = |image: &str| grants().may_pull(&image.parse().unwrap());
         assert!(may("ghcr.io/acme/workspace-template-hermes:v9").is_ok());
         for other in [
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verb_that_is_not_listed_is_refused_by_name() {
+    fn unlisted_verb_is_refused_by_name() {
         assert!(grants().may(Verb::Pull).is_ok());
         assert_eq!(
             grants().may(Verb::Remove).unwrap_err(),
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_takes_verbs_away_and_gives_none() {
+    fn key_only_removes_verbs() {
         let limited = grants().limited_to("matchers", &[Verb::Inspect, Verb::Replace]);
         assert!(limited.may(Verb::Inspect).is_ok());
         assert_eq!(
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_pattern_names_its_place() {
+    fn invalid_pattern_names_its_place() {
         let broken = GrantPatterns {
             images: vec!["a[".into()],
             containers: vec![],

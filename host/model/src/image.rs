@@ -1,7 +1,7 @@
-//! Image references, ids and platforms: what a person types, made exact.
+//! Image references, ids and platforms, parsed from user input.
 //!
-//! Everything past this module works on these types, never on a string, so the rules about the default registry, `library/`
-//! and `latest` live here and nowhere else. Knows no engine and no registry.
+//! All other code uses these types, never a string, so the rules about the default registry, `library/` and `latest` are only
+//! here. This module knows no engine and no registry.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use oci_spec::distribution::{ParseError, Reference};
 
 use crate::printable::printable;
 
-/// Of what is no reference, in an error.
+/// The longest quote of an invalid reference in an error.
 const SHOWN_BYTES_MAX: usize = 80;
 
 /// A checked, normalised image reference: `nginx` and `docker.io/library/nginx:latest` are equal.
@@ -26,20 +26,20 @@ pub struct ImageRefError {
 }
 
 impl ImageRef {
-    /// The longest reference we look at: a registry name, a repository of 255 characters, a tag of 128 and a digest.
+    /// The longest accepted reference: a registry name, a repository of 255 characters, a tag of 128 and a digest.
     pub const LENGTH_MAX: usize = 1024;
 
-    /// Host and, where given, port: `ghcr.io`, `127.0.0.1:5000`, `docker.io`.
+    /// Returns the host and, if given, the port: `ghcr.io`, `127.0.0.1:5000`, `docker.io`.
     pub fn registry(&self) -> &str {
         self.0.registry()
     }
 
-    /// Registry and repository without tag or digest: `ghcr.io/acme/app`. What two versions of one image have in common.
+    /// Returns registry and repository without tag or digest: `ghcr.io/acme/app`. All versions of one image share it.
     pub fn repository(&self) -> String {
         format!("{}/{}", self.0.registry(), self.0.repository())
     }
 
-    /// The repository as its registry knows it: `acme/app`.
+    /// Returns the repository as its registry knows it: `acme/app`.
     pub fn path(&self) -> &str {
         self.0.repository()
     }
@@ -64,17 +64,17 @@ impl FromStr for ImageRef {
         if text.len() > Self::LENGTH_MAX {
             return Err(wrong(ParseError::NameTooLong));
         }
-        reference(text).map(Self).map_err(wrong)
+        parse_reference(text).map(Self).map_err(wrong)
     }
 }
 
-/// As [`Reference`] parses itself, and to the same result (a test holds the two against each other). Its regular expression takes a
-/// tenth of a second and eight megabytes to compile, which is most of a start and of what a daemon has in memory.
-fn reference(text: &str) -> Result<Reference, ParseError> {
+/// Parses a reference with the same result as [`Reference`]'s own parser (a test compares the two). That parser's regular
+/// expression takes a tenth of a second and eight megabytes to compile, which is most of a start and of a daemon's memory.
+fn parse_reference(text: &str) -> Result<Reference, ParseError> {
     if text.is_empty() {
         return Err(ParseError::NameEmpty);
     }
-    // The engine takes these for ids of images, and no repository may be called so.
+    // The engine treats these as image ids, and no repository may have such a name.
     if is_image_id(text) {
         return Err(ParseError::ReferenceInvalidFormat);
     }
@@ -82,7 +82,7 @@ fn reference(text: &str) -> Result<Reference, ParseError> {
         Some((tagged, digest)) => (tagged, Some(checked_digest(digest)?)),
         None => (text, None),
     };
-    // A colon before the last slash is that of a port.
+    // A colon before the last slash belongs to a port.
     let last = tagged.rfind('/').map_or(0, |slash| slash + 1);
     let (name, tag) = match tagged[last..].split_once(':') {
         Some((name, tag)) if is_tag(tag) => (&tagged[..last + name.len()], Some(tag)),
@@ -102,7 +102,7 @@ fn reference(text: &str) -> Result<Reference, ParseError> {
     })
 }
 
-/// Registry and repository, with what a short name leaves out.
+/// Splits a name into registry and repository, and adds the parts that a short name leaves out.
 fn split_name(name: &str) -> Result<(String, String), ParseError> {
     const REPOSITORY_MAX: usize = 255;
     let named = name
@@ -115,7 +115,7 @@ fn split_name(name: &str) -> Result<(String, String), ParseError> {
         None => ("docker.io", name),
     };
     if !path.split('/').all(is_path_component) {
-        // Whoever writes `Acme/app` is told so.
+        // A user who writes `Acme/app` gets a specific error.
         let lower = path.to_ascii_lowercase();
         return Err(match lower.split('/').all(is_path_component) {
             true => ParseError::NameContainsUppercase,
@@ -132,7 +132,7 @@ fn split_name(name: &str) -> Result<(String, String), ParseError> {
     Ok((registry.to_owned(), repository))
 }
 
-/// 64 hexadecimal digits, with or without `sha256:`.
+/// Reports whether a text is an image id: 64 hexadecimal digits, with or without `sha256:`.
 pub fn is_image_id(text: &str) -> bool {
     let hex = text.strip_prefix("sha256:").unwrap_or(text);
     hex.len() == 64
@@ -141,7 +141,8 @@ pub fn is_image_id(text: &str) -> bool {
             .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
-/// Letters, digits and hyphens between dots, or an IPv6 address in brackets, and a port where there is one.
+/// Reports whether a text is a host: letters, digits and hyphens between dots, or an IPv6 address in brackets, with an optional
+/// port.
 fn is_host(host: &str) -> bool {
     let is_port = |port: &str| !port.is_empty() && port.chars().all(|c| c.is_ascii_digit());
     if let Some(bracketed) = host.strip_prefix('[') {
@@ -162,7 +163,8 @@ fn is_host(host: &str) -> bool {
     labels.split('.').all(is_label) && port.is_none_or(is_port)
 }
 
-/// Words of small letters and digits, between which are a dot, one or two underscores, or hyphens.
+/// Reports whether a text is a path component: words of lower-case letters and digits, separated by a dot, one or two
+/// underscores, or hyphens.
 fn is_path_component(component: &str) -> bool {
     let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let ends_in_words = component.starts_with(is_word) && component.ends_with(is_word);
@@ -179,7 +181,8 @@ fn is_tag(tag: &str) -> bool {
         && tag.chars().all(|c| is_word(c) || matches!(c, '.' | '-'))
 }
 
-/// Whether a text is a digest as registries write it: `sha256:` and 64 small hexadecimal digits, or `sha512:` and 128.
+/// Reports whether a text is a digest as registries write it: `sha256:` and 64 lower-case hexadecimal digits, or `sha512:` and
+/// 128.
 pub fn is_digest(text: &str) -> bool {
     let is_small = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     let length = match text.split_once(':') {
@@ -191,7 +194,7 @@ pub fn is_digest(text: &str) -> bool {
     hex.len() == length && hex.bytes().all(is_small)
 }
 
-/// The digest of some bytes, as registries write it.
+/// Computes the digest of some bytes, as registries write it.
 pub fn sha256(bytes: &[u8]) -> String {
     use sha2::{Digest as _, Sha256};
     let hex = Sha256::digest(bytes);
@@ -260,7 +263,7 @@ impl ImageId {
         &self.0
     }
 
-    /// Twelve digits, as the Docker CLI shows them.
+    /// Returns twelve digits, as the Docker CLI shows them.
     pub fn short(&self) -> &str {
         let hex = self.0.strip_prefix("sha256:").unwrap_or(&self.0);
         hex.get(..12).unwrap_or(hex)
@@ -311,13 +314,14 @@ impl FromStr for Platform {
 }
 
 impl Platform {
-    /// Whether an engine of this platform runs such an image. Who asks for no variant takes any.
+    /// Reports whether an engine of this platform runs such an image. Without a requested variant, any variant matches.
     pub fn takes(&self, os: &str, architecture: &str, variant: Option<&str>) -> bool {
         let same = self.os == os && self.architecture == architecture;
         same && (self.variant.is_none() || self.variant.as_deref() == variant)
     }
 
-    /// Of an image whose variant nobody knows: one that asks for a variant is none that is known to be here.
+    /// Reports whether an image with an unknown variant matches. If a variant is requested, it does not: that variant is not
+    /// known to be here.
     pub fn is(&self, os: &str, architecture: &str) -> bool {
         self.os == os && self.architecture == architecture && self.variant.is_none()
     }
@@ -333,11 +337,11 @@ impl fmt::Display for Platform {
     }
 }
 
-/// The platform to ask for when an image is pulled and when a container is created from it. The only place that decides it.
+/// Returns the platform to request for a pull and for the creation of a container. Only this function decides it.
 ///
-/// `configured` is `MOLECULE_IMAGE_PLATFORM` or `[images] platform`: a platform to ask for, or, set but empty, the order to
-/// ask for none and take what the engine chooses. Where nothing is configured, only Apple Silicon needs one: the templates
-/// are published for `linux/amd64` alone, which an engine there runs by emulation but would not choose by itself.
+/// `configured` is `MOLECULE_IMAGE_PLATFORM` or `[images] platform`: a platform to request, or, if it is set but empty, the
+/// instruction to request none and use the engine's choice. If nothing is configured, only Apple Silicon needs one: the
+/// templates are published for `linux/amd64` alone, which an engine there runs by emulation but would not choose by itself.
 pub fn image_platform(configured: Option<&str>) -> Result<Option<Platform>, PlatformError> {
     platform_on(std::env::consts::OS, std::env::consts::ARCH, configured)
 }
@@ -365,18 +369,18 @@ mod tests {
     }
 
     #[test]
-    fn a_short_name_means_docker_hub_and_latest() {
+    fn short_name_means_docker_hub_and_latest() {
         check("nginx", "docker.io/library/nginx:latest");
         check("acme/app:1", "docker.io/acme/app:1");
     }
 
     #[test]
-    fn a_port_is_not_a_tag() {
+    fn port_is_not_a_tag() {
         check("localhost:5000/web", "localhost:5000/web:latest");
     }
 
     #[test]
-    fn a_digest_needs_no_tag() {
+    fn digest_needs_no_tag() {
         let digest = format!("sha256:{}", "a".repeat(64));
         check(
             &format!("ghcr.io/acme/app@{digest}"),
@@ -385,14 +389,14 @@ mod tests {
     }
 
     #[test]
-    fn the_repository_is_what_versions_share() {
+    fn versions_share_the_repository() {
         let image: ImageRef = "127.0.0.1:5000/acme/app:v2".parse().unwrap();
         assert_eq!(image.repository(), "127.0.0.1:5000/acme/app");
         assert_eq!(image.registry(), "127.0.0.1:5000");
     }
 
     #[test]
-    fn what_is_no_reference_is_refused() {
+    fn invalid_reference_is_refused() {
         for text in [
             "",
             "Acme/app",
@@ -409,8 +413,8 @@ mod tests {
         }
     }
 
-    /// The library takes `Acme/app`, words of any script for a tag, ids of images for names, and registries with underscores;
-    /// engines do not.
+    /// Parses with the library. It accepts `Acme/app`, words of any script for a tag, image ids as names, and registries with
+    /// underscores; engines do not.
     fn by_the_library(text: &str) -> Option<Reference> {
         let reference = Reference::try_from(text).ok()?;
         let upper = reference.repository().chars().any(char::is_uppercase);
@@ -420,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn references_are_understood_as_the_engine_spells_them() {
+    fn engine_spellings_are_parsed() {
         let digest = format!("sha256:{}", "a".repeat(64));
         for (typed, normal) in [
             ("index.docker.io/nginx", "docker.io/library/nginx:latest"),
@@ -443,11 +447,11 @@ mod tests {
     fn registry_with_an_underscore_is_no_host() {
         let text = "a.b__d---e.f/g_h:v1.2-x";
         assert!(text.parse::<ImageRef>().is_err());
-        assert_eq!(reference(text).ok(), by_the_library(text));
+        assert_eq!(parse_reference(text).ok(), by_the_library(text));
     }
 
     #[test]
-    fn an_image_id_is_no_reference() {
+    fn image_id_is_no_reference() {
         for id in ["b".repeat(64), format!("sha256:{}", "b".repeat(64))] {
             assert!(id.parse::<ImageRef>().is_err(), "{id}");
         }
@@ -458,7 +462,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn what_is_parsed_is_what_the_library_parses(
+        fn parser_agrees_with_library(
             pieces in proptest::collection::vec(
                 proptest::sample::select(vec![
                     "a", "B", "0", ".", "_", "__", "-", "--", "/", ":", "@", "localhost", "docker.io", "index.docker.io", "ghcr.io/",
@@ -470,19 +474,19 @@ mod tests {
             ),
         ) {
             let text = pieces.concat();
-            proptest::prop_assert_eq!(reference(&text).ok(), by_the_library(&text), "{}", text);
+            proptest::prop_assert_eq!(parse_reference(&text).ok(), by_the_library(&text), "{}", text);
         }
     }
 
     #[test]
-    fn long_names_and_tags_end_where_the_library_ends_them() {
+    fn length_limits_agree_with_library() {
         for length in [127, 128, 129, 246, 247, 248, 255, 256] {
             for text in [
                 "a".repeat(length),
                 format!("a.io/{}", "a".repeat(length)),
                 format!("a:{}", "v".repeat(length)),
             ] {
-                assert_eq!(reference(&text).ok(), by_the_library(&text), "{text}");
+                assert_eq!(parse_reference(&text).ok(), by_the_library(&text), "{text}");
             }
         }
     }
@@ -507,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configured_platform_is_taken_whole() {
+    fn configured_platform_is_used_unchanged() {
         assert_eq!(
             platform_on("linux", "x86_64", Some("linux/arm64/v8"))
                 .unwrap()

@@ -1,6 +1,4 @@
-//! The words that all of Refit shares: containers, images, grants, requests, decisions, reports, events, errors as people read them.
-//!
-//! No I/O, and nothing async.
+//! The types that all of Refit shares: containers, images, grants, requests, decisions, reports, events, and errors for users.
 
 #![forbid(unsafe_code)]
 

@@ -16,7 +16,7 @@ pub(crate) fn deserialize<'de, D: serde::Deserializer<'de>>(
     u64::deserialize(deserializer).map(Duration::from_millis)
 }
 
-/// Nothing for no duration.
+/// Optional durations: `None` has no value.
 pub(crate) mod optional {
     use serde::Deserialize as _;
     use std::time::Duration;

@@ -1,6 +1,7 @@
-//! Strangers' words in a message: one line, bounded, and nothing in it that a terminal obeys. Knows nobody.
+//! Makes untrusted text safe for a message: one line of limited length, without terminal control codes. This module knows no
+//! other.
 
-/// One line that cannot move the cursor, change colours, reverse the direction of text or begin a line of its own; cut at
+/// Returns one line that cannot move the cursor, change colors, reverse the direction of text or start a new line; cut at
 /// `bytes_max`.
 pub fn printable(text: &str, bytes_max: usize) -> String {
     let mut line = String::with_capacity(text.len().min(bytes_max));
@@ -24,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_stays_one_line_and_has_no_colour() {
+    fn line_stays_one_line_without_color() {
         assert_eq!(
             printable("a\n{\"level\":\"x\"}\x1b[31m\u{202e}b", 100),
             "a\\n{\"level\":\"x\"}\\u{1b}[31m\\u{202e}b"
@@ -32,7 +33,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_is_cut_between_characters() {
+    fn long_line_is_cut_between_characters() {
         assert_eq!(printable("äää", 5), "ää…");
     }
 }

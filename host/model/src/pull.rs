@@ -1,4 +1,4 @@
-//! The pull of one image: its progress, and what came of it.
+//! The pull of one image: its progress, and its result.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use crate::diagnostic::{Diagnostic, Failure};
 use crate::image::{ImageId, ImageRef};
 use crate::milliseconds;
 
-/// Progress of one layer of a pull, as the engine tells it.
+/// The progress of one layer of a pull, as the engine reports it.
 #[derive(Clone, Debug)]
 pub struct LayerProgress {
     /// Twelve digits.
@@ -46,7 +46,7 @@ pub enum ImageOutcome {
 }
 
 impl ImageOutcome {
-    /// As in JSON.
+    /// Returns the word for JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pulled => "pulled",
@@ -57,7 +57,7 @@ impl ImageOutcome {
     }
 }
 
-/// The layers of one image, as they come in.
+/// The progress of all layers of one image.
 #[derive(Clone, Debug, Default)]
 pub struct Transferred {
     layers: HashMap<String, Layer>,
@@ -66,17 +66,17 @@ pub struct Transferred {
 #[derive(Clone, Debug, Default)]
 struct Layer {
     status: String,
-    /// So far and in all. `None` until bytes of it come, and of one that was here before.
+    /// Bytes so far and in total. `None` until the first bytes arrive, and for a layer that was here before.
     bytes: Option<(u64, u64)>,
 }
 
-/// Layers of an image that are kept apart. The engine takes 127 at most; what is said beyond is not worth memory.
+/// The number of tracked layers of an image. The engine accepts 127 at most; further ones are not worth the memory.
 const LAYERS_MAX: usize = 512;
 
 impl Transferred {
-    /// Whether that says something new: another status, or bytes that came.
+    /// Records the progress of a layer. Returns whether it is new: another status, or more bytes.
     pub fn on(&mut self, layer: &LayerProgress) -> bool {
-        // Of the tag, and not of a layer.
+        // This is about the tag, and not about a layer.
         if layer.status.starts_with("Pulling from ") {
             return false;
         }
@@ -87,7 +87,7 @@ impl Transferred {
         let kept = self.layers.entry(layer.layer.clone()).or_default();
         let bytes = match (layer.current_bytes, layer.total_bytes) {
             (Some(current), Some(total)) if layer.status == "Downloading" => Some((current, total)),
-            // Past downloading: all of it is here.
+            // The download is complete: the whole layer is here.
             _ => kept.bytes.map(|(_, total)| (total, total)),
         };
         let news = kept.status != layer.status || kept.bytes != bytes;
@@ -98,13 +98,13 @@ impl Transferred {
         news
     }
 
-    /// Bytes so far, and in all of the layers that have begun.
+    /// Returns the bytes so far, and the total bytes of the layers that have started.
     pub fn bytes(&self) -> (u64, u64) {
         let begun = self.layers.values().filter_map(|layer| layer.bytes);
         begun.fold((0, 0), |sum, layer| (sum.0 + layer.0, sum.1 + layer.1))
     }
 
-    /// Layers that are here, and all that were named.
+    /// Returns the number of complete layers, and of all known layers.
     pub fn layers(&self) -> (usize, usize) {
         let here = |layer: &&Layer| matches!(&*layer.status, "Pull complete" | "Already exists");
         (self.layers.values().filter(here).count(), self.layers.len())
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_counts_once_and_is_whole_when_it_has_come() {
+    fn complete_layer_counts_once_and_fully() {
         let mut transferred = Transferred::default();
         transferred.on(&layer("a", "Downloading", Some((1, 10))));
         transferred.on(&layer("a", "Downloading", Some((4, 10))));
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_says_nothing_new_is_none() {
+    fn repeated_status_is_not_new() {
         let mut transferred = Transferred::default();
         assert!(!transferred.on(&layer("latest", "Pulling from acme/app", None)));
         assert!(transferred.on(&layer("a", "Waiting", None)));

@@ -1,4 +1,4 @@
-//! The replacement of one container: its strategy, its steps, and what came of it.
+//! The recreation of one container: its strategy, its steps, and its result.
 
 use std::fmt;
 use std::time::Duration;
@@ -139,7 +139,7 @@ impl RecreationOutcome {
         Self::Stranded,
     ];
 
-    /// As in JSON.
+    /// Returns the word for JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Recreated => "recreated",
@@ -155,7 +155,7 @@ impl RecreationOutcome {
         }
     }
 
-    /// Whether somebody who asked for this refresh did not get what they asked for.
+    /// Reports whether a user who requested this refresh did not get the requested result.
     pub fn is_failure(self) -> bool {
         match self {
             Self::Recreated | Self::Removed | Self::WouldRecreate | Self::Current => false,

@@ -1,6 +1,4 @@
-//! The report of a refresh: the host's record of what was done, with the policy's reasons beside it.
-//!
-//! The JSON of this is documented in `docs/report.md` and stable within a `format`.
+//! The report of a refresh: the host's record of its actions, with the policy's reasons.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +8,7 @@ use crate::recreation::RecreationRecord;
 use crate::request::{Mode, Request};
 use crate::unfinished::Unfinished;
 
-/// The version of this shape. It rises when a field changes its meaning or goes.
+/// The version of this format. It increases if a field changes its meaning or is removed.
 pub const FORMAT: u32 = 1;
 
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
@@ -78,18 +76,18 @@ pub struct Summary {
 }
 
 impl Report {
-    /// Whether something that was asked for did not come about. A missing image alone is such a thing.
+    /// Reports whether a requested result was not reached. A missing image alone counts.
     pub fn has_failures(&self) -> bool {
         let summary = &self.summary;
         summary.pull_failed + summary.recreate_failed + summary.unknown + summary.unfinished > 0
     }
 
-    /// Whether a plan found something to do.
+    /// Reports whether a plan contains any work.
     pub fn has_work(&self) -> bool {
         self.summary.would_pull + self.summary.would_recreate > 0
     }
 
-    /// The record of what was done about an image, by the reference that the policy gave for it.
+    /// Returns the record of an image, by the reference that the policy gave for it.
     pub fn image(&self, reference: &str) -> Option<&ImageRecord> {
         let wanted = reference.parse::<crate::image::ImageRef>().ok()?;
         self.images

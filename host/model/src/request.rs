@@ -1,4 +1,4 @@
-//! What somebody asks a refresh for.
+//! The request for a refresh.
 
 /// Who or what asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -2,13 +2,13 @@
 
 pub use secrecy::{ExposeSecret, SecretString};
 
-/// Who logs in, and with what.
+/// A registry login.
 #[derive(Clone, Debug)]
 pub enum Login {
     Password {
         username: String,
         password: SecretString,
     },
-    /// What `docker login` keeps for registries that hand out refresh tokens.
+    /// The token that `docker login` stores for registries that issue refresh tokens.
     IdentityToken(SecretString),
 }

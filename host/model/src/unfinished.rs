@@ -1,4 +1,4 @@
-//! Replacements that were begun and have not ended.
+//! Replacements that have started and have not ended.
 
 /// A replacement that was begun and has not ended, and that no living process on this machine is at work on.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]

@@ -1,9 +1,10 @@
-//! One spelling for what has several. Engines take `/data/` and show `/data`, take `cap_net_admin` and show `CAP_NET_ADMIN`, and
-//! a newer engine rewrites what an older one kept as it came. Two values mean the same if their canonical forms are equal.
+//! Canonical forms of values that have several spellings. Engines accept `/data/` and show `/data`, accept `cap_net_admin` and
+//! show `CAP_NET_ADMIN`, and a newer engine rewrites values that an older one kept unchanged. Two values mean the same if their
+//! canonical forms are equal.
 //!
-//! Canonical forms are for comparing only. A request repeats what the engine showed, in the engine's own spelling.
+//! Canonical forms are only for comparison. A request repeats the engine's own spelling.
 //!
-//! Pure: a field's name and its value in, a value out. A field that nobody here knows is its own canonical form.
+//! Pure: a field's name and its value in, a value out. An unknown field is its own canonical form.
 
 use std::net::IpAddr;
 
@@ -16,11 +17,11 @@ const SIGNALS: [&str; 31] = [
     "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
     "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
-/// The first real-time signal as programs count them: the C library keeps two for itself.
+/// The first real-time signal as programs count them: the C library reserves two for itself.
 const SIGNAL_RTMIN: u32 = 34;
 const SIGNAL_RTMAX: u32 = 64;
 
-/// What every engine masks, whatever its version: a list with all of it is the engine's own.
+/// Paths that every engine masks, whatever its version: a list with all of them is the engine's default.
 const MASKED_ALWAYS: &[&str] = &[
     "/proc/acpi",
     "/proc/kcore",
@@ -31,7 +32,7 @@ const MASKED_ALWAYS: &[&str] = &[
     "/proc/scsi",
     "/sys/firmware",
 ];
-/// What some versions mask besides.
+/// Further paths that some versions mask.
 const MASKED_SOMETIMES: &[&str] = &[
     "/proc/asound",
     "/proc/interrupts",
@@ -39,7 +40,7 @@ const MASKED_SOMETIMES: &[&str] = &[
     "/sys/devices/virtual/powercap",
     "/sys/fs/selinux",
 ];
-/// Docker 28 masks one for each processor.
+/// Docker 28 masks one such path for each processor.
 const MASKED_PER_PROCESSOR: (&str, &str) = ("/sys/devices/system/cpu/cpu", "/thermal_throttle");
 const READ_ONLY_ALWAYS: &[&str] = &[
     "/proc/bus",
@@ -50,27 +51,27 @@ const READ_ONLY_ALWAYS: &[&str] = &[
 ];
 const READ_ONLY_SOMETIMES: &[&str] = &["/proc/asound"];
 
-/// The one spelling of a field of `Config` or `HostConfig`.
-pub(super) fn canonical(field: &str, value: &Value) -> Value {
+/// Returns the canonical form of a field of `Config` or `HostConfig`.
+pub(super) fn canonicalize(field: &str, value: &Value) -> Value {
     match field {
-        "WorkingDir" => text(value, clean_path),
+        "WorkingDir" => map_text(value, clean_path),
         "StopSignal" => match value {
-            Value::Number(number) => json!(signal(&number.to_string())),
-            other => text(other, signal),
+            Value::Number(number) => json!(signal_number(&number.to_string())),
+            other => map_text(other, signal_number),
         },
-        "MacAddress" => text(value, str::to_lowercase),
-        "Volumes" | "Tmpfs" => keys(value, clean_path),
-        "ExposedPorts" => keys(value, port),
+        "MacAddress" => map_text(value, str::to_lowercase),
+        "Volumes" | "Tmpfs" => map_keys(value, clean_path),
+        "ExposedPorts" => map_keys(value, port),
         "PortBindings" => {
-            let mut bindings = keys(value, port);
+            let mut bindings = map_keys(value, port);
             let lists = bindings.as_object_mut().into_iter().flatten();
             for binding in lists.flat_map(|(_, list)| list.as_array_mut().into_iter().flatten()) {
-                change(binding, "HostIp", address);
+                map_field(binding, "HostIp", address);
             }
             bindings
         }
-        "Binds" => items(value, bind),
-        "Mounts" => objects(
+        "Binds" => map_items(value, canonicalize_bind),
+        "Mounts" => map_objects(
             value,
             &[
                 ("Target", clean_path),
@@ -78,12 +79,12 @@ pub(super) fn canonical(field: &str, value: &Value) -> Value {
                 ("Type", str::to_lowercase),
             ],
         ),
-        "CapAdd" | "CapDrop" => items(value, capability),
-        "SecurityOpt" => items(value, security_option),
-        "ExtraHosts" => items(value, extra_host),
-        "Dns" => items(value, address),
-        "Ulimits" => objects(value, &[("Name", ulimit)]),
-        "Devices" => objects(
+        "CapAdd" | "CapDrop" => map_items(value, capability),
+        "SecurityOpt" => map_items(value, security_option),
+        "ExtraHosts" => map_items(value, extra_host),
+        "Dns" => map_items(value, address),
+        "Ulimits" => map_objects(value, &[("Name", ulimit)]),
+        "Devices" => map_objects(
             value,
             &[
                 ("PathOnHost", clean_path),
@@ -93,7 +94,7 @@ pub(super) fn canonical(field: &str, value: &Value) -> Value {
         ),
         "RestartPolicy" => {
             let mut policy = value.clone();
-            change(&mut policy, "Name", |name| {
+            map_field(&mut policy, "Name", |name| {
                 if name == "no" {
                     String::new()
                 } else {
@@ -106,7 +107,7 @@ pub(super) fn canonical(field: &str, value: &Value) -> Value {
             Some("" | "default") => json!("bridge"),
             _ => value.clone(),
         },
-        // Each says that there is no limit.
+        // A negative number means no limit.
         "PidsLimit" | "Memory" | "MemoryReservation" | "CpuQuota" | "MemorySwappiness"
             if is_negative(value) =>
         {
@@ -116,26 +117,26 @@ pub(super) fn canonical(field: &str, value: &Value) -> Value {
     }
 }
 
-/// The one spelling of a field of an endpoint.
-pub(super) fn canonical_endpoint(field: &str, value: &Value) -> Value {
+/// Returns the canonical form of a field of an endpoint.
+pub(super) fn canonicalize_endpoint(field: &str, value: &Value) -> Value {
     match field {
         "IPAMConfig" => {
             let mut config = value.clone();
             for key in ["IPv4Address", "IPv6Address"] {
-                change(&mut config, key, address);
+                map_field(&mut config, key, address);
             }
             if let Some(list) = config.get_mut("LinkLocalIPs") {
-                *list = items(list, address);
+                *list = map_items(list, address);
             }
             config
         }
-        "MacAddress" => text(value, str::to_lowercase),
+        "MacAddress" => map_text(value, str::to_lowercase),
         _ => value.clone(),
     }
 }
 
-/// A path as the engine cleans it: no `.`, no `..`, no second slash in a row, none at the end. What is no absolute path of
-/// Linux stays as it is: the name of a volume, a path of Windows.
+/// Cleans a path as the engine does: no `.`, no `..`, no two slashes in a row, none at the end. A text that is not an absolute
+/// Linux path stays as it is: the name of a volume, or a Windows path.
 pub(super) fn clean_path(path: &str) -> String {
     if !path.starts_with('/') {
         return path.to_owned();
@@ -151,7 +152,7 @@ pub(super) fn clean_path(path: &str) -> String {
     format!("/{}", kept.join("/"))
 }
 
-/// `80/tcp`, where `80` is the same.
+/// Returns the canonical form of a port: `80` becomes `80/tcp`.
 pub(super) fn port(port: &str) -> String {
     let (number, protocol) = port.split_once('/').unwrap_or((port, ""));
     let protocol = match protocol {
@@ -161,7 +162,7 @@ pub(super) fn port(port: &str) -> String {
     format!("{number}/{protocol}")
 }
 
-/// `source:destination[:options]`, `destination[:options]` for a volume without a name.
+/// A bind: `source:destination[:options]`, or `destination[:options]` for a volume without a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bind<'a> {
     pub(super) source: Option<&'a str>,
@@ -194,8 +195,9 @@ impl<'a> Bind<'a> {
     }
 }
 
-/// Whether an engine filled in this list of masked or read-only paths by itself. It depends on the engine's version and on the
-/// machine, so a replacement gets the list of the engine that makes it. Everything else is somebody's wish, also no path at all.
+/// Reports whether an engine filled in this list of masked or read-only paths by itself. The list depends on the engine's
+/// version and on the machine, so a replacement gets the list of the engine that creates it. Every other list is a user's
+/// setting, also an empty one.
 pub(super) fn is_default_path_list(field: &str, value: &Value) -> bool {
     let (always, sometimes) = match field {
         "MaskedPaths" => (MASKED_ALWAYS, MASKED_SOMETIMES),
@@ -226,20 +228,20 @@ fn is_negative(value: &Value) -> bool {
     value.as_f64().is_some_and(|number| number < 0.0)
 }
 
-fn text(value: &Value, spell: impl Fn(&str) -> String) -> Value {
+fn map_text(value: &Value, spell: impl Fn(&str) -> String) -> Value {
     value
         .as_str()
         .map_or_else(|| value.clone(), |text| json!(spell(text)))
 }
 
-fn items(value: &Value, spell: impl Fn(&str) -> String) -> Value {
+fn map_items(value: &Value, spell: impl Fn(&str) -> String) -> Value {
     match value {
-        Value::Array(items) => items.iter().map(|item| text(item, &spell)).collect(),
+        Value::Array(items) => items.iter().map(|item| map_text(item, &spell)).collect(),
         other => other.clone(),
     }
 }
 
-fn keys(value: &Value, spell: impl Fn(&str) -> String) -> Value {
+fn map_keys(value: &Value, spell: impl Fn(&str) -> String) -> Value {
     match value {
         Value::Object(entries) => {
             let spelled = entries
@@ -253,24 +255,24 @@ fn keys(value: &Value, spell: impl Fn(&str) -> String) -> Value {
 
 type Spelling = fn(&str) -> String;
 
-fn objects(value: &Value, fields: &[(&str, Spelling)]) -> Value {
+fn map_objects(value: &Value, fields: &[(&str, Spelling)]) -> Value {
     let mut spelled = value.clone();
     for object in spelled.as_array_mut().into_iter().flatten() {
         for (field, spell) in fields {
-            change(object, field, spell);
+            map_field(object, field, spell);
         }
     }
     spelled
 }
 
-fn change(object: &mut Value, field: &str, spell: impl Fn(&str) -> String) {
+fn map_field(object: &mut Value, field: &str, spell: impl Fn(&str) -> String) {
     if let Some(value) = object.get_mut(field) {
-        *value = text(value, spell);
+        *value = map_text(value, spell);
     }
 }
 
-/// Options in one order, without those that an engine takes anyway.
-fn bind(text: &str) -> String {
+/// Sorts the options, and drops those that engines use by default.
+fn canonicalize_bind(text: &str) -> String {
     let bind = Bind::parse(text);
     let options = bind.options.unwrap_or_default().split(',');
     let mut options: Vec<&str> = options
@@ -293,7 +295,7 @@ fn capability(name: &str) -> String {
     }
 }
 
-/// `label:disable` is `label=disable`, and a switch without a word is on.
+/// Canonicalizes a security option: `label:disable` means `label=disable`, and a switch without a value is on.
 fn security_option(option: &str) -> String {
     if option == "no-new-privileges" {
         return "no-new-privileges=true".into();
@@ -304,7 +306,8 @@ fn security_option(option: &str) -> String {
     }
 }
 
-/// `name:address`, also written `name=address`, and `[…]` about an address of IPv6. Names of hosts have no case.
+/// Canonicalizes `name:address`, also written `name=address`, with or without `[…]` around an IPv6 address. Host names are
+/// case-insensitive.
 fn extra_host(entry: &str) -> String {
     let (name, ip) = match entry.find([':', '=']) {
         Some(at) => (&entry[..at], &entry[at + 1..]),
@@ -335,8 +338,9 @@ fn sorted_letters(word: &str) -> String {
     letters.into_iter().collect()
 }
 
-/// `TERM`, `SIGTERM` and `15` are one signal, and so are `RTMIN+3` and `37`. What is none stays as it is.
-fn signal(text: &str) -> String {
+/// Returns the number of a signal: `TERM`, `SIGTERM` and `15` are the same signal, and so are `RTMIN+3` and `37`. Other texts
+/// stay as they are.
+fn signal_number(text: &str) -> String {
     let name = text.to_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
     let by_name = SIGNALS.iter().zip(1..).find(|(known, _)| **known == name);
@@ -368,8 +372,8 @@ mod tests {
     #[track_caller]
     fn same(field: &str, one: Value, other: Value) {
         assert_eq!(
-            canonical(field, &one),
-            canonical(field, &other),
+            canonicalize(field, &one),
+            canonicalize(field, &other),
             "{field}: {one} and {other}"
         );
     }
@@ -377,8 +381,8 @@ mod tests {
     #[track_caller]
     fn differ(field: &str, one: Value, other: Value) {
         assert_ne!(
-            canonical(field, &one),
-            canonical(field, &other),
+            canonicalize(field, &one),
+            canonicalize(field, &other),
             "{field}: {one} and {other}"
         );
     }
@@ -414,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn binds_are_the_same_in_other_words() {
+    fn equivalent_binds_have_one_form() {
         same("Binds", json!(["/a/:/b/:ro,z"]), json!(["/a:/b:z,ro"]));
         same("Binds", json!(["v:/b"]), json!(["v:/b:rw"]));
         differ("Binds", json!(["v:/b"]), json!(["v:/b:ro"]));
@@ -430,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_and_addresses_are_the_same_in_other_words() {
+    fn equivalent_ports_and_addresses_have_one_form() {
         same("ExposedPorts", json!({"80": {}}), json!({"80/tcp": {}}));
         same("ExposedPorts", json!({"53/UDP": {}}), json!({"53/udp": {}}));
         differ("ExposedPorts", json!({"53/udp": {}}), json!({"53": {}}));
@@ -451,12 +455,12 @@ mod tests {
             json!(["db:fd00::1", "gw:host-gateway"]),
         );
         differ("ExtraHosts", json!(["db:10.0.0.1"]), json!(["db:10.0.0.2"]));
-        let address = |text| canonical_endpoint("IPAMConfig", &json!({ "IPv6Address": text }));
+        let address = |text| canonicalize_endpoint("IPAMConfig", &json!({ "IPv6Address": text }));
         assert_eq!(address("FD00::0009"), address("fd00::9"));
     }
 
     #[test]
-    fn names_are_the_same_in_other_words() {
+    fn equivalent_names_have_one_form() {
         same(
             "CapAdd",
             json!(["net_admin", "all"]),
@@ -497,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn signals_are_the_same_by_name_and_number() {
+    fn signal_name_and_number_have_one_form() {
         for (one, other) in [
             ("SIGTERM", "15"),
             ("term", "TERM"),
@@ -513,17 +517,17 @@ mod tests {
     }
 
     #[test]
-    fn no_limit_is_the_same_in_other_numbers() {
+    fn negative_limits_mean_no_limit() {
         for field in ["PidsLimit", "Memory", "MemorySwappiness", "CpuQuota"] {
             same(field, json!(-1), Value::Null);
         }
         differ("PidsLimit", json!(1), Value::Null);
-        // Unlimited, where 0 is as much again as the memory.
+        // -1 means unlimited, while 0 means as much again as the memory.
         differ("MemorySwap", json!(-1), json!(0));
     }
 
     #[test]
-    fn lists_that_an_engine_fills_in_are_known() {
+    fn default_path_lists_are_recognized() {
         let masked_20 = json!([
             "/proc/asound",
             "/proc/acpi",

@@ -1,51 +1,55 @@
-//! How many replacements do what at once. The engine is the bottleneck: what runs beside a gap makes it longer, and a proof is
-//! nothing but waiting.
+//! Limits on how many replacement steps run at once. The engine is the bottleneck: any work during a container's downtime makes
+//! that downtime longer, and a health check is nothing but waiting.
 //!
-//! A replacement passes three stages. It is made ready (create, connect, verify), it takes over (the gap), and behind that it
-//! proves itself, for which it needs no lane, before the old one is removed. Knows nothing of what is done in them.
+//! A replacement has three stages. Refit prepares the new container (create, connect, verify), then it swaps the containers
+//! (the downtime), then it waits until the new container is healthy and removes the old one. The wait needs no permit. This
+//! module does not know what happens in the stages.
 
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// See the module. Shared by all refreshes on one engine.
+/// Limits the number of concurrent replacement steps. All refreshes on one engine share it.
 #[derive(Debug)]
 pub struct ConcurrencyLimits {
-    gap: Arc<Semaphore>,
-    aside: Arc<Semaphore>,
+    downtime: Arc<Semaphore>,
+    background: Arc<Semaphore>,
 }
 
-/// What is made ready or removed at once, over all refreshes. A create takes an engine 20 to 60 ms and a removal 15 to 40 beside
-/// a stop and a start of 600, so that one lane keeps ahead of the gaps.
-const ASIDE: usize = 1;
+/// How many containers all refreshes prepare or remove at once. An engine takes 20 to 60 ms for a create and 15 to 40 ms for a
+/// removal, compared with 600 ms for a stop and a start, so one permit is enough to stay ahead of the swaps.
+const BACKGROUND_PERMITS: usize = 1;
 
 impl ConcurrencyLimits {
-    /// `gaps` is how many containers may be down at once. Who asks for one wants the shortest gap that there is, so then nothing else
-    /// is done beside it.
-    pub fn new(gaps: usize) -> Self {
-        let gap = Arc::new(Semaphore::new(gaps.max(1)));
-        let aside = match gaps {
-            0 | 1 => gap.clone(),
-            _ => Arc::new(Semaphore::new(ASIDE)),
+    /// Creates limits that allow `max_down` containers to be down at once. A caller that allows only one wants the shortest
+    /// possible downtime, so then no other work runs during it.
+    pub fn new(max_down: usize) -> Self {
+        let downtime = Arc::new(Semaphore::new(max_down.max(1)));
+        let background = match max_down {
+            0 | 1 => downtime.clone(),
+            _ => Arc::new(Semaphore::new(BACKGROUND_PERMITS)),
         };
-        Self { gap, aside }
+        Self {
+            downtime,
+            background,
+        }
     }
 
-    /// To be held while the container is down. First come, first served; bounded by the others' gaps, which are by the engine's
-    /// time limits. Nobody may hold both lanes.
-    pub async fn gap(&self) -> Option<SemaphorePermit<'_>> {
-        // Closed by nobody.
-        self.gap.acquire().await.ok()
+    /// Acquires a permit that the caller holds while its container is down. Permits are granted in order of request. The wait
+    /// is bounded by the downtimes of the others, which the engine's timeouts bound. No caller may hold both kinds of permit.
+    pub async fn downtime(&self) -> Option<SemaphorePermit<'_>> {
+        // Nothing closes this semaphore.
+        self.downtime.acquire().await.ok()
     }
 
-    /// To be held for work that the engine does while the container runs.
-    pub async fn aside(&self) -> Option<SemaphorePermit<'_>> {
-        self.aside.acquire().await.ok()
+    /// Acquires a permit that the caller holds for engine work while the container runs.
+    pub async fn background(&self) -> Option<SemaphorePermit<'_>> {
+        self.background.acquire().await.ok()
     }
 }
 
 impl Default for ConcurrencyLimits {
-    /// One at a time.
+    /// Allows one container to be down at a time.
     fn default() -> Self {
         Self::new(1)
     }
@@ -58,15 +62,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn with_one_gap_nothing_is_done_beside_it() {
-        for (gaps, beside) in [(0, false), (1, false), (2, true)] {
-            let lanes = ConcurrencyLimits::new(gaps);
-            let gap = lanes.gap().now_or_never().flatten();
-            assert!(gap.is_some(), "{gaps}");
-            let aside = lanes.aside().now_or_never().flatten();
-            assert_eq!(aside.is_some(), beside, "{gaps}");
-            drop(gap);
-            assert!(aside.is_some() || lanes.aside().now_or_never().is_some());
+    fn single_downtime_excludes_background_work() {
+        for (max_down, has_background) in [(0, false), (1, false), (2, true)] {
+            let limits = ConcurrencyLimits::new(max_down);
+            let downtime = limits.downtime().now_or_never().flatten();
+            assert!(downtime.is_some(), "{max_down}");
+            let background = limits.background().now_or_never().flatten();
+            assert_eq!(background.is_some(), has_background, "{max_down}");
+            drop(downtime);
+            assert!(background.is_some() || limits.background().now_or_never().is_some());
         }
     }
 }

@@ -1,13 +1,14 @@
-//! Who depends on whom: what a container has of another one, and would lose or miss when that one is replaced.
+//! Dependencies between containers: the resources that a container shares with another one, and would lose when that one is
+//! replaced.
 //!
-//! The engine writes down who shares whose name spaces by id, volumes as they were asked for, and links by the provider's
-//! present name. Pure: inspections in, answers out.
+//! The engine stores shared namespaces by the provider's id, volumes as the request named them, and links by the provider's
+//! present name. Pure: the inputs are inspections.
 
 use refit_model::container::{Container, ContainerId};
 
 use crate::names::ParsedName;
 
-/// What a container has of another one.
+/// A resource that a container shares with another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dependency {
     /// `NetworkMode: container:…`
@@ -16,15 +17,15 @@ pub enum Dependency {
     Processes,
     /// `IpcMode: container:…`
     Memory,
-    /// `Links`, on the default network: an entry in its hosts file and variables in its environment.
+    /// `Links`, on the default network: an entry in the container's hosts file and variables in its environment.
     Link,
     /// `VolumesFrom`
     Volumes,
 }
 
 impl Dependency {
-    /// Completes "`x` …".
-    pub fn said(self) -> &'static str {
+    /// Returns a phrase that completes "`x` …".
+    pub fn description(self) -> &'static str {
         match self {
             Self::Network => "shares its network",
             Self::Processes => "shares its processes",
@@ -34,24 +35,24 @@ impl Dependency {
         }
     }
 
-    /// Whether one that is not replaced along with its provider is broken by it: its name space ends, its link is forgotten.
-    /// Volumes outlive the container that they were first mounted in.
+    /// Reports whether the dependent breaks unless it is replaced together with its provider: its namespace ends, or its link
+    /// is lost. Volumes survive the container that they were first mounted in.
     pub fn must_follow(self) -> bool {
         !matches!(self, Self::Volumes)
     }
 }
 
-/// Everything that one container has of others.
+/// All dependencies of one container.
 #[derive(Clone, Debug, Default)]
 pub struct Dependencies(Vec<(Dependency, String)>);
 
-/// The shortest beginning of an id that is taken for one. People write twelve digits; fewer could be a name.
+/// The shortest prefix that is treated as an id. People write twelve digits; fewer could be a name.
 const ID_DIGITS_MIN: usize = 12;
 
 impl Dependencies {
-    pub fn of(container: &Container) -> Self {
-        let mut ties = Vec::new();
-        for (tie, key) in [
+    pub fn from_container(container: &Container) -> Self {
+        let mut dependencies = Vec::new();
+        for (dependency, key) in [
             (Dependency::Network, "NetworkMode"),
             (Dependency::Processes, "PidMode"),
             (Dependency::Memory, "IpcMode"),
@@ -61,10 +62,10 @@ impl Dependencies {
                 .get(key)
                 .and_then(|mode| mode.as_str());
             if let Some(id) = mode.and_then(|mode| mode.strip_prefix("container:")) {
-                ties.push((tie, id.to_owned()));
+                dependencies.push((dependency, id.to_owned()));
             }
         }
-        for (tie, key) in [
+        for (dependency, key) in [
             (Dependency::Link, "Links"),
             (Dependency::Volumes, "VolumesFrom"),
         ] {
@@ -73,34 +74,39 @@ impl Dependencies {
                 .get(key)
                 .and_then(|list| list.as_array());
             let entries = entries.into_iter().flatten().filter_map(|it| it.as_str());
-            ties.extend(entries.map(|entry| (tie, provider(entry).to_owned())));
+            dependencies
+                .extend(entries.map(|entry| (dependency, parse_provider(entry).to_owned())));
         }
-        Self(ties)
+        Self(dependencies)
     }
 
-    /// The closest tie to the container of this id and name.
-    pub fn to(&self, id: &ContainerId, name: &str) -> Option<Dependency> {
-        let mut ties = self.0.iter();
-        let tie = ties.find(|(_, provider)| is_meant(provider, id, name));
-        tie.map(|(tie, _)| *tie)
+    /// Returns the closest dependency on the container with this id and name.
+    pub fn dependency_on(&self, id: &ContainerId, name: &str) -> Option<Dependency> {
+        let mut dependencies = self.0.iter();
+        let dependency = dependencies.find(|(_, provider)| refers_to(provider, id, name));
+        dependency.map(|(dependency, _)| *dependency)
     }
 
-    /// Whether it says the same for as long as the container exists: a link is shown under whatever its provider is called.
-    pub fn last(&self) -> bool {
-        self.0.iter().all(|(tie, _)| *tie != Dependency::Link)
+    /// Reports whether the dependencies stay the same for as long as the container exists. A link does not: the engine shows it
+    /// under the provider's present name.
+    pub fn is_stable(&self) -> bool {
+        self.0
+            .iter()
+            .all(|(dependency, _)| *dependency != Dependency::Link)
     }
 }
 
-/// `/db` of a link `/db:/app/database`, `db` of a wish for volumes `db:ro`; both without the slash.
-pub(super) fn provider(entry: &str) -> &str {
+/// Parses the provider: `db` from a link `/db:/app/database` or from `VolumesFrom: db:ro`; both without the slash.
+pub(super) fn parse_provider(entry: &str) -> &str {
     let provider = entry
         .split_once(':')
         .map_or(entry, |(provider, _)| provider);
     provider.trim_start_matches('/')
 }
 
-/// Whether somebody who wrote this meant that container. One that is half of a replacement is meant by our names for it too.
-pub(super) fn is_meant(written: &str, id: &ContainerId, name: &str) -> bool {
+/// Reports whether a written id or name refers to this container. During a replacement Refit's temporary and backup names refer
+/// to it too.
+pub(super) fn refers_to(written: &str, id: &ContainerId, name: &str) -> bool {
     let by_our_name =
         || ParsedName::parse(written).is_some_and(|parsed| parsed.old() == id.short());
     written == name
@@ -108,7 +114,7 @@ pub(super) fn is_meant(written: &str, id: &ContainerId, name: &str) -> bool {
         || by_our_name()
 }
 
-/// A container as far as it matters here.
+/// A container and its dependencies.
 #[derive(Clone, Debug)]
 pub struct Node {
     pub id: ContainerId,
@@ -117,48 +123,53 @@ pub struct Node {
 }
 
 impl Node {
-    fn tie_to_any<'a>(&self, of: impl IntoIterator<Item = &'a Node>) -> Option<Dependency> {
+    fn dependency_on_any<'a>(&self, of: impl IntoIterator<Item = &'a Node>) -> Option<Dependency> {
         of.into_iter()
             .filter(|provider| provider.id != self.id)
-            .find_map(|provider| self.ties.to(&provider.id, &provider.name))
+            .find_map(|provider| self.ties.dependency_on(&provider.id, &provider.name))
     }
 }
 
-/// Those of `others` that depend on `first`, directly or through each other: each behind all that it depends on, and with the
-/// first tie that was found.
-pub fn dependents(first: &Node, others: Vec<Node>) -> Vec<(Node, Dependency)> {
+/// Finds the containers among `others` that depend on `first`, directly or through each other: each after all that it depends
+/// on, and with the first dependency that was found.
+pub fn find_dependents(first: &Node, others: Vec<Node>) -> Vec<(Node, Dependency)> {
     let (mut found, mut left) = (vec![first.clone()], others);
-    let mut ties = Vec::new();
+    let mut dependencies = Vec::new();
     loop {
         let (new, rest): (Vec<Node>, Vec<Node>) = left
             .into_iter()
             .filter(|node| node.id != first.id)
-            .partition(|node| node.tie_to_any(&found).is_some());
+            .partition(|node| node.dependency_on_any(&found).is_some());
         left = rest;
         if new.is_empty() {
             break;
         }
-        ties.extend(
+        dependencies.extend(
             new.iter()
-                .filter_map(|node| Some((node.id.clone(), node.tie_to_any(&found)?))),
+                .filter_map(|node| Some((node.id.clone(), node.dependency_on_any(&found)?))),
         );
         found.extend(new);
     }
     found.remove(0);
-    in_order(found, |node, others| node.tie_to_any(others).is_some())
-        .into_iter()
-        .filter_map(|node| {
-            let (_, tie) = ties.iter().find(|(id, _)| *id == node.id)?;
-            Some((node, *tie))
-        })
-        .collect()
+    sort_providers_first(found, |node, others| {
+        node.dependency_on_any(others).is_some()
+    })
+    .into_iter()
+    .filter_map(|node| {
+        let (_, dependency) = dependencies.iter().find(|(id, _)| *id == node.id)?;
+        Some((node, *dependency))
+    })
+    .collect()
 }
 
-/// Providers first. Containers that depend on each other in a ring, which no engine makes, come as they are.
-pub fn in_order<T>(mut left: Vec<T>, depends: impl Fn(&T, &[T]) -> bool) -> Vec<T> {
+/// Sorts providers first. Containers that depend on each other in a cycle, which no engine creates, keep their order.
+pub fn sort_providers_first<T>(
+    mut left: Vec<T>,
+    depends_on_any: impl Fn(&T, &[T]) -> bool,
+) -> Vec<T> {
     let mut ordered = Vec::with_capacity(left.len());
     while !left.is_empty() {
-        let next = left.iter().position(|item| !depends(item, &left));
+        let next = left.iter().position(|item| !depends_on_any(item, &left));
         ordered.push(left.remove(next.unwrap_or_default()));
     }
     ordered
@@ -179,14 +190,14 @@ mod tests {
         Node {
             id: id(digit),
             name: format!("ws-{digit}"),
-            ties: Dependencies::of(&container(json!({}), host_config)),
+            ties: Dependencies::from_container(&container(json!({}), host_config)),
         }
     }
 
     #[test]
-    fn each_kind_of_tie_is_seen() {
+    fn each_kind_of_dependency_is_found() {
         let by_id = format!("container:{}", id('a'));
-        for (host_config, tie) in [
+        for (host_config, dependency) in [
             (json!({ "NetworkMode": by_id }), Dependency::Network),
             (json!({ "PidMode": by_id }), Dependency::Processes),
             (json!({ "IpcMode": by_id }), Dependency::Memory),
@@ -201,25 +212,36 @@ mod tests {
                 Dependency::Processes,
             ),
         ] {
-            let ties = node('x', host_config.clone()).ties;
-            assert_eq!(ties.to(&id('a'), "ws-a"), Some(tie), "{host_config}");
-            assert_eq!(ties.to(&id('b'), "ws-b"), None, "{host_config}");
+            let dependencies = node('x', host_config.clone()).ties;
+            assert_eq!(
+                dependencies.dependency_on(&id('a'), "ws-a"),
+                Some(dependency),
+                "{host_config}"
+            );
+            assert_eq!(
+                dependencies.dependency_on(&id('b'), "ws-b"),
+                None,
+                "{host_config}"
+            );
         }
         let none = json!({ "NetworkMode": "bridge", "PidMode": "host", "Links": null });
-        assert_eq!(node('x', none).ties.to(&id('a'), "ws-a"), None);
+        assert_eq!(node('x', none).ties.dependency_on(&id('a'), "ws-a"), None);
     }
 
     #[test]
-    fn a_provider_that_is_being_replaced_is_known_by_our_names_for_it() {
+    fn provider_is_recognized_by_temporary_and_backup_name() {
         let backup = BackupName::new(&id('a'), &id('b'), 1, true, "ws-a").to_name();
         for written in [backup, temporary_name(&id('a'))] {
-            let ties = node('x', json!({ "Links": [format!("/{written}:/ws-x/db")] })).ties;
-            assert_eq!(ties.to(&id('a'), "ws-a"), Some(Dependency::Link));
+            let dependencies = node('x', json!({ "Links": [format!("/{written}:/ws-x/db")] })).ties;
+            assert_eq!(
+                dependencies.dependency_on(&id('a'), "ws-a"),
+                Some(Dependency::Link)
+            );
         }
     }
 
     #[test]
-    fn dependents_of_dependents_come_behind_them() {
+    fn transitive_dependents_come_after_providers() {
         let link = |names: &[&str]| {
             let links: Vec<String> = names.iter().map(|name| format!("/{name}:/x/y")).collect();
             json!({ "Links": links })
@@ -231,10 +253,10 @@ mod tests {
             node('c', link(&["ws-b"])),
             node('b', json!({ "PidMode": format!("container:{}", id('a')) })),
         ];
-        let found = dependents(&node('a', json!({})), others);
+        let found = find_dependents(&node('a', json!({})), others);
         let found: Vec<(&str, Dependency)> = found
             .iter()
-            .map(|(node, tie)| (node.name.as_str(), *tie))
+            .map(|(node, dependency)| (node.name.as_str(), *dependency))
             .collect();
         assert_eq!(
             found,
@@ -247,11 +269,11 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_ends() {
+    fn dependency_cycle_terminates() {
         let others = vec![
             node('b', json!({ "VolumesFrom": ["ws-a", "ws-c"] })),
             node('c', json!({ "VolumesFrom": ["ws-b"] })),
         ];
-        assert_eq!(dependents(&node('a', json!({})), others).len(), 2);
+        assert_eq!(find_dependents(&node('a', json!({})), others).len(), 2);
     }
 }

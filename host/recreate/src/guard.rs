@@ -1,28 +1,28 @@
-//! Which containers are left alone whatever a policy asks, and why.
+//! Decides which containers Refit never recreates, whatever a policy requests, and why.
 //!
-//! [`objection`] asks three questions, in this order: does Refit itself depend on the container ([`super::self_protection`]), does
-//! something else create and delete it (`owner`), and is it in a state to be recreated.
+//! [`unsupported_reason`] asks three questions, in this order: does Refit itself depend on the container
+//! ([`super::self_protection`]), does another program create and delete it (`owner_reason`), and is its state suitable.
 
 use refit_engine::{Engine, EngineError};
 use refit_model::container::{Container, State};
 
 use super::self_protection::SelfProtection;
 
-/// Why this container must not be recreated, as a sentence fragment; `None` where it may be.
-pub async fn objection(
+/// Returns why Refit must not recreate this container, as a sentence fragment; `None` if it may.
+pub async fn unsupported_reason(
     engine: &dyn Engine,
     container: &Container,
     protection: &SelfProtection,
 ) -> Result<Option<String>, EngineError> {
-    if let Some(reason) = protection.objection(engine, container).await? {
+    if let Some(reason) = protection.dependency_reason(engine, container).await? {
         return Ok(Some(reason));
     }
-    Ok(unsupported_reason(container))
+    Ok(container_reason(container))
 }
 
-/// What the container itself says against it.
-fn unsupported_reason(container: &Container) -> Option<String> {
-    if let Some(reason) = owner(container) {
+/// Returns the reason that follows from the container itself.
+fn container_reason(container: &Container) -> Option<String> {
+    if let Some(reason) = owner_reason(container) {
         return Some(reason);
     }
     if container.removes_itself() {
@@ -34,13 +34,13 @@ fn unsupported_reason(container: &Container) -> Option<String> {
     }
 }
 
-/// Why a container in this state is not recreated.
+/// Returns why Refit does not recreate a container in this state.
 pub fn not_running(state: State) -> String {
     format!("it is {state}, and only running containers are recreated")
 }
 
-/// A label by which an owner marks the containers that it creates and deletes by itself, and the reason not to recreate them.
-/// Docker Compose and Portainer are none: they leave a container alone until a person asks.
+/// Labels with which other programs mark the containers that they create and delete, each with the reason not to recreate them.
+/// Docker Compose and Portainer are not listed: they leave a container alone until a user acts.
 const OWNER_LABELS: &[(&str, &str)] = &[
     (
         "com.docker.swarm.task.id",
@@ -88,19 +88,19 @@ const OWNER_LABELS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Podman sets this on what a systemd unit has started, by Quadlet or `podman generate systemd`.
+/// Podman sets this label on containers that a systemd unit started, by Quadlet or `podman generate systemd`.
 const LABEL_SYSTEMD_UNIT: &str = "PODMAN_SYSTEMD_UNIT";
 
-/// The variables that Mesos sets in the containers of its tasks; it has no labels of its own.
+/// The variables that Mesos sets in the containers of its tasks; it sets no labels.
 const MESOS_VARIABLES: [&str; 2] = ["MESOS_CONTAINER_NAME", "MESOS_TASK_ID"];
 
-/// Images of the container that only holds the namespaces of a pod.
+/// Images of containers that only hold the namespaces of a pod.
 const POD_IMAGES: [&str; 2] = ["podman-pause", "pause"];
 
-/// The reason not to recreate a container that something else creates and deletes.
-fn owner(container: &Container) -> Option<String> {
+/// Returns the reason not to recreate a container that another program creates and deletes.
+fn owner_reason(container: &Container) -> Option<String> {
     if let Some(unit) = container.label(LABEL_SYSTEMD_UNIT) {
-        let unit = quoted_unit(unit);
+        let unit = sanitize_unit_name(unit);
         return Some(format!(
             "its systemd unit `{unit}` owns it and deletes it when it stops: pull the image and run `systemctl restart {unit}` instead (`systemctl --user restart {unit}` for a rootless Podman)"
         ));
@@ -116,24 +116,24 @@ fn owner(container: &Container) -> Option<String> {
     if is_mesos_task {
         return Some("it is a task of Mesos, whose agent would start another one: update it in the framework, for example in Marathon, instead".into());
     }
-    holds_a_pod(container).then(|| {
+    is_pod_infra(container).then(|| {
         "it only holds the namespaces of a pod: recreate the pod instead, for example with `podman kube play --replace`".into()
     })
 }
 
-/// A label is a stranger's text, and the unit's name is shown as part of a command.
-fn quoted_unit(unit: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "@:._-\\".contains(c);
+/// Removes unusual characters: a label is untrusted text, and a report shows the unit's name as part of a command.
+fn sanitize_unit_name(unit: &str) -> String {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "@:._-\\".contains(c);
     unit.chars()
-        .filter(|c| plain(*c))
+        .filter(|c| is_allowed(*c))
         .take(UNIT_NAME_MAX)
         .collect()
 }
 
-/// systemd's own limit.
+/// systemd's limit for unit names.
 const UNIT_NAME_MAX: usize = 255;
 
-fn holds_a_pod(container: &Container) -> bool {
+fn is_pod_infra(container: &Container) -> bool {
     let image = container.image();
     let image = image.split_once('@').map_or(image, |(name, _)| name);
     let name = image.rsplit('/').next().unwrap_or_default();
@@ -148,21 +148,24 @@ mod tests {
     use serde_json::json;
 
     fn reason(config: serde_json::Value) -> Option<String> {
-        unsupported_reason(&container(config, json!({})))
+        container_reason(&container(config, json!({})))
     }
 
     #[test]
     fn systemd_unit_is_named() {
         let labels = json!({ "PODMAN_SYSTEMD_UNIT": "web@1.service" });
         let mut quadlet = container(json!({ "Labels": labels }), json!({ "AutoRemove": true }));
-        let said = unsupported_reason(&quadlet).unwrap();
-        assert!(said.contains("`systemctl restart web@1.service`"), "{said}");
-        // Its unit may have stopped it already.
+        let reason_text = container_reason(&quadlet).unwrap();
+        assert!(
+            reason_text.contains("`systemctl restart web@1.service`"),
+            "{reason_text}"
+        );
+        // The unit may have stopped it already.
         quadlet.state = State::Exited;
-        assert!(unsupported_reason(&quadlet).unwrap().contains("systemctl"));
+        assert!(container_reason(&quadlet).unwrap().contains("systemctl"));
         let labels = json!({ "PODMAN_SYSTEMD_UNIT": "a; rm -rf /`.service" });
-        let said = reason(json!({ "Labels": labels })).unwrap();
-        assert!(said.contains("`arm-rf.service`"), "{said}");
+        let reason_text = reason(json!({ "Labels": labels })).unwrap();
+        assert!(reason_text.contains("`arm-rf.service`"), "{reason_text}");
     }
 
     #[test]
@@ -172,18 +175,18 @@ mod tests {
             reasons.push(reason(json!({ "Labels": { *label: "" } })).unwrap());
         }
         let mut mesos = container(json!({ "Env": ["MESOS_TASK_ID=a"] }), json!({}));
-        assert_eq!(unsupported_reason(&mesos), None);
+        assert_eq!(container_reason(&mesos), None);
         mesos.name = "mesos-6a2e".into();
-        assert!(unsupported_reason(&mesos).unwrap().contains("Mesos"));
+        assert!(container_reason(&mesos).unwrap().contains("Mesos"));
         for image in [
             "localhost/podman-pause:4.3.1-0",
             "registry.k8s.io/pause:3.9",
             "",
         ] {
             let mut infra = container(json!({ "Image": image }), json!({}));
-            assert_eq!(unsupported_reason(&infra), None);
+            assert_eq!(container_reason(&infra), None);
             infra.name = "0123456789ab-infra".into();
-            assert!(unsupported_reason(&infra).unwrap().contains("pod"));
+            assert!(container_reason(&infra).unwrap().contains("pod"));
         }
     }
 

@@ -1,9 +1,9 @@
-//! When a replacement has proven itself: it ran for its grace time and, where it has a health check, is healthy.
+//! Decides when a replacement is healthy: it has run for its grace time and, if it has a health check, that check passes.
 //!
-//! `restarting` is not running, and a program that exits and is started again by its restart policy has not stayed.
+//! `restarting` does not count as running, and a program that exits and is restarted by its restart policy has not stayed up.
 //!
-//! The engine tells when there is something to see, so that an exit is noticed at once and other containers' gaps are not made
-//! longer by looks. An engine that does not tell is looked at again and again.
+//! Refit listens to the engine's events, so it notices an exit at once, and its polling does not lengthen other containers'
+//! downtimes. If an engine sends no events, Refit polls.
 
 use std::time::{Duration, Instant};
 
@@ -14,36 +14,37 @@ use refit_model::container::{Container, ContainerId, Health, HealthCheckRun, Sta
 
 use super::{StepError, retry};
 
-/// How a replacement proves itself.
+/// The conditions under which a replacement counts as healthy.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadinessCheck {
-    /// How long it must keep running. A program that cannot work usually exits within seconds.
+    /// How long the container must keep running. A program that cannot work usually exits within seconds.
     pub grace: Duration,
-    /// How long one with a health check may take to become healthy, beyond its own start period.
+    /// How long a container with a health check may take to become healthy, beyond its start period.
     pub health: Duration,
 }
 
-/// Over [`ReadinessCheck::grace`] for one container, in seconds. Set by whoever runs it, for a program that is known to take its time.
+/// Overrides [`ReadinessCheck::grace`] for one container, in seconds. The container's operator sets it for a program that is
+/// known to be slow.
 pub const LABEL_GRACE: &str = "io.refit.grace-seconds";
-/// Over [`ReadinessCheck::health`] for one container, in seconds; `0` means that its health is not waited for.
+/// Overrides [`ReadinessCheck::health`] for one container, in seconds; `0` means that Refit does not wait for its health.
 pub const LABEL_HEALTH: &str = "io.refit.health-seconds";
 
-/// The most that a label may ask for. A replacement that is waited for longer holds up a release.
+/// The largest value of a label. A replacement that takes longer would hold up a release.
 const LABEL_SECONDS_MAX: u64 = 60 * 60;
 
-/// The first looks at a container of which the engine tells nothing follow each other so closely, as most that cannot work end at
-/// once. A look costs the engine some 3 ms, beside other containers' gaps.
-const LOOK_FIRST: Duration = Duration::from_millis(200);
-/// And the last ones no further apart than this.
-const LOOK_LAST: Duration = Duration::from_secs(2);
-/// After so long we look whether or not the engine has told anything.
-const LOOK_UNTOLD: Duration = Duration::from_secs(10);
+/// The shortest poll interval without events, as most broken containers exit at once. A poll costs the engine some 3 ms, during
+/// other containers' downtimes.
+const POLL_MIN: Duration = Duration::from_millis(200);
+/// The longest poll interval without events.
+const POLL_MAX: Duration = Duration::from_secs(2);
+/// The poll interval with events: Refit polls at least this often.
+const POLL_WITH_EVENTS: Duration = Duration::from_secs(10);
 
-/// What the engine tells of a container, as long as it does.
+/// The engine's events about a container, until the stream ends.
 type Events<'a> = Option<BoxStream<'a, Result<(), EngineError>>>;
 
 impl ReadinessCheck {
-    /// With what the container's own labels say.
+    /// Applies the labels of the container.
     pub fn for_container(self, container: &Container) -> Self {
         let seconds = |label: &str| {
             container
@@ -59,101 +60,102 @@ impl ReadinessCheck {
         }
     }
 
-    /// How long the proof of this container may take at most.
-    pub fn longest(self, container: &Container) -> Duration {
+    /// Returns the longest time that this container may take to become healthy.
+    pub fn max_wait(self, container: &Container) -> Duration {
         self.grace.max(start_period(container) + self.health)
     }
 }
 
-/// Wait until the container has proven itself, or shown that it will not. Returns when it was started that did.
-pub async fn prove(
+/// Waits until the container is healthy, or shows that it will not be. Returns when the healthy container was started.
+pub async fn wait_until_healthy(
     engine: &dyn Engine,
     id: &ContainerId,
     proof: ReadinessCheck,
 ) -> Result<Option<jiff::Timestamp>, StepError> {
-    watch(engine, id, proof, None).await
+    poll_until_decided(engine, id, proof, None).await
 }
 
-/// What is known of a container that proves itself again, after something about it was changed.
+/// The state of a container before a change, after which it must become healthy again.
 #[derive(Clone, Copy)]
-pub(super) struct Before {
-    /// It must not have been started since.
+pub(super) struct Baseline {
+    /// The container must not have been started since this time.
     pub(super) started: Option<jiff::Timestamp>,
-    /// The newest run of its health check that was about it as it was before.
+    /// The newest run of its health check before the change.
     pub(super) health_check: Option<HealthCheckRun>,
 }
 
-/// The same of one that ran before, for `proof.grace` whatever its labels say: what its health check said then counts no more, where the next run of it can be waited for.
-pub(super) async fn prove_since(
+/// Waits until a changed container is healthy again. The grace time is `proof.grace`, whatever the container's labels say.
+/// Earlier health check results do not count if the next run comes soon enough to wait for it.
+pub(super) async fn wait_until_healthy_again(
     engine: &dyn Engine,
     id: &ContainerId,
     proof: ReadinessCheck,
-    before: Before,
+    baseline: Baseline,
 ) -> Result<Option<jiff::Timestamp>, StepError> {
-    watch(engine, id, proof, Some(before)).await
+    poll_until_decided(engine, id, proof, Some(baseline)).await
 }
 
-async fn watch(
+async fn poll_until_decided(
     engine: &dyn Engine,
     id: &ContainerId,
     proof: ReadinessCheck,
-    before: Option<Before>,
+    baseline: Option<Baseline>,
 ) -> Result<Option<jiff::Timestamp>, StepError> {
-    let began = Instant::now();
-    let mut first_start = before.map(|before| before.started);
+    let start = Instant::now();
+    let mut first_start = baseline.map(|baseline| baseline.started);
     let mut events: Option<Events<'_>> = None;
     loop {
-        let Some(now) = retry::look(engine, id).await? else {
+        let Some(now) = retry::inspect_opt(engine, id).await? else {
             return Err(StepError::Unfit("somebody removed it".into()));
         };
         if now.state != State::Running {
-            return Err(StepError::Unfit(did_not_stay(&now)));
+            return Err(StepError::Unfit(describe_exit(&now)));
         }
         if *first_start.get_or_insert(now.started) != now.started {
             return Err(StepError::Unfit(
                 "it exited and was started again within its grace time".into(),
             ));
         }
-        let proof = match before {
+        let proof = match baseline {
             Some(_) => ReadinessCheck {
                 health: proof.for_container(&now).health,
                 ..proof
             },
             None => proof.for_container(&now),
         };
-        let now = match before {
-            Some(before) => with_health_since(now, before, proof),
+        let now = match baseline {
+            Some(baseline) => ignore_stale_health(now, baseline, proof),
             None => now,
         };
-        if let Some(verdict) = verdict(&now, began.elapsed(), proof) {
+        if let Some(verdict) = judge(&now, start.elapsed(), proof) {
             return verdict.map(|()| now.started).map_err(StepError::Unfit);
         }
-        // From its start on: what happened between that look and the engine's first word is told too.
+        // Subscribe from its start on, to also receive what happened between the inspection and the subscription.
         let events = events.get_or_insert_with(|| now.started.map(|at| engine.events(id, at)));
-        let due = [proof.grace, proof.longest(&now)];
-        // A health check that passes once more is no news to the engine.
-        let is_told = events.is_some() && before.is_none();
-        let wait = next_look(began.elapsed(), due, is_told);
-        if let Ok(Err(ended)) = tokio::time::timeout(wait, next_event(events)).await {
+        let due = [proof.grace, proof.max_wait(&now)];
+        // The engine sends no event for a health check that passes again.
+        let has_events = events.is_some() && baseline.is_none();
+        let wait = next_poll(start.elapsed(), due, has_events);
+        if let Ok(Err(ended)) = tokio::time::timeout(wait, wait_for_event(events)).await {
             tracing::debug!(
                 container = now.name,
-                "looking instead of listening: {ended}"
+                "engine events ended, polling instead: {ended}"
             );
         }
     }
 }
 
-/// One that has proven itself still runs as it did then.
-pub(super) async fn check_again(
+/// Verifies that a healthy container still runs as it did when it became healthy.
+pub(super) async fn ensure_still_running(
     engine: &dyn Engine,
     id: &ContainerId,
     started: Option<jiff::Timestamp>,
 ) -> Result<(), StepError> {
-    let Some(now) = retry::look(engine, id).await? else {
+    let Some(now) = retry::inspect_opt(engine, id).await? else {
         return Err(StepError::Unfit("somebody removed it".into()));
     };
     if now.state != State::Running {
-        return Err(StepError::Unfit(did_not_stay(&now)));
+        return Err(StepError::Unfit(describe_exit(&now)));
     }
     if now.started != started {
         return Err(StepError::Unfit(
@@ -166,11 +168,11 @@ pub(super) async fn check_again(
     Ok(())
 }
 
-/// `healthy` counts once a health check that began later has passed. Where checks are so far apart that the next one may not come in
-/// time, what the engine says is taken as it is.
-fn with_health_since(now: Container, before: Before, proof: ReadinessCheck) -> Container {
-    let is_stale = match (now.last_health_check, before.health_check) {
-        (Some(run), Some(before)) => run.started <= before.started || run.exit_code != 0,
+/// Ignores a `healthy` that is older than the change: it counts once a health check that started later has passed. If checks
+/// are so far apart that the next one may come too late, the engine's present state counts.
+fn ignore_stale_health(now: Container, baseline: Baseline, proof: ReadinessCheck) -> Container {
+    let is_stale = match (now.last_health_check, baseline.health_check) {
+        (Some(run), Some(baseline)) => run.started <= baseline.started || run.exit_code != 0,
         (Some(run), None) => run.exit_code != 0,
         (None, _) => true,
     };
@@ -183,8 +185,8 @@ fn with_health_since(now: Container, before: Before, proof: ReadinessCheck) -> C
     now
 }
 
-/// Between the end of one run of the health check and the end of the next one at most, with the engine's defaults for what is
-/// absent or zero.
+/// The longest time between the ends of two runs of the health check, with the engine's defaults for values that are absent or
+/// zero.
 fn check_interval(container: &Container) -> Duration {
     const ENGINE_DEFAULT: Duration = Duration::from_secs(30);
     let check = container.config.get("Healthcheck");
@@ -198,8 +200,8 @@ fn check_interval(container: &Container) -> Duration {
     duration("Interval") + duration("Timeout")
 }
 
-/// Returns when there is something to see.
-async fn next_event(events: &mut Events<'_>) -> Result<(), String> {
+/// Waits for the next event. Fails when the stream ends.
+async fn wait_for_event(events: &mut Events<'_>) -> Result<(), String> {
     let Some(stream) = events else {
         return std::future::pending().await;
     };
@@ -212,21 +214,22 @@ async fn next_event(events: &mut Events<'_>) -> Result<(), String> {
     Err(ended)
 }
 
-/// A look is due when the grace time is over, and when all time is. Before that, where the engine tells nothing, after half of what
-/// it has been running for: a failure is found out within half as much time again as it took.
-fn next_look(running_for: Duration, due: [Duration; 2], is_told: bool) -> Duration {
-    let wait = if is_told {
-        LOOK_UNTOLD
+/// Returns the time until the next poll. Polls are due when the grace time is over, and when all time is over. Before that,
+/// without events, a poll follows after half of the running time: Refit detects a failure within one and a half times the time
+/// that it took.
+fn next_poll(running_for: Duration, due: [Duration; 2], has_events: bool) -> Duration {
+    let wait = if has_events {
+        POLL_WITH_EVENTS
     } else {
-        (running_for / 2).clamp(LOOK_FIRST, LOOK_LAST)
+        (running_for / 2).clamp(POLL_MIN, POLL_MAX)
     };
     let left = due.into_iter().map(|due| due.saturating_sub(running_for));
     left.filter(|left| !left.is_zero())
         .fold(wait, Duration::min)
 }
 
-/// What can be said of a container that has been running for so long; `None`: not yet.
-fn verdict(
+/// Judges a container that has been running for this long; `None`: not decided yet.
+fn judge(
     now: &Container,
     running_for: Duration,
     proof: ReadinessCheck,
@@ -238,7 +241,7 @@ fn verdict(
     match now.health {
         Health::Unhealthy => Some(Err("it became unhealthy".into())),
         Health::Healthy => graced.then_some(Ok(())),
-        Health::Starting | Health::None => (running_for >= proof.longest(now)).then(|| {
+        Health::Starting | Health::None => (running_for >= proof.max_wait(now)).then(|| {
             Err(format!(
                 "it did not become healthy within {} s",
                 running_for.as_secs()
@@ -247,7 +250,7 @@ fn verdict(
     }
 }
 
-fn did_not_stay(container: &Container) -> String {
+fn describe_exit(container: &Container) -> String {
     let mut text = format!("it did not stay up: it is {}", container.state);
     if let Some(code) = container
         .exit_code
@@ -261,7 +264,7 @@ fn did_not_stay(container: &Container) -> String {
     text
 }
 
-/// The engine's documents give it in nanoseconds.
+/// Reads the start period, which the engine gives in nanoseconds.
 fn start_period(container: &Container) -> Duration {
     let check = container.config.get("Healthcheck");
     let nanoseconds = check
@@ -292,12 +295,12 @@ mod tests {
 
     #[track_caller]
     fn check(now: &Container, seconds: u64, expected: Option<bool>) {
-        let said = verdict(now, Duration::from_secs(seconds), PROOF.for_container(now));
-        assert_eq!(said.map(|said| said.is_ok()), expected);
+        let verdict = judge(now, Duration::from_secs(seconds), PROOF.for_container(now));
+        assert_eq!(verdict.map(|verdict| verdict.is_ok()), expected);
     }
 
     #[test]
-    fn without_a_health_check_it_must_only_stay() {
+    fn without_health_check_staying_up_suffices() {
         let plain = container(json!({}), json!({}));
         check(&plain, 4, None);
         check(&plain, 5, Some(true));
@@ -306,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn with_one_it_must_become_healthy_and_its_start_period_counts() {
+    fn health_check_must_pass_and_start_period_counts() {
         check(&checked(Health::Healthy), 4, None);
         check(&checked(Health::Healthy), 5, Some(true));
         check(&checked(Health::Unhealthy), 1, Some(false));
@@ -315,27 +318,27 @@ mod tests {
     }
 
     #[track_caller]
-    fn looks(is_told: bool, until: Duration, expected: &[u128]) {
-        let (mut at, mut looks) = (Duration::ZERO, vec![]);
+    fn check_polls(has_events: bool, until: Duration, expected: &[u128]) {
+        let (mut at, mut polls) = (Duration::ZERO, vec![]);
         while at < until {
-            at += next_look(at, [PROOF.grace, PROOF.health], is_told);
-            looks.push(at.as_millis());
+            at += next_poll(at, [PROOF.grace, PROOF.health], has_events);
+            polls.push(at.as_millis());
         }
-        assert_eq!(looks, expected);
+        assert_eq!(polls, expected);
     }
 
     #[test]
-    fn looks_grow_apart_and_one_is_due_at_the_end_of_the_grace_time() {
-        let often = [
+    fn polls_grow_apart_and_hit_end_of_grace_time() {
+        let without_events = [
             200, 400, 600, 900, 1350, 2025, 3037, 4556, 5000, 7000, 9000, 11000, 13000,
         ];
-        looks(false, Duration::from_secs(12), &often);
-        let told = [5_000, 15_000, 25_000, 35_000, 45_000, 55_000, 60_000];
-        looks(true, PROOF.health, &told);
+        check_polls(false, Duration::from_secs(12), &without_events);
+        let with_events = [5_000, 15_000, 25_000, 35_000, 45_000, 55_000, 60_000];
+        check_polls(true, PROOF.health, &with_events);
     }
 
     #[test]
-    fn a_label_speaks_for_its_container() {
+    fn label_overrides_readiness_check() {
         let config = json!({"Healthcheck": {"Test": ["CMD", "/h"]}, "Labels": {LABEL_GRACE: "1", LABEL_HEALTH: "0"}});
         let labelled = Container {
             health: Health::Starting,

@@ -21,18 +21,18 @@ use serde::{Deserialize, Serialize};
 
 /// Several times the images of a large machine. The oldest records go first.
 const RECORDS_MAX: usize = 1000;
-/// A configuration has a few kilobytes; whoever puts documents into labels gets no record.
+/// A configuration has a few kilobytes; an image with documents in its labels gets no record.
 const RECORD_BYTES_MAX: usize = 256 * 1024;
 
-/// What is known of one image.
+/// The recorded facts about one image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ImageRecord {
     pub id: ImageId,
     /// Registry and repository, as [`ImageRef::repository`] writes them.
     pub repositories: BTreeSet<String>,
-    /// What the image gives to every container made from it.
+    /// The configuration that the image gives to every container created from it.
     pub config: Object,
-    /// As [`Image::content`]: what tells two images apart whose ids differ by their index alone.
+    /// As [`Image::content`]: compares two images whose ids may differ only because of their index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
     /// Grows with each record that is written: later means used later. No clock is involved.
@@ -53,7 +53,7 @@ struct Shared {
 }
 
 impl ImageRecords {
-    /// `state` is the state folder. The folder below it is made when it is needed.
+    /// Creates records in a folder below the state folder `state`. That folder is created when it is needed.
     pub fn in_folder(state: &Path) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -63,12 +63,12 @@ impl ImageRecords {
         }
     }
 
-    /// Record an image that the engine shows under this reference. Costs a look into memory where nothing about it is new.
+    /// Records an image that the engine shows under this reference. If nothing about it is new, this only reads memory.
     pub async fn record(&self, reference: &ImageRef, image: &Image) {
         self.write(reference, image, false).await;
     }
 
-    /// Record that the reference means another image from now on: this one counts as the latest that was replaced.
+    /// Records that the reference points to another image from now on: this image counts as the latest that was replaced.
     pub async fn record_replaced(&self, reference: &ImageRef, image: &Image) {
         self.write(reference, image, true).await;
     }
@@ -78,22 +78,22 @@ impl ImageRecords {
             return Some(record.clone());
         }
         let (records, id) = (self.clone(), id.clone());
-        let found = tokio::task::spawn_blocking(move || records.load(&id)).await;
-        found.ok().flatten()
+        let record = tokio::task::spawn_blocking(move || records.load(&id)).await;
+        record.ok().flatten()
     }
 
     async fn write(&self, reference: &ImageRef, image: &Image, again: bool) {
         let repository = reference.repository();
-        let known = |record: &ImageRecord| {
+        let is_known = |record: &ImageRecord| {
             record.repositories.contains(&repository)
                 && record.config == image.config
                 && record.content == image.content
         };
-        if !again && self.lock().get(&image.id).is_some_and(known) {
+        if !again && self.lock().get(&image.id).is_some_and(is_known) {
             return;
         }
         let (records, image) = (self.clone(), image.clone());
-        // Another process may have written it since this one looked.
+        // Another process may have written the record since the check above.
         let written = tokio::task::spawn_blocking(move || {
             let mut record = records.load(&image.id).unwrap_or_else(|| ImageRecord {
                 id: image.id.clone(),
@@ -121,12 +121,12 @@ impl ImageRecords {
         if record.id != *id {
             return None;
         }
-        keep(&mut self.lock(), record.clone());
+        insert_bounded(&mut self.lock(), record.clone());
         Some(record)
     }
 
     fn store(&self, mut record: ImageRecord) {
-        let on_disk = self.shared.folder.as_deref().map(orders);
+        let on_disk = self.shared.folder.as_deref().map(read_orders);
         let on_disk = on_disk.unwrap_or_default();
         let mut records = self.lock();
         let in_memory = records.values().map(|record| record.order);
@@ -138,7 +138,7 @@ impl ImageRecords {
         let Some(name) = file_name(&record.id).filter(|_| bytes.len() <= RECORD_BYTES_MAX) else {
             return;
         };
-        keep(&mut records, record);
+        insert_bounded(&mut records, record);
         drop(records);
         let Some(folder) = &self.shared.folder else {
             return;
@@ -151,12 +151,12 @@ impl ImageRecords {
         }
     }
 
-    /// Once: what cannot be written now is not written the next time either.
+    /// Warns once: if one write fails, later writes fail too.
     fn warn(&self, folder: &Path, error: &io::Error) {
         if !self.shared.has_warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 folder = %folder.display(),
-                "images are recorded in memory only, so a restart forgets them: {error}"
+                "cannot write image records, a restart forgets them: {error}"
             );
         }
     }
@@ -167,8 +167,8 @@ impl ImageRecords {
     }
 }
 
-/// In memory. The oldest record makes room.
-fn keep(records: &mut HashMap<ImageId, ImageRecord>, record: ImageRecord) {
+/// Keeps a record in memory. If there are too many, the oldest one is dropped.
+fn insert_bounded(records: &mut HashMap<ImageId, ImageRecord>, record: ImageRecord) {
     records.insert(record.id.clone(), record);
     if records.len() > RECORDS_MAX
         && let Some(oldest) = records.values().min_by_key(|record| record.order)
@@ -178,7 +178,7 @@ fn keep(records: &mut HashMap<ImageId, ImageRecord>, record: ImageRecord) {
     }
 }
 
-/// Of a well-formed id: nothing else becomes part of a path.
+/// Returns the file name of a well-formed id: no other text becomes part of a path.
 fn file_name(id: &ImageId) -> Option<String> {
     let (algorithm, hex) = id.as_str().split_once(':').unwrap_or(("", id.as_str()));
     let is_hex = !hex.is_empty() && hex.len() <= 128 && hex.bytes().all(|b| b.is_ascii_hexdigit());
@@ -186,8 +186,8 @@ fn file_name(id: &ImageId) -> Option<String> {
     (is_hex && is_word).then(|| format!("{algorithm}-{hex}.json"))
 }
 
-/// The order of each record in the folder. One that cannot be read is the oldest.
-fn orders(folder: &Path) -> Vec<(u64, PathBuf)> {
+/// Reads the order of each record in the folder. An unreadable record counts as the oldest.
+fn read_orders(folder: &Path) -> Vec<(u64, PathBuf)> {
     #[derive(Deserialize)]
     struct Ordered {
         order: u64,
@@ -202,13 +202,13 @@ fn orders(folder: &Path) -> Vec<(u64, PathBuf)> {
             .map_or(0, |ordered| ordered.order);
         (order, path)
     };
-    // A record more than there may be is seen, and goes; a folder that somebody filled is not read to its end.
+    // Read enough to find surplus records, but do not read a folder to its end that somebody filled.
     records.take(2 * RECORDS_MAX).map(read).collect()
 }
 
-/// Remove the oldest records beyond the bound. `written` is the newest.
-fn prune(mut before: Vec<(u64, PathBuf)>, folder: &Path, written: &str) {
-    before.retain(|(_, path)| *path != folder.join(written));
+/// Removes the oldest records beyond the limit. `written` is the newest.
+fn prune(mut before: Vec<(u64, PathBuf)>, folder: &Path, newest: &str) {
+    before.retain(|(_, path)| *path != folder.join(newest));
     let surplus = (before.len() + 1).saturating_sub(RECORDS_MAX);
     before.sort();
     for (_, path) in before.into_iter().take(surplus) {
@@ -248,10 +248,10 @@ mod tests {
         );
         one.record(&reference("ghcr.io/a/b:1"), &image("aa")).await;
         one.record(&reference("ghcr.io/a/c"), &image("aa")).await;
-        let found = other.get(&image("aa").id).await.unwrap();
-        assert_eq!(found.config, image("aa").config);
+        let record = other.get(&image("aa").id).await.unwrap();
+        assert_eq!(record.config, image("aa").config);
         let repositories = ["ghcr.io/a/b", "ghcr.io/a/c"].map(str::to_owned);
-        assert_eq!(found.repositories, BTreeSet::from(repositories));
+        assert_eq!(record.repositories, BTreeSet::from(repositories));
         assert_eq!(other.get(&image("bb").id).await, None);
     }
 
@@ -263,7 +263,7 @@ mod tests {
         for id in ["aa", "bb"] {
             records.record(&app, &image(id)).await;
         }
-        // The tag moved back to the first one, and away from it again, told by another process.
+        // The tag moved back to the first image, and away from it again; another process recorded that.
         let other = ImageRecords::in_folder(state.path());
         other.record_replaced(&app, &image("aa")).await;
         let order = async |id: &str| {
@@ -297,7 +297,7 @@ mod tests {
         }
         let records = ImageRecords::in_folder(state.path());
         records.record(&reference("a"), &image("aa")).await;
-        let left = orders(&folder);
+        let left = read_orders(&folder);
         assert_eq!(left.len(), RECORDS_MAX);
         assert_eq!(left.iter().map(|(order, _)| *order).min(), Some(7));
     }

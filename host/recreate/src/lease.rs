@@ -1,9 +1,10 @@
-//! Who is at work on a container: so that two never are, and so that what a dead process left can be told from what a living
-//! one is doing.
+//! Leases on containers: two processes never work on one container at once, and recovery can distinguish the leftovers of a
+//! dead process from the work of a living one.
 //!
-//! Within a process a set; between processes of one machine a locked file in the state directory, which the system lets go when
-//! its owner dies, however it dies; between machines the engine, where the name of a replacement can be taken only once. The
-//! files hold nothing: all that is needed to finish or undo a replacement is in the engine.
+//! Within a process a lease is an entry in a set; between processes of one machine it is a locked file in the state directory,
+//! which the system unlocks when its owner dies, for any reason; between machines the engine decides, since the name of a
+//! replacement can be used only once. The files are empty: the engine contains everything that is needed to finish or undo a
+//! replacement.
 
 use std::collections::HashSet;
 use std::fs::{File, TryLockError};
@@ -13,81 +14,81 @@ use std::sync::{Arc, Mutex, PoisonError};
 use refit_model::container::ContainerId;
 use refit_storage::atomic_file;
 
-/// Where leases are taken. Clones share one set.
+/// The set of leases. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Leases {
-    held: Arc<Mutex<HashSet<String>>>,
-    /// `None` where nothing can be written: then a lease is known in this process alone.
+    keys: Arc<Mutex<HashSet<String>>>,
+    /// `None` if the directory cannot be written: then only this process knows its leases.
     folder: Option<PathBuf>,
 }
 
-/// Held while a container is worked on.
+/// Exclusive permission to work on a container.
 #[derive(Debug)]
 pub struct Lease {
     leases: Leases,
     key: String,
     file: Option<(File, PathBuf)>,
-    trace: LeaseMarker,
+    marker: LeaseMarker,
     settled: bool,
 }
 
-/// What the absence of a holder says.
+/// What the lease file shows about earlier work on a container that no process works on now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseMarker {
-    /// Somebody on this machine began, and died.
+    /// A process on this machine started a replacement and died.
     Abandoned,
-    /// Nobody on this machine did, as far as we can see. Somebody elsewhere may be at work.
+    /// No process on this machine started one, as far as Refit can see. A process elsewhere may be working on it.
     None,
 }
 
 impl Leases {
-    /// `state` is the state directory. It is made when it is needed.
+    /// Creates leases in the state directory `state`. The directory is created when it is needed.
     pub fn in_folder(state: PathBuf) -> Self {
         Self {
-            held: Arc::default(),
+            keys: Arc::default(),
             folder: Some(state.join("replacing")),
         }
     }
 
-    /// `None` where somebody in this process or another one on this machine holds it.
+    /// Takes the lease of a container; `None` if this process or another one on this machine has it.
     pub fn take(&self, container: &ContainerId) -> Option<Lease> {
         self.take_key(container.short()).map(|(lease, _)| lease)
     }
 
-    /// The same by the first twelve digits of an id, and what was found.
+    /// Takes a lease by the first twelve digits of the container's id, and returns the marker that it found.
     pub fn take_key(&self, key: &str) -> Option<(Lease, LeaseMarker)> {
-        if !self.set().insert(key.to_owned()) {
+        if !self.lock_keys().insert(key.to_owned()) {
             return None;
         }
-        // From here on dropping it lets go.
+        // From here on, dropping the lease releases it.
         let mut lease = Lease {
             leases: self.clone(),
             key: key.to_owned(),
             file: None,
-            trace: LeaseMarker::None,
+            marker: LeaseMarker::None,
             settled: false,
         };
         let Some(folder) = &self.folder else {
             return Some((lease, LeaseMarker::None));
         };
         let path = folder.join(key);
-        let trace = if path.exists() {
+        let marker = if path.exists() {
             LeaseMarker::Abandoned
         } else {
             LeaseMarker::None
         };
         match open_locked(&path) {
-            Ok(file) => (lease.file, lease.trace) = (Some((file, path)), trace),
+            Ok(file) => (lease.file, lease.marker) = (Some((file, path)), marker),
             Err(TryLockError::WouldBlock) => return None,
             Err(TryLockError::Error(error)) => {
-                tracing::debug!("no lease can be written at `{}`: {error}", path.display());
+                tracing::debug!(path = %path.display(), "cannot write lease: {error}");
             }
         }
-        Some((lease, trace))
+        Some((lease, marker))
     }
 
-    fn set(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_keys(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -106,20 +107,21 @@ fn open_locked(path: &std::path::Path) -> Result<File, TryLockError> {
 }
 
 impl Lease {
-    /// The first digits of the container's id.
+    /// Returns the first digits of the container's id.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// Nothing is left to finish or undo. Without this the file stays, for whoever recovers.
+    /// Releases the lease and its file: nothing is left to finish or undo. Without this call the file stays, for recovery.
     pub fn settle(mut self) {
         self.settled = true;
     }
 
-    /// We did nothing: leave it as it was found. Otherwise the next one would believe that somebody here died at it, and undo
-    /// what a living Refit elsewhere is doing.
+    /// Releases the lease and leaves the file as it was before, since this process did nothing. Otherwise the next process
+    /// would believe that a process on this machine died while it worked on the container, and would undo the work of a living
+    /// Refit elsewhere.
     pub fn give_back(mut self) {
-        self.settled = self.trace == LeaseMarker::None;
+        self.settled = self.marker == LeaseMarker::None;
     }
 }
 
@@ -128,10 +130,11 @@ impl Drop for Lease {
         if let Some((_file, path)) = &self.file
             && self.settled
         {
-            // While it is still locked: whoever opened it meanwhile is refused, and makes a new one next time.
+            // Remove the file while it is still locked: a process that has opened it in the meantime is refused, and creates a
+            // new file next time.
             let _ = std::fs::remove_file(path);
         }
-        self.leases.set().remove(&self.key);
+        self.leases.lock_keys().remove(&self.key);
     }
 }
 
@@ -144,40 +147,40 @@ mod tests {
     }
 
     #[test]
-    fn a_container_is_held_once_and_let_go() {
+    fn lease_is_exclusive_and_released_on_drop() {
         let leases = Leases::default();
-        let held = leases.take(&id()).unwrap();
+        let lease = leases.take(&id()).unwrap();
         assert!(leases.take(&id()).is_none());
         assert!(leases.take(&ContainerId::new("b".repeat(64))).is_some());
-        drop(held);
+        drop(lease);
         assert!(leases.take(&id()).is_some());
     }
 
     #[test]
-    fn another_process_is_refused_and_a_dead_one_leaves_a_trace() {
+    fn lease_of_dead_process_leaves_marker() {
         let folder = std::env::temp_dir().join(format!("refit-lease-{}", std::process::id()));
         let (ours, theirs) = (
             Leases::in_folder(folder.clone()),
             Leases::in_folder(folder.clone()),
         );
-        let (held, trace) = ours.take_key(id().short()).unwrap();
-        assert_eq!(trace, LeaseMarker::None);
+        let (lease, marker) = ours.take_key(id().short()).unwrap();
+        assert_eq!(marker, LeaseMarker::None);
         assert!(theirs.take(&id()).is_none(), "a lock on the file is held");
 
-        drop(held);
-        let (held, trace) = theirs.take_key(id().short()).unwrap();
+        drop(lease);
+        let (lease, marker) = theirs.take_key(id().short()).unwrap();
         assert_eq!(
-            trace,
+            marker,
             LeaseMarker::Abandoned,
             "it ended without being settled"
         );
-        held.settle();
+        lease.settle();
         assert_eq!(ours.take_key(id().short()).unwrap().1, LeaseMarker::None);
         std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
-    fn what_is_given_back_is_as_it_was_found() {
+    fn returned_lease_leaves_marker_unchanged() {
         let folder = std::env::temp_dir().join(format!("refit-lease-back-{}", std::process::id()));
         let leases = Leases::in_folder(folder.clone());
         leases.take(&id()).unwrap().give_back();
@@ -191,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_written_is_no_obstacle() {
+    fn unwritable_folder_still_gives_leases() {
         let leases = Leases::in_folder("/proc/nowhere".into());
         assert!(leases.take(&id()).is_some());
     }

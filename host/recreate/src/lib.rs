@@ -1,12 +1,13 @@
-//! Giving a container its new image: the one way in which it is done, whoever asks.
+//! Recreation of a container with a new image. Every caller, whether a person or a program, uses this one path.
 //!
-//! [`intent`] says what the user asked for when the container was made, and [`verify`] whether a new one is that; both are
-//! pure. [`replace`] is the order of the steps ([`overlap`] the one without a gap, [`remove`] the one that leaves the rest to
-//! others), `rollback` the way back from each, [`proof`] when a new one has proven itself,
-//! [`recover`] what is done about replacements that somebody could not end. [`dependents`] says who must follow when a
-//! container is replaced, [`guard`] which containers are never touched, [`self_protection`] which of them Refit needs itself,
-//! [`lanes`] how many do what at once, [`lease`] who is at work on which, [`names`] what is written down of it. Knows the engine's verbs, and neither policies nor
-//! people.
+//! [`intent`] extracts what the user requested when the container was created, and [`verify`] checks whether a new container
+//! matches that; both are pure. [`replace`] defines the order of the steps ([`overlap`] does it without downtime, [`remove`]
+//! only removes the container and leaves the rest to others), `rollback` undoes them from any step, and [`health_gate`] decides
+//! when a new container is ready. [`recover`] finishes or undoes replacements that another process could not end.
+//! [`dependents`] finds the containers that must be replaced together with another one, [`guard`] names the containers that
+//! Refit never touches, and [`self_protection`] those that Refit itself needs. [`concurrency`] limits how many steps run at
+//! once, [`lease`] records which process works on which container, and [`names`] encodes the state of a replacement in
+//! container names. This crate knows the engine's operations, but neither policies nor users.
 
 #![forbid(unsafe_code)]
 
@@ -43,12 +44,12 @@ use refit_model::recreation::Step;
 pub enum StepError {
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// The engine did as told, and what came of it is not what we need.
+    /// The engine did what the request said, but the result is not what Refit needs.
     #[error("{0}")]
     Unfit(String),
 }
 
-/// Why a container was not recreated. Only after `RolledBack` and `Stranded` was it ever stopped.
+/// Why a container was not recreated. Only after `RolledBack` and `Stranded` did the container ever stop.
 #[derive(Debug, thiserror::Error)]
 pub enum RecreateError {
     #[error("`{name}` already runs this image")]
@@ -64,7 +65,7 @@ pub enum RecreateError {
     },
     #[error("another refresh is at work on `{name}`")]
     Busy { name: String },
-    /// Its replacement was made and is gone again.
+    /// The replacement was created and then removed again.
     #[error("the refresh was ended before `{name}` was stopped; it was not touched")]
     Withdrawn { name: String },
     #[error("`{name}` cannot be recreated: {reason}")]
@@ -80,12 +81,12 @@ pub enum RecreateError {
         name: String,
         step: Step,
         source: StepError,
-        /// What a person should know besides.
+        /// Further facts for the user.
         notes: Vec<String>,
         /// Names of replacements that could not be removed.
         left_over: Vec<String>,
     },
-    /// It has no stop timeout, so the engine does not end it.
+    /// The container has no stop timeout, so the engine does not kill it.
     #[error(
         "`{name}` was asked to stop, has no stop timeout and has not ended yet; recovery starts it again when it has"
     )]
@@ -105,7 +106,7 @@ pub enum RecreateError {
 }
 
 impl RecreateError {
-    /// The container that it is about.
+    /// The name of the container that this error is about.
     pub fn name(&self) -> &str {
         match self {
             Self::Current { name }

@@ -1,16 +1,16 @@
-//! The names that containers bear while one replaces another. They are all that is written down of a replacement under way,
-//! so they say everything that is needed to finish or undo it.
+//! Names of containers during a replacement. Refit stores nothing else about a replacement in progress, so these names contain
+//! everything that is needed to finish or undo it.
 //!
-//! - The replacement, until it takes over: `refit-new.<old>`. It follows from the old container's id alone, and names are
-//!   unique on an engine, so of two Refits only one can make it. While a container without a stop timeout is asked to stop,
-//!   which may take any time, it is `refit-new.<old>.stopping`: whoever finds the old container running then must not believe
-//!   that nobody has asked it to stop.
-//! - The old container, once it has stopped: `refit-old.<old>.<new>.<time>.<name>`, with the name that it had. `<time>` is when it
-//!   got this name, in seconds since the Unix epoch by the engine's clock, behind a letter: `t` for a container that ran before,
-//!   `s` for one that was stopped already and is to stay so. Refit before 0.2 left `<time>.` out.
+//! - The new container, until it takes over: `refit-new.<old>`. The name follows from the old container's id alone, and names
+//!   are unique on an engine, so if two Refits compete, only one can create it. While a container without a stop timeout is
+//!   stopping, which may take any time, the name is `refit-new.<old>.stopping`: a process that finds the old container running
+//!   then must not conclude that no stop was requested.
+//! - The old container, once it has stopped: `refit-old.<old>.<new>.<time>.<name>`, with its original name. `<time>` is when
+//!   the container got this name, in seconds since the Unix epoch by the engine's clock, after a letter: `t` for a container
+//!   that ran before, `s` for a container that was already stopped and must stay stopped. Refit before 0.2 left out `<time>.`.
 //!
-//! `<old>` and `<new>` are the first twelve digits of ids. No such name contains `ws-`: the platform's own healers remove what
-//! does, so hyphens within a name are written `.-` and dots `..`.
+//! `<old>` and `<new>` are the first twelve digits of ids. No such name contains `ws-`, since the platform's healers remove
+//! containers whose names do, so Refit writes hyphens within a name as `.-` and dots as `..`.
 
 use refit_model::container::{ContainerId, ContainerName};
 
@@ -18,12 +18,12 @@ const TEMPORARY: &str = "refit-new.";
 const STOPPING: &str = ".stopping";
 const BACKUP: &str = "refit-old.";
 
-/// The name of a replacement until it takes over.
+/// Returns the name of a new container until it takes over.
 pub fn temporary_name(old: &ContainerId) -> ContainerName {
     temporary_name_of(old.short())
 }
 
-/// The name of a replacement while the old container takes any time to stop.
+/// Returns the name of a new container while the old one takes any time to stop.
 pub fn stopping_name(old: &ContainerId) -> ContainerName {
     ContainerName::new(format!("{TEMPORARY}{}{STOPPING}", old.short()))
 }
@@ -32,18 +32,19 @@ fn temporary_name_of(old: &str) -> ContainerName {
     ContainerName::new(format!("{TEMPORARY}{old}"))
 }
 
-/// The name of an old container while its replacement proves itself, and what it says.
+/// The parsed name of an old container while Refit waits for its replacement to become healthy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackupName {
-    /// The first digits of its own id.
+    /// The first digits of the old container's id.
     pub old: String,
-    /// Those of its replacement.
+    /// The first digits of the new container's id.
     pub new: String,
-    /// Seconds since the Unix epoch by the engine's clock; `None` in names that older versions of Refit gave.
+    /// When the container got this name, in seconds since the Unix epoch by the engine's clock; `None` in names from older
+    /// versions of Refit.
     pub since: Option<i64>,
-    /// Whether it ran before.
+    /// Whether the old container ran before.
     pub ran: bool,
-    /// The name that it had.
+    /// The old container's original name.
     pub name: String,
 }
 
@@ -74,7 +75,7 @@ impl BackupName {
         if !is_short_id(old) || !is_short_id(new) {
             return None;
         }
-        // An escaped name has no dot that stands alone, so a time in front of it is no part of one.
+        // An escaped name never contains a single dot, so a time in front of it cannot be a part of the name.
         let (since, ran, name) = match unescape(rest) {
             Some(name) => (None, true, name),
             None => {
@@ -99,20 +100,20 @@ impl BackupName {
     }
 }
 
-/// What a name of ours says.
+/// The content of a name that Refit gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ParsedName {
-    /// Made to replace the container whose id begins so.
+    /// A new container, created to replace the container whose id starts with `old`.
     Temporary {
         old: String,
-        /// The old container was asked to stop and may take any time.
+        /// Whether a stop of the old container was requested that may take any time.
         stopping: bool,
     },
     Backup(BackupName),
 }
 
 impl ParsedName {
-    /// `None` for names that are not ours.
+    /// Parses a container name; `None` for names that Refit did not give.
     pub fn parse(name: &str) -> Option<Self> {
         let Some(rest) = name.strip_prefix(TEMPORARY) else {
             return BackupName::parse(name).map(Self::Backup);
@@ -127,7 +128,7 @@ impl ParsedName {
         })
     }
 
-    /// The first digits of the id of the container that is, or was to be, replaced.
+    /// The first digits of the id of the old container.
     pub fn old(&self) -> &str {
         match self {
             Self::Temporary { old, .. } | Self::Backup(BackupName { old, .. }) => old,
@@ -148,7 +149,7 @@ fn unescape(text: &str) -> Option<String> {
     while let Some(c) = characters.next() {
         name.push(match c {
             '.' => characters.next().filter(|c| matches!(c, '.' | '-'))?,
-            // One that was written has its dot. So a time and what follows it are never read as one name.
+            // Refit writes a hyphen with its dot. So a time and the text after it are never read as one name.
             '-' => return None,
             c => c,
         });
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_our_own_never_look_like_a_workspace() {
+    fn generated_names_never_look_like_workspaces() {
         for name in [
             temporary_name(&id('f')),
             stopping_name(&id('f')),
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_somebody_else_gave_is_not_ours() {
+    fn foreign_name_is_not_parsed() {
         for name in [
             "refit-new.",
             "refit-new.0123",
@@ -206,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn name_that_begins_with_a_separator_is_read_as_written() {
+    fn name_with_leading_separator_round_trips() {
         for name in ["-5", ".5", "..", ".-", "-"] {
             let written = backup(name).to_name();
             let parsed = ParsedName::parse(written.as_str());
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backup_name_of_an_older_version_is_understood() {
+    fn backup_name_of_older_version_is_parsed() {
         let parsed = ParsedName::parse("refit-old.aaaaaaaaaaaa.bbbbbbbbbbbb.t1..ws.-a");
         let expected = BackupName {
             since: None,
@@ -226,7 +227,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_can_be_read(
+        fn backup_name_round_trips(
             name in "[a-zA-Z0-9][a-zA-Z0-9_.-]{1,60}",
             since in proptest::option::of(-10_i64..i64::from(u32::MAX)),
             ran: bool,
@@ -238,7 +239,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_without_a_panic(text in "refit-(new|old)[.]\\PC{0,60}") {
+        fn parsing_any_text_does_not_panic(text in "refit-(new|old)[.]\\PC{0,60}") {
             let _ = ParsedName::parse(&text);
         }
     }

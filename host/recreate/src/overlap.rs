@@ -1,12 +1,13 @@
-//! A replacement without a gap: the new container runs and has proven itself before the old one stops.
+//! Replaces a container without downtime: the new container runs and is healthy before the old one stops.
 //!
-//! For containers that are reached by name on networks of their own. While it proves itself the new container bears none of the
-//! old one's aliases, so nobody reaches it; then it gets them, proves itself again, and for five seconds at least both answer to them;
-//! then it gets the name, is looked at once more, and the old one stops. Until the old one gives up its name the way back is free.
-//! Whoever resolves a name meanwhile finds one that runs among its addresses. The engine knows an address before it is attached
-//! and for some milliseconds after it is gone, so a caller must be one that tries all of them, as the usual ones do.
+//! This is for containers that clients reach by name on user-defined networks. At first the new container has none of the old
+//! one's aliases, so no client reaches it. Once it is healthy it gets the aliases and must become healthy again, and for at
+//! least five seconds both containers answer to them; then it gets the name and passes a last check, and the old one stops.
+//! Until the old container gives up its name a rollback costs nothing. During all this a client that resolves a name finds a
+//! running container among the addresses. The engine publishes an address before it is attached and for some milliseconds after
+//! it is gone, so a client must try all addresses, as the usual clients do.
 //!
-//! Two containers run at once, so nothing that only one can hold may be in the way: see [`objection`].
+//! Two containers run at once, so nothing may prevent that which only one container can hold: see [`overlap_blocker`].
 
 use std::time::{Duration, Instant};
 
@@ -15,29 +16,32 @@ use refit_model::container::{Container, Object, State};
 use refit_model::recreation::Step;
 use serde_json::{Value, json};
 
-use super::health_gate::{Before, ReadinessCheck, check_again, prove, prove_since};
+use super::health_gate::{
+    Baseline, ReadinessCheck, ensure_still_running, wait_until_healthy, wait_until_healthy_again,
+};
 use super::intent::{Replacement, network_to_connect};
 use super::prepare::{self, PrepareError, discard};
 use super::replace::{
-    Member, NewContainer, NewImage, ReplaceOptions, Replaced, put_back, unchanged,
+    Member, NewContainer, NewImage, ReplaceOptions, Replaced, ensure_unchanged, roll_back_group,
 };
 use super::retry::{ensure_removed, is_gone};
 use super::stop::ensure_stopped;
-use super::verify::differences;
+use super::verify::find_differences;
 use super::{RecreateError, StepError};
 
-/// On a container: its volumes, by name and separated by commas, that two containers must not have open at once. `*` for all.
+/// A container's label: the volumes, by name and separated by commas, that two containers must not have open at once. `*` for
+/// all.
 pub const LABEL_EXCLUSIVE_VOLUMES: &str = "io.refit.exclusive-volumes";
 
-/// How long both answer to the aliases. The engine's resolver knows a new address some 50 ms before the engine has attached it.
-/// Where somebody called in between, their kernel asks for the neighbour again after a second, and until then nobody on that machine
-/// reaches it; what was lost meanwhile is sent again one and three seconds after it was. The old one must answer for all that time,
-/// to whoever turns to it. From Docker 28 on, the engine announces the address itself (moby/moby#48808), and
-/// few calls have to wait.
-const BOTH_ANSWER: Duration = Duration::from_secs(5);
+/// How long both containers answer to the aliases. The engine's resolver publishes a new address some 50 ms before the engine
+/// has attached it. If a client calls in between, its kernel repeats the neighbor request only after a second, and until then
+/// no program on that machine reaches the address; packets that were lost in that time are sent again one and three seconds
+/// later. The old container must answer for all that time, to every client that tries it. From Docker 28 on, the engine
+/// announces the address itself (moby/moby#48808), and few calls have to wait.
+const OVERLAP_TIME: Duration = Duration::from_secs(5);
 
-/// Why two of this container cannot run at once, as a sentence fragment; `None` where they can.
-pub fn objection(container: &Container) -> Option<String> {
+/// Returns why two instances of this container cannot run at once, as a sentence fragment; `None` if they can.
+pub fn overlap_blocker(container: &Container) -> Option<String> {
     let mode = container.network_mode();
     if matches!(mode, "bridge" | "host" | "none") || mode.starts_with("container:") {
         return Some(format!(
@@ -81,62 +85,63 @@ pub fn objection(container: &Container) -> Option<String> {
         .mounts
         .iter()
         .filter_map(|mount| mount.name.as_deref());
-    let held = names
+    let exclusive_volume = names
         .into_iter()
         .find(|name| exclusive.contains(name) || exclusive.contains(&"*"))?;
     Some(format!(
-        "its volume `{held}` is marked exclusive by the label `{LABEL_EXCLUSIVE_VOLUMES}`"
+        "its volume `{exclusive_volume}` is marked exclusive by the label `{LABEL_EXCLUSIVE_VOLUMES}`"
     ))
 }
 
-/// Replace `old`, which runs and to which [`objection`] has none. The flag says whether nothing is left to finish or undo.
+/// Replaces `old`, which runs and for which [`overlap_blocker`] returned `None`. The flag reports whether nothing is left to
+/// finish or undo.
 pub async fn overlap(
     engine: &dyn Engine,
     old: Container,
     image: &NewImage,
-    manner: &ReplaceOptions<'_>,
+    options: &ReplaceOptions<'_>,
 ) -> (Result<Replaced, RecreateError>, bool) {
     let name = old.name.clone();
-    // The old container runs on and keeps its name; whatever fails up to the renaming leaves it as it is.
-    let aside = manner.lanes.aside().await;
-    let (member, wanted) = match make(engine, old, image, manner).await {
+    // The old container keeps running and keeps its name; any failure before the rename leaves it as it is.
+    let background_permit = options.lanes.background().await;
+    let (member, replacement) = match create_unreachable(engine, old, image, options).await {
         Ok(made) => made,
-        Err(unready) => return (Err(unready.error), unready.settled),
+        Err(prepare_error) => return (Err(prepare_error.error), prepare_error.settled),
     };
-    drop(aside);
-    if manner.ending.is_cancelled() {
+    drop(background_permit);
+    if options.ending.is_cancelled() {
         let error = RecreateError::Withdrawn { name };
         return (Err(error), discard(engine, &member.new).await);
     }
-    let started = match make_reachable(engine, &member, &wanted, manner).await {
+    let started = match make_reachable(engine, &member, &replacement, options).await {
         Ok(started) => started,
         Err((step, source)) => {
             let error = RecreateError::Aborted { name, step, source };
             return (Err(error), discard(engine, &member.new).await);
         }
     };
-    if let Err(error) = unchanged(engine, &member.old, image).await {
+    if let Err(error) = ensure_unchanged(engine, &member.old, image).await {
         return (Err(error), discard(engine, &member.new).await);
     }
 
-    let _aside = manner.lanes.aside().await;
-    if let Err((step, source)) = take_name(engine, &member, started, manner).await {
-        return put_back(engine, &[member], step, source).await;
+    let _background_permit = options.lanes.background().await;
+    if let Err((step, source)) = take_name(engine, &member, started, options).await {
+        return roll_back_group(engine, &[member], step, source).await;
     }
     let Member { old, new, .. } = &member;
-    (manner.step)(Step::Stop);
+    (options.step)(Step::Stop);
     let gone = async {
         ensure_stopped(engine, old).await?;
-        (manner.step)(Step::Remove);
+        (options.step)(Step::Remove);
         ensure_removed(engine, &old.id, Removal::IfStopped).await
     };
     let left_over = match gone.await {
         Ok(()) => vec![],
         Err(error @ EngineError::NotFound { .. }) => match is_gone(engine, &old.id).await {
             Ok(true) => vec![],
-            Ok(false) | Err(_) => not_removed(&member, &error),
+            Ok(false) | Err(_) => report_not_removed(&member, &error),
         },
-        Err(error) => not_removed(&member, &error),
+        Err(error) => report_not_removed(&member, &error),
     };
     let settled = left_over.is_empty();
     (
@@ -153,55 +158,61 @@ pub async fn overlap(
     )
 }
 
-fn not_removed(member: &Member, error: &EngineError) -> Vec<String> {
+fn report_not_removed(member: &Member, error: &EngineError) -> Vec<String> {
     tracing::warn!(
         container = member.old.name,
         old = member.old.id.as_str(),
-        "the old container could not be removed: {error}"
+        "cannot remove old container: {error}"
     );
     vec![member.backup_name().as_str().to_owned()]
 }
 
-/// The new container, which nobody reaches yet, and what it is to become.
-async fn make(
+/// Creates the new container, which no client reaches yet. Also returns its final configuration.
+async fn create_unreachable(
     engine: &dyn Engine,
     old: Container,
     image: &NewImage,
-    manner: &ReplaceOptions<'_>,
+    options: &ReplaceOptions<'_>,
 ) -> Result<(Member, Replacement), PrepareError> {
-    let intent = prepare::intent(engine, &old, manner).await?;
-    let wanted = intent.on(&image.reference, &image.id);
-    let unreached = without_aliases(&wanted);
+    let intent = prepare::load_intent(engine, &old, options).await?;
+    let replacement = intent.to_replacement(&image.reference, &image.id);
+    let unreached = without_aliases(&replacement);
     let at = Instant::now();
-    let made = prepare::create(engine, &old, &unreached, image, manner).await?;
+    let made = prepare::create(engine, &old, &unreached, image, options).await?;
     let member = Member::new(old, made, at, image.clone(), intent);
-    Ok((member, wanted))
+    Ok((member, replacement))
 }
 
-/// Everything that happens while the old container has the name: the new one is started and proven, gets the aliases, proves itself
-/// again as it is now, and both answer for a while. An endpoint's aliases cannot be changed, so it leaves each network and comes back
-/// with them, and a program that was bound to the address it had may end then. Returns when it was started.
+/// Makes the new container reachable while the old one has the name: starts it, waits until it is healthy, gives it the
+/// aliases, waits until it is healthy again with them, and lets both containers answer for a while. An endpoint's aliases
+/// cannot be changed, so Refit disconnects the container from each network and connects it again with them, and a program that
+/// was bound to the old address may exit then. Returns when the new container was started.
 async fn make_reachable(
     engine: &dyn Engine,
     member: &Member,
-    wanted: &Replacement,
-    manner: &ReplaceOptions<'_>,
+    replacement: &Replacement,
+    options: &ReplaceOptions<'_>,
 ) -> Result<Option<jiff::Timestamp>, (Step, StepError)> {
     let Member { old, new, .. } = member;
     let at = |step| move |error: EngineError| (step, StepError::from(error));
-    // A start is most of what a gap is, so it takes turns with the gaps of others.
-    let lane = manner.lanes.gap().await;
-    (manner.step)(Step::Start);
+    // A start is most of a downtime, so it takes turns with the downtimes of others.
+    let downtime_permit = options.lanes.downtime().await;
+    (options.step)(Step::Start);
     engine.start(new).await.map_err(at(Step::Start))?;
-    drop(lane);
-    (manner.step)(Step::Prove);
-    let started = prove(engine, new, manner.proof)
+    drop(downtime_permit);
+    (options.step)(Step::Prove);
+    let started = wait_until_healthy(engine, new, options.proof)
         .await
         .map_err(|source| (Step::Prove, source))?;
 
-    let aside = manner.lanes.aside().await;
-    (manner.step)(Step::Connect);
-    for (network, endpoint) in wanted.request.endpoint.iter().chain(&wanted.networks) {
+    let background_permit = options.lanes.background().await;
+    (options.step)(Step::Connect);
+    for (network, endpoint) in replacement
+        .request
+        .endpoint
+        .iter()
+        .chain(&replacement.networks)
+    {
         engine
             .disconnect(new, network_to_connect(network, endpoint))
             .await
@@ -210,61 +221,61 @@ async fn make_reachable(
             .connect(
                 new,
                 network_to_connect(network, endpoint),
-                &with_name(endpoint, &old.name),
+                &with_alias(endpoint, &old.name),
             )
             .await
             .map_err(at(Step::Connect))?;
     }
     let now = engine.inspect(new).await.map_err(at(Step::Verify))?;
-    drop(aside);
+    drop(background_permit);
     let unfit = |problem: String| Err((Step::Verify, StepError::Unfit(problem)));
     if now.state != State::Running {
         return unfit("it stopped when it changed networks".into());
     }
-    let found = differences(wanted, &now);
-    if !found.is_empty() {
-        return unfit(found.join("; "));
+    let differences = find_differences(replacement, &now);
+    if !differences.is_empty() {
+        return unfit(differences.join("; "));
     }
-    (manner.step)(Step::Prove);
-    let before = Before {
+    (options.step)(Step::Prove);
+    let baseline = Baseline {
         started,
         health_check: now.last_health_check,
     };
     let proof = ReadinessCheck {
-        grace: manner.proof.for_container(&now).grace.max(BOTH_ANSWER),
-        ..manner.proof
+        grace: options.proof.for_container(&now).grace.max(OVERLAP_TIME),
+        ..options.proof
     };
-    prove_since(engine, new, proof, before)
+    wait_until_healthy_again(engine, new, proof, baseline)
         .await
         .map_err(|source| (Step::Prove, source))
 }
 
-/// Both run. Between the two renames nobody has the name, and the new one answers to it as an alias. It is looked at once more
-/// before the old one is stopped.
+/// Gives the name to the new container while both run. Between the two renames no container has the name, and the new one
+/// answers to it as an alias. Verifies the new container once again before the caller stops the old one.
 async fn take_name(
     engine: &dyn Engine,
     member: &Member,
     started: Option<jiff::Timestamp>,
-    manner: &ReplaceOptions<'_>,
+    options: &ReplaceOptions<'_>,
 ) -> Result<(), (Step, StepError)> {
     let Member { old, new, .. } = member;
-    (manner.step)(Step::Park);
+    (options.step)(Step::Park);
     engine
         .rename(&old.id, &member.backup_name())
         .await
         .map_err(|error| (Step::Park, error.into()))?;
-    (manner.step)(Step::Rename);
+    (options.step)(Step::Rename);
     engine
         .rename(new, &member.name())
         .await
         .map_err(|error| (Step::Rename, error.into()))?;
-    check_again(engine, new, started)
+    ensure_still_running(engine, new, started)
         .await
         .map_err(|source| (Step::Prove, source))
 }
 
-fn without_aliases(wanted: &Replacement) -> Replacement {
-    let mut unreached = wanted.clone();
+fn without_aliases(replacement: &Replacement) -> Replacement {
+    let mut unreached = replacement.clone();
     let endpoints = unreached
         .request
         .endpoint
@@ -276,7 +287,7 @@ fn without_aliases(wanted: &Replacement) -> Replacement {
     unreached
 }
 
-fn with_name(endpoint: &Object, name: &str) -> Object {
+fn with_alias(endpoint: &Object, name: &str) -> Object {
     let mut endpoint = endpoint.clone();
     let aliases = endpoint.entry("Aliases").or_insert_with(|| json!([]));
     if let Some(aliases) = aliases.as_array_mut() {
@@ -304,18 +315,20 @@ mod tests {
             destination: "/d".into(),
             read_write: true,
         }];
-        let said = objection(&subject);
+        let blocker = overlap_blocker(&subject);
         match part {
-            None => assert_eq!(said, None),
+            None => assert_eq!(blocker, None),
             Some(part) => assert!(
-                said.as_ref().is_some_and(|said| said.contains(part)),
-                "{said:?}"
+                blocker
+                    .as_ref()
+                    .is_some_and(|blocker| blocker.contains(part)),
+                "{blocker:?}"
             ),
         }
     }
 
     #[test]
-    fn what_only_one_can_hold_forbids_it() {
+    fn exclusive_resource_blocks_overlap() {
         let net = || json!({"NetworkMode": "net"});
         check(json!({}), net(), json!({"IPAMConfig": null}), None);
         check(json!({}), net(), json!({"IPAMConfig": {}}), None);

@@ -1,5 +1,5 @@
-//! A replacement before it takes over: made under a temporary name, attached to its networks, and compared with what was asked
-//! for. The old container runs on meanwhile, and is not touched.
+//! Prepares a replacement: creates it under a temporary name, connects it to its networks, and compares it with the request.
+//! The old container keeps running, and Refit does not touch it.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use refit_model::recreation::Step;
 
 use super::intent::{Intent, Replacement, network_to_connect};
 use super::replace::{NewImage, ReplaceOptions};
-use super::retry::{ensure_removed, find, may_pass};
+use super::retry::{ensure_removed, find_by_name, is_transient};
 use super::stop::StopTimeout;
-use super::verify::differences;
+use super::verify::find_differences;
 use super::{RecreateError, StepError, names};
 
-/// Why there is no replacement, and whether nothing of one is left.
+/// Why there is no replacement, and whether nothing of it is left.
 pub(super) struct PrepareError {
     pub(super) error: RecreateError,
     pub(super) settled: bool,
@@ -30,67 +30,68 @@ impl PrepareError {
     }
 }
 
-/// A replacement that was made.
-pub(super) struct Made {
+/// A new container that was created.
+pub(super) struct CreatedContainer {
     pub(super) id: ContainerId,
-    /// By the engine's clock.
+    /// When the container was created, by the engine's clock.
     pub(super) created: jiff::Timestamp,
 }
 
-/// What the user asked for when `old` was made.
-pub(super) async fn intent(
+/// Loads the intent: what the user requested when `old` was created.
+pub(super) async fn load_intent(
     engine: &dyn Engine,
     old: &Container,
-    manner: &ReplaceOptions<'_>,
+    options: &ReplaceOptions<'_>,
 ) -> Result<Intent, PrepareError> {
-    (manner.step)(Step::Inspect);
+    (options.step)(Step::Inspect);
     let error = match engine.image(old.image_id.as_str()).await {
-        Ok(image) => return Ok(Intent::of(old, &image.config)),
+        Ok(image) => return Ok(Intent::from_container(old, &image.config)),
         Err(error) => error,
     };
     if error.is_not_found()
-        && let Some(record) = manner.images.get(&old.image_id).await
+        && let Some(record) = options.images.get(&old.image_id).await
     {
-        return Ok(Intent::of(old, &record.config));
+        return Ok(Intent::from_container(old, &record.config));
     }
-    let source = no_old_image(error, old);
+    let source = missing_image_error(error, old);
     Err(PrepareError::aborted(old, Step::Inspect, source, true))
 }
 
-/// Made, attached and verified; or nothing is there, as far as that can be known.
+/// Creates, connects and verifies the replacement. If that fails, nothing is left of it, as far as that can be known.
 pub(super) async fn create(
     engine: &dyn Engine,
     old: &Container,
     wanted: &Replacement,
     image: &NewImage,
-    manner: &ReplaceOptions<'_>,
-) -> Result<Made, PrepareError> {
-    (manner.step)(Step::Create);
+    options: &ReplaceOptions<'_>,
+) -> Result<CreatedContainer, PrepareError> {
+    (options.step)(Step::Create);
     let busy = || PrepareError {
         error: RecreateError::Busy {
             name: old.name.clone(),
         },
         settled: false,
     };
-    if StopTimeout::of(old) == StopTimeout::Unlimited
-        && let Ok(Some(_)) = find(engine, &names::stopping_name(&old.id)).await
+    if StopTimeout::from_container(old) == StopTimeout::Unlimited
+        && let Ok(Some(_)) = find_by_name(engine, &names::stopping_name(&old.id)).await
     {
         return Err(busy());
     }
     let name = names::temporary_name(&old.id);
-    let created = engine.create(&name, &wanted.request, manner.platform);
+    let created = engine.create(&name, &wanted.request, options.platform);
     let new = match created.await {
         Ok(id) => id,
-        // The name can be taken only once: another Refit is at work on this container, or one died at it.
-        Err(error @ EngineError::Conflict { .. }) => match is_taken_soon(engine, &name).await {
+        // The name can be used only once: another Refit works on this container, or died while it did.
+        Err(error @ EngineError::Conflict { .. }) => match is_name_listed_soon(engine, &name).await
+        {
             true => return Err(busy()),
             false => return Err(PrepareError::aborted(old, Step::Create, error.into(), true)),
         },
         Err(error) => {
-            let lost = may_pass(&error);
-            // The engine may have made it all the same, or may be about to: then the name tells, now or later.
-            if lost && let Ok(Some(made)) = find(engine, &name).await {
-                let _ = ensure_removed(engine, &made.id, Removal::Discard).await;
+            let lost = is_transient(&error);
+            // The engine may still have created it, or may be about to: then its name shows that, now or later.
+            if lost && let Ok(Some(container)) = find_by_name(engine, &name).await {
+                let _ = ensure_removed(engine, &container.id, Removal::Discard).await;
             }
             return Err(PrepareError::aborted(
                 old,
@@ -100,8 +101,8 @@ pub(super) async fn create(
             ));
         }
     };
-    match check(engine, &new, wanted, image, manner).await {
-        Ok(created) => Ok(Made { id: new, created }),
+    match connect_and_verify(engine, &new, wanted, image, options).await {
+        Ok(created) => Ok(CreatedContainer { id: new, created }),
         Err((step, source)) => {
             let settled = discard(engine, &new).await;
             Err(PrepareError::aborted(old, step, source, settled))
@@ -109,17 +110,17 @@ pub(super) async fn create(
     }
 }
 
-/// A name is taken a moment before the container that it was taken for is listed.
-const LISTED_WITHIN: [Duration; 3] = [
+/// The engine reserves a name a moment before it lists the container with that name.
+const LISTING_WAITS: [Duration; 3] = [
     Duration::from_millis(50),
     Duration::from_millis(200),
     Duration::from_millis(500),
 ];
 
-/// Whether a conflict was about this name: an engine answers 409 for other reasons too.
-async fn is_taken_soon(engine: &dyn Engine, name: &ContainerName) -> bool {
-    for wait in LISTED_WITHIN {
-        if let Ok(Some(_)) = find(engine, name).await {
+/// Reports whether a conflict was about this name: an engine returns 409 for other reasons too.
+async fn is_name_listed_soon(engine: &dyn Engine, name: &ContainerName) -> bool {
+    for wait in LISTING_WAITS {
+        if let Ok(Some(_)) = find_by_name(engine, name).await {
             return true;
         }
         tokio::time::sleep(wait).await;
@@ -127,21 +128,21 @@ async fn is_taken_soon(engine: &dyn Engine, name: &ContainerName) -> bool {
     false
 }
 
-/// Remove a replacement that is not to be; whether it is gone.
+/// Removes a discarded replacement; returns whether it is gone.
 pub(super) async fn discard(engine: &dyn Engine, new: &ContainerId) -> bool {
     ensure_removed(engine, new, Removal::Discard).await.is_ok()
 }
 
-/// The other networks, and a look at what the engine made. Returns when it was made.
-async fn check(
+/// Connects the other networks and verifies what the engine created. Returns when it was created.
+async fn connect_and_verify(
     engine: &dyn Engine,
     new: &ContainerId,
     wanted: &Replacement,
     image: &NewImage,
-    manner: &ReplaceOptions<'_>,
+    options: &ReplaceOptions<'_>,
 ) -> Result<jiff::Timestamp, (Step, StepError)> {
     if !wanted.networks.is_empty() {
-        (manner.step)(Step::Connect);
+        (options.step)(Step::Connect);
     }
     for (network, endpoint) in &wanted.networks {
         engine
@@ -149,21 +150,21 @@ async fn check(
             .await
             .map_err(|error| (Step::Connect, error.into()))?;
     }
-    (manner.step)(Step::Verify);
-    let made = engine
+    (options.step)(Step::Verify);
+    let container = engine
         .inspect(new)
         .await
         .map_err(|error| (Step::Verify, error.into()))?;
     let unfit = |problem: String| Err((Step::Verify, StepError::Unfit(problem)));
-    if made.image_id != image.id {
+    if container.image_id != image.id {
         return unfit(format!(
             "the tag moved meanwhile: `{}` now means {}, and {} was pulled",
-            image.reference, made.image_id, image.id
+            image.reference, container.image_id, image.id
         ));
     }
-    let differences = differences(wanted, &made);
+    let differences = find_differences(wanted, &container);
     if differences.is_empty() {
-        return Ok(made.created);
+        return Ok(container.created);
     }
     unfit(format!(
         "the engine made something else: {}",
@@ -171,7 +172,7 @@ async fn check(
     ))
 }
 
-fn no_old_image(error: EngineError, old: &Container) -> StepError {
+fn missing_image_error(error: EngineError, old: &Container) -> StepError {
     match error {
         EngineError::NotFound { .. } => StepError::Unfit(format!(
             "the image it was made from, {}, is no longer on this machine, so what was set by hand cannot be told from the image's \

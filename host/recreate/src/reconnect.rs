@@ -1,16 +1,17 @@
-//! Starting a container whose network was removed and created again.
+//! Starts a container whose network was removed and created again.
 //!
 //! An engine starts a container in its networks by their ids. A network that was removed and created again has its old name and
-//! another id, so the engine answers that there is no such network, for as long as nobody connects the container to the new one.
-//! The container's own name says nothing of that: who looks at it sees one that exited.
+//! another id, so the engine answers that there is no such network until somebody connects the container to the new one. The
+//! container does not show this problem: it only looks exited.
 
 use refit_engine::{Engine, EngineError};
 use refit_model::container::{Container, ContainerId, Network, Object};
 
-use super::intent::endpoints_asked;
-use super::retry::{again, ensure_running, look};
+use super::intent::requested_endpoints;
+use super::retry::{ensure_running, inspect_opt, retry};
 
-/// The container runs. If it does not start because a network is gone, it is connected to the one network that has the name now.
+/// Starts the container if it does not run. If a missing network prevents the start, connects the container to the only network
+/// that now has that name.
 pub(super) async fn ensure_started(
     engine: &dyn Engine,
     container: &ContainerId,
@@ -25,7 +26,7 @@ pub(super) async fn ensure_started(
         Err(problem) => {
             tracing::debug!(
                 container = container.short(),
-                "cannot compare its networks with the engine's: {problem}"
+                "cannot compare networks: {problem}"
             );
             return Err(error);
         }
@@ -41,9 +42,9 @@ pub(super) async fn ensure_started(
                 .into(),
             });
         };
-        // The engine replaces what it has under this name, so whoever dies here leaves the container in the old network or in
-        // the new one.
-        again(|| engine.connect(container, network, &endpoint.asked)).await?;
+        // The engine replaces its entry for this name, so a process that dies here leaves the container either in the old
+        // network or in the new one.
+        retry(|| engine.connect(container, network, &endpoint.settings)).await?;
         tracing::warn!(
             container = container.short(),
             network = endpoint.name,
@@ -54,9 +55,9 @@ pub(super) async fn ensure_started(
 }
 
 /// An endpoint whose network is gone.
-struct Missing {
+struct MissingNetwork {
     name: String,
-    asked: Object,
+    settings: Object,
     /// The id of the network that has the name now. `None` if there is none, or more than one.
     present: Option<String>,
 }
@@ -64,18 +65,18 @@ struct Missing {
 async fn missing_networks(
     engine: &dyn Engine,
     container: &ContainerId,
-) -> Result<Vec<Missing>, EngineError> {
-    let Some(container) = look(engine, container).await? else {
+) -> Result<Vec<MissingNetwork>, EngineError> {
+    let Some(container) = inspect_opt(engine, container).await? else {
         return Ok(Vec::new());
     };
-    let networks = again(|| engine.networks()).await?;
-    Ok(compare(&container, &networks))
+    let networks = retry(|| engine.networks()).await?;
+    Ok(find_missing(&container, &networks))
 }
 
-fn compare(container: &Container, networks: &[Network]) -> Vec<Missing> {
+fn find_missing(container: &Container, networks: &[Network]) -> Vec<MissingNetwork> {
     let mut missing = Vec::new();
-    for (name, mut asked) in endpoints_asked(container) {
-        let Some(id) = asked.remove("NetworkID") else {
+    for (name, mut settings) in requested_endpoints(container) {
+        let Some(id) = settings.remove("NetworkID") else {
             continue;
         };
         if networks.iter().any(|network| id == network.id.as_str()) {
@@ -86,9 +87,9 @@ fn compare(container: &Container, networks: &[Network]) -> Vec<Missing> {
             (Some(network), None) => Some(network.id.clone()),
             _ => None,
         };
-        missing.push(Missing {
+        missing.push(MissingNetwork {
             name,
-            asked,
+            settings,
             present,
         });
     }
@@ -109,7 +110,7 @@ mod tests {
         }
     }
 
-    /// A container in network `net` with the id `old`, and the engine's networks.
+    /// Compares a container in network `net` with the id `old` with the engine's networks.
     #[track_caller]
     fn check(networks: &[Network], expected: &[Option<&str>]) {
         let mut container = container(json!({}), json!({"NetworkMode": "net"}));
@@ -118,23 +119,23 @@ mod tests {
             let endpoint = endpoint.as_object().cloned().unwrap();
             container.endpoints.insert(name.into(), endpoint);
         }
-        let missing = compare(&container, networks);
+        let missing = find_missing(&container, networks);
         let present: Vec<_> = missing.iter().map(|it| it.present.as_deref()).collect();
         assert_eq!(present, expected);
         for endpoint in missing {
             assert_eq!(endpoint.name, "net");
-            assert_eq!(json!(endpoint.asked), json!({"Aliases": ["web"]}));
+            assert_eq!(json!(endpoint.settings), json!({"Aliases": ["web"]}));
         }
     }
 
     #[test]
-    fn network_with_the_name_and_another_id_is_the_present_one() {
+    fn recreated_network_is_found_by_name() {
         let other = network("b", "net2");
         check(&[network("old", "net"), other.clone()], &[]);
         check(&[network("old", "renamed")], &[]);
         check(&[network("new", "net"), other.clone()], &[Some("new")]);
         check(&[other], &[None]);
-        // A name is not a part of an id, and two networks of one name are nobody's choice.
+        // A name is not a part of an id, and if two networks share one name, neither is chosen.
         check(&[network("net4", "x")], &[None]);
         check(&[network("a", "net"), network("b", "net")], &[None]);
     }

@@ -1,8 +1,9 @@
-//! Finishing or undoing what somebody began and could not end: a Refit that was killed, an engine that went away.
+//! Finishes or undoes replacements that another process could not end: a killed Refit, or an engine that went away.
 //!
-//! Everything needed is in the engine, in the [names](super::names) that containers bear. What a living process is at work on is left
-//! to it ([lease](super::lease)); what nobody on this machine began is left alone until any replacement would have ended. Recovery
-//! may be run at any time, and twice; a daemon runs it for as long as anything is half done.
+//! All necessary state is in the engine, in the [names](super::names) of containers. Recovery leaves replacements alone that a
+//! living process works on ([lease](super::lease)); if no process on this machine started a replacement, recovery waits until
+//! any replacement would have ended. Recovery can run at any time, and twice; a daemon runs it for as long as anything is
+//! unfinished.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
@@ -13,33 +14,33 @@ use refit_model::container::{Container, ContainerId, ContainerSummary, State};
 use refit_model::diagnostic::Diagnostic;
 use refit_model::unfinished::{Unfinished, UnfinishedState};
 
-use super::dependents::{Dependencies, in_order};
-use super::health_gate::{ReadinessCheck, check_again, prove};
+use super::dependents::{Dependencies, sort_providers_first};
+use super::health_gate::{ReadinessCheck, ensure_still_running, wait_until_healthy};
 use super::lease::{LeaseMarker, Leases};
 use super::names::{BackupName, ParsedName};
-use super::retry::{again, ensure_removed, look};
+use super::retry::{ensure_removed, inspect_opt, retry};
 use super::rollback::{RollbackOutcome, Undo, roll_back, stop_and_remove};
-use super::stop::{StopTimeout, wait_out_a_stop};
+use super::stop::{StopTimeout, wait_for_stop};
 
-/// What came of one half-done replacement.
+/// The result of recovering one unfinished replacement.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Recovered {
-    /// The name that it was about.
+    /// The name of the replaced container.
     pub container: String,
     pub outcome: Outcome,
-    /// Why, or what a person should know.
+    /// The reason, or further facts for the user.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub detail: String,
-    /// A living process on this machine is at work on it.
+    /// Whether a living process on this machine works on it.
     #[serde(skip)]
     pub is_attended: bool,
-    /// When it may be finished or undone, where that is not now.
+    /// When recovery may finish or undo it, if it may not now.
     #[serde(skip)]
     pub due_in: Option<Duration>,
 }
 
 impl Recovered {
-    /// As reports have it; `None` where it was ended, or a living process on this machine is at work on it.
+    /// Converts the result for reports; `None` if the replacement has ended, or a living process on this machine works on it.
     pub fn unfinished(&self) -> Option<Unfinished> {
         let state = match self.outcome {
             Outcome::InProgress if self.is_attended => return None,
@@ -55,7 +56,7 @@ impl Recovered {
         })
     }
 
-    /// Whether it could not be ended, and nobody may be at work on it.
+    /// Reports whether the replacement could not be ended, and no process works on it.
     pub fn is_abandoned(&self) -> bool {
         self.unfinished().is_some_and(|it| it.is_abandoned())
     }
@@ -64,47 +65,47 @@ impl Recovered {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// The replacement runs and has proven itself; the old container was removed.
+    /// The replacement runs and is healthy; the old container was removed.
     Finished,
     /// The old container runs again, or never stopped; the replacement was removed.
     Undone,
-    /// Somebody else's container has the name; what was left of ours was removed.
+    /// A container of another program has the name; the remains of our replacement were removed.
     Superseded,
-    /// Somebody may be at work on it. Left alone.
+    /// Another process may be working on it. Recovery left it alone.
     InProgress,
-    /// The right container runs under the name, and another one could not be removed.
+    /// The right container runs under the name, but another container could not be removed.
     LeftOver,
-    /// It could be neither finished nor undone. Nothing was deleted.
+    /// Recovery could neither finish nor undo it. Nothing was deleted.
     Stranded,
 }
 
-/// How recovery judges and waits.
+/// Time limits of recovery.
 #[derive(Clone, Copy, Debug)]
 pub struct RecoveryTimeouts {
     pub proof: ReadinessCheck,
-    /// Of one call of the engine.
+    /// The timeout of one engine call.
     pub call: Duration,
 }
 
-/// Calls of the engine that a replacement makes at most outside its waits, for an estimate of how long one may take.
+/// The most engine calls that a replacement makes outside its waits, to estimate how long it may take.
 const CALLS_MAX: u32 = 12;
 
-/// What a replacement may take beyond its calls and waits: the engine's own time to kill what does not stop, and the waits
-/// between calls that are made again.
+/// The time that a replacement may take beyond its calls and waits: the engine's time to kill a container that does not stop,
+/// and the waits between retries.
 const MARGIN: Duration = Duration::from_secs(120);
 
-/// How long a container without a stop timeout may take to end after somebody who died had asked it to. Then it is believed that the
-/// request never arrived.
+/// How long a container without a stop timeout may take to exit after a process that died requested its stop. After that time
+/// Refit assumes that the request never arrived.
 const STOPPING_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Since when this process has seen each replacement half done, by its own monotonic clock: an engine's clock that was set back
-/// must not keep recovery waiting.
+/// When this process first saw each unfinished replacement, by its own monotonic clock: an engine clock that was set back must
+/// not delay recovery.
 #[derive(Debug, Default)]
 pub struct FirstSeen(Mutex<HashMap<String, Instant>>);
 
 impl FirstSeen {
-    /// These are half done now, and no others.
-    fn are(&self, keys: &[String]) {
+    /// Replaces the set of unfinished replacements, and keeps the times of those that are still in it.
+    fn update(&self, keys: &[String]) {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         seen.retain(|key, _| keys.contains(key));
         for key in keys {
@@ -118,21 +119,21 @@ impl FirstSeen {
     }
 }
 
-/// One replacement that was begun.
-struct BegunReplacement {
+/// An unfinished replacement.
+struct UnfinishedReplacement {
     name: String,
     old: Option<Container>,
     new: Option<Container>,
-    /// Whether the old container is to run.
+    /// Whether the old container must run.
     ran: bool,
-    /// What its name says, where it had given up its own.
+    /// The old container's parsed backup name, if it was renamed.
     backup: Option<BackupName>,
-    /// It was asked to stop, has no stop timeout, and may not have ended.
+    /// Whether a stop was requested from a container without a stop timeout, which may not have exited.
     is_stopping: bool,
 }
 
-impl BegunReplacement {
-    /// Whether the replacement got as far as running under the name, so that going on is nearer than going back.
+impl UnfinishedReplacement {
+    /// Reports whether the new container already runs under the name, so that finishing is nearer than undoing.
     fn took_over(&self) -> bool {
         let is_up = |new: &Container| {
             new.name == self.name
@@ -144,23 +145,23 @@ impl BegunReplacement {
         self.backup.is_some() && self.new.as_ref().is_some_and(is_up)
     }
 
-    /// Whether the old container depends on the other's.
+    /// Reports whether the old container depends on the other replacement's old container.
     fn depends_on(&self, other: &Self) -> bool {
         let (Some(ours), Some(theirs)) = (&self.old, &other.old) else {
             return false;
         };
         ours.id != theirs.id
-            && Dependencies::of(ours)
-                .to(&theirs.id, &theirs.name)
+            && Dependencies::from_container(ours)
+                .dependency_on(&theirs.id, &theirs.name)
                 .is_some()
     }
 
-    fn told(&self, outcome: Outcome, detail: impl Into<String>) -> Recovered {
-        told(self.name.clone(), outcome, detail)
+    fn to_recovered(&self, outcome: Outcome, detail: impl Into<String>) -> Recovered {
+        recovery_result(self.name.clone(), outcome, detail)
     }
 }
 
-fn told(container: String, outcome: Outcome, detail: impl Into<String>) -> Recovered {
+fn recovery_result(container: String, outcome: Outcome, detail: impl Into<String>) -> Recovered {
     Recovered {
         container,
         outcome,
@@ -170,19 +171,19 @@ fn told(container: String, outcome: Outcome, detail: impl Into<String>) -> Recov
     }
 }
 
-/// What is half done, from the names in the engine's list alone: nothing is asked and nothing is changed.
+/// Lists unfinished replacements from the names in the engine's list alone: sends no request and changes nothing.
 pub fn survey(listed: &[ContainerSummary], leases: &Leases) -> Vec<Unfinished> {
     let mut unfinished = Vec::new();
-    for key in keys(listed) {
-        // Held: a living process is at work on it.
-        let Some((lease, trace)) = leases.take_key(&key) else {
+    for key in list_keys(listed) {
+        // A living process works on it.
+        let Some((lease, marker)) = leases.take_key(&key) else {
             continue;
         };
         lease.give_back();
-        if is_name_only(listed, &key, trace) {
+        if is_name_only(listed, &key, marker) {
             continue;
         }
-        let (state, then) = match trace == LeaseMarker::Abandoned || is_old(listed, &key) {
+        let (state, next_step) = match marker == LeaseMarker::Abandoned || is_old(listed, &key) {
             true => (
                 UnfinishedState::HalfDone,
                 "`refit recover` finishes or undoes it",
@@ -192,7 +193,7 @@ pub fn survey(listed: &[ContainerSummary], leases: &Leases) -> Vec<Unfinished> {
                 "another Refit may be at work on it",
             ),
         };
-        let container = title(listed, &key);
+        let container = container_name(listed, &key);
         let holder = listed.iter().find(|it| it.name == container);
         let runs = match holder.and_then(|holder| holder.state) {
             Some(State::Running) => "a container runs under the name",
@@ -207,7 +208,7 @@ pub fn survey(listed: &[ContainerSummary], leases: &Leases) -> Vec<Unfinished> {
             container,
             state,
             detail: format!(
-                "a replacement was begun and not ended ({} is left): {runs}; {then}",
+                "a replacement was begun and not ended ({} is left): {runs}; {next_step}",
                 ours.join(", ")
             ),
         });
@@ -215,9 +216,9 @@ pub fn survey(listed: &[ContainerSummary], leases: &Leases) -> Vec<Unfinished> {
     unfinished
 }
 
-/// How long, in seconds, an old container has had its backup name when no replacement can be under way any more, whatever its timeouts.
-/// Only for what is said of it: recovery computes the time.
-const OLD: i64 = 60 * 60;
+/// The age of a backup name, in seconds, after which no replacement can be in progress, whatever its timeouts. Only for the
+/// text of a report: recovery computes the time.
+const OLD_AFTER_SECONDS: i64 = 60 * 60;
 
 fn is_old(listed: &[ContainerSummary], key: &str) -> bool {
     listed
@@ -225,45 +226,47 @@ fn is_old(listed: &[ContainerSummary], key: &str) -> bool {
         .any(|listed| match ParsedName::parse(&listed.name) {
             Some(ParsedName::Backup(backup)) if backup.old == key => {
                 let now = jiff::Timestamp::now().as_second();
-                backup.since.is_some_and(|since| now - since > OLD)
+                backup
+                    .since
+                    .is_some_and(|since| now - since > OLD_AFTER_SECONDS)
             }
             _ => false,
         })
 }
 
-/// Recover everything on this engine.
+/// Recovers all unfinished replacements on this engine.
 pub async fn recover(
     engine: &dyn Engine,
     leases: &Leases,
     first_seen: &FirstSeen,
-    patience: RecoveryTimeouts,
+    timeouts: RecoveryTimeouts,
 ) -> Result<Vec<Recovered>, EngineError> {
-    let listed = again(|| engine.containers()).await?;
-    let keys = keys(&listed);
-    first_seen.are(&keys);
+    let listed = retry(|| engine.containers()).await?;
+    let keys = list_keys(&listed);
+    first_seen.update(&keys);
     let mut clock = None;
 
     let mut recovered = Vec::new();
-    let mut taken = Vec::new();
-    let mut begun: BTreeMap<String, BegunReplacement> = BTreeMap::new();
+    let mut leases_taken = Vec::new();
+    let mut replacements: BTreeMap<String, UnfinishedReplacement> = BTreeMap::new();
     for key in keys {
-        let Some((lease, trace)) = leases.take_key(&key) else {
+        let Some((lease, marker)) = leases.take_key(&key) else {
             let detail = "a living process on this machine is at work on it";
             recovered.push(Recovered {
                 is_attended: true,
-                ..told(title(&listed, &key), Outcome::InProgress, detail)
+                ..recovery_result(container_name(&listed, &key), Outcome::InProgress, detail)
             });
             continue;
         };
-        if is_name_only(&listed, &key, trace) {
+        if is_name_only(&listed, &key, marker) {
             tracing::warn!(
-                container = title(&listed, &key),
-                "left alone: it is named like a replacement of Refit's, and nothing shows that Refit made it"
+                container = container_name(&listed, &key),
+                "ignoring container that is only named like a replacement"
             );
             lease.settle();
             continue;
         }
-        let Some(found) = gather(engine, &listed, &key).await? else {
+        let Some(replacement) = inspect_replacement(engine, &listed, &key).await? else {
             lease.settle();
             continue;
         };
@@ -271,9 +274,9 @@ pub async fn recover(
             Some(now) => now,
             None => clock.insert(engine_time(engine).await),
         };
-        if trace == LeaseMarker::None {
-            let left = time_left(&found, patience, now)
-                .min(longest(&found, patience).saturating_sub(first_seen.age(&key)));
+        if marker == LeaseMarker::None {
+            let left = time_left(&replacement, timeouts, now)
+                .min(max_duration(&replacement, timeouts).saturating_sub(first_seen.age(&key)));
             if !left.is_zero() {
                 let detail = format!(
                     "nobody on this machine began it, and it may be under way elsewhere for another {} s",
@@ -281,46 +284,47 @@ pub async fn recover(
                 );
                 recovered.push(Recovered {
                     due_in: Some(left),
-                    ..found.told(Outcome::InProgress, detail)
+                    ..replacement.to_recovered(Outcome::InProgress, detail)
                 });
-                // Ours is only a look: what we leave must not make the next one believe that somebody here died at it.
+                // We only checked: a file that we leave would make the next process believe that a process on this machine died
+                // here.
                 lease.settle();
                 continue;
             }
         }
-        taken.push((key.clone(), lease));
-        begun.insert(key, found);
+        leases_taken.push((key.clone(), lease));
+        replacements.insert(key, replacement);
     }
 
     let now = clock.unwrap_or_else(jiff::Timestamp::now);
-    for group in groups(begun) {
-        for (key, one) in settle(engine, group, patience.proof, now).await {
-            if !one.is_abandoned()
-                && let Some(index) = taken.iter().position(|(taken, _)| *taken == key)
+    for group in group_by_dependency(replacements) {
+        for (key, result) in finish_or_undo(engine, group, timeouts.proof, now).await {
+            if !result.is_abandoned()
+                && let Some(index) = leases_taken.iter().position(|(taken, _)| *taken == key)
             {
-                taken.swap_remove(index).1.settle();
+                leases_taken.swap_remove(index).1.settle();
             }
-            recovered.push(one);
+            recovered.push(result);
         }
     }
     recovered.sort_by(|a, b| a.container.cmp(&b.container));
     Ok(recovered)
 }
 
-/// By the engine's clock, which wrote down the times that this is compared with. A proxy may not let that question through; then ours
-/// has to do.
+/// Returns the time by the engine's clock, which also set the times that it is compared with. If a proxy does not allow the
+/// request, our own clock must do.
 async fn engine_time(engine: &dyn Engine) -> jiff::Timestamp {
-    match again(|| engine.clock()).await {
+    match retry(|| engine.clock()).await {
         Ok(now) => now,
         Err(error) => {
-            tracing::debug!("the engine's clock is unknown, this machine's is used: {error}");
+            tracing::debug!("engine clock unavailable, using local clock: {error}");
             jiff::Timestamp::now()
         }
     }
 }
 
-/// The first digits of the ids of the containers that are, or were to be, replaced.
-fn keys(listed: &[ContainerSummary]) -> Vec<String> {
+/// Returns the first digits of the ids of the old containers.
+fn list_keys(listed: &[ContainerSummary]) -> Vec<String> {
     let keys = listed.iter().filter_map(|it| ParsedName::parse(&it.name));
     let mut keys: Vec<String> = keys.map(|parsed| parsed.old().to_owned()).collect();
     keys.sort();
@@ -328,13 +332,13 @@ fn keys(listed: &[ContainerSummary]) -> Vec<String> {
     keys
 }
 
-/// Whether a name is all that speaks of a replacement: the container that it names is not here, and nobody on this machine began it.
-/// Anybody can give a container such a name, and it must not be removed for that.
-fn is_name_only(listed: &[ContainerSummary], key: &str, trace: LeaseMarker) -> bool {
-    trace == LeaseMarker::None && listed.iter().all(|it| it.id.short() != key)
+/// Reports whether a name is the only sign of a replacement: the container that it names does not exist here, and no process on
+/// this machine started it. Anybody can give a container such a name, and that must not get it removed.
+fn is_name_only(listed: &[ContainerSummary], key: &str, marker: LeaseMarker) -> bool {
+    marker == LeaseMarker::None && listed.iter().all(|it| it.id.short() != key)
 }
 
-fn title(listed: &[ContainerSummary], key: &str) -> String {
+fn container_name(listed: &[ContainerSummary], key: &str) -> String {
     let by_name = listed
         .iter()
         .find_map(|listed| match ParsedName::parse(&listed.name) {
@@ -350,14 +354,14 @@ fn title(listed: &[ContainerSummary], key: &str) -> String {
     by_name.or_else(by_id).unwrap_or_else(|| key.to_owned())
 }
 
-/// What is there of one replacement, looked at again under the lease. `None` where nothing of it is left.
-async fn gather(
+/// Inspects the containers of one replacement again under the lease. `None` if none is left.
+async fn inspect_replacement(
     engine: &dyn Engine,
     listed: &[ContainerSummary],
     key: &str,
-) -> Result<Option<BegunReplacement>, EngineError> {
+) -> Result<Option<UnfinishedReplacement>, EngineError> {
     let old = match listed.iter().find(|listed| listed.id.short() == key) {
-        Some(old) => look(engine, &old.id).await?,
+        Some(old) => inspect_opt(engine, &old.id).await?,
         None => None,
     };
     let backup = old
@@ -373,22 +377,22 @@ async fn gather(
             _ => None,
         });
     let (mut new, is_stopping) = match temporary {
-        Some((id, stopping)) => (look(engine, id).await?, stopping),
+        Some((id, stopping)) => (inspect_opt(engine, id).await?, stopping),
         None => (None, false),
     };
     if new.is_none()
         && let Some(backup) = &backup
         && let Some(id) = find_id(listed, &backup.new)
     {
-        new = look(engine, id).await?;
+        new = inspect_opt(engine, id).await?;
     }
-    let begun = match (old, new, backup) {
+    let replacement = match (old, new, backup) {
         (None, None, _) => return Ok(None),
-        // The name was given back before we looked, and no replacement is left.
+        // The old container had its name back before this check, and no replacement is left.
         (Some(_), None, None) => return Ok(None),
-        (Some(old), new, Some(backup)) => BegunReplacement {
+        (Some(old), new, Some(backup)) => UnfinishedReplacement {
             name: backup.name.clone(),
-            // As it was: it is compared and put back by the name that it had.
+            // With its original name, for comparison and rollback.
             old: Some(Container {
                 name: backup.name.clone(),
                 ..old
@@ -398,7 +402,7 @@ async fn gather(
             backup: Some(backup),
             is_stopping,
         },
-        (old, Some(new), _) => BegunReplacement {
+        (old, Some(new), _) => UnfinishedReplacement {
             name: old
                 .as_ref()
                 .map_or_else(|| new.name.clone(), |old| old.name.clone()),
@@ -409,15 +413,15 @@ async fn gather(
             is_stopping,
         },
     };
-    Ok(Some(begun))
+    Ok(Some(replacement))
 }
 
 fn find_id<'a>(listed: &'a [ContainerSummary], short: &str) -> Option<&'a ContainerId> {
-    let found = listed.iter().find(|listed| listed.id.short() == short);
-    found.map(|listed| &listed.id)
+    let container = listed.iter().find(|listed| listed.id.short() == short);
+    container.map(|listed| &listed.id)
 }
 
-/// Whether the old container ran when its replacement was made: one that had exited before is to stay as it was.
+/// Reports whether the old container ran when its replacement was created: if it had exited before, it must stay as it was.
 fn ran_before(old: &Container, new: &Container) -> bool {
     match old.state {
         State::Created => false,
@@ -426,92 +430,112 @@ fn ran_before(old: &Container, new: &Container) -> bool {
     }
 }
 
-/// How long a replacement like this may take.
-fn longest(begun: &BegunReplacement, patience: RecoveryTimeouts) -> Duration {
-    let stop = match &begun.old {
-        Some(_) if begun.is_stopping => STOPPING_MAX,
-        Some(old) => StopTimeout::of(old).bound(),
+/// Returns the longest time that a replacement like this may take.
+fn max_duration(replacement: &UnfinishedReplacement, timeouts: RecoveryTimeouts) -> Duration {
+    let stop = match &replacement.old {
+        Some(_) if replacement.is_stopping => STOPPING_MAX,
+        Some(old) => StopTimeout::from_container(old).max_wait(),
         None => Duration::ZERO,
     };
-    let proven = begun.new.as_ref().or(begun.old.as_ref());
-    let proof = proven.map_or(Duration::ZERO, |it| {
-        patience.proof.for_container(it).longest(it)
+    let healthy = replacement.new.as_ref().or(replacement.old.as_ref());
+    let proof = healthy.map_or(Duration::ZERO, |it| {
+        timeouts.proof.for_container(it).max_wait(it)
     });
-    patience.call * CALLS_MAX + stop + proof + MARGIN
+    timeouts.call * CALLS_MAX + stop + proof + MARGIN
 }
 
-/// Until any replacement would have ended that began when this one did, by the engine's clock.
+/// Returns the time until any replacement that started when this one did would have ended, by the engine's clock.
 fn time_left(
-    begun: &BegunReplacement,
-    patience: RecoveryTimeouts,
+    replacement: &UnfinishedReplacement,
+    timeouts: RecoveryTimeouts,
     now: jiff::Timestamp,
 ) -> Duration {
-    let parked = begun.backup.as_ref().and_then(|backup| backup.since);
-    let parked = parked.and_then(|since| jiff::Timestamp::from_second(since).ok());
-    let made = begun.new.as_ref().map(|new| new.created);
-    // Names of older versions do not say when they were given; the old container's stop is as near as one can get.
-    let exited = || begun.old.as_ref().and_then(|old| old.finished);
-    let Some(since) = parked.or(made).or_else(exited) else {
+    let renamed = replacement.backup.as_ref().and_then(|backup| backup.since);
+    let renamed = renamed.and_then(|since| jiff::Timestamp::from_second(since).ok());
+    let made = replacement.new.as_ref().map(|new| new.created);
+    // Names of older versions do not contain their time; the old container's stop is the nearest known time.
+    let exited = || replacement.old.as_ref().and_then(|old| old.finished);
+    let Some(since) = renamed.or(made).or_else(exited) else {
         return Duration::ZERO;
     };
     let age = Duration::try_from(now.duration_since(since)).unwrap_or_default();
-    longest(begun, patience).saturating_sub(age)
+    max_duration(replacement, timeouts).saturating_sub(age)
 }
 
-/// Containers that depend on each other go on or back together, each behind all that it depends on.
-fn groups(begun: BTreeMap<String, BegunReplacement>) -> Vec<Vec<(String, BegunReplacement)>> {
-    let mut groups: Vec<Vec<(String, BegunReplacement)>> = Vec::new();
-    for (key, one) in begun {
-        let tied = |(_, other): &(String, BegunReplacement)| {
-            one.depends_on(other) || other.depends_on(&one)
+/// Groups containers that depend on each other, which Refit must finish or undo together: each after all that it depends on.
+fn group_by_dependency(
+    replacements: BTreeMap<String, UnfinishedReplacement>,
+) -> Vec<Vec<(String, UnfinishedReplacement)>> {
+    let mut groups: Vec<Vec<(String, UnfinishedReplacement)>> = Vec::new();
+    for (key, replacement) in replacements {
+        let is_related = |(_, other): &(String, UnfinishedReplacement)| {
+            replacement.depends_on(other) || other.depends_on(&replacement)
         };
-        let (with_it, others): (Vec<_>, Vec<_>) =
-            groups.into_iter().partition(|group| group.iter().any(tied));
+        let (related, others): (Vec<_>, Vec<_>) = groups
+            .into_iter()
+            .partition(|group| group.iter().any(is_related));
         groups = others;
-        groups.push(with_it.into_iter().flatten().chain([(key, one)]).collect());
+        groups.push(
+            related
+                .into_iter()
+                .flatten()
+                .chain([(key, replacement)])
+                .collect(),
+        );
     }
-    let behind = |(_, one): &(String, BegunReplacement), others: &[(String, BegunReplacement)]| {
-        others.iter().any(|(_, other)| one.depends_on(other))
+    let depends_on_any = |(_, replacement): &(String, UnfinishedReplacement),
+                          others: &[(String, UnfinishedReplacement)]| {
+        others
+            .iter()
+            .any(|(_, other)| replacement.depends_on(other))
     };
     groups
         .into_iter()
-        .map(|group| in_order(group, behind))
+        .map(|group| sort_providers_first(group, depends_on_any))
         .collect()
 }
 
-async fn settle(
+async fn finish_or_undo(
     engine: &dyn Engine,
-    group: Vec<(String, BegunReplacement)>,
+    group: Vec<(String, UnfinishedReplacement)>,
     proof: ReadinessCheck,
     now: jiff::Timestamp,
 ) -> Vec<(String, Recovered)> {
-    if let Some(detail) = still_stopping(&group, now) {
+    if let Some(detail) = still_stopping_reason(&group, now) {
         let each = group.iter();
         return each
-            .map(|(key, one)| (key.clone(), one.told(Outcome::Stranded, detail.clone())))
+            .map(|(key, replacement)| {
+                (
+                    key.clone(),
+                    replacement.to_recovered(Outcome::Stranded, detail.clone()),
+                )
+            })
             .collect();
     }
     let mut reason = String::from("it was cut off before the replacement ran");
-    if group.iter().all(|(_, one)| one.took_over()) {
+    if group.iter().all(|(_, replacement)| replacement.took_over()) {
         match finish(engine, &group, proof).await {
             Ok(finished) => return finished,
             Err(problem) => reason = problem,
         }
     }
-    for (_, one) in &group {
-        if let (Some(old), None) = (&one.old, &one.backup)
-            && let Err(error) = wait_out_a_stop(engine, old).await
+    for (_, replacement) in &group {
+        if let (Some(old), None) = (&replacement.old, &replacement.backup)
+            && let Err(error) = wait_for_stop(engine, old).await
         {
-            tracing::debug!(container = one.name, "cannot look at it: {error}");
+            tracing::debug!(
+                container = replacement.name,
+                "cannot inspect old container: {error}"
+            );
         }
     }
     let undo: Vec<Undo<'_>> = group
         .iter()
-        .filter_map(|(_, one)| {
+        .filter_map(|(_, replacement)| {
             Some(Undo {
-                old: one.old.as_ref()?,
-                ran: one.ran,
-                new: one.new.as_ref().map(|new| &new.id),
+                old: replacement.old.as_ref()?,
+                ran: replacement.ran,
+                new: replacement.new.as_ref().map(|new| &new.id),
                 stop_in_doubt: false,
             })
         })
@@ -520,14 +544,14 @@ async fn settle(
     let left_over = rolled_back.left_over;
     let mut each = rolled_back.each.into_iter();
     let mut outcomes = Vec::new();
-    for (key, one) in &group {
-        let told = match &one.old {
-            None => replacement_of_none(engine, one).await,
+    for (key, replacement) in &group {
+        let recovered = match &replacement.old {
+            None => remove_orphan(engine, replacement).await,
             Some(_) => match each.next() {
                 Some(Ok(RollbackOutcome::Restored)) if left_over.is_empty() => {
-                    one.told(Outcome::Undone, reason.clone())
+                    replacement.to_recovered(Outcome::Undone, reason.clone())
                 }
-                Some(Ok(RollbackOutcome::Restored)) => one.told(
+                Some(Ok(RollbackOutcome::Restored)) => replacement.to_recovered(
                     Outcome::LeftOver,
                     format!(
                         "{reason}; the old container runs, and `{}` could not be removed",
@@ -535,102 +559,110 @@ async fn settle(
                     ),
                 ),
                 Some(Ok(RollbackOutcome::Gone)) => {
-                    one.told(Outcome::Superseded, "somebody removed it meanwhile")
+                    replacement.to_recovered(Outcome::Superseded, "somebody removed it meanwhile")
                 }
-                Some(Ok(RollbackOutcome::Superseded)) => one.told(
+                Some(Ok(RollbackOutcome::Superseded)) => replacement.to_recovered(
                     Outcome::Superseded,
                     "somebody else's container runs under the name",
                 ),
-                Some(Ok(RollbackOutcome::Stopping)) | None => {
-                    one.told(Outcome::Stranded, "it was asked to stop and has not ended")
-                }
+                Some(Ok(RollbackOutcome::Stopping)) | None => replacement
+                    .to_recovered(Outcome::Stranded, "it was asked to stop and has not ended"),
                 Some(Err(error)) => {
                     let problem = Diagnostic::of(&error).sentence();
-                    one.told(Outcome::Stranded, stranded(one, &problem))
+                    replacement
+                        .to_recovered(Outcome::Stranded, describe_stranded(replacement, &problem))
                 }
             },
         };
-        outcomes.push((key.clone(), told));
+        outcomes.push((key.clone(), recovered));
     }
     outcomes
 }
 
-/// For whoever has to mend it: which container it is, and why it does not run.
-fn stranded(one: &BegunReplacement, problem: &str) -> String {
+/// Describes a stranded container for the user: which container it is, and why it does not run.
+fn describe_stranded(replacement: &UnfinishedReplacement, problem: &str) -> String {
     let id = |container: &Option<Container>| match container {
         Some(container) => container.id.short().to_owned(),
         None => "gone".to_owned(),
     };
     format!(
         "the old container ({}) could not be put back: {problem}; its replacement is {}; nothing was deleted",
-        id(&one.old),
-        id(&one.new)
+        id(&replacement.old),
+        id(&replacement.new)
     )
 }
 
-/// Why nothing can be done about a container that somebody asked to stop, that has no stop timeout and has not ended.
-fn still_stopping(group: &[(String, BegunReplacement)], now: jiff::Timestamp) -> Option<String> {
-    let stopping = group.iter().find(|(_, one)| {
-        let runs = one
+/// Returns why Refit cannot act: somebody requested the stop of a container that has no stop timeout and has not exited.
+fn still_stopping_reason(
+    group: &[(String, UnfinishedReplacement)],
+    now: jiff::Timestamp,
+) -> Option<String> {
+    let stopping = group.iter().find(|(_, replacement)| {
+        let runs = replacement
             .old
             .as_ref()
             .is_some_and(|old| old.state == State::Running);
-        let made = one.new.as_ref().map(|new| new.created);
+        let made = replacement.new.as_ref().map(|new| new.created);
         let age = made.and_then(|made| Duration::try_from(now.duration_since(made)).ok());
-        one.is_stopping && runs && age.is_none_or(|age| age < STOPPING_MAX)
+        replacement.is_stopping && runs && age.is_none_or(|age| age < STOPPING_MAX)
     });
-    let (_, one) = stopping?;
-    let id = one.old.as_ref().map_or("", |old| old.id.short());
+    let (_, replacement) = stopping?;
+    let id = replacement.old.as_ref().map_or("", |old| old.id.short());
     Some(format!(
         "`{}` ({id}) was asked to stop, has no stop timeout and has not ended: it is started again when it has; `docker kill {id}` ends it at once",
-        one.name
+        replacement.name
     ))
 }
 
-/// The container that was to be replaced is gone, so its replacement goes too.
-async fn replacement_of_none(engine: &dyn Engine, one: &BegunReplacement) -> Recovered {
-    if let Some(new) = &one.new
+/// Removes the replacement of a container that is gone.
+async fn remove_orphan(engine: &dyn Engine, replacement: &UnfinishedReplacement) -> Recovered {
+    if let Some(new) = &replacement.new
         && let Err(error) = ensure_removed(engine, &new.id, Removal::Discard).await
     {
         let problem = Diagnostic::of(&error).sentence();
-        return one.told(
+        return replacement.to_recovered(
             Outcome::LeftOver,
             format!("the container that was to be replaced is gone, and its replacement could not be removed: {problem}"),
         );
     }
-    one.told(
+    replacement.to_recovered(
         Outcome::Superseded,
         "the container that was to be replaced is gone",
     )
 }
 
-/// Every replacement proves itself and is looked at once more, then the old containers go. The error says why it is undone instead.
+/// Finishes a group: waits until every replacement is healthy, checks each again, then removes the old containers. The error
+/// contains the reason for undoing it instead.
 async fn finish(
     engine: &dyn Engine,
-    group: &[(String, BegunReplacement)],
+    group: &[(String, UnfinishedReplacement)],
     proof: ReadinessCheck,
 ) -> Result<Vec<(String, Recovered)>, String> {
     let failed = |error| format!("the replacement did not prove itself: {error}");
-    let mut proven = Vec::new();
-    for (_, one) in group.iter().filter(|(_, one)| one.ran) {
-        if let Some(new) = &one.new {
-            let started = prove(engine, &new.id, proof).await.map_err(failed)?;
-            proven.push((&new.id, started));
+    let mut healthy = Vec::new();
+    for (_, replacement) in group.iter().filter(|(_, replacement)| replacement.ran) {
+        if let Some(new) = &replacement.new {
+            let started = wait_until_healthy(engine, &new.id, proof)
+                .await
+                .map_err(failed)?;
+            healthy.push((&new.id, started));
         }
     }
-    for (new, started) in proven {
-        check_again(engine, new, started).await.map_err(failed)?;
+    for (new, started) in healthy {
+        ensure_still_running(engine, new, started)
+            .await
+            .map_err(failed)?;
     }
     let mut outcomes = Vec::new();
-    for (key, one) in group.iter().rev() {
-        let removed = match &one.old {
-            // An engine that was restarted starts a stopped container whose policy is `always`.
+    for (key, replacement) in group.iter().rev() {
+        let removed = match &replacement.old {
+            // A restarted engine starts a stopped container whose restart policy is `always`.
             Some(old) => stop_and_remove(engine, old).await,
             None => Ok(()),
         };
-        let told = match removed {
-            Ok(()) => one.told(Outcome::Finished, ""),
-            Err(error) => one.told(
+        let recovered = match removed {
+            Ok(()) => replacement.to_recovered(Outcome::Finished, ""),
+            Err(error) => replacement.to_recovered(
                 Outcome::LeftOver,
                 format!(
                     "the replacement runs, and the old container could not be removed: {}",
@@ -638,7 +670,7 @@ async fn finish(
                 ),
             ),
         };
-        outcomes.push((key.clone(), told));
+        outcomes.push((key.clone(), recovered));
     }
     outcomes.reverse();
     Ok(outcomes)

@@ -1,4 +1,4 @@
-//! The strategy `remove`: the container goes, and somebody else makes a new one when it is needed.
+//! The strategy `remove`: Refit removes the container, and another program creates a new one when it needs one.
 
 use refit_engine::{Engine, Removal};
 use refit_model::container::Container;
@@ -7,7 +7,8 @@ use refit_model::recreation::Step;
 use super::RecreateError;
 use super::retry::ensure_removed;
 
-/// Removed by force, its volumes kept. It is looked at again where the answer got lost, so the outcome says what is true.
+/// Removes a container by force and keeps its volumes. If the engine's response got lost, Refit checks again, so the result is
+/// true.
 pub async fn remove(engine: &dyn Engine, container: &Container) -> Result<(), RecreateError> {
     ensure_removed(engine, &container.id, Removal::Force)
         .await

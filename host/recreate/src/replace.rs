@@ -1,14 +1,15 @@
-//! A replacement, from the look at the old container to its removal: the order of the steps. The way back is in `rollback`.
+//! Replaces a container, from its inspection to its removal, and defines the order of the steps. The way back is in `rollback`.
 //!
-//! Nothing is stopped before its replacement exists and was verified, and nothing is removed before its replacement has proven
-//! itself and was looked at once more. What is not downtime happens outside it: the gap is stop, two renames and start. Everything is
-//! done by id, so a container that somebody else put under the same name is never touched.
+//! Refit stops nothing before the replacement exists and is verified, and removes nothing before the replacement is healthy and
+//! has passed a last check. Everything that does not need downtime happens outside of it: the downtime is a stop, two renames
+//! and a start. Refit addresses containers by id, so it never touches another container that somebody put under the same name.
 //!
-//! A replacement that somebody removes before it runs (a prune does so) is made again from the same intent, before the old
-//! container is stopped and after.
+//! If somebody removes a replacement before it runs (a prune does that), Refit creates it again from the same intent, before
+//! the old container is stopped and after.
 //!
-//! Containers that depend on the one that is replaced ([`dependents`](super::dependents)) would lose what they have of it; they
-//! are replaced with it, as one group, each on its new image or on the one that it has. One that was stopped stays so.
+//! Containers that depend on the replaced container ([`dependents`](super::dependents)) would lose the resource that they share
+//! with it; Refit replaces them with it, as one group, each on its new image or on its present image. A stopped dependent stays
+//! stopped.
 
 use std::time::{Duration, Instant};
 
@@ -19,23 +20,25 @@ use refit_model::recreation::Step;
 use tokio_util::sync::CancellationToken;
 
 use super::concurrency::ConcurrencyLimits;
-use super::health_gate::{ReadinessCheck, check_again, prove};
+use super::health_gate::{ReadinessCheck, ensure_still_running, wait_until_healthy};
 use super::intent::{Intent, network_to_connect};
 use super::names::{self, BackupName, ParsedName};
-use super::prepare::{self, Made, PrepareError};
-use super::retry::{ensure_removed, find, is_gone, look, may_pass, until_reachable};
+use super::prepare::{self, CreatedContainer, PrepareError};
+use super::retry::{
+    ensure_removed, find_by_name, inspect_opt, is_gone, is_transient, wait_until_reachable,
+};
 use super::rollback::{RollbackOutcome, Undo, roll_back, stop_and_remove};
 use super::stop::{StopTimeout, stop};
 use super::{RecreateError, StepError};
 use crate::image_records::ImageRecords;
 
-/// How often the way back is taken again when the engine went away on it.
-const ROLLBACKS_MORE: usize = 2;
+/// How often Refit repeats a rollback because the engine went away during it.
+const ROLLBACK_RETRIES: usize = 2;
 
-/// How often the replacements of one group are made again because somebody removed them.
-const REMAKES_MAX: usize = 3;
+/// How often Refit creates the replacements of one group again because somebody removed them.
+const RECREATIONS_MAX: usize = 3;
 
-/// The image that a replacement is to run: on this machine, by the name it was asked for.
+/// The image that a replacement must run: present on this machine, with the reference that was requested.
 #[derive(Clone, Debug)]
 pub struct NewImage {
     pub reference: String,
@@ -50,9 +53,12 @@ impl NewImage {
         }
     }
 
-    /// The one that a container has, by a name from which its repository can still be told: the one it was made by where that
-    /// still means it, or its digest; by its id only where neither does.
-    async fn of(engine: &dyn Engine, container: &Container) -> Result<Self, EngineError> {
+    /// Returns the present image of a container, by a name that still shows its repository: the name that the container was
+    /// created with if that still means this image, else its digest; its id only if neither works.
+    async fn from_container(
+        engine: &dyn Engine,
+        container: &Container,
+    ) -> Result<Self, EngineError> {
         let id = container.image_id.clone();
         let by_name = match engine.image(container.image()).await {
             Ok(image) => image.id == id,
@@ -66,7 +72,7 @@ impl NewImage {
         Ok(Self { reference, id })
     }
 
-    /// What an image is called that no tag means any more.
+    /// Returns a name for an image that no tag points to any more.
     pub async fn name_without_tag(
         engine: &dyn Engine,
         id: &ImageId,
@@ -81,44 +87,44 @@ impl NewImage {
 #[derive(Clone, Debug)]
 pub struct Target {
     pub container: Container,
-    /// `None`: the one that it has. It only follows a container that it depends on.
+    /// `None`: the present image. The container only follows a container that it depends on.
     pub image: Option<NewImage>,
 }
 
-/// How, and who is told.
+/// Options of a replacement, and the callback that receives its steps.
 pub struct ReplaceOptions<'a> {
     pub platform: Option<&'a Platform>,
     pub proof: ReadinessCheck,
     pub lanes: &'a ConcurrencyLimits,
-    /// What is known of images that the engine no longer shows.
+    /// Records of images that the engine no longer shows.
     pub images: &'a ImageRecords,
-    /// Set: what has not been stopped by then is left as it is.
+    /// Cancelled: Refit leaves containers alone that it has not stopped by then.
     pub ending: &'a CancellationToken,
     pub step: &'a (dyn Fn(Step) + Send + Sync),
 }
 
-/// A group of replacements that run and have proven themselves.
+/// A finished group of replacements: the new containers run and are healthy.
 #[derive(Clone, Debug)]
 pub struct Replaced {
     /// In the order of the targets.
     pub members: Vec<NewContainer>,
-    /// From the request to stop the old ones until all new ones were started.
+    /// The time from the request to stop the old containers until all new containers were started.
     pub gap: Duration,
-    /// Old containers that could not be removed. They are stopped, under these names.
+    /// Names of old containers that could not be removed. They are stopped.
     pub left_over: Vec<String>,
 }
 
-/// What runs in the place of a container now.
+/// The container that runs in place of an old one.
 #[derive(Clone, Debug)]
 pub struct NewContainer {
-    /// That of the old one.
+    /// The name of the old container.
     pub name: String,
     pub id: ContainerId,
-    /// The reference that it was made from.
+    /// The reference that the container was created from.
     pub image: String,
 }
 
-/// One container of a group, and what takes its place.
+/// One container of a group, and its replacement.
 pub(super) struct Member {
     pub(super) old: Container,
     pub(super) new: ContainerId,
@@ -127,7 +133,7 @@ pub(super) struct Member {
     clock: EngineClock,
 }
 
-/// What the engine's clock shows, without asking: it said so when the replacement was made.
+/// An estimate of the engine's clock without a request: the engine reported the time when it created the replacement.
 #[derive(Clone, Copy)]
 struct EngineClock {
     then: jiff::Timestamp,
@@ -142,10 +148,10 @@ impl EngineClock {
 }
 
 impl Member {
-    /// `at` is a moment before the replacement was made.
+    /// Creates a member; `at` is a moment before the replacement was created.
     pub(super) fn new(
         old: Container,
-        made: Made,
+        made: CreatedContainer,
         at: Instant,
         image: NewImage,
         intent: Intent,
@@ -164,7 +170,7 @@ impl Member {
         }
     }
 
-    /// A container that did not run before does not run afterwards.
+    /// Reports whether the old container ran. If it did not, the new one does not run either.
     fn ran(&self) -> bool {
         self.old.state == State::Running
     }
@@ -173,7 +179,7 @@ impl Member {
         ContainerName::new(&*self.old.name)
     }
 
-    /// The old container's name from now on.
+    /// Returns the old container's new name.
     pub(super) fn backup_name(&self) -> ContainerName {
         let since = self.clock.seconds();
         BackupName::new(&self.old.id, &self.new, since, self.ran(), &self.old.name).to_name()
@@ -189,66 +195,69 @@ impl Member {
     }
 }
 
-/// Replace the containers of `group`, the first of which runs; each of the others depends on one before it. The flag says whether
-/// nothing is left to finish or undo.
+/// Replaces the containers of `group`. The first one runs; each of the others depends on one before it. The flag reports
+/// whether nothing is left to finish or undo.
 pub async fn replace(
     engine: &dyn Engine,
     group: Vec<Target>,
-    manner: &ReplaceOptions<'_>,
+    options: &ReplaceOptions<'_>,
 ) -> (Result<Replaced, RecreateError>, bool) {
-    // Ahead of the gap. The old containers run on; whatever fails here leaves them as they are.
-    let aside = manner.lanes.aside().await;
-    let mut group = match make_ready(engine, group, manner).await {
+    // Before the downtime. The old containers keep running; a failure here leaves them as they are.
+    let background_permit = options.lanes.background().await;
+    let mut group = match prepare_group(engine, group, options).await {
         Ok(group) => group,
-        Err(unready) => return (Err(unready.error), unready.settled),
+        Err(prepare_error) => return (Err(prepare_error.error), prepare_error.settled),
     };
-    drop(aside);
+    drop(background_permit);
 
-    let lane = manner.lanes.gap().await;
-    if let Err(unready) = look_once_more(engine, &mut group, manner).await {
-        let settled = unready.settled & discard_all(engine, &group).await;
-        return (Err(unready.error), settled);
+    let downtime_permit = options.lanes.downtime().await;
+    if let Err(prepare_error) = check_preconditions(engine, &mut group, options).await {
+        let settled = prepare_error.settled & discard_all(engine, &group).await;
+        return (Err(prepare_error.error), settled);
     }
 
-    // The gap.
+    // The downtime.
     let stopping = Instant::now();
-    let swapped = swap(engine, &mut group, manner).await;
+    let swapped = swap_containers(engine, &mut group, options).await;
     let gap = stopping.elapsed();
-    // Behind the gap. One that failed keeps its lane until the old container is back.
-    let proven = match swapped {
+    // After the downtime. A failed replacement keeps its permit until the old container is back.
+    let health = match swapped {
         Ok(()) => {
-            drop(lane);
-            prove_all(engine, &group, manner).await
+            drop(downtime_permit);
+            wait_until_all_healthy(engine, &group, options).await
         }
         Err(failed) => Err(failed),
     };
-    // What has proven itself waits here for its turn, and for the slowest of its group; so it is looked at again before anything is
-    // removed.
-    let (aside, proven) = match proven {
+    // A healthy replacement waits here for its turn, and for the slowest of its group; so Refit checks it again before it
+    // removes anything.
+    let (background_permit, health) = match health {
         Ok(starts) => {
-            let aside = manner.lanes.aside().await;
-            (Some(aside), look_at_all(engine, &group, &starts).await)
+            let background_permit = options.lanes.background().await;
+            (
+                Some(background_permit),
+                ensure_all_still_running(engine, &group, &starts).await,
+            )
         }
         Err(failed) => (None, Err(failed)),
     };
-    if let Err((step, source)) = proven {
-        return put_back(engine, &group, step, source).await;
+    if let Err((step, source)) = health {
+        return roll_back_group(engine, &group, step, source).await;
     }
 
-    (manner.step)(Step::Remove);
+    (options.step)(Step::Remove);
     let mut left_over = Vec::new();
-    // The one that the others depend on goes last.
+    // Remove the container that the others depend on last.
     for member in group.iter().rev() {
         if let Err(error) = remove_old(engine, &member.old).await {
             tracing::warn!(
                 container = member.old.name,
                 old = member.old.id.as_str(),
-                "the old container could not be removed: {error}"
+                "cannot remove old container: {error}"
             );
-            left_over.push(present_name(engine, member).await);
+            left_over.push(current_name(engine, member).await);
         }
     }
-    drop(aside);
+    drop(background_permit);
     let settled = left_over.is_empty();
     let members = group.into_iter().map(|member| NewContainer {
         name: member.old.name,
@@ -265,17 +274,17 @@ pub async fn replace(
     )
 }
 
-/// A replacement of each, in their order.
-async fn make_ready(
+/// Creates a replacement of each target, in their order.
+async fn prepare_group(
     engine: &dyn Engine,
     targets: Vec<Target>,
-    manner: &ReplaceOptions<'_>,
+    options: &ReplaceOptions<'_>,
 ) -> Result<Vec<Member>, PrepareError> {
-    let mut wanted = Vec::with_capacity(targets.len());
+    let mut images_by_target = Vec::with_capacity(targets.len());
     for Target { container, image } in targets {
         let image = match image {
             Some(image) => image,
-            None => match NewImage::of(engine, &container).await {
+            None => match NewImage::from_container(engine, &container).await {
                 Ok(image) => image,
                 Err(error) => {
                     let source = error.into();
@@ -288,50 +297,53 @@ async fn make_ready(
                 }
             },
         };
-        wanted.push((container, image));
+        images_by_target.push((container, image));
     }
-    let mut group: Vec<Member> = Vec::with_capacity(wanted.len());
-    for (old, image) in wanted {
+    let mut group: Vec<Member> = Vec::with_capacity(images_by_target.len());
+    for (old, image) in images_by_target {
         let made = async {
-            let intent = prepare::intent(engine, &old, manner).await?;
+            let intent = prepare::load_intent(engine, &old, options).await?;
             let at = Instant::now();
-            let made = make(engine, &old, &image, &intent, &group, manner).await?;
+            let made = create_replacement(engine, &old, &image, &intent, &group, options).await?;
             Ok::<_, PrepareError>(Member::new(old, made, at, image, intent))
         };
         match made.await {
             Ok(member) => group.push(member),
-            Err(unready) => {
-                let settled = unready.settled & discard_all(engine, &group).await;
-                return Err(PrepareError { settled, ..unready });
+            Err(prepare_error) => {
+                let settled = prepare_error.settled & discard_all(engine, &group).await;
+                return Err(PrepareError {
+                    settled,
+                    ..prepare_error
+                });
             }
         }
     }
     Ok(group)
 }
 
-/// `providers` are those of its group that come before it.
-async fn make(
+/// Creates the replacement of one container. `providers` are the members of its group before it.
+async fn create_replacement(
     engine: &dyn Engine,
     old: &Container,
     image: &NewImage,
     intent: &Intent,
     providers: &[Member],
-    manner: &ReplaceOptions<'_>,
-) -> Result<Made, PrepareError> {
+    options: &ReplaceOptions<'_>,
+) -> Result<CreatedContainer, PrepareError> {
     let mut intent = intent.clone();
     for provider in providers {
-        intent.follow(&provider.old, &provider.new);
+        intent.follow_provider(&provider.old, &provider.new);
     }
-    let wanted = intent.on(&image.reference, &image.id);
-    prepare::create(engine, old, &wanted, image, manner).await
+    let replacement = intent.to_replacement(&image.reference, &image.id);
+    prepare::create(engine, old, &replacement, image, options).await
 }
 
-/// Make the replacement of `group[index]` again, which is gone, and those of all that may depend on it.
-async fn make_again(
+/// Creates the missing replacement of `group[index]` again, and those of all members that may depend on it.
+async fn recreate_replacements(
     engine: &dyn Engine,
     group: &mut [Member],
     index: usize,
-    manner: &ReplaceOptions<'_>,
+    options: &ReplaceOptions<'_>,
 ) -> Result<(), PrepareError> {
     for index in index..group.len() {
         let (providers, rest) = group.split_at_mut(index);
@@ -340,7 +352,7 @@ async fn make_again(
         };
         tracing::warn!(
             container = member.old.name,
-            "somebody removed its replacement: making it again"
+            "replacement was removed, creating it again"
         );
         if !prepare::discard(engine, &member.new).await {
             let problem = StepError::Unfit("the one that was made before cannot be removed".into());
@@ -351,20 +363,20 @@ async fn make_again(
                 false,
             ));
         }
-        let made = make(
+        let made = create_replacement(
             engine,
             &member.old,
             &member.image,
             &member.intent,
             providers,
-            manner,
+            options,
         );
         member.new = made.await?.id;
     }
     Ok(())
 }
 
-/// Remove replacements that never ran; whether all are gone.
+/// Removes replacements that never ran; returns whether all are gone.
 async fn discard_all(engine: &dyn Engine, group: &[Member]) -> bool {
     let mut gone = true;
     for member in group.iter().rev() {
@@ -373,16 +385,17 @@ async fn discard_all(engine: &dyn Engine, group: &[Member]) -> bool {
     gone
 }
 
-/// The last look before anything is touched, at both halves. A replacement exists, and as long as it bears its first name no other
-/// Refit can make one; but one that had made its own before ours may have finished meanwhile, and people act at any time.
-async fn look_once_more(
+/// Checks the old and the new containers a last time before Refit touches anything. As long as a replacement has its first
+/// name, no other Refit can create one; but another Refit whose replacement existed before ours may have finished by now, and
+/// users act at any time.
+async fn check_preconditions(
     engine: &dyn Engine,
     group: &mut [Member],
-    manner: &ReplaceOptions<'_>,
+    options: &ReplaceOptions<'_>,
 ) -> Result<(), PrepareError> {
-    let mut remakes = 0;
+    let mut recreations = 0;
     loop {
-        if manner.ending.is_cancelled() {
+        if options.ending.is_cancelled() {
             let name = group[0].old.name.clone();
             return Err(PrepareError {
                 error: RecreateError::Withdrawn { name },
@@ -390,35 +403,35 @@ async fn look_once_more(
             });
         }
         for member in group.iter() {
-            if let Err(error) = unchanged(engine, &member.old, &group[0].image).await {
+            if let Err(error) = ensure_unchanged(engine, &member.old, &group[0].image).await {
                 return Err(PrepareError {
                     error,
                     settled: true,
                 });
             }
         }
-        let Some(missing) = missing_replacement(engine, group).await? else {
+        let Some(missing) = find_missing_replacement(engine, group).await? else {
             return Ok(());
         };
-        if remakes == REMAKES_MAX {
-            let problem = format!("somebody removed it {} times", remakes + 1);
+        if recreations == RECREATIONS_MAX {
+            let problem = format!("somebody removed it {} times", recreations + 1);
             let old = &group[missing].old;
             let source = StepError::Unfit(problem);
             return Err(PrepareError::aborted(old, Step::Verify, source, true));
         }
-        remakes += 1;
-        make_again(engine, group, missing, manner).await?;
+        recreations += 1;
+        recreate_replacements(engine, group, missing, options).await?;
     }
 }
 
-/// The first whose replacement is gone. An error where one is there and is not as it was made.
-async fn missing_replacement(
+/// Finds the first member whose replacement is gone. Fails if a replacement exists but has changed since its creation.
+async fn find_missing_replacement(
     engine: &dyn Engine,
     group: &[Member],
 ) -> Result<Option<usize>, PrepareError> {
     for (index, member) in group.iter().enumerate() {
         let failed = |source| PrepareError::aborted(&member.old, Step::Verify, source, true);
-        let now = match look(engine, &member.new).await {
+        let now = match inspect_opt(engine, &member.new).await {
             Ok(Some(now)) => now,
             Ok(None) => return Ok(Some(index)),
             Err(error) => return Err(failed(error.into())),
@@ -437,16 +450,16 @@ async fn missing_replacement(
     Ok(None)
 }
 
-/// The last look at an old container before it is touched.
-pub(super) async fn unchanged(
+/// Checks an old container a last time before Refit touches it.
+pub(super) async fn ensure_unchanged(
     engine: &dyn Engine,
     old: &Container,
     image: &NewImage,
 ) -> Result<(), RecreateError> {
     let name = old.name.clone();
-    let now = match look(engine, &old.id).await {
+    let now = match inspect_opt(engine, &old.id).await {
         Ok(Some(now)) => now,
-        Ok(None) => return Err(successor(engine, &name, &image.id).await),
+        Ok(None) => return Err(describe_successor(engine, &name, &image.id).await),
         Err(error) => {
             return Err(RecreateError::Aborted {
                 name,
@@ -475,32 +488,35 @@ pub(super) async fn unchanged(
     Ok(())
 }
 
-/// A step of the gap that failed.
-type Failed = (Step, StepError);
+/// A failed step of the downtime, and its cause.
+type FailedStep = (Step, StepError);
 
-/// Everything that happens while nothing runs under the name.
-async fn swap(
+/// Swaps the containers: everything that happens while nothing runs under the name.
+async fn swap_containers(
     engine: &dyn Engine,
     group: &mut [Member],
-    manner: &ReplaceOptions<'_>,
-) -> Result<(), Failed> {
-    // The name stays with the old container until it has exited: who looks in between sees a container that is stopping.
-    (manner.step)(Step::Stop);
+    options: &ReplaceOptions<'_>,
+) -> Result<(), FailedStep> {
+    // The old container keeps its name until it has exited, so an observer sees a container that is stopping.
+    (options.step)(Step::Stop);
     for member in group.iter().rev().filter(|member| member.ran()) {
         stop_old(engine, member)
             .await
             .map_err(|error| (Step::Stop, error.into()))?;
     }
-    let mut remakes = 0;
+    let mut recreations = 0;
     for index in 0..group.len() {
-        while let Err(failed) = take_over(engine, &group[index], manner).await {
+        while let Err(failed) = take_over(engine, &group[index], options).await {
             let is_missing = matches!(&failed.1, StepError::Engine(EngineError::NotFound { .. }))
                 && matches!(is_gone(engine, &group[index].new).await, Ok(true));
-            if !is_missing || remakes == REMAKES_MAX {
+            if !is_missing || recreations == RECREATIONS_MAX {
                 return Err(failed);
             }
-            remakes += 1;
-            if make_again(engine, group, index, manner).await.is_err() {
+            recreations += 1;
+            if recreate_replacements(engine, group, index, options)
+                .await
+                .is_err()
+            {
                 return Err(failed);
             }
         }
@@ -508,40 +524,40 @@ async fn swap(
     Ok(())
 }
 
-/// It has exited. One that is gone was removed while it ran, which only somebody does who means it.
+/// Stops the old container. If it is gone, somebody removed it while it ran, which no user does by accident.
 async fn stop_old(engine: &dyn Engine, member: &Member) -> Result<(), EngineError> {
-    if StopTimeout::of(&member.old) == StopTimeout::Unlimited {
-        // It may take any time to end, and whoever comes after us must know that it was asked to.
+    if StopTimeout::from_container(&member.old) == StopTimeout::Unlimited {
+        // It may take any time to exit, and a later process must know that the stop was requested.
         let stopping = names::stopping_name(&member.old.id);
         engine.rename(&member.new, &stopping).await?;
     }
     stop(engine, &member.old).await
 }
 
-/// The replacement takes the old container's place, which has exited. May be done again with another replacement.
+/// Puts the replacement into the place of the exited old container. Can be repeated with another replacement.
 async fn take_over(
     engine: &dyn Engine,
     member: &Member,
-    manner: &ReplaceOptions<'_>,
-) -> Result<(), Failed> {
-    (manner.step)(Step::Park);
+    options: &ReplaceOptions<'_>,
+) -> Result<(), FailedStep> {
+    (options.step)(Step::Park);
     match engine.rename(&member.old.id, &member.backup_name()).await {
         Ok(()) => {}
         Err(error @ EngineError::NotFound { .. }) => {
-            // Somebody removed it once it had exited, as a prune does. Its replacement can take over all the same.
+            // Somebody removed it after it exited, as a prune does. Its replacement can still take over.
             if !matches!(is_gone(engine, &member.old.id).await, Ok(true)) {
                 return Err((Step::Park, error.into()));
             }
         }
         Err(error) => return Err((Step::Park, error.into())),
     }
-    (manner.step)(Step::Rename);
+    (options.step)(Step::Rename);
     engine
         .rename(&member.new, &member.name())
         .await
         .map_err(|error| (Step::Rename, error.into()))?;
     if member.ran() {
-        (manner.step)(Step::Start);
+        (options.step)(Step::Start);
         engine
             .start(&member.new)
             .await
@@ -550,29 +566,33 @@ async fn take_over(
     Ok(())
 }
 
-/// When each was started that proved itself; `None` for those that are not to run.
+/// The start time of each healthy replacement; `None` for replacements that must not run.
 type Starts = Vec<Option<jiff::Timestamp>>;
 
-async fn prove_all(
+async fn wait_until_all_healthy(
     engine: &dyn Engine,
     group: &[Member],
-    manner: &ReplaceOptions<'_>,
-) -> Result<Starts, Failed> {
-    (manner.step)(Step::Prove);
-    let proofs = group.iter().map(async |member| match member.ran() {
-        true => prove(engine, &member.new, manner.proof).await,
+    options: &ReplaceOptions<'_>,
+) -> Result<Starts, FailedStep> {
+    (options.step)(Step::Prove);
+    let checks = group.iter().map(async |member| match member.ran() {
+        true => wait_until_healthy(engine, &member.new, options.proof).await,
         false => Ok(None),
     });
-    futures_util::future::try_join_all(proofs)
+    futures_util::future::try_join_all(checks)
         .await
         .map_err(|source| (Step::Prove, source))
 }
 
-/// All still run as they did when they had proven themselves.
-async fn look_at_all(engine: &dyn Engine, group: &[Member], starts: &Starts) -> Result<(), Failed> {
+/// Verifies that all replacements still run as they did when they became healthy.
+async fn ensure_all_still_running(
+    engine: &dyn Engine,
+    group: &[Member],
+    starts: &Starts,
+) -> Result<(), FailedStep> {
     for (member, started) in group.iter().zip(starts) {
         if member.ran() {
-            check_again(engine, &member.new, *started)
+            ensure_still_running(engine, &member.new, *started)
                 .await
                 .map_err(|source| (Step::Prove, source))?;
         }
@@ -580,14 +600,15 @@ async fn look_at_all(engine: &dyn Engine, group: &[Member], starts: &Starts) -> 
     Ok(())
 }
 
-/// The old containers run again under their names; what to say of it, and whether nothing is left to finish or undo.
-pub(super) async fn put_back(
+/// Rolls the group back: the old containers run again under their names. Returns the error to report, and whether nothing is
+/// left to finish or undo.
+pub(super) async fn roll_back_group(
     engine: &dyn Engine,
     group: &[Member],
     step: Step,
     source: StepError,
 ) -> (Result<Replaced, RecreateError>, bool) {
-    let error = roll_back_all(engine, group, step, source).await;
+    let error = roll_back_and_explain(engine, group, step, source).await;
     let settled = match &error {
         RecreateError::Stranded { .. } | RecreateError::StillStopping { .. } => false,
         RecreateError::RolledBack { left_over, .. } => left_over.is_empty(),
@@ -596,7 +617,7 @@ pub(super) async fn put_back(
     (Err(error), settled)
 }
 
-async fn roll_back_all(
+async fn roll_back_and_explain(
     engine: &dyn Engine,
     group: &[Member],
     step: Step,
@@ -604,30 +625,30 @@ async fn roll_back_all(
 ) -> RecreateError {
     let first = &group[0];
     let name = first.old.name.clone();
-    // After a stop whose answer got lost the container may exit at any moment: only one that has exited can be started.
-    let lost = matches!(&source, StepError::Engine(error) if may_pass(error));
+    // If the response to a stop got lost, the container may exit at any moment, and only an exited container can be started.
+    let lost = matches!(&source, StepError::Engine(error) if is_transient(error));
     let in_doubt = step == Step::Stop && lost;
     let undo: Vec<Undo<'_>> = group.iter().map(|member| member.undo(in_doubt)).collect();
-    until_reachable(engine, &first.old.id).await;
+    wait_until_reachable(engine, &first.old.id).await;
     let mut rolled_back = roll_back(engine, &undo).await;
-    for _ in 0..ROLLBACKS_MORE {
-        let unreachable = |back: &Result<RollbackOutcome, EngineError>| {
-            back.as_ref().is_err_and(EngineError::is_unreachable)
+    for _ in 0..ROLLBACK_RETRIES {
+        let unreachable = |outcome: &Result<RollbackOutcome, EngineError>| {
+            outcome.as_ref().is_err_and(EngineError::is_unreachable)
         };
         if !rolled_back.each.iter().any(unreachable) {
             break;
         }
-        // It went away midway. What was done is found done.
-        until_reachable(engine, &first.old.id).await;
+        // The engine went away during the rollback. The next attempt skips finished work.
+        wait_until_reachable(engine, &first.old.id).await;
         rolled_back = roll_back(engine, &undo).await;
     }
     let left_over = rolled_back.left_over;
-    let mut first_back = None;
-    for (member, back) in group.iter().zip(rolled_back.each) {
-        match back {
+    let mut first_outcome = None;
+    for (member, outcome) in group.iter().zip(rolled_back.each) {
+        match outcome {
             Err(undoing) => {
                 return RecreateError::Stranded {
-                    kept_as: present_name(engine, member).await,
+                    kept_as: current_name(engine, member).await,
                     name,
                     step,
                     source,
@@ -642,16 +663,16 @@ async fn roll_back_all(
                     id: member.old.id.clone(),
                 };
             }
-            Ok(back) => {
-                first_back.get_or_insert(back);
+            Ok(outcome) => {
+                first_outcome.get_or_insert(outcome);
             }
         }
     }
     let mut notes = Vec::new();
-    match first_back {
+    match first_outcome {
         Some(RollbackOutcome::Restored) | None => {}
         Some(RollbackOutcome::Gone)
-            if step != Step::Stop && group.len() == 1 && make_old_again(engine, first).await =>
+            if step != Step::Stop && group.len() == 1 && recreate_old(engine, first).await =>
         {
             notes.push(format!(
                 "somebody removed the old container ({}) meanwhile: it was made again with its settings on its old image",
@@ -659,7 +680,7 @@ async fn roll_back_all(
             ));
         }
         Some(RollbackOutcome::Gone | RollbackOutcome::Superseded | RollbackOutcome::Stopping) => {
-            return successor(engine, &name, &first.image.id).await;
+            return describe_successor(engine, &name, &first.image.id).await;
         }
     }
     RecreateError::RolledBack {
@@ -671,18 +692,21 @@ async fn roll_back_all(
     }
 }
 
-/// The replacement failed, and the old container was removed by somebody once it had exited: as long as nobody else has its name, a
-/// container like it, on its image, is better than none. Whether one runs.
-async fn make_old_again(engine: &dyn Engine, member: &Member) -> bool {
+/// Creates the old container again, on its old image, after the replacement failed and somebody removed the exited old
+/// container: as long as no other container has its name, a copy is better than none. Returns whether the copy runs.
+async fn recreate_old(engine: &dyn Engine, member: &Member) -> bool {
     let made = async {
-        if find(engine, &member.name()).await?.is_some() || !is_gone(engine, &member.old.id).await?
+        if find_by_name(engine, &member.name()).await?.is_some()
+            || !is_gone(engine, &member.old.id).await?
         {
             return Ok(false);
         }
-        let image = NewImage::of(engine, &member.old).await?;
-        let wanted = member.intent.on(&image.reference, &image.id);
-        let new = engine.create(&member.name(), &wanted.request, None).await?;
-        for (network, endpoint) in &wanted.networks {
+        let image = NewImage::from_container(engine, &member.old).await?;
+        let replacement = member.intent.to_replacement(&image.reference, &image.id);
+        let new = engine
+            .create(&member.name(), &replacement.request, None)
+            .await?;
+        for (network, endpoint) in &replacement.networks {
             let network = network_to_connect(network, endpoint);
             engine.connect(&new, network, endpoint).await?;
         }
@@ -692,21 +716,22 @@ async fn make_old_again(engine: &dyn Engine, member: &Member) -> bool {
     made.await.unwrap_or_else(|error| {
         tracing::error!(
             container = member.old.name,
-            "the old container is gone and could not be made again: {error}"
+            "old container is gone and cannot be recreated: {error}"
         );
         false
     })
 }
 
-/// What the old container is called now, as far as that can be known.
-async fn present_name(engine: &dyn Engine, member: &Member) -> String {
-    match look(engine, &member.old.id).await {
+/// Returns the present name of the old container, as far as it can be known.
+async fn current_name(engine: &dyn Engine, member: &Member) -> String {
+    match inspect_opt(engine, &member.old.id).await {
         Ok(Some(old)) => old.name,
         Ok(None) | Err(_) => member.backup_name().as_str().to_owned(),
     }
 }
 
-/// Remove an old container that was replaced. Somebody may have started it meanwhile, under the name that we gave it.
+/// Removes an old container after its replacement. Somebody may have started it in the meantime, under the name that Refit gave
+/// it.
 async fn remove_old(engine: &dyn Engine, old: &Container) -> Result<(), EngineError> {
     match ensure_removed(engine, &old.id, Removal::IfStopped).await {
         Err(EngineError::Conflict { .. }) => stop_and_remove(engine, old).await,
@@ -714,19 +739,20 @@ async fn remove_old(engine: &dyn Engine, old: &Container) -> Result<(), EngineEr
     }
 }
 
-/// What to say of a container that somebody else took away: who has its name now, and whether that one is up to date.
-pub async fn successor(engine: &dyn Engine, name: &str, image: &ImageId) -> RecreateError {
+/// Describes the loss of a container that somebody else removed: which container has its name now, and whether that one is up
+/// to date.
+pub async fn describe_successor(engine: &dyn Engine, name: &str, image: &ImageId) -> RecreateError {
     let name = name.to_owned();
-    let found = async {
-        let Some(listed) = find(engine, &ContainerName::new(&*name)).await? else {
+    let inspection = async {
+        let Some(listed) = find_by_name(engine, &ContainerName::new(&*name)).await? else {
             return Ok(None);
         };
-        look(engine, &listed.id).await
+        inspect_opt(engine, &listed.id).await
     };
-    match found.await {
+    match inspection.await {
         Ok(Some(other)) => RecreateError::ReplacedByOther {
             name,
-            // One that does not run is nobody's up-to-date container.
+            // A container that does not run does not count as up to date.
             current: other.image_id == *image && other.state == State::Running,
             id: other.id,
             image_id: other.image_id,

@@ -1,8 +1,8 @@
-//! How long images that were replaced stay on the machine.
+//! Removes old images, and decides how many replaced images stay on the machine.
 //!
-//! When a tag moves, the image it meant before loses its name and keeps its room. The newest of them are kept, for a way back;
-//! older ones are removed where nothing refers to them. The engine has the last word: it refuses to remove an image that any
-//! container uses, running or not, and nothing here forces it.
+//! When a tag moves, its previous image loses its name and keeps its disk space. Refit keeps the newest of these images, for a
+//! way back, and removes older ones if nothing refers to them. The engine has the last word: it refuses to remove an image that
+//! any container uses, running or not, and Refit never forces it.
 
 use std::collections::BTreeSet;
 
@@ -11,9 +11,10 @@ use refit_model::image::{ImageId, ImageRef};
 
 use crate::image_records::{ImageRecord, ImageRecords};
 
-/// Remove what is beyond the `keep` newest unnamed images of each repository. What the engine refuses stays.
+/// Removes all but the `keep` newest unnamed images of each repository. Images that the engine refuses to remove stay.
 ///
-/// Which repository an image came from the engine says, or else `records`. An image of which neither knows stays.
+/// The engine reports which repository an image came from; if it does not, `records` do. An image with an unknown repository
+/// stays.
 pub async fn sweep(
     engine: &dyn Engine,
     records: &ImageRecords,
@@ -30,7 +31,7 @@ pub async fn sweep(
     }
     let mut removed = Vec::new();
     for repository in repositories {
-        for image in beyond(&unnamed, repository, keep) {
+        for image in select_surplus(&unnamed, repository, keep) {
             match engine.remove_image(&image.id).await {
                 Ok(()) => removed.push(image.id.clone()),
                 Err(EngineError::Conflict { .. } | EngineError::NotFound { .. }) => {}
@@ -41,11 +42,11 @@ pub async fn sweep(
     Ok(removed)
 }
 
-/// An image that no tag means any more, and all that is known of where it came from.
+/// An image that no tag points to any more, and its known origin.
 struct Candidate {
     id: ImageId,
     repositories: BTreeSet<String>,
-    /// When it was last replaced, in the order of the records; 0 where it is not known.
+    /// When the image was last replaced, in the order of the records; 0 if unknown.
     order: u64,
     created: i64,
 }
@@ -54,34 +55,44 @@ impl Candidate {
     fn new(image: UnnamedImage, record: Option<ImageRecord>) -> Self {
         let order = record.as_ref().map_or(0, |record| record.order);
         let recorded = record.map(|record| record.repositories).unwrap_or_default();
-        // A name that cannot be read is kept as a repository that nobody asks for: the image is not of ours alone.
-        let told = image.repo_digests.iter().map(|digest| {
+        // A name that cannot be parsed stays in the list as a repository that matches no request: then the image does not
+        // belong to our repository alone.
+        let reported = image.repo_digests.iter().map(|digest| {
             let name = digest.split_once('@').map_or(digest.as_str(), |it| it.0);
             name.parse::<ImageRef>()
                 .map_or_else(|_| digest.clone(), |name| name.repository())
         });
-        let told: BTreeSet<String> = told.collect();
+        let reported: BTreeSet<String> = reported.collect();
         Self {
             id: image.id,
-            repositories: if told.is_empty() { recorded } else { told },
+            repositories: if reported.is_empty() {
+                recorded
+            } else {
+                reported
+            },
             order,
             created: image.created,
         }
     }
 
-    /// The time that a builder wrote into an image may be anything; the order in which images were replaced is known.
-    fn age(&self) -> (u64, i64, &ImageId) {
+    /// Returns the sort key. The creation time that a builder wrote into an image can be anything; the order of replacements is
+    /// reliable.
+    fn sort_key(&self) -> (u64, i64, &ImageId) {
         (self.order, self.created, &self.id)
     }
 }
 
-/// The unnamed images of one repository and no other, newest first, without the first `keep`.
-fn beyond<'a>(unnamed: &'a [Candidate], repository: &str, keep: usize) -> Vec<&'a Candidate> {
+/// Selects the unnamed images that belong to this repository alone, newest first, without the first `keep`.
+fn select_surplus<'a>(
+    unnamed: &'a [Candidate],
+    repository: &str,
+    keep: usize,
+) -> Vec<&'a Candidate> {
     let is_alone = |image: &&Candidate| {
         image.repositories.len() == 1 && image.repositories.contains(repository)
     };
     let mut images: Vec<&Candidate> = unnamed.iter().filter(is_alone).collect();
-    images.sort_by(|a, b| b.age().cmp(&a.age()));
+    images.sort_by(|a, b| b.sort_key().cmp(&a.sort_key()));
     images.into_iter().skip(keep).collect()
 }
 
@@ -107,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_stay_and_other_repositories_are_not_touched() {
+    fn newest_images_and_other_repositories_stay() {
         let unnamed = [
             image("oldest", 1, &["ghcr.io/a/b"]),
             image("newest", 3, &["ghcr.io/a/b"]),
@@ -117,7 +128,7 @@ mod tests {
             image("built here", 1, &[]),
         ];
         let ids = |keep| {
-            beyond(&unnamed, "ghcr.io/a/b", keep)
+            select_surplus(&unnamed, "ghcr.io/a/b", keep)
                 .iter()
                 .map(|it| it.id.as_str().to_owned())
                 .collect::<Vec<_>>()
@@ -127,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn image_without_a_digest_is_of_the_recorded_repository() {
+    fn image_without_digest_uses_recorded_repository() {
         let recorded = |id: &str, order, repositories: &[&str]| {
             let record = ImageRecord {
                 id: ImageId::new(id),
@@ -143,10 +154,10 @@ mod tests {
             recorded("third", 3, &["ghcr.io/a/b"]),
             recorded("second", 2, &["ghcr.io/a/b"]),
             recorded("both", 1, &["ghcr.io/a/b", "ghcr.io/a/c"]),
-            // Of a builder whose clock was ahead, and never seen by Refit.
+            // The builder's clock was ahead, and Refit has no record of the image.
             image("unrecorded", i64::MAX, &["ghcr.io/a/b"]),
         ];
-        let ids: Vec<_> = beyond(&images, "ghcr.io/a/b", 1)
+        let ids: Vec<_> = select_surplus(&images, "ghcr.io/a/b", 1)
             .iter()
             .map(|it| it.id.as_str())
             .collect();

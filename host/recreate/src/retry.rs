@@ -1,6 +1,6 @@
-//! Calls that may be made again: what they bring about is looked at first, so an answer that got lost does no harm.
+//! Engine calls that are safe to repeat: each checks the current state first, so a lost response does no harm.
 //!
-//! Finishing and undoing a replacement must not fail because one call of the engine did. Nothing here is tried without end.
+//! Finishing or undoing a replacement must not fail because one engine call failed. Every retry here is bounded.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -8,66 +8,67 @@ use std::time::{Duration, Instant};
 use refit_engine::{Engine, EngineError, Removal};
 use refit_model::container::{Container, ContainerId, ContainerName, ContainerSummary, State};
 
-/// What is waited before each further try.
-const WAITS: [Duration; 4] = [
+/// The wait before each further attempt.
+const RETRY_WAITS: [Duration; 4] = [
     Duration::from_millis(100),
     Duration::from_millis(500),
     Duration::from_secs(2),
     Duration::from_secs(5),
 ];
 
-/// How long an engine that nobody reaches is waited for. One that is restarted is back within seconds, one that is upgraded within
-/// a minute or two, and until then nothing can be done but to wait. Recovery goes on where this ends.
-const AWAY: Duration = Duration::from_secs(2 * 60);
-const AWAY_WAIT: Duration = Duration::from_secs(2);
+/// How long to wait for an unreachable engine. A restarted engine is back within seconds, an upgraded one within a minute or
+/// two, and until then Refit can only wait. After this time, recovery takes over.
+const UNREACHABLE_TIMEOUT: Duration = Duration::from_secs(2 * 60);
+const UNREACHABLE_POLL: Duration = Duration::from_secs(2);
 
-/// Try until it works, or fails in a way that trying does not mend.
-pub(super) async fn again<T, F>(mut call: impl FnMut() -> F) -> Result<T, EngineError>
+/// Repeats a call until it succeeds, or fails with an error that a retry cannot fix.
+pub(super) async fn retry<T, F>(mut call: impl FnMut() -> F) -> Result<T, EngineError>
 where
     F: Future<Output = Result<T, EngineError>>,
 {
-    for wait in WAITS {
+    for wait in RETRY_WAITS {
         match call().await {
-            Err(error) if may_pass(&error) => tokio::time::sleep(wait).await,
+            Err(error) if is_transient(&error) => tokio::time::sleep(wait).await,
             answer => return answer,
         }
     }
     call().await
 }
 
-/// Wait for an engine that nobody reaches, while a container is down that only it can start again.
-pub(super) async fn until_reachable(engine: &dyn Engine, container: &ContainerId) {
-    let began = Instant::now();
-    while began.elapsed() < AWAY {
+/// Waits for an unreachable engine while a container is down that only this engine can start again.
+pub(super) async fn wait_until_reachable(engine: &dyn Engine, container: &ContainerId) {
+    let start = Instant::now();
+    while start.elapsed() < UNREACHABLE_TIMEOUT {
         match engine.is_listed(container).await {
-            Err(error) if error.is_unreachable() => tokio::time::sleep(AWAY_WAIT).await,
+            Err(error) if error.is_unreachable() => tokio::time::sleep(UNREACHABLE_POLL).await,
             Ok(_) | Err(_) => return,
         }
     }
 }
 
-/// A refusal with a reason (4xx) stays one; a server error, a lost connection or silence may not.
-pub(super) fn may_pass(error: &EngineError) -> bool {
+/// Reports whether a retry may help. A refusal with a reason (4xx) stays a refusal; a server error, a lost connection or a
+/// missing response may be temporary.
+pub(super) fn is_transient(error: &EngineError) -> bool {
     error.is_passing() || matches!(error, EngineError::Refused { status: 500.., .. })
 }
 
-/// How often a 404 is held against the engine's list before it is believed or not.
+/// How often to compare a 404 with the engine's list before deciding whether it is true.
 const CONFIRMATIONS: usize = 3;
 const CONFIRMATION_WAIT: Duration = Duration::from_millis(100);
 
-/// As the engine has it; `None` where it is gone. A 404 alone does not say that: a proxy answers so to what it does not let
-/// through.
-pub(super) async fn look(
+/// Inspects a container; `None` if it is gone. A 404 alone does not prove that: a proxy also returns 404 for a request that it
+/// blocks.
+pub(super) async fn inspect_opt(
     engine: &dyn Engine,
     container: &ContainerId,
 ) -> Result<Option<Container>, EngineError> {
     for _ in 0..CONFIRMATIONS {
-        match again(|| engine.inspect(container)).await {
-            Ok(found) => return Ok(Some(found)),
+        match retry(|| engine.inspect(container)).await {
+            Ok(container) => return Ok(Some(container)),
             Err(EngineError::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
-        if !again(|| engine.is_listed(container)).await? {
+        if !retry(|| engine.is_listed(container)).await? {
             return Ok(None);
         }
         tokio::time::sleep(CONFIRMATION_WAIT).await;
@@ -79,33 +80,36 @@ pub(super) async fn look(
     })
 }
 
-/// The container that has exactly this name.
-pub(super) async fn find(
+/// Finds the container that has exactly this name.
+pub(super) async fn find_by_name(
     engine: &dyn Engine,
     name: &ContainerName,
 ) -> Result<Option<ContainerSummary>, EngineError> {
-    again(|| engine.find_by_name(name)).await
+    retry(|| engine.find_by_name(name)).await
 }
 
-/// Whether the container is gone, after a call about it was answered 404. Such an answer can be about something else: the start of a
-/// container whose network is gone is answered "network … not found".
+/// Checks whether the container is gone after a call about it returned 404. Such a response can be about something else: if the
+/// container's network is gone, the engine answers its start with "network … not found".
 pub(super) async fn is_gone(
     engine: &dyn Engine,
     container: &ContainerId,
 ) -> Result<bool, EngineError> {
-    look(engine, container).await.map(|found| found.is_none())
+    inspect_opt(engine, container)
+        .await
+        .map(|found| found.is_none())
 }
 
-/// Removed, whether by us or before.
+/// Removes a container. A container that is already gone counts as removed.
 pub(super) async fn ensure_removed(
     engine: &dyn Engine,
     container: &ContainerId,
     removal: Removal,
 ) -> Result<(), EngineError> {
-    let removed = again(|| async {
+    let removed = retry(|| async {
         match engine.remove(container, removal).await {
-            // "Removal is already in progress": look until it is over.
-            Err(error @ EngineError::Conflict { .. }) => match look(engine, container).await {
+            // "Removal is already in progress": check until it is over.
+            Err(error @ EngineError::Conflict { .. }) => match inspect_opt(engine, container).await
+            {
                 Ok(Some(now)) if now.state == State::Removing => Err(EngineError::Refused {
                     action: format!("remove container `{}`", container.short()),
                     status: 503,
@@ -131,7 +135,7 @@ pub(super) async fn ensure_named(
     container: &ContainerId,
     name: &ContainerName,
 ) -> Result<(), EngineError> {
-    again(|| async {
+    retry(|| async {
         let now = engine.inspect(container).await?;
         if now.name == name.as_str() {
             Ok(())
@@ -146,7 +150,7 @@ pub(super) async fn ensure_running(
     engine: &dyn Engine,
     container: &ContainerId,
 ) -> Result<(), EngineError> {
-    again(|| async {
+    retry(|| async {
         let now = engine.inspect(container).await?;
         if now.state == State::Running {
             Ok(())

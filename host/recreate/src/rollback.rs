@@ -1,9 +1,9 @@
-//! The way back from anything after the old containers were first touched: they run, and have their names.
+//! Rolls a replacement back from any step after Refit first touched the old containers: they run again, under their names.
 //!
-//! Service comes before bookkeeping. First the replacements are stopped, since they hold ports and addresses; then the old
-//! containers are started; only then are replacements removed and names given back. So whoever refuses a removal or a renaming costs
-//! nobody their service, and whoever dies midway leaves a name that says what was half done: a replacement is removed once the
-//! old container runs, never before.
+//! Availability comes before bookkeeping. First Refit stops the replacements, since they hold ports and addresses; then it
+//! starts the old containers; only then does it remove replacements and restore names. So an engine that refuses a removal or a
+//! rename causes no downtime, and a process that dies midway leaves names that show the unfinished work: Refit removes a
+//! replacement only after the old container runs, never before.
 
 use refit_engine::{Engine, EngineError, Removal};
 use refit_model::container::{Container, ContainerId, ContainerName, State};
@@ -11,103 +11,104 @@ use refit_model::diagnostic::Diagnostic;
 
 use super::names::{self, ParsedName};
 use super::reconnect::ensure_started;
-use super::retry::{ensure_named, ensure_removed, find, is_gone, look};
-use super::stop::{ensure_killed, ensure_stopped, settle_stop};
+use super::retry::{ensure_named, ensure_removed, find_by_name, inspect_opt, is_gone};
+use super::stop::{ensure_killed, ensure_stopped, resolve_stop};
 
-/// One container on its way back.
+/// One container to roll back.
 pub(super) struct Undo<'a> {
-    /// With the name that it is to have.
+    /// The old container, with its original name.
     pub(super) old: &'a Container,
-    /// Whether it is to run.
+    /// Whether the old container must run.
     pub(super) ran: bool,
     pub(super) new: Option<&'a ContainerId>,
-    /// It was asked to stop, and nobody knows whether the request arrived.
+    /// A stop was requested, and it is unknown whether the request arrived.
     pub(super) stop_in_doubt: bool,
 }
 
-/// How an old container came back.
+/// The result of rolling back one container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RollbackOutcome {
-    /// As it was, under its name.
+    /// The container is as it was before, under its name.
     Restored,
-    /// Somebody removed it meanwhile, or gave it another name and means to keep it.
+    /// Somebody removed the old container, or renamed it on purpose.
     Gone,
-    /// Somebody else's container runs under its name; it was removed like any container that was replaced.
+    /// A container of another program runs under the name; Refit removed the old container as after a replacement.
     Superseded,
-    /// It was asked to stop, has no stop timeout, and has not ended. Its replacement stays, as a trace.
+    /// A stop was requested, the container has no stop timeout, and has not exited. Its replacement stays, as a marker.
     Stopping,
 }
 
-/// What became of each, and what could not be tidied up.
+/// The result of rolling back each container, and the containers that could not be removed.
 pub(super) struct RolledBack {
     pub(super) each: Vec<Result<RollbackOutcome, EngineError>>,
-    /// Names of containers that are of no use any more and could not be removed.
+    /// Names of useless containers that could not be removed.
     pub(super) left_over: Vec<String>,
 }
 
-/// Each of `group` comes behind all that it depends on.
+/// Rolls back a group. Each member comes after all members that it depends on.
 pub(super) async fn roll_back(engine: &dyn Engine, group: &[Undo<'_>]) -> RolledBack {
     for new in group.iter().rev().filter_map(|member| member.new) {
-        if let Err(error) = halt(engine, new).await {
-            // The old container may be able to run all the same.
+        if let Err(error) = stop_replacement(engine, new).await {
+            // The old container may still be able to run.
             tracing::warn!(
                 container = new.short(),
-                "the replacement could not be stopped: {}",
+                "cannot stop replacement: {}",
                 Diagnostic::of(&error).sentence()
             );
         }
     }
     let mut each = Vec::with_capacity(group.len());
     for member in group {
-        each.push(serve(engine, member).await);
+        each.push(start_old(engine, member).await);
     }
     let mut left_over = Vec::new();
-    for (member, back) in group.iter().zip(&each).rev() {
-        // A container that does not run yet needs the trace.
-        let needs_trace = matches!(back, Err(_) | Ok(RollbackOutcome::Stopping));
-        let Some(new) = member.new.filter(|_| !needs_trace) else {
+    for (member, outcome) in group.iter().zip(&each).rev() {
+        // A container that does not run yet needs the marker.
+        let needs_marker = matches!(outcome, Err(_) | Ok(RollbackOutcome::Stopping));
+        let Some(new) = member.new.filter(|_| !needs_marker) else {
             continue;
         };
         if let Err(error) = ensure_removed(engine, new, Removal::Discard).await {
             tracing::warn!(
                 container = new.short(),
-                "the replacement could not be removed: {}",
+                "cannot remove replacement: {}",
                 Diagnostic::of(&error).sentence()
             );
-            left_over.push(free_name(engine, member.old, new).await);
+            left_over.push(free_old_name(engine, member.old, new).await);
         }
     }
-    for (member, back) in group.iter().zip(&mut each) {
-        if let Ok(RollbackOutcome::Restored) = back {
-            *back = give_name_back(engine, member).await;
+    for (member, outcome) in group.iter().zip(&mut each) {
+        if let Ok(RollbackOutcome::Restored) = outcome {
+            *outcome = restore_name(engine, member).await;
         }
     }
     RolledBack { each, left_over }
 }
 
-/// It holds no port and no address any more.
-async fn halt(engine: &dyn Engine, new: &ContainerId) -> Result<(), EngineError> {
+/// Stops a replacement, so that it holds no port and no address any more.
+async fn stop_replacement(engine: &dyn Engine, new: &ContainerId) -> Result<(), EngineError> {
     let Err(error) = ensure_killed(engine, new).await else {
         return Ok(());
     };
     if matches!(error, EngineError::NotFound { .. }) && is_gone(engine, new).await? {
         return Ok(());
     }
-    match look(engine, new).await {
+    match inspect_opt(engine, new).await {
         Ok(Some(now)) if now.state == State::Running => {}
         Ok(_) => return Ok(()),
         Err(_) => return Err(error),
     }
-    // Who does not let us stop it may let us remove it. The trace goes with it, but nothing runs at all otherwise.
+    // If the engine refuses the stop, it may allow the removal. That removes the marker too, but otherwise no container runs at
+    // all.
     ensure_removed(engine, new, Removal::Discard)
         .await
         .map_err(|_| error)
 }
 
-/// The old container runs, under whatever name.
-async fn serve(engine: &dyn Engine, member: &Undo<'_>) -> Result<RollbackOutcome, EngineError> {
+/// Starts the old container, under whatever name.
+async fn start_old(engine: &dyn Engine, member: &Undo<'_>) -> Result<RollbackOutcome, EngineError> {
     let old = member.old;
-    let Some(now) = look(engine, &old.id).await? else {
+    let Some(now) = inspect_opt(engine, &old.id).await? else {
         return Ok(RollbackOutcome::Gone);
     };
     let renamed = now.name != old.name;
@@ -117,13 +118,13 @@ async fn serve(engine: &dyn Engine, member: &Undo<'_>) -> Result<RollbackOutcome
         }
         return Ok(RollbackOutcome::Gone);
     }
-    if renamed && is_taken(engine, member).await? {
-        return give_way(engine, old).await;
+    if renamed && is_name_taken(engine, member).await? {
+        return yield_to_successor(engine, old).await;
     }
     if !member.ran {
         return Ok(RollbackOutcome::Restored);
     }
-    if member.stop_in_doubt && !settle_stop(engine, old).await? {
+    if member.stop_in_doubt && !resolve_stop(engine, old).await? {
         return Ok(RollbackOutcome::Stopping);
     }
     match ensure_started(engine, &old.id).await {
@@ -136,7 +137,7 @@ async fn serve(engine: &dyn Engine, member: &Undo<'_>) -> Result<RollbackOutcome
     }
 }
 
-async fn give_name_back(
+async fn restore_name(
     engine: &dyn Engine,
     member: &Undo<'_>,
 ) -> Result<RollbackOutcome, EngineError> {
@@ -148,18 +149,18 @@ async fn give_name_back(
             true => Ok(RollbackOutcome::Gone),
             false => Err(error),
         },
-        Err(error @ EngineError::Conflict { .. }) => match is_taken(engine, member).await? {
-            true => give_way(engine, old).await,
+        Err(error @ EngineError::Conflict { .. }) => match is_name_taken(engine, member).await? {
+            true => yield_to_successor(engine, old).await,
             false => Err(error),
         },
         Err(error) => Err(error),
     }
 }
 
-/// A replacement that cannot be removed must not keep the old container's name. Returns the name under which it is left.
-async fn free_name(engine: &dyn Engine, old: &Container, new: &ContainerId) -> String {
+/// Frees the old container's name from a replacement that cannot be removed. Returns the name that the replacement keeps.
+async fn free_old_name(engine: &dyn Engine, old: &Container, new: &ContainerId) -> String {
     let temporary = names::temporary_name(&old.id);
-    match look(engine, new).await {
+    match inspect_opt(engine, new).await {
         Ok(Some(now)) if now.name == old.name => {
             match ensure_named(engine, new, &temporary).await {
                 Ok(()) => temporary.as_str().to_owned(),
@@ -171,10 +172,10 @@ async fn free_name(engine: &dyn Engine, old: &Container, new: &ContainerId) -> S
     }
 }
 
-/// Whether somebody else's container runs under its name.
-async fn is_taken(engine: &dyn Engine, member: &Undo<'_>) -> Result<bool, EngineError> {
+/// Checks whether a container of another program runs under the name.
+async fn is_name_taken(engine: &dyn Engine, member: &Undo<'_>) -> Result<bool, EngineError> {
     let name = ContainerName::new(&*member.old.name);
-    let holder = find(engine, &name).await?;
+    let holder = find_by_name(engine, &name).await?;
     Ok(holder.is_some_and(|holder| {
         holder.state == Some(State::Running)
             && holder.id != member.old.id
@@ -182,12 +183,15 @@ async fn is_taken(engine: &dyn Engine, member: &Undo<'_>) -> Result<bool, Engine
     }))
 }
 
-async fn give_way(engine: &dyn Engine, old: &Container) -> Result<RollbackOutcome, EngineError> {
+async fn yield_to_successor(
+    engine: &dyn Engine,
+    old: &Container,
+) -> Result<RollbackOutcome, EngineError> {
     stop_and_remove(engine, old).await?;
     Ok(RollbackOutcome::Superseded)
 }
 
-/// Remove an old container that may run.
+/// Removes an old container that may run.
 pub(super) async fn stop_and_remove(
     engine: &dyn Engine,
     old: &Container,

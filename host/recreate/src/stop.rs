@@ -1,4 +1,4 @@
-//! How a container is stopped, how long that may take, and what is known of it where the answer got lost.
+//! Stops containers, bounds how long that may take, and finds out whether one has stopped if the engine's response got lost.
 
 use std::time::{Duration, Instant};
 
@@ -6,34 +6,34 @@ use refit_engine::{Engine, EngineError, StopMode};
 use refit_model::container::{Container, ContainerId, State};
 use serde_json::Value;
 
-use super::retry::{again, look};
+use super::retry::{inspect_opt, retry};
 
-/// What the engine waits before it kills a container that has no stop timeout of its own.
+/// How long the engine waits before it kills a container that has no stop timeout of its own.
 const ENGINE_DEFAULT: Duration = Duration::from_secs(10);
 
-/// How long Refit waits for a container without a stop timeout. Databases that write everything out before they end take minutes.
-/// One that takes longer is left to recovery, which starts it again when it has ended.
+/// How long Refit waits for a container without a stop timeout. Databases that write everything out before they exit take
+/// minutes. If a container takes longer, recovery starts it again once it has exited.
 const UNLIMITED_WAIT: Duration = Duration::from_secs(60 * 60);
 
-/// How often a container that is being stopped is looked at. Most are gone sooner.
-const WATCH: Duration = Duration::from_secs(1);
+/// How often Refit inspects a container while the engine stops it. Most exit sooner.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The same where the request to stop it may never have arrived.
-const LOOK: Duration = Duration::from_millis(500);
+/// How often Refit inspects a container if the stop request may never have arrived.
+const DOUBT_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long the container's own program may take to end.
+/// How long the container's program may take to exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StopTimeout {
-    /// Then the engine kills it. Zero: at once.
+    /// The engine kills it after this time. Zero: at once.
     After(Duration),
     /// `--stop-timeout -1`: the engine waits for as long as it takes.
     Unlimited,
 }
 
 impl StopTimeout {
-    /// `Config.StopTimeout`: absent means the engine's default, a negative number no limit. Podman, whose number has no sign,
-    /// writes the largest one for that.
-    pub(super) fn of(container: &Container) -> Self {
+    /// Reads `Config.StopTimeout`: if it is absent, the engine's default applies; a negative number means no limit. Podman,
+    /// whose number has no sign, writes the largest number for no limit.
+    pub(super) fn from_container(container: &Container) -> Self {
         match container.config.get("StopTimeout") {
             None | Some(Value::Null) => Self::After(ENGINE_DEFAULT),
             Some(seconds) => match seconds.as_u64() {
@@ -45,37 +45,40 @@ impl StopTimeout {
         }
     }
 
-    /// How long to wait for it at most.
-    pub(super) fn bound(self) -> Duration {
+    /// The longest time to wait for the container.
+    pub(super) fn max_wait(self) -> Duration {
         match self {
             Self::After(timeout) => timeout,
             Self::Unlimited => UNLIMITED_WAIT,
         }
     }
 
-    fn mode(self) -> StopMode {
+    fn to_stop_mode(self) -> StopMode {
         StopMode::Graceful {
-            limit: self.bound(),
+            limit: self.max_wait(),
         }
     }
 }
 
-/// Ask it to stop once, and look whether it has: an engine whose answer got lost would otherwise cost the whole time limit of
-/// the call, while nothing runs under the name.
+/// Sends one stop request and checks in parallel whether the container has stopped: if the engine's response gets lost, waiting
+/// for it would cost the whole time limit of the call while nothing runs under the name.
 pub(super) async fn stop(engine: &dyn Engine, container: &Container) -> Result<(), EngineError> {
-    let mut answer = engine.stop(&container.id, StopTimeout::of(container).mode());
+    let mut answer = engine.stop(
+        &container.id,
+        StopTimeout::from_container(container).to_stop_mode(),
+    );
     let mut seen_stopped = false;
-    // Ends with the call, which has a time limit.
+    // The loop ends with the call, which has a time limit.
     loop {
         tokio::select! {
             answer = &mut answer => return answer,
-            () = tokio::time::sleep(WATCH) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
         tokio::select! {
             answer = &mut answer => return answer,
             now = engine.inspect(&container.id) => {
                 let stopped = now.is_ok_and(|now| now.state == State::Exited);
-                // The answer itself follows within moments, where it is still to come.
+                // The response itself follows within moments, if it is still to come.
                 if stopped && seen_stopped {
                     return Ok(());
                 }
@@ -85,63 +88,64 @@ pub(super) async fn stop(engine: &dyn Engine, container: &Container) -> Result<(
     }
 }
 
-/// By its own stop signal and timeout; asked again where an answer got lost.
+/// Stops a container with its own stop signal and timeout. Repeats the request if a response got lost.
 pub(super) async fn ensure_stopped(
     engine: &dyn Engine,
     container: &Container,
 ) -> Result<(), EngineError> {
-    let mode = StopTimeout::of(container).mode();
-    again(|| engine.stop(&container.id, mode)).await
+    let mode = StopTimeout::from_container(container).to_stop_mode();
+    retry(|| engine.stop(&container.id, mode)).await
 }
 
-/// Killed. For a replacement that is not to be, which holds ports and addresses that the old container needs.
+/// Kills a container. Used for a discarded replacement that holds ports and addresses that the old container needs.
 pub(super) async fn ensure_killed(
     engine: &dyn Engine,
     container: &ContainerId,
 ) -> Result<(), EngineError> {
-    again(|| engine.stop(container, StopMode::Immediate)).await
+    retry(|| engine.stop(container, StopMode::Immediate)).await
 }
 
-/// After a stop whose answer got lost: whether it does not run any more. One with a stop timeout is asked again, and the engine
-/// ends it. One without is only waited for, since many programs take a second signal for an order to drop everything.
-pub(super) async fn settle_stop(
+/// Checks whether a container has stopped after the response to a stop request got lost. If it has a stop timeout, Refit
+/// repeats the request, and the engine kills it in the end. If it has none, Refit only waits, since many programs treat a
+/// second signal as an order to drop everything.
+pub(super) async fn resolve_stop(
     engine: &dyn Engine,
     container: &Container,
 ) -> Result<bool, EngineError> {
-    match StopTimeout::of(container) {
+    match StopTimeout::from_container(container) {
         StopTimeout::After(_) => ensure_stopped(engine, container).await.map(|()| true),
-        StopTimeout::Unlimited => has_exited_within(engine, &container.id, UNLIMITED_WAIT).await,
+        StopTimeout::Unlimited => wait_until_exited(engine, &container.id, UNLIMITED_WAIT).await,
     }
 }
 
-/// Whoever died may have asked for the stop of a container that still runs: the engine goes on with it for as long as the
-/// container may take. Only then can it be said whether it runs.
-pub(super) async fn wait_out_a_stop(
+/// Waits for a stop that a dead process may have requested: the engine keeps stopping the container for as long as its timeout
+/// allows. Only after that is it known whether the container runs.
+pub(super) async fn wait_for_stop(
     engine: &dyn Engine,
     container: &Container,
 ) -> Result<(), EngineError> {
-    // A container without a timeout has a trace of its own, see `names`.
-    if let StopTimeout::After(timeout) = StopTimeout::of(container) {
-        has_exited_within(engine, &container.id, timeout + 2 * LOOK).await?;
+    // A container without a timeout has its own marker, see `names`.
+    if let StopTimeout::After(timeout) = StopTimeout::from_container(container) {
+        wait_until_exited(engine, &container.id, timeout + 2 * DOUBT_POLL_INTERVAL).await?;
     }
     Ok(())
 }
 
-async fn has_exited_within(
+async fn wait_until_exited(
     engine: &dyn Engine,
     container: &ContainerId,
     limit: Duration,
 ) -> Result<bool, EngineError> {
     let until = Instant::now() + limit;
     loop {
-        let now = look(engine, container).await?;
+        let now = inspect_opt(engine, container).await?;
         if now.is_none_or(|now| now.state != State::Running) {
             return Ok(true);
         }
         if Instant::now() >= until {
             return Ok(false);
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(DOUBT_POLL_INTERVAL).await;
     }
 }
 
@@ -172,8 +176,8 @@ mod tests {
             (json!({"StopTimeout": u32::MAX}), StopTimeout::Unlimited),
             (json!({"StopTimeout": u64::MAX}), StopTimeout::Unlimited),
         ] {
-            let found = StopTimeout::of(&container(config.clone(), json!({})));
-            assert_eq!(found, expected, "{config}");
+            let stop_timeout = StopTimeout::from_container(&container(config.clone(), json!({})));
+            assert_eq!(stop_timeout, expected, "{config}");
         }
     }
 }

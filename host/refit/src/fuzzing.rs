@@ -384,7 +384,7 @@ pub fn intent(data: &[u8]) {
     let image = document.get("image").and_then(Value::as_object);
     let image = image.cloned().unwrap_or_default();
     let id = ImageId::new("sha256:new");
-    let first = Intent::of(&container, &image).on("app:2", &id);
+    let first = Intent::from_container(&container, &image).to_replacement("app:2", &id);
     let request = &first.request;
     assert_eq!(request.config.get("Image"), Some(&json!("app:2")));
     assert!(!request.host_config.values().any(Value::is_null));
@@ -401,7 +401,7 @@ pub fn intent(data: &[u8]) {
     container.host_config = request.host_config.clone();
     let networks = first.networks.iter().cloned();
     container.endpoints = networks.chain(request.endpoint.clone()).collect();
-    let second = Intent::of(&container, &Object::new()).on("app:2", &id);
+    let second = Intent::from_container(&container, &Object::new()).to_replacement("app:2", &id);
     assert_eq!(second.request, first.request);
     assert_eq!(second.networks, first.networks);
 }

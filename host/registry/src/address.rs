@@ -1,13 +1,13 @@
-//! Where a registry is spoken to: the name in a reference is not always the host, and not every host speaks TLS.
+//! Resolves registry addresses: the name in a reference is not always the host, and not every host uses TLS.
 
 use reqwest::Url;
 
-/// The host behind `docker.io`, whose web page is what answers there.
+/// The registry host of `docker.io`, which itself serves a web page.
 const DOCKER_HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
 
-/// Who listens on this machine alone is trusted without TLS, as by the engine.
+/// Reports whether the registry listens on this machine alone: Refit trusts it without TLS, as the engine does.
 pub fn is_loopback(registry: &str) -> bool {
-    // The colons of an IPv6 address in brackets are no port's.
+    // The colons of an IPv6 address in brackets do not separate a port.
     let port = registry
         .rsplit_once(':')
         .filter(|(_, port)| !port.ends_with(']'));
@@ -19,22 +19,22 @@ pub fn is_loopback(registry: &str) -> bool {
             .is_ok_and(|address| address.is_loopback())
 }
 
-/// Whether a registry, as `host` or `host:port`, is spoken to without TLS: it is listed, or on this machine.
+/// Reports whether Refit contacts a registry, as `host` or `host:port`, without TLS: it is listed, or on this machine.
 pub fn is_plain(registry: &str, listed: &[String]) -> bool {
     is_loopback(registry) || listed.iter().any(|it| it == registry)
 }
 
-/// Its root, which ends in `/v2/`. `None` where the name makes no address.
+/// Returns the registry's root URL, which ends in `/v2/`. `None` if the name is not a valid address.
 pub fn root(registry: &str, plain: bool) -> Option<Url> {
     let (name, host) = DOCKER_HUB;
     let host = if registry == name { host } else { registry };
     let scheme = if plain { "http" } else { "https" };
     let root: Url = format!("{scheme}://{host}/v2/").parse().ok()?;
-    // A name with an `@` or a `?` in it would be something else than a host.
+    // A name with an `@` or a `?` would not be a host.
     (root.username().is_empty() && root.path() == "/v2/" && root.query().is_none()).then_some(root)
 }
 
-/// Whether two addresses are the same server, by scheme, host and port.
+/// Reports whether two URLs point to the same server, by scheme, host and port.
 pub fn is_same_server(one: &Url, other: &Url) -> bool {
     let server = |url: &Url| {
         (

@@ -1,52 +1,52 @@
-//! How often a registry is asked, and when it is left alone. Time is an argument: nothing here waits.
+//! Limits the requests to a registry, and pauses them. Time is an argument: nothing here waits.
 //!
-//! Three things close a registry for a while: it says so (429, 503, `Retry-After`, no requests remaining), it does not answer,
-//! or we have asked as often as we let ourselves.
+//! Three things close a registry for a while: it requests that (429, 503, `Retry-After`, no requests remaining), it does not
+//! respond, or Refit has reached its own limit.
 
 use std::time::{Duration, Instant};
 
 use http::HeaderMap;
 
-/// No registry is left alone for longer, whatever it says: Docker Hub counts within six hours.
+/// The longest pause, whatever the registry requests: Docker Hub counts within six hours.
 const LONGEST: Duration = Duration::from_secs(6 * 60 * 60);
-/// After a 429 that does not say how long; doubled each time, up to an hour.
+/// The pause after a 429 without a time; doubled each time, up to an hour.
 const LIMITED: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(60 * 60));
-/// After a 503 that does not say how long, or no answer at all: something restarts, as a rule. Up to five minutes.
+/// The pause after a 503 without a time, or after no response at all: usually something restarts. Up to five minutes.
 const BROKEN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(5 * 60));
 
-/// How many requests a registry gets within which time.
+/// The number of requests that Refit sends to a registry within a time window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     pub requests: u32,
     pub window: Duration,
 }
 
-/// Why a registry is left alone.
+/// Why requests to a registry are paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// It has said so.
+    /// The registry requested it.
     Asked,
-    /// It did not answer, or only that it cannot.
+    /// The registry did not respond, or only that it is unavailable.
     Unavailable,
-    /// We have asked often enough.
+    /// Refit has reached its own limit.
     Budget,
 }
 
-/// Until when, and why.
+/// The end of a pause, and its reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closed {
     pub until: Instant,
     pub why: Why,
 }
 
-/// Of one registry.
+/// The budget of one registry.
 #[derive(Debug)]
 pub struct Budget {
     rate: Rate,
     window: Option<Instant>,
     used: u32,
     closed: Option<Closed>,
-    /// Refusals and silences in a row, of those that do not say how long.
+    /// The number of refusals and missing responses in a row that gave no time.
     limited: u32,
     broken: u32,
 }
@@ -63,7 +63,7 @@ impl Budget {
         }
     }
 
-    /// One request more, where it may be made.
+    /// Takes one request from the budget, unless the registry is closed.
     pub fn take(&mut self, now: Instant) -> Result<(), Closed> {
         if let Some(closed) = self.closed(now) {
             return Err(closed);
@@ -72,7 +72,7 @@ impl Budget {
         Ok(())
     }
 
-    /// Whether it is left alone now.
+    /// Returns the current pause, if any.
     pub fn closed(&mut self, now: Instant) -> Option<Closed> {
         self.closed = self.closed.filter(|closed| closed.until > now);
         if self.closed.is_some() {
@@ -89,7 +89,7 @@ impl Budget {
         })
     }
 
-    /// What an answer says about the next request. `clock` is the same moment as `now`, for dates.
+    /// Updates the budget from a response. `clock` is the same moment as `now`, for dates.
     pub fn answered(
         &mut self,
         status: u16,
@@ -107,7 +107,7 @@ impl Budget {
                     Why::Asked,
                 )
             }
-            // As GitHub says it of too many requests at once. Any other 403 is about the login.
+            // GitHub's response to too many concurrent requests. Any other 403 is about the login.
             403 => (said.or(none_remaining(headers, clock)), Why::Asked),
             503 => {
                 self.broken = self.broken.saturating_add(1);
@@ -126,9 +126,9 @@ impl Budget {
         }
     }
 
-    /// No answer came.
+    /// Updates the budget after a request without a response.
     pub fn silent(&mut self, now: Instant) {
-        // Those that were under way at once are silent together, which is one silence.
+        // Requests that were in flight together count as one missing response.
         if self
             .closed(now)
             .is_some_and(|it| it.why == Why::Unavailable)
@@ -139,7 +139,7 @@ impl Budget {
         self.close(now, doubled(BROKEN, self.broken), Why::Unavailable);
     }
 
-    /// Somebody has reason to think that it answers again. What it has said itself still holds.
+    /// Reopens the registry, since it probably responds again. A pause that the registry itself requested stays.
     pub fn reconsider(&mut self) {
         self.broken = 0;
         self.closed = self.closed.filter(|closed| closed.why == Why::Asked);
@@ -147,7 +147,7 @@ impl Budget {
 
     fn close(&mut self, now: Instant, wait: Duration, why: Why) {
         let until = now + wait.min(LONGEST);
-        // An answer that was under way does not shorten what another one has said.
+        // A response that was in flight does not shorten a pause from another response.
         if self
             .closed
             .is_none_or(|closed| closed.until < until || closed.why != Why::Asked)
@@ -162,7 +162,7 @@ fn doubled((first, most): (Duration, Duration), times: u32) -> Duration {
     first.saturating_mul(1 << doublings).min(most)
 }
 
-/// Seconds, a date, or, as Docker Hub had it under another name, a moment.
+/// Parses seconds, a date, or a moment, which Docker Hub sent under another name.
 fn retry_after(headers: &HeaderMap, clock: jiff::Timestamp) -> Option<Duration> {
     let named = ["retry-after", "x-retry-after"].into_iter();
     let text = named.filter_map(|name| headers.get(name)?.to_str().ok());
@@ -174,9 +174,9 @@ fn retry_after(headers: &HeaderMap, clock: jiff::Timestamp) -> Option<Duration> 
     })
 }
 
-/// A number of seconds, or of those since the Unix epoch where it is too large for the former.
+/// Parses a number of seconds, or of seconds since the Unix epoch if the number is too large for a pause.
 fn seconds(text: &str, clock: jiff::Timestamp) -> Option<Duration> {
-    /// A registry that asks for thirty years means a moment.
+    /// A value of thirty years means a moment.
     const MOMENT: f64 = 1e9;
     let number = text.parse::<f64>().ok()?;
     if number >= MOMENT {
@@ -186,14 +186,14 @@ fn seconds(text: &str, clock: jiff::Timestamp) -> Option<Duration> {
     Duration::try_from_secs_f64(number).ok()
 }
 
-/// One that has passed is no reason to ask again at once.
+/// Returns the time until a moment. A past moment is no reason for an immediate retry.
 fn until(moment: jiff::Timestamp, clock: jiff::Timestamp) -> Duration {
     let wait = Duration::try_from(moment.duration_since(clock));
     wait.unwrap_or(Duration::from_secs(1))
 }
 
-/// How long nothing remains, where an answer says that nothing does: Docker Hub's `0;w=21600`, which says in which time it
-/// counts, and the draft of the IETF with a time of reset. Many call both by a name with an `X-`.
+/// Returns the pause if a response says that no requests remain: Docker Hub's `0;w=21600`, with the length of its window, or
+/// the IETF draft with a reset time. Many use both under a name with an `X-`.
 fn none_remaining(headers: &HeaderMap, clock: jiff::Timestamp) -> Option<Duration> {
     let text = |name: &str| {
         let value = headers
@@ -211,7 +211,7 @@ fn none_remaining(headers: &HeaderMap, clock: jiff::Timestamp) -> Option<Duratio
     let window = remaining
         .split(';')
         .find_map(|part| part.trim().strip_prefix("w=")?.trim().parse::<u64>().ok());
-    // In a window of hours some of it comes back long before its end.
+    // In a window of hours some requests become available long before its end.
     let window = window.map(|window| Duration::from_secs(window.min(LIMITED.1.as_secs())));
     Some(reset.or(window).unwrap_or(LIMITED.0))
 }
@@ -240,7 +240,7 @@ mod tests {
         "2026-11-25T12:00:00Z".parse().unwrap()
     }
 
-    /// How long it is left alone after an answer, in seconds.
+    /// Returns the pause after a response, in seconds.
     #[track_caller]
     fn alone(budget: &mut Budget, status: u16, pairs: &[(&'static str, &str)]) -> Option<u64> {
         let now = Instant::now();
@@ -276,7 +276,7 @@ mod tests {
             alone(&mut budget(9), 429, &[("retry-after", "1.5")]),
             Some(1)
         );
-        // As Docker Hub's interface said it: a moment, here two minutes after the clock.
+        // As Docker Hub's API sent it: a moment, here two minutes after the clock.
         let moment = (clock().as_second() + 120).to_string();
         for name in ["x-retry-after", "retry-after"] {
             assert_eq!(alone(&mut budget(9), 429, &[(name, &moment)]), Some(120));

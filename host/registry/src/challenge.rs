@@ -1,35 +1,35 @@
-//! How a registry wants to be asked: what `WWW-Authenticate` says, made exact.
+//! Parses `WWW-Authenticate`: how a registry wants requests to be authenticated.
 //!
-//! A challenge is a stranger's word. The place that it sends logins to must be as well guarded as the registry itself.
+//! A challenge is untrusted input. The place that it sends logins to must be as well protected as the registry itself.
 
 use http::HeaderMap;
 use http::header::WWW_AUTHENTICATE;
 use refit_model::printable::printable;
 use reqwest::Url;
 
-/// The longest header that is read, and the longest realm and service. Those seen have fifty characters.
+/// The longest header, realm and service that Refit reads. Typical ones have fifty characters.
 pub const LENGTH_MAX: usize = 4096;
 
-/// Schemes that an error names, and the longest name in it.
+/// The number of schemes that an error names, and the longest name in it.
 const SCHEMES_SHOWN_MAX: usize = 8;
 const SCHEME_BYTES_MAX: usize = 40;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Challenge {
-    /// The login with each request.
+    /// The registry expects the login with each request.
     Basic,
-    /// A token with each request, to be had at a realm.
+    /// The registry expects a token with each request, which a realm issues.
     Bearer(Realm),
 }
 
-/// Where tokens are to be had.
+/// The server that issues tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Realm {
     pub url: Url,
     pub service: Option<String>,
 }
 
-/// A registry asks for something that it will not get.
+/// The registry requests an authentication that Refit refuses.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChallengeError {
     #[error("it asks for a way to log in that Refit does not know: {0}")]
@@ -46,8 +46,8 @@ struct Offered {
     parameters: Vec<(String, String)>,
 }
 
-/// What a refusal asks for. `plain` is whether the registry itself is spoken to without TLS. Of several ways the one with tokens
-/// is taken: the login goes to one place then, and seldom.
+/// Parses the challenge of a refusal. `plain` is whether Refit contacts the registry itself without TLS. Among several schemes
+/// Refit prefers tokens: then the login goes to one server only, and rarely.
 pub fn parse(headers: &HeaderMap, plain: bool) -> Result<Option<Challenge>, ChallengeError> {
     let (mut basic, mut unusable, mut others) = (false, None, Vec::new());
     for value in headers.get_all(WWW_AUTHENTICATE) {
@@ -55,9 +55,9 @@ pub fn parse(headers: &HeaderMap, plain: bool) -> Result<Option<Challenge>, Chal
         if text.len() > LENGTH_MAX {
             continue;
         }
-        for offered in offered(&text) {
+        for offered in parse_schemes(&text) {
             match offered.scheme.to_ascii_lowercase().as_str() {
-                "bearer" => match realm(&offered, plain) {
+                "bearer" => match parse_realm(&offered, plain) {
                     Ok(realm) => return Ok(Some(Challenge::Bearer(realm))),
                     Err(error) => unusable = Some(error),
                 },
@@ -77,9 +77,9 @@ pub fn parse(headers: &HeaderMap, plain: bool) -> Result<Option<Challenge>, Chal
     }
 }
 
-/// By the standard, or, where a header does not keep to it, as it is meant: registries send realms without quotes, with spaces,
-/// slashes and letters of any alphabet in them.
-fn offered(text: &str) -> Vec<Offered> {
+/// Parses the offered schemes by the standard, or leniently if a header violates it: registries send realms without quotes that
+/// contain spaces, slashes and letters of any alphabet.
+fn parse_schemes(text: &str) -> Vec<Offered> {
     let strict: Result<Vec<Offered>, _> = http_auth::ChallengeParser::new(text)
         .map(|challenge| {
             challenge.map(|challenge| {
@@ -93,11 +93,11 @@ fn offered(text: &str) -> Vec<Offered> {
             })
         })
         .collect();
-    strict.unwrap_or_else(|_| offered_loosely(text))
+    strict.unwrap_or_else(|_| parse_schemes_leniently(text))
 }
 
-/// Between commas outside of quotes is a parameter, or a scheme with its first parameter.
-fn offered_loosely(text: &str) -> Vec<Offered> {
+/// Parses leniently: commas outside of quotes separate parameters, or schemes with their first parameter.
+fn parse_schemes_leniently(text: &str) -> Vec<Offered> {
     let mut quoted = false;
     let parts = text.split(|character| {
         quoted ^= character == '"';
@@ -105,7 +105,7 @@ fn offered_loosely(text: &str) -> Vec<Offered> {
     });
     let mut all: Vec<Offered> = Vec::new();
     for part in parts.map(str::trim).filter(|part| !part.is_empty()) {
-        // A space before the first `=`, or none of the latter: a scheme.
+        // A space before the first `=`, or no `=` at all: a scheme.
         let name_ends = part.find('=').unwrap_or(part.len());
         let parameter = match part[..name_ends].trim_end().split_once(' ') {
             Some((scheme, _)) => {
@@ -136,7 +136,7 @@ fn offered_loosely(text: &str) -> Vec<Offered> {
     all
 }
 
-fn realm(challenge: &Offered, plain: bool) -> Result<Realm, ChallengeError> {
+fn parse_realm(challenge: &Offered, plain: bool) -> Result<Realm, ChallengeError> {
     let text = |name: &str| {
         let mut found = challenge.parameters.iter();
         let (_, value) = found.find(|(key, _)| key.eq_ignore_ascii_case(name))?;
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn what_registries_send_is_understood() {
-        // As GHCR, Docker Hub, the reference registry with a password and Harbor send it.
+        // As GHCR, Docker Hub, the reference registry with a password, and Harbor send it.
         let ghcr = r#"Bearer realm="https://ghcr.io/token",service="ghcr.io",scope="repository:user/image:pull""#;
         assert_eq!(
             parsed(&[ghcr], false),
@@ -275,7 +275,7 @@ mod tests {
         }
     }
 
-    /// The login goes to the registry itself then, and to nobody else.
+    /// The login then goes to the registry itself, and to no other server.
     #[test]
     fn realm_that_cannot_be_used_leaves_the_password() {
         for token in ["Bearer", "Bearer realm=\"http://auth.example/token\""] {

@@ -1,13 +1,13 @@
-//! How many requests were made of which registry, and how they were answered. For metrics, so it is bounded in both.
+//! Counts requests by registry and response status, for metrics. The number of both is bounded.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-/// Registries that are told apart. A platform has a handful; further ones are one line together.
+/// The number of registries with separate counts. A platform has a handful; all further ones share one entry.
 const REGISTRIES_MAX: usize = 32;
 const OTHERS: &str = "other";
 
-/// Statuses that mean something here. Others are counted by their hundred.
+/// Statuses with separate counts. Others are counted by their hundred.
 const STATUSES: [u16; 15] = [
     200, 301, 302, 307, 308, 400, 401, 403, 404, 405, 429, 500, 502, 503, 504,
 ];
@@ -16,7 +16,7 @@ const STATUSES: [u16; 15] = [
 pub struct Counts(Mutex<BTreeMap<String, BTreeMap<u16, u64>>>);
 
 impl Counts {
-    /// `None`: no answer came.
+    /// Counts a request; `None` if no response came.
     pub fn add(&self, registry: &str, status: Option<u16>) {
         let status = match status {
             None => 0,
@@ -32,7 +32,7 @@ impl Counts {
             .or_default() += 1;
     }
 
-    /// Registry, status (0 for no answer), number. Sorted.
+    /// Returns registry, status (0 for no response) and count, sorted.
     pub fn all(&self) -> Vec<(String, u16, u64)> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = all.iter().flat_map(|(registry, statuses)| {

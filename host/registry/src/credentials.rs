@@ -1,8 +1,8 @@
-//! Whose login is for which registry.
+//! Finds the login for a registry.
 //!
-//! `GHCR_USER` and `GHCR_TOKEN` come first, and only for the registry they are for; then `[[credentials.login]]`; then what
-//! `docker login` left behind (`docker_config`); then nothing, which is an anonymous pull. A login is looked up anew for each
-//! pull, so a file or a token that was renewed is used at once.
+//! `GHCR_USER` and `GHCR_TOKEN` come first, and only for their registry; then `[[credentials.login]]`; then the logins from
+//! `docker login` (`docker_config`); then none, which means an anonymous pull. Refit looks up a login again for each pull, so
+//! it uses a renewed file or token at once.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,10 +16,11 @@ use super::docker_config::{self, HELPER_SECONDS_MAX};
 /// The registry that `GHCR_USER` and `GHCR_TOKEN` are for, unless the configuration names another.
 pub const GHCR: &str = "ghcr.io";
 
-/// For a file with a secret. It is there or not; one on a network drive that is gone would hang a refresh.
+/// The time limit for a file with a secret. Usually it is read at once; a file on a network drive that is gone would hang a
+/// refresh.
 const FILE_SECONDS_MAX: u64 = 10;
 
-/// Where a login was found, for people.
+/// The source of a login, for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// `GHCR_USER` and `GHCR_TOKEN`
@@ -46,7 +47,7 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// A login could not be read. None was sent.
+/// Why a login could not be read. No login was sent.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialError {
     #[error("{origin} contains {what}")]
@@ -88,16 +89,16 @@ impl Hints for CredentialError {
     }
 }
 
-/// All that logins are taken from.
+/// All sources of logins.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
-    /// The first one for a registry counts.
+    /// The first login for a registry counts.
     named: Vec<Named>,
     /// `config.json` of the Docker CLI; it need not exist.
     docker_config: Option<PathBuf>,
 }
 
-/// A login for one registry, sent to no other.
+/// A login for one registry. Refit sends it to no other.
 #[derive(Clone, Debug)]
 struct Named {
     registry: String,
@@ -133,8 +134,8 @@ impl EnvironmentVariables {
 }
 
 impl Credentials {
-    /// `registry` is the one that the variables are for. Both or none of them count; surrounding white space does not. Files are
-    /// read, so that one that is missing is found out at the start.
+    /// Creates the sources. `registry` is the registry of the variables. Both variables must be set, or neither; surrounding
+    /// white space does not count. Files are read now, so that a missing file is detected at the start.
     pub fn new(
         variables: &EnvironmentVariables,
         registry: &str,
@@ -160,7 +161,7 @@ impl Credentials {
         })
     }
 
-    /// The login for a registry, and where it was found. `None`: anonymous.
+    /// Returns the login for a registry and its source. `None`: anonymous.
     pub async fn login(&self, registry: &str) -> Result<Option<(Login, Source)>, CredentialError> {
         if let Some(named) = self.named.iter().find(|named| named.registry == registry) {
             let source = named.source.clone();
@@ -235,7 +236,7 @@ impl Named {
         }
     }
 
-    /// As it is now.
+    /// Reads the present login.
     fn login(&self) -> Result<Login, CredentialError> {
         let secret = match &self.secret {
             SecretLocation::Variable(text) => text.clone(),
@@ -249,7 +250,7 @@ impl Named {
         match (&self.source, &self.username) {
             (Source::Configured(_), Some(username)) => Ok(Login::Password {
                 username: username.clone(),
-                // It may have lines: Google's is a JSON file.
+                // It may have several lines: Google's is a JSON file.
                 password: secret,
             }),
             (Source::Configured(path), None) => {
@@ -288,7 +289,7 @@ impl Named {
     }
 }
 
-/// `origin` is for people.
+/// Checks that a value has one line. `origin` is for messages.
 fn one_line(origin: &str, value: &str) -> Result<(), CredentialError> {
     let malformed = |what| {
         let origin = origin.to_owned();

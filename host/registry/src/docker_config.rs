@@ -1,7 +1,7 @@
-//! What `docker login` leaves behind: the Docker CLI's `config.json`, and the helper programs that it names.
+//! Reads logins from the Docker CLI's `config.json`, and from the helper programs that it names.
 //!
-//! In the CLI's own order: the registry's helper (`credHelpers`), the helper for all (`credsStore`), then the file itself
-//! (`auths`). What a helper prints on stdout is secret whatever it says, and of stderr only the first line is told.
+//! The order is the CLI's: the registry's helper (`credHelpers`), the helper for all (`credsStore`), then the file itself
+//! (`auths`). A helper's stdout is always secret, and Refit reports only the first line of its stderr.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -18,29 +18,29 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
-/// Somebody with logins at a hundred registries has 20 KB.
+/// The largest accepted file. With logins for a hundred registries it has 20 KB.
 const BYTES_MAX: u64 = 4 << 20;
-/// A login, or an error. The longest known hold a token of a few KB.
+/// The largest accepted output of a helper: a login, or an error. The longest known logins hold a token of a few KB.
 const HELPER_BYTES_MAX: u64 = 64 << 10;
-/// One that asks a key chain takes milliseconds, one that asks a cloud a few seconds; one that waits for a person to unlock it
-/// would hang a refresh.
+/// The time limit of a helper. With a key chain it takes milliseconds, with a cloud a few seconds; a helper that waits for a
+/// user to unlock it would hang a refresh.
 pub(super) const HELPER_SECONDS_MAX: u64 = 20;
-/// Of what a helper says on stderr.
+/// The longest quote of a helper's stderr.
 const SAID_CHARACTERS_MAX: usize = 200;
 
-/// Docker Hub is filed under an address of its own.
+/// The address under which the file stores Docker Hub.
 const HUB: &str = "https://index.docker.io/v1/";
 
-/// What a helper calls the user of an identity token.
+/// The user name with which a helper marks an identity token.
 const IDENTITY: &str = "<token>";
 
-/// How the file writes `user:password`. It is padded, and others who write it leave that out.
+/// The encoding of `user:password` in the file. It is padded, but other programs omit the padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Why there is no login, where there should be one.
+/// Why an expected login is missing.
 #[derive(Debug)]
 pub(super) enum Problem {
     File(String),
@@ -56,7 +56,7 @@ struct Document {
     cred_helpers: Option<BTreeMap<String, String>>,
 }
 
-/// `"ghcr.io": {}` says that a helper has it.
+/// `"ghcr.io": {}` means that a helper has the login.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Entry {
@@ -66,7 +66,7 @@ struct Entry {
     identitytoken: Option<SecretText>,
 }
 
-/// A helper's answer to `get`.
+/// A helper's response to `get`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Answer {
@@ -75,12 +75,12 @@ struct Answer {
     secret: SecretText,
 }
 
-/// Without a `Debug` that could show it.
+/// It has no `Debug`, which could show the secret.
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct SecretText(String);
 
-/// The login for a registry, as the file has it now. `None`: nobody logged in there.
+/// Returns the login for a registry from the present file. `None`: no login is stored.
 pub(super) async fn login(path: &Path, registry: &str) -> Result<Option<Login>, Problem> {
     let server = match registry {
         "docker.io" => HUB,
@@ -96,19 +96,19 @@ pub(super) async fn login(path: &Path, registry: &str) -> Result<Option<Login>, 
         .and_then(|helpers| helpers.get(server))
         .filter(|helper| !helper.is_empty());
     if let Some(helper) = helper {
-        return ask(helper, server).await;
+        return ask_helper(helper, server).await;
     }
     if let Some(store) = document.creds_store.as_deref().filter(|it| !it.is_empty())
-        && let Some(login) = ask(store, server).await?
+        && let Some(login) = ask_helper(store, server).await?
     {
         return Ok(Some(login));
     }
     match document
         .auths
         .as_ref()
-        .and_then(|auths| entry(auths, server))
+        .and_then(|auths| find_entry(auths, server))
     {
-        Some(entry) => in_entry(entry)
+        Some(entry) => login_from_entry(entry)
             .map_err(|what| Problem::File(format!("the login for `{registry}` {what}"))),
         None => Ok(None),
     }
@@ -122,12 +122,12 @@ fn read(path: &Path) -> Result<Document, Problem> {
     if text.len() as u64 > BYTES_MAX {
         return Err(Problem::File("it is longer than 4 MiB".into()));
     }
-    // What is wrong with it, the error would say by quoting it.
+    // The parser's error would quote the content.
     serde_json::from_slice(&text).map_err(|_| Problem::File("it is not readable JSON".into()))
 }
 
-/// By its own name, or by one that means the same host, as older versions and hands wrote it.
-fn entry<'a>(auths: &'a BTreeMap<String, Entry>, server: &str) -> Option<&'a Entry> {
+/// Finds an entry by the registry's name, or by another name for the same host, as older versions and users wrote it.
+fn find_entry<'a>(auths: &'a BTreeMap<String, Entry>, server: &str) -> Option<&'a Entry> {
     auths.get(server).or_else(|| {
         let mut others = auths.iter();
         let (_, entry) = others.find(|(key, _)| host(key) == host(server))?;
@@ -146,7 +146,7 @@ fn host(address: &str) -> &str {
     }
 }
 
-fn in_entry(entry: &Entry) -> Result<Option<Login>, &'static str> {
+fn login_from_entry(entry: &Entry) -> Result<Option<Login>, &'static str> {
     let filled = |text: &Option<SecretText>| {
         let text = text.as_ref().map(|text| text.0.clone());
         text.filter(|text| !text.is_empty())
@@ -160,7 +160,7 @@ fn in_entry(entry: &Entry) -> Result<Option<Login>, &'static str> {
         let (username, password) = text.split_once(':').ok_or("has no password")?;
         return Ok(Some(Login::Password {
             username: username.to_owned(),
-            // Old versions of Docker filled it up.
+            // Old versions of Docker padded it.
             password: password.trim_matches('\0').into(),
         }));
     }
@@ -173,17 +173,17 @@ fn in_entry(entry: &Entry) -> Result<Option<Login>, &'static str> {
     }
 }
 
-/// Ends with this call: a helper that takes too long is killed.
-async fn ask(helper: &str, server: &str) -> Result<Option<Login>, Problem> {
+/// Runs a helper. It ends with this call: if it takes too long, it is killed.
+async fn ask_helper(helper: &str, server: &str) -> Result<Option<Login>, Problem> {
     let program = format!("docker-credential-{helper}");
     let limit = Duration::from_secs(HELPER_SECONDS_MAX);
-    match tokio::time::timeout(limit, run(&program, server)).await {
+    match tokio::time::timeout(limit, run_helper(&program, server)).await {
         Ok(answer) => answer,
         Err(_) => Err(Problem::HelperTimedOut),
     }
 }
 
-async fn run(program: &str, server: &str) -> Result<Option<Login>, Problem> {
+async fn run_helper(program: &str, server: &str) -> Result<Option<Login>, Problem> {
     let cannot =
         |what: &str, error: std::io::Error| Problem::Helper(format!("`{program}` {what}: {error}"));
     let mut child = Command::new(program)
@@ -198,7 +198,7 @@ async fn run(program: &str, server: &str) -> Result<Option<Login>, Problem> {
         .map_err(|error| cannot("could not be run", error))?;
     if let Some(mut stdin) = child.stdin.take() {
         match stdin.write_all(server.as_bytes()).await {
-            // One that knows a single login need not read which is asked for.
+            // A helper with a single login need not read which one is requested.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
             written => written.map_err(|error| cannot("could not be asked", error))?,
         }
@@ -228,11 +228,11 @@ async fn run(program: &str, server: &str) -> Result<Option<Login>, Problem> {
         .await
         .map_err(|error| cannot("could not be run", error))?;
     if status.success() {
-        return understood(&answer)
+        return parse_helper_answer(&answer)
             .ok_or_else(|| Problem::Helper("its answer makes no sense".into()));
     }
     let said = String::from_utf8_lossy(&said);
-    // What every helper says of a server it has no login for, on stdout or stderr.
+    // Every helper writes this if it has no login for the server, on stdout or stderr.
     let none = "credentials not found";
     if said.contains(none) || String::from_utf8_lossy(&answer).contains(none) {
         return Ok(None);
@@ -242,8 +242,8 @@ async fn run(program: &str, server: &str) -> Result<Option<Login>, Problem> {
     Err(Problem::Helper(format!("`{program}` said: {said}")))
 }
 
-/// Some say so that they have none by an answer without any.
-fn understood(answer: &[u8]) -> Option<Option<Login>> {
+/// Parses a helper's response. Some helpers return an empty login if they have none.
+fn parse_helper_answer(answer: &[u8]) -> Option<Option<Login>> {
     let Answer { username, secret } = serde_json::from_slice(answer).ok()?;
     let secret = SecretString::from(secret.0);
     Some(match username.as_str() {
@@ -264,7 +264,7 @@ mod tests {
     fn found(config: &str, server: &str) -> Result<Option<(String, String)>, &'static str> {
         let document: Document = serde_json::from_str(config).unwrap();
         let auths = document.auths.unwrap_or_default();
-        let login = entry(&auths, server).map_or(Ok(None), in_entry)?;
+        let login = find_entry(&auths, server).map_or(Ok(None), login_from_entry)?;
         Ok(login.map(shown))
     }
 
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn every_way_in_which_a_login_was_ever_written_is_read() {
-        // `me:secret`, padded or not, and of a Docker that filled it up with zeros.
+        // `me:secret`, with padding, without it, and from an old Docker that padded it with zeros.
         for auth in ["bWU6c2VjcmV0", "bWU6c2VjcmV0Cg==", "bWU6c2VjcmV0AAA="] {
             let config = format!(r#"{{"auths":{{"a.example":{{"auth":"{auth}"}}}}}}"#);
             let (user, secret) = found(&config, "a.example").unwrap().unwrap();
@@ -291,7 +291,7 @@ mod tests {
         }
         let identity = r#"{"auths":{"a.example":{"auth":"bWU6","identitytoken":"refresh"}}}"#;
         assert_eq!(found(identity, "a.example"), is(IDENTITY, "refresh"));
-        // An empty one is none.
+        // An empty login is no login.
         let password = r#"{"auths":{"a.example":{"auth":"bWU6eA==","identitytoken":""}}}"#;
         assert_eq!(found(password, "a.example"), is("me", "x"));
         let plain = r#"{"auths":{"a.example":{"username":"me","password":"x:y"}}}"#;
@@ -338,7 +338,8 @@ mod tests {
 
     #[test]
     fn a_helpers_answer_is_a_password_an_identity_token_or_none() {
-        let answer = |text: &str| understood(text.as_bytes()).map(|login| login.map(shown));
+        let answer =
+            |text: &str| parse_helper_answer(text.as_bytes()).map(|login| login.map(shown));
         assert_eq!(
             answer(r#"{"ServerURL":"a","Username":"me","Secret":"x"}"#),
             Some(Some(("me".into(), "x".into())))

@@ -1,5 +1,4 @@
-//! What we know of registries: where they are, whose login is for which one, what their refusals mean, and which digest is
-//! behind a tag.
+//! Registries: their addresses, their logins, the meaning of their refusals, and the digest that a tag points to.
 
 #![forbid(unsafe_code)]
 

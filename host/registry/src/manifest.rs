@@ -1,7 +1,7 @@
-//! Whether what a registry answered is a manifest, and which digest it has.
+//! Checks whether a registry's response is a manifest, and computes its digest.
 //!
-//! Status 200 does not make an answer a manifest: login pages, captive portals and proxies answer so, too. Its type, its encoding,
-//! its form and its digest have to agree. Pure: no connections.
+//! Status 200 does not make a response a manifest: login pages, captive portals and proxies return it too. Its type, its
+//! encoding, its form and its digest have to agree. Pure: no connections.
 
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
@@ -9,7 +9,7 @@ use refit_model::image::{is_digest, sha256};
 use serde_json::Value;
 use sha2::{Digest as _, Sha512};
 
-/// All kinds of manifests: whatever is behind the tag has one digest, and it is this one that the engine records.
+/// All kinds of manifests: the tag points to an object with one digest, and the engine records that digest.
 pub(super) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
 
 const MEDIA_TYPES: [&str; 4] = [
@@ -19,13 +19,13 @@ const MEDIA_TYPES: [&str; 4] = [
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
 
-/// Manifests of the first schema, which old registries have of old images. Their digest leaves out the signatures.
+/// Manifests of the first schema, which old registries have for old images. Their digest excludes the signatures.
 const FIRST_SCHEMA: [&str; 2] = [
     "application/vnd.docker.distribution.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v1+prettyjws",
 ];
 
-/// What storage behind a registry calls anything. The content has to say that it is a manifest.
+/// The type that storage behind a registry gives to any content. The content has to show that it is a manifest.
 const GENERIC_TYPES: [&str; 5] = [
     "",
     "application/json",
@@ -36,12 +36,12 @@ const GENERIC_TYPES: [&str; 5] = [
 
 const DIGEST_HEADER: &str = "docker-content-digest";
 
-/// The answer is something else. Completes "its answer is not a manifest: …".
+/// The response is not a manifest. Completes "its answer is not a manifest: …".
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct NotAManifest(String);
 
-/// The digest in the answer to a HEAD. `None`: it does not say enough, and a GET does.
+/// Reads the digest from the response to a HEAD. `None`: the response is incomplete, and a GET is needed.
 pub(super) fn digest_of_head(headers: &HeaderMap) -> Option<String> {
     let kind = media_type(headers);
     let is_manifest = MEDIA_TYPES.contains(&&*kind) || FIRST_SCHEMA.contains(&&*kind);
@@ -49,7 +49,7 @@ pub(super) fn digest_of_head(headers: &HeaderMap) -> Option<String> {
     (is_manifest && encoding(headers).is_none()).then_some(digest)
 }
 
-/// The digest of the manifest in the answer to a GET.
+/// Computes the digest of the manifest in the response to a GET.
 pub(super) fn digest_of_body(headers: &HeaderMap, body: &[u8]) -> Result<String, NotAManifest> {
     let not = |why: String| Err(NotAManifest(why));
     if let Some(encoding) = encoding(headers) {
@@ -90,12 +90,12 @@ pub(super) fn digest_of_body(headers: &HeaderMap, body: &[u8]) -> Result<String,
     }
 }
 
-/// Whether these bytes have this digest.
+/// Reports whether these bytes have this digest.
 pub(super) fn is_digest_of(digest: &str, bytes: &[u8]) -> bool {
     digest == sha256(bytes) || digest == sha512(bytes)
 }
 
-/// An index of manifests, or the manifest of one image.
+/// Checks the form of an index of manifests, or of the manifest of one image.
 fn check_form(document: &Value) -> Result<(), &'static str> {
     if document.get("schemaVersion").and_then(Value::as_u64) != Some(2) {
         return Err("it has no `schemaVersion` of 2");
@@ -119,7 +119,7 @@ fn check_form(document: &Value) -> Result<(), &'static str> {
     }
 }
 
-/// Without its parameters, in small letters.
+/// Returns the media type without parameters, in lower case.
 fn media_type(headers: &HeaderMap) -> String {
     let kind = headers.get(CONTENT_TYPE);
     let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
@@ -141,7 +141,7 @@ fn encoding(headers: &HeaderMap) -> Option<String> {
     (!is_none).then_some(encoding)
 }
 
-/// As a registry says it, where it is one.
+/// Reads the registry's digest header, if it is valid.
 fn digest_header(headers: &HeaderMap) -> Option<String> {
     let digest = headers.get(DIGEST_HEADER)?.to_str().ok()?.trim();
     is_digest(digest).then(|| digest.to_owned())
@@ -205,7 +205,7 @@ mod tests {
         let page = "<!doctype html><form action=/login>";
         let html = [("content-type", "text/html; charset=utf-8")];
         is_none(&html, page, "web page (`text/html`)");
-        // A header of a proxy's does not make it one.
+        // A header from a proxy does not make it a manifest.
         let with_digest = [html[0], ("docker-content-digest", SOME)];
         is_none(&with_digest, page, "web page");
         is_none(&html, &index(), "web page");
@@ -257,7 +257,7 @@ mod tests {
         };
         let long = sha512(index().as_bytes());
         assert_eq!(said(&long), Ok(long.clone()));
-        // What is none counts as not said.
+        // An invalid digest counts as absent.
         assert_eq!(said("md5:1"), Ok(sha256(index().as_bytes())));
         assert!(said(SOME).unwrap_err().to_string().contains(SOME));
     }

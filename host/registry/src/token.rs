@@ -1,6 +1,6 @@
-//! Tokens of a registry: how they are asked for, what they cover, and how long they are good.
+//! Registry tokens: how Refit requests them, what they cover, and how long they are valid.
 //!
-//! One token may cover many repositories. Knows nothing of connections.
+//! One token may cover many repositories. This module knows no connections.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -12,29 +12,31 @@ use serde_json::Value;
 
 use super::challenge::Realm;
 
-/// Where the answer does not say, as the specification has it.
+/// The lifetime if the response gives none, from the specification.
 const LIFETIME: Duration = Duration::from_secs(60);
-/// A server that promises more is asked again all the same: whose access was taken away should not keep it for ever.
+/// The longest lifetime that Refit uses, even if the server grants more: a user whose access was revoked must not keep it
+/// forever.
 const LIFETIME_MAX: Duration = Duration::from_secs(12 * 60 * 60);
-/// Renewed so long before its end, or a quarter of its life where that is less: it must outlive the requests it is for.
+/// How long before its end Refit renews a token, or a quarter of its life if that is less: the token must stay valid during its
+/// requests.
 const EARLY: Duration = Duration::from_secs(10);
 
-/// The scopes of one request, in bytes. Servers take request lines of 8 KiB, the usual limit of nginx; 100 repositories of 50
-/// characters fit.
+/// The longest scopes of one request, in bytes. Servers accept request lines of 8 KiB, the usual limit of nginx; 100
+/// repositories of 50 characters fit.
 const SCOPES_BYTES_MAX: usize = 7_000;
 
-/// What is told to a server of OAuth 2.
+/// The client id for an OAuth 2 server.
 const CLIENT_ID: &str = "refit";
 
 #[derive(Debug)]
 pub(super) struct Token {
-    /// Tells it from others, after it was renewed.
+    /// Distinguishes the token from others, after a renewal.
     pub(super) number: u64,
     pub(super) value: SecretString,
     pub(super) repositories: BTreeSet<String>,
-    /// Which batch it was asked for in.
+    /// The batch that requested it.
     pub(super) batch: u64,
-    /// From then on another one is asked for.
+    /// From this time on Refit requests another token.
     until: Instant,
 }
 
@@ -56,7 +58,8 @@ impl Token {
         }
     }
 
-    /// For a repository. One that was got in this batch is good for all of it, however short its life.
+    /// Reports whether the token is valid for a repository. A token from this batch is valid for all of the batch, however
+    /// short its life.
     pub(super) fn is_good_for(&self, repository: &str, batch: u64, now: Instant) -> bool {
         (now < self.until || self.batch == batch) && self.repositories.contains(repository)
     }
@@ -66,14 +69,14 @@ impl Token {
     }
 }
 
-/// What a server gives.
+/// The token that a server issued.
 #[derive(Debug)]
 pub(super) struct Granted {
     pub(super) value: SecretString,
     lifetime: Duration,
 }
 
-/// Servers differ in what they write where a number or a date is expected, and a token is good all the same.
+/// The raw response. Servers write different things where a number or a date is expected, and the token is still valid.
 #[derive(Deserialize)]
 struct Answer {
     token: Option<Value>,
@@ -83,8 +86,8 @@ struct Answer {
     issued_at: Option<Value>,
 }
 
-/// `None` where there is no token in it that could be sent.
-pub(super) fn granted(body: &[u8], clock: jiff::Timestamp) -> Option<Granted> {
+/// Parses a response; `None` if it contains no token that can be sent.
+pub(super) fn parse_token(body: &[u8], clock: jiff::Timestamp) -> Option<Granted> {
     let answer: Answer = serde_json::from_slice(body).ok()?;
     let tokens = [&answer.token, &answer.access_token].into_iter().flatten();
     let mut tokens = tokens.filter_map(Value::as_str);
@@ -102,8 +105,8 @@ pub(super) fn granted(body: &[u8], clock: jiff::Timestamp) -> Option<Granted> {
     })
 }
 
-/// A token may come from a cache of the server's, and be old already. One that seems to be over when it comes shows only that
-/// the two clocks differ.
+/// Computes the lifetime. A token may come from the server's cache, and be old already. A token that seems to have expired on
+/// arrival only shows that the two clocks differ.
 fn lifetime(
     expires_in: Option<f64>,
     issued: Option<jiff::Timestamp>,
@@ -120,8 +123,11 @@ fn lifetime(
     }
 }
 
-/// Repositories that one token is asked for, `must` among them.
-pub(super) fn together(must: &str, others: impl IntoIterator<Item = String>) -> BTreeSet<String> {
+/// Returns the repositories for one token request, including `must`.
+pub(super) fn select_repositories(
+    must: &str,
+    others: impl IntoIterator<Item = String>,
+) -> BTreeSet<String> {
     let bytes = |repository: &str| scope(repository, Actions::Pull).len() + "&scope=".len();
     let mut together = BTreeSet::from([must.to_owned()]);
     let mut used = bytes(must);
@@ -138,7 +144,7 @@ pub(super) fn together(must: &str, others: impl IntoIterator<Item = String>) -> 
     together
 }
 
-/// What a token is to allow.
+/// The actions that a token must allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Actions {
     Pull,
@@ -153,9 +159,9 @@ fn scope(repository: &str, actions: Actions) -> String {
     format!("repository:{repository}:{actions}")
 }
 
-/// How a token is asked for.
+/// The form of a token request.
 pub(super) enum Ask {
-    /// With the login as HTTP Basic, where there is one.
+    /// With the login as HTTP Basic, if there is one.
     Get(Url),
     /// With an identity token in the body. The body is secret.
     Post(Url, SecretString),
@@ -207,7 +213,7 @@ mod tests {
 
     #[track_caller]
     fn lives(answer: &str, seconds: u64) {
-        let granted = granted(answer.as_bytes(), clock()).expect("there is a token in it");
+        let granted = parse_token(answer.as_bytes(), clock()).expect("there is a token in it");
         assert_eq!(granted.lifetime, Duration::from_secs(seconds), "{answer}");
     }
 
@@ -231,7 +237,7 @@ mod tests {
         lives(r#"{"token":"t","expires_in":1e30}"#, 60);
         lives(r#"{"token":"t","expires_in":999999999}"#, 12 * 60 * 60);
         lives(r#"{"token":"t","expires_in":-1}"#, 60);
-        // Other servers write other things there.
+        // Other servers write other values there.
         lives(r#"{"token":"t","expires_in":"300"}"#, 300);
         lives(r#"{"token":null,"access_token":"t","expires_in":null}"#, 60);
         lives(r#"{"token":"t","issued_at":1795608000}"#, 60);
@@ -247,14 +253,17 @@ mod tests {
             r#"{"token":"a b"}"#,
             r#"{"token":"a\nb"}"#,
         ] {
-            assert!(granted(answer.as_bytes(), clock()).is_none(), "{answer}");
+            assert!(
+                parse_token(answer.as_bytes(), clock()).is_none(),
+                "{answer}"
+            );
         }
     }
 
     #[test]
     fn it_is_renewed_before_its_end_and_good_for_the_batch_it_was_got_in() {
         let now = Instant::now();
-        let granted = granted(br#"{"token":"t","expires_in":60}"#, clock()).unwrap();
+        let granted = parse_token(br#"{"token":"t","expires_in":60}"#, clock()).unwrap();
         let token = Token::new(1, 7, BTreeSet::from(["a".to_owned()]), granted, now);
         let after = |seconds| now + Duration::from_secs(seconds);
         assert!(token.is_good_for("a", 8, after(49)));
@@ -266,8 +275,8 @@ mod tests {
     #[test]
     fn a_hundred_repositories_are_one_request_and_a_thousand_are_not() {
         let names = |count| (0..count).map(|n| format!("acme/workspace-template-runtime-{n}"));
-        assert_eq!(together("acme/first", names(99)).len(), 100);
-        assert!(together("acme/first", names(1000)).len() < 200);
+        assert_eq!(select_repositories("acme/first", names(99)).len(), 100);
+        assert!(select_repositories("acme/first", names(1000)).len() < 200);
         let realm = Realm {
             url: "https://ghcr.io/token?x=1".parse().unwrap(),
             service: Some("a b".into()),
@@ -275,7 +284,7 @@ mod tests {
         let Ask::Get(url) = ask(
             &realm,
             None,
-            &together("acme/b", ["acme/a".to_owned()]),
+            &select_repositories("acme/b", ["acme/a".to_owned()]),
             Actions::Pull,
         ) else {
             panic!("without an identity token it is a GET")

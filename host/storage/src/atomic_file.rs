@@ -1,17 +1,17 @@
-//! Files and folders that only this user can read, and the one way to change such a file so that a loss of power leaves the old or
-//! the new one. All of this blocks. Knows nothing of what is in them.
+//! Private files and folders, and their atomic replacement: after a power loss a file has either its old or its new content.
+//! All functions block. This module does not know the content.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::Path;
 
-/// To write into. An error where one is there.
+/// Creates a private file to write into. Fails if the file exists.
 pub fn new_file(path: &Path) -> io::Result<File> {
     open(path, OpenOptions::new().write(true).create_new(true))
 }
 
-/// Makes a folder, and those above it that are missing, each for this user alone. One that others can look into is made so that
-/// they cannot; what is above it stays as it is.
+/// Creates a folder, and its missing parents, each for this user alone. If other users can read an existing folder, restricts
+/// it; its parents stay as they are.
 pub fn folder(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
@@ -31,16 +31,16 @@ pub fn folder(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whose folder it is, and who can look into it. One that others can look into is made so that they cannot.
+/// Checks the owner and the permissions of a folder. If other users can read it, restricts it.
 pub fn check_folder(path: &Path) -> io::Result<()> {
     match fs::metadata(path) {
-        // What is to be written there says so; there is nothing to look into.
+        // A later write fails with a clear error; there is nothing to read.
         Ok(found) if !found.is_dir() => return Ok(()),
         #[cfg(unix)]
         Ok(found) => {
             use std::os::unix::fs::MetadataExt as _;
             let user = rustix::process::geteuid();
-            // Root sees what a service keeps that runs as a user of its own.
+            // Root may read the folder of a service that runs as another user.
             if found.uid() != user.as_raw() && !user.is_root() {
                 return Err(io::Error::new(
                     io::ErrorKind::PermissionDenied,
@@ -56,7 +56,7 @@ pub fn check_folder(path: &Path) -> io::Result<()> {
     folder(path)
 }
 
-/// Whether a file belongs to this user, or to root, and nobody else can read it.
+/// Reports whether a file belongs to this user or to root, and no other user can read it.
 pub fn is_private(path: &Path) -> io::Result<bool> {
     #[cfg(unix)]
     {
@@ -70,14 +70,15 @@ pub fn is_private(path: &Path) -> io::Result<bool> {
     Ok(path.is_file())
 }
 
-/// Written beside, flushed, and moved into place, the folder flushed too. What is beside, `NAME.new`, is one writer's at a time.
+/// Replaces a file atomically: writes `NAME.new` next to it, flushes it, renames it, and flushes the folder. Only one writer at
+/// a time may use `NAME.new`.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
-    // One that a writer who died has left is written over.
+    // A file that a dead writer left is overwritten.
     let mut options = OpenOptions::new();
     let put = open(&beside, options.write(true).create(true).truncate(true))
         .and_then(|mut file| {
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_is_for_its_owner_alone() {
+    fn created_files_are_private() {
         let state = tempfile::tempdir().unwrap();
         let made = state.path().join("a/b");
         folder(&made).unwrap();
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_put_in_place_leaves_nothing_beside_it() {
+    fn failed_replacement_leaves_no_temporary_file() {
         let state = tempfile::tempdir().unwrap();
         let path = state.path().join("held.json");
         replace(&path, b"one").unwrap();

@@ -1,11 +1,11 @@
-//! The environment of the programs that Refit runs: what each needs, and none of Refit's own secrets.
+//! The environment of child processes: the variables that each program needs, and none of Refit's secrets.
 //!
-//! Refit's environment holds `ADMIN_TOKEN`, `GHCR_TOKEN` and the secrets of webhooks. `ssh` and credential helpers inherit only the
-//! variables that are listed here, and the compiler of policies none.
+//! Refit's environment holds `ADMIN_TOKEN`, `GHCR_TOKEN` and the secrets of webhooks. `ssh` and credential helpers inherit only
+//! the variables that this module lists, and the policy compiler inherits none.
 
 use std::ffi::OsString;
 
-/// What any program needs to find its files, its user and its language.
+/// Variables with which any program finds its files, its user and its language.
 const COMMON: &[&str] = &[
     "PATH",
     "HOME",
@@ -56,12 +56,12 @@ const COMMON: &[&str] = &[
 /// Locales: `LC_ALL`, `LC_MESSAGES`, …
 const COMMON_PREFIXES: &[&str] = &["LC_"];
 
-/// Who runs a program, and what it needs beyond that.
+/// A kind of child process, which determines its further variables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Child {
-    /// Also the programs that `~/.ssh/config` names (`ProxyCommand`), by the names of their profiles and files.
+    /// `ssh`, and the programs that `~/.ssh/config` names (`ProxyCommand`): variables with their profiles and files.
     Ssh,
-    /// A `docker-credential-…` program: those of clouds take their logins from the environment.
+    /// A `docker-credential-…` program: helpers of clouds take their logins from the environment.
     CredentialHelper,
 }
 
@@ -130,7 +130,7 @@ impl Child {
             || begins(self.prefixes())
     }
 
-    /// Those of Refit's own variables that this child gets. For a command whose environment was cleared.
+    /// Returns the variables of Refit that this child gets, for a command with a cleared environment.
     pub fn environment(self) -> impl Iterator<Item = (OsString, OsString)> {
         std::env::vars_os()
             .filter(move |(name, _)| name.to_str().is_some_and(|name| self.needs(name)))
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_of_refit_are_for_no_child() {
+    fn child_gets_no_refit_secrets() {
         for child in [Child::Ssh, Child::CredentialHelper] {
             for name in [
                 "ADMIN_TOKEN",

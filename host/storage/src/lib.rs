@@ -1,5 +1,5 @@
-//! What Refit keeps on disk: files that only their owner reads, written whole or not at all; files that hold a secret; and the
-//! environment of the programs that Refit runs.
+//! Refit's access to the disk: private files that are written atomically; files that hold a secret; and the environment of
+//! child processes.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
-//! Secrets from outside: a variable, the file that the variable's `_FILE` names, or a file of the configuration.
+//! Reads secrets: from a variable, from the file that the variable's `_FILE` names, or from a file of the configuration.
 //!
-//! As Docker's images do it, `GHCR_TOKEN_FILE` names a file with what `GHCR_TOKEN` would hold. Files are read anew each time, so
-//! that one that was renewed is used at once. Knows nothing of what the secrets are for.
+//! As in Docker's images, `GHCR_TOKEN_FILE` names a file with the value for `GHCR_TOKEN`. Refit reads files again each time, so
+//! it uses a renewed file at once. This module does not know what the secrets are for.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -9,29 +9,29 @@ use std::path::{Path, PathBuf};
 use refit_model::diagnostic::Hints;
 use refit_model::secret::{ExposeSecret as _, SecretString};
 
-/// The longest secrets known are keys of Google's service accounts, of 3 KB, and tokens of a few KB. A file that is longer is
-/// another one than was meant.
+/// The largest accepted file. The longest known secrets are keys of Google service accounts, of 3 KB, and tokens of a few KB. A
+/// longer file is the wrong one.
 const BYTES_MAX: u64 = 64 * 1024;
 
-/// Docker and Kubernetes put secrets there, readable by all in a container that has one user.
+/// The folder in which Docker and Kubernetes put secrets, readable by all in a container that has one user.
 const MOUNTED: [&str; 2] = ["/run/secrets", "/var/run/secrets"];
 
-/// A secret, and what is said of where it came from.
+/// A secret and its origin.
 #[derive(Clone, Debug)]
 pub struct Found {
     pub text: SecretString,
-    /// `` `GHCR_TOKEN` `` or a path, for people.
+    /// `` `GHCR_TOKEN` `` or a path, for messages.
     pub origin: String,
 }
 
-/// Where the environment has a secret.
+/// The place of a secret in the environment.
 #[derive(Clone, Debug)]
 pub enum SecretLocation {
     Variable(SecretString),
     File(PathBuf),
 }
 
-/// A secret that cannot be had. Says where it was looked for, and nothing of what was there.
+/// Why a secret is unavailable. Names the place, and never the content.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretFileError {
     #[error("`{name}` and `{name}_FILE` are both set")]
@@ -69,14 +69,14 @@ impl Hints for SecretFileError {
     }
 }
 
-/// Where a secret is that may be in a variable, or in a file that the variable with `_FILE` behind it names. Blank ones do not
-/// count.
+/// Finds a secret that may be in a variable, or in a file that the variable with `_FILE` after its name points to. Blank
+/// variables do not count.
 pub fn place(name: &'static str) -> Result<Option<SecretLocation>, SecretFileError> {
     let read = |name: &str| std::env::var(name).ok().filter(|it| !it.trim().is_empty());
-    chosen(name, read(name), read(&format!("{name}_FILE")))
+    choose_location(name, read(name), read(&format!("{name}_FILE")))
 }
 
-fn chosen(
+fn choose_location(
     name: &'static str,
     variable: Option<String>,
     file: Option<String>,
@@ -89,8 +89,8 @@ fn chosen(
     }
 }
 
-/// The variable, the file that the variable with `_FILE` behind it names, then the file of the configuration. `what` is for
-/// people: `the admin token`.
+/// Reads a secret from the variable, from the file that the variable with `_FILE` after its name points to, or from the file of
+/// the configuration, in this order. `what` is for messages: `the admin token`.
 pub fn find(
     name: &'static str,
     what: &str,
@@ -107,14 +107,14 @@ pub fn find(
     file.map(|path| at(what, &path)).transpose()
 }
 
-/// What is in a file, for a program that starts.
+/// Reads a secret file at the start of a program.
 pub fn at(what: &str, path: &Path) -> Result<Found, SecretFileError> {
     warn_of_readers(what, path);
     let origin = format!("`{}`", path.display());
     read(what, path).map(|text| Found { text, origin })
 }
 
-/// What is in a file, without the end of its last line.
+/// Reads a secret file, without its last line break.
 pub fn read(what: &str, path: &Path) -> Result<SecretString, SecretFileError> {
     let unreadable = |source| SecretFileError::Unreadable {
         what: what.to_owned(),
@@ -128,7 +128,7 @@ pub fn read(what: &str, path: &Path) -> Result<SecretString, SecretFileError> {
             problem,
         })
     };
-    // Before it is opened: to open a pipe may take for ever.
+    // Check this before the open: opening a pipe may block forever.
     if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
         return unusable("it is no file");
     }
@@ -149,7 +149,7 @@ pub fn read(what: &str, path: &Path) -> Result<SecretString, SecretFileError> {
     Ok(SecretString::from(trimmed))
 }
 
-/// Once, where a program starts.
+/// Warns if other users can read the file. Call it once, at the start of a program.
 pub fn warn_of_readers(what: &str, path: &Path) {
     if others_may_read(path) {
         let file = path.display();
@@ -184,25 +184,26 @@ mod tests {
     }
 
     #[test]
-    fn one_of_the_two_variables_or_none() {
+    fn only_one_of_two_variables_may_be_set() {
         let some = |text: &str| Some(text.to_owned());
-        assert!(matches!(chosen("X", None, None), Ok(None)));
+        assert!(matches!(choose_location("X", None, None), Ok(None)));
         assert!(matches!(
-            chosen("X", some("secret"), None),
+            choose_location("X", some("secret"), None),
             Ok(Some(SecretLocation::Variable(_)))
         ));
-        let Ok(Some(SecretLocation::File(path))) = chosen("X", None, some(" /run/secrets/x\n"))
+        let Ok(Some(SecretLocation::File(path))) =
+            choose_location("X", None, some(" /run/secrets/x\n"))
         else {
             panic!("it is a file")
         };
         assert_eq!(path, Path::new("/run/secrets/x"));
-        let error = chosen("X", some("secret"), some("/run/secrets/x")).unwrap_err();
+        let error = choose_location("X", some("secret"), some("/run/secrets/x")).unwrap_err();
         assert_eq!(error.to_string(), "`X` and `X_FILE` are both set");
         assert!(!format!("{error:?}").contains("secret"));
     }
 
     #[test]
-    fn what_cannot_be_a_secret_is_refused_without_being_shown() {
+    fn invalid_secret_is_refused_and_not_shown() {
         let folder = folder("refused");
         let file = |name: &str, content: &[u8]| {
             let path = folder.join(name);
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_line_is_no_part_of_it_and_what_is_within_is() {
+    fn only_final_line_break_is_removed() {
         let folder = folder("taken");
         for (content, secret) in [("secret\r\n", "secret"), (" a b \nc\n\n", " a b \nc")] {
             let path = folder.join("secret");
@@ -244,7 +245,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_file_for_all_is_told_of_and_what_docker_mounts_is_not() {
+    fn readable_file_is_reported_except_docker_mounts() {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = folder("readers");
         let path = folder.join("secret");

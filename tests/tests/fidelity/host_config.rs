@@ -4,7 +4,7 @@ use bollard::models::HostConfig;
 use refit::engine::Engine as _;
 use refit::model::container::ContainerName;
 use refit::recreate::intent::Intent;
-use refit::recreate::verify::differences;
+use refit::recreate::verify::find_differences;
 use refit_tests::{ImageSpec, with_world};
 use serde_json::{Value, json};
 
@@ -213,7 +213,8 @@ async fn settings_for_other_machines_come_back_too() -> anyhow::Result<()> {
                 );
             }
             let of_image = engine.image(&image).await?;
-            let wanted = Intent::of(&before, &of_image.config).on(&image, &of_image.id);
+            let wanted = Intent::from_container(&before, &of_image.config)
+                .to_replacement(&image, &of_image.id);
             let again = engine
                 .create(
                     &ContainerName::new(w.name(&format!("{suffix}-again"))),
@@ -222,7 +223,7 @@ async fn settings_for_other_machines_come_back_too() -> anyhow::Result<()> {
                 )
                 .await?;
             let after = engine.inspect(&again).await?;
-            assert_eq!(differences(&wanted, &after), Vec::<String>::new());
+            assert_eq!(find_differences(&wanted, &after), Vec::<String>::new());
             assert_eq!(changes(&before, &after), Vec::<String>::new());
         }
         Ok(())

@@ -171,7 +171,7 @@ async fn pruned_replacement_is_made_again_before_the_stop() -> anyhow::Result<()
         let temporary = names::temporary_name(&container.id);
         // Two containers may be down at once, and both places are taken: the replacement waits for its turn.
         let lanes = Arc::new(ConcurrencyLimits::new(2));
-        let (first, second) = (lanes.gap().await, lanes.gap().await);
+        let (first, second) = (lanes.downtime().await, lanes.downtime().await);
         let replacing = {
             let (w, lanes) = (w.clone(), lanes.clone());
             tokio::spawn(async move {
@@ -216,7 +216,7 @@ async fn pruned_replacement_is_made_again_before_the_stop() -> anyhow::Result<()
 
 /// Whether what is made ready has been made ready: it holds the other lane meanwhile.
 async fn lanes_are_quiet(lanes: &ConcurrencyLimits) -> bool {
-    lanes.aside().await.is_some()
+    lanes.background().await.is_some()
 }
 
 /// A5: a prune in the gap takes the old container, which has exited, and the replacement, which has not been started.

@@ -5,7 +5,7 @@ use refit::model::container::{ContainerName, Object};
 use refit::model::recreation::Step;
 use refit::recreate::RecreateError;
 use refit::recreate::intent::Intent;
-use refit::recreate::verify::differences;
+use refit::recreate::verify::find_differences;
 use refit_tests::{ContainerSpec, ImageSpec, with_world};
 use serde_json::{Value, json};
 
@@ -116,7 +116,8 @@ async fn nothing_can_be_left_out_unnoticed() -> anyhow::Result<()> {
             .await?;
         let before = engine.inspect(&id).await?;
         let of_image = engine.image(&image).await?;
-        let wanted = Intent::of(&before, &of_image.config).on(&image, &of_image.id);
+        let wanted =
+            Intent::from_container(&before, &of_image.config).to_replacement(&image, &of_image.id);
         let mut unnoticed = Vec::new();
         let parts = [
             ("Config", &wanted.request.config),
@@ -157,7 +158,7 @@ async fn nothing_can_be_left_out_unnoticed() -> anyhow::Result<()> {
             if before != after
                 && !same_network
                 && !is_nothing(&before)
-                && !differences(&wanted, &made)
+                && !find_differences(&wanted, &made)
                     .iter()
                     .any(|found| found.starts_with(&format!("{part}.{key}:")))
             {

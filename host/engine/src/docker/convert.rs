@@ -1,4 +1,4 @@
-//! The engine's documents, read into our types. Knows the shape of inspect answers and nothing of how they came.
+//! Parses the engine's documents into Refit's types. This module knows the form of inspections, but not how they arrive.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ struct Inspection {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct GraphDriver {
-    /// What is in it depends on the driver.
+    /// Its content depends on the driver.
     data: Option<Object>,
 }
 
@@ -100,50 +100,50 @@ struct PlatformDocument {
     variant: Option<String>,
 }
 
-/// A container, from the document that an engine answers an inspection with.
+/// Parses a container from the engine's inspection document.
 pub fn container(document: &[u8]) -> Result<Container, serde_json::Error> {
-    let found: Inspection = serde_json::from_slice(document)?;
+    let parsed: Inspection = serde_json::from_slice(document)?;
     let unknown = |what: String| <serde_json::Error as serde::de::Error>::custom(what);
-    let state = State::parse(&found.state.status)
-        .ok_or_else(|| unknown(format!("unknown container state `{}`", found.state.status)))?;
-    let (networks, ports) = found
+    let state = State::parse(&parsed.state.status)
+        .ok_or_else(|| unknown(format!("unknown container state `{}`", parsed.state.status)))?;
+    let (networks, ports) = parsed
         .network_settings
         .map(|it| (it.networks, it.ports))
         .unwrap_or_default();
     Ok(Container {
-        id: ContainerId::new(found.id),
-        name: found.name.trim_start_matches('/').to_owned(),
-        image_id: ImageId::new(found.image),
-        manifest_digest: found
+        id: ContainerId::new(parsed.id),
+        name: parsed.name.trim_start_matches('/').to_owned(),
+        image_id: ImageId::new(parsed.image),
+        manifest_digest: parsed
             .image_manifest_descriptor
             .as_ref()
             .and_then(|descriptor| descriptor.digest.clone()),
-        platform: found
+        platform: parsed
             .image_manifest_descriptor
-            .and_then(|descriptor| platform(descriptor.platform?)),
+            .and_then(|descriptor| format_platform(descriptor.platform?)),
         state,
-        last_health_check: found.state.health.as_ref().and_then(last_health_check),
-        health: health(found.state.health),
-        exit_code: found.state.exit_code,
-        error: found.state.error.filter(|text| !text.is_empty()),
-        created: found
+        last_health_check: parsed.state.health.as_ref().and_then(last_health_check),
+        health: parse_health(parsed.state.health),
+        exit_code: parsed.state.exit_code,
+        error: parsed.state.error.filter(|text| !text.is_empty()),
+        created: parsed
             .created
             .as_deref()
-            .and_then(moment)
+            .and_then(parse_time)
             .unwrap_or_default(),
-        started: found.state.started_at.as_deref().and_then(moment),
-        finished: found.state.finished_at.as_deref().and_then(moment),
-        config: found.config,
-        host_config: found.host_config,
+        started: parsed.state.started_at.as_deref().and_then(parse_time),
+        finished: parsed.state.finished_at.as_deref().and_then(parse_time),
+        config: parsed.config,
+        host_config: parsed.host_config,
         endpoints: networks.unwrap_or_default(),
-        published_ports: published(ports.unwrap_or_default()),
-        mounts: found
+        published_ports: parse_published_ports(ports.unwrap_or_default()),
+        mounts: parsed
             .mounts
             .unwrap_or_default()
             .into_iter()
-            .map(mount)
+            .map(convert_mount)
             .collect(),
-        upper_dir: found
+        upper_dir: parsed
             .graph_driver
             .and_then(|driver| Some(driver.data?.get("UpperDir")?.as_str()?.to_owned())),
     })
@@ -170,27 +170,27 @@ struct RootFs {
 }
 
 pub(super) fn image(document: &[u8]) -> Result<Image, serde_json::Error> {
-    let found: ImageDocument = serde_json::from_slice(document)?;
-    let content = content(&found);
+    let parsed: ImageDocument = serde_json::from_slice(document)?;
+    let content = content_digest(&parsed);
     Ok(Image {
-        id: ImageId::new(found.id),
-        repo_digests: found.repo_digests.unwrap_or_default(),
-        os: found.os.unwrap_or_default(),
-        architecture: found.architecture.unwrap_or_default(),
-        config: found.config.unwrap_or_default(),
+        id: ImageId::new(parsed.id),
+        repo_digests: parsed.repo_digests.unwrap_or_default(),
+        os: parsed.os.unwrap_or_default(),
+        architecture: parsed.architecture.unwrap_or_default(),
+        config: parsed.config.unwrap_or_default(),
         content,
     })
 }
 
-/// `SystemTime` of `GET /info`.
+/// Parses `SystemTime` of `GET /info`.
 pub(super) fn system_time(document: &[u8]) -> Result<jiff::Timestamp, serde_json::Error> {
-    let found: Value = serde_json::from_slice(document)?;
-    let time = found.get("SystemTime").and_then(Value::as_str);
-    time.and_then(moment)
+    let parsed: Value = serde_json::from_slice(document)?;
+    let time = parsed.get("SystemTime").and_then(Value::as_str);
+    time.and_then(parse_time)
         .ok_or_else(|| serde::de::Error::custom("no `SystemTime`"))
 }
 
-/// The answer to `GET /networks`.
+/// Parses the response to `GET /networks`.
 pub(super) fn networks(document: &[u8]) -> Result<Vec<Network>, serde_json::Error> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
@@ -198,25 +198,25 @@ pub(super) fn networks(document: &[u8]) -> Result<Vec<Network>, serde_json::Erro
         id: String,
         name: String,
     }
-    let found: Vec<NetworkDocument> = serde_json::from_slice(document)?;
-    let networks = found.into_iter();
+    let parsed: Vec<NetworkDocument> = serde_json::from_slice(document)?;
+    let networks = parsed.into_iter();
     Ok(networks
         .map(|NetworkDocument { id, name }| Network { id, name })
         .collect())
 }
 
-/// Without layers there is nothing to compare.
-fn content(found: &ImageDocument) -> Option<String> {
-    let layers = found.root_fs.as_ref()?.layers.as_ref()?;
+/// Computes a digest of the image's content. `None` without layers, since there is nothing to compare.
+fn content_digest(document: &ImageDocument) -> Option<String> {
+    let layers = document.root_fs.as_ref()?.layers.as_ref()?;
     if layers.is_empty() {
         return None;
     }
     let all = serde_json::json!([
-        found.os,
-        found.architecture,
-        found.variant,
-        found.created,
-        found.config,
+        document.os,
+        document.architecture,
+        document.variant,
+        document.created,
+        document.config,
         layers
     ]);
     Some(sha256(all.to_string().as_bytes()))
@@ -239,13 +239,13 @@ struct ManifestDocument {
     kind: String,
 }
 
-/// Those that a container can run.
+/// Parses the manifests that a container can run.
 pub(super) fn platform_manifests(
     document: &[u8],
 ) -> Result<Vec<PlatformManifest>, serde_json::Error> {
-    let found: ManifestsDocument = serde_json::from_slice(document)?;
-    let found = found.manifests.unwrap_or_default().into_iter();
-    let images = found.filter(|manifest| manifest.available && manifest.kind == "image");
+    let parsed: ManifestsDocument = serde_json::from_slice(document)?;
+    let all = parsed.manifests.unwrap_or_default().into_iter();
+    let images = all.filter(|manifest| manifest.available && manifest.kind == "image");
     let manifests = images.filter_map(|manifest| {
         let platform = manifest.descriptor.platform?;
         Some(PlatformManifest {
@@ -271,42 +271,42 @@ struct ContainerdDocument {
     address: Option<String>,
 }
 
-/// Where an engine keeps what it pulls, of `GET /info`. With the containerd image store that is the folder of the machine's own
-/// containerd, unless the engine has started one for itself.
+/// Parses the folder of pulled images from `GET /info`. With the containerd image store that is the folder of the machine's own
+/// containerd, unless the engine has started a separate one.
 pub(super) fn image_folder(document: &[u8]) -> Result<Option<PathBuf>, serde_json::Error> {
     const CONTAINERD_STORE: &str = "io.containerd.snapshotter.v1";
     const MACHINES_SOCKET: &str = "/run/containerd/containerd.sock";
     const MACHINES_FOLDER: &str = "/var/lib/containerd";
-    let found: InfoDocument = serde_json::from_slice(document)?;
-    let status = found.driver_status.unwrap_or_default();
+    let parsed: InfoDocument = serde_json::from_slice(document)?;
+    let status = parsed.driver_status.unwrap_or_default();
     let is_containerd = status.iter().flatten().any(|it| it == CONTAINERD_STORE);
-    let address = found.containerd.and_then(|it| it.address);
+    let address = parsed.containerd.and_then(|it| it.address);
     if is_containerd && address.as_deref() == Some(MACHINES_SOCKET) {
         return Ok(Some(PathBuf::from(MACHINES_FOLDER)));
     }
-    Ok(found.docker_root_dir.filter(|folder| folder.is_absolute()))
+    Ok(parsed.docker_root_dir.filter(|folder| folder.is_absolute()))
 }
 
-/// `Descriptor.digest` of `GET /distribution/…/json`.
+/// Parses `Descriptor.digest` of `GET /distribution/…/json`.
 pub(super) fn distribution_digest(document: &[u8]) -> Result<String, serde_json::Error> {
-    let found: Value = serde_json::from_slice(document)?;
-    let digest = found.pointer("/Descriptor/digest").and_then(Value::as_str);
+    let parsed: Value = serde_json::from_slice(document)?;
+    let digest = parsed.pointer("/Descriptor/digest").and_then(Value::as_str);
     digest
         .filter(|digest| is_digest(digest))
         .map(str::to_owned)
         .ok_or_else(|| serde::de::Error::custom("no `Descriptor.digest`"))
 }
 
-fn platform(found: PlatformDocument) -> Option<String> {
-    let base = format!("{}/{}", found.os?, found.architecture?);
-    Some(match found.variant {
+fn format_platform(document: PlatformDocument) -> Option<String> {
+    let base = format!("{}/{}", document.os?, document.architecture?);
+    Some(match document.variant {
         Some(variant) if !variant.is_empty() => format!("{base}/{variant}"),
         _ => base,
     })
 }
 
-fn health(found: Option<HealthDocument>) -> Health {
-    match found.and_then(|health| health.status).as_deref() {
+fn parse_health(document: Option<HealthDocument>) -> Health {
+    match document.and_then(|health| health.status).as_deref() {
         Some("starting") => Health::Starting,
         Some("healthy") => Health::Healthy,
         Some("unhealthy") => Health::Unhealthy,
@@ -314,33 +314,34 @@ fn health(found: Option<HealthDocument>) -> Health {
     }
 }
 
-/// The engine keeps the last five, the newest at the end.
+/// Returns the newest run. The engine keeps the last five, the newest at the end.
 fn last_health_check(health: &HealthDocument) -> Option<HealthCheckRun> {
     let newest = health.log.as_ref()?.last()?;
     Some(HealthCheckRun {
-        started: moment(newest.start.as_deref()?)?,
+        started: parse_time(newest.start.as_deref()?)?,
         exit_code: newest.exit_code?,
     })
 }
 
-/// Engines write year 1 for "never".
-fn moment(timestamp: &str) -> Option<jiff::Timestamp> {
+/// Parses a time. Engines write year 1 for "never".
+fn parse_time(timestamp: &str) -> Option<jiff::Timestamp> {
     let moment = timestamp.parse::<jiff::Timestamp>().ok()?;
     (moment > jiff::Timestamp::UNIX_EPOCH).then_some(moment)
 }
 
-fn mount(found: MountDocument) -> Mount {
+fn convert_mount(document: MountDocument) -> Mount {
     Mount {
-        kind: found.kind.unwrap_or_default(),
-        name: found.name,
-        source: found.source.filter(|source| !source.is_empty()),
-        destination: found.destination.unwrap_or_default(),
-        read_write: found.read_write.unwrap_or(true),
+        kind: document.kind.unwrap_or_default(),
+        name: document.name,
+        source: document.source.filter(|source| !source.is_empty()),
+        destination: document.destination.unwrap_or_default(),
+        read_write: document.read_write.unwrap_or(true),
     }
 }
 
-/// `8000/tcp` → where it is bound on the machine. Ports that are only exposed have no binding and are left out.
-fn published(ports: BTreeMap<String, Option<Vec<Binding>>>) -> Vec<PublishedPort> {
+/// Parses published ports: `8000/tcp` and its addresses on the machine. Ports that are only exposed have no binding and are
+/// left out.
+fn parse_published_ports(ports: BTreeMap<String, Option<Vec<Binding>>>) -> Vec<PublishedPort> {
     let mut published = Vec::new();
     for (port, bindings) in ports {
         let (number, protocol) = port.split_once('/').unwrap_or((&port, "tcp"));
@@ -367,7 +368,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_are_where_the_store_of_the_engine_is() {
+    fn image_folder_follows_image_store() {
         let folder = |document: serde_json::Value| {
             let folder = image_folder(document.to_string().as_bytes()).unwrap();
             folder.map(|folder| folder.display().to_string())
@@ -392,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_model_names_is_kept() {
+    fn unknown_fields_are_kept() {
         let document = serde_json::json!({
             "Id": "ab", "Name": "/ws-a", "Image": "sha256:cd", "Created": "2026-11-23T10:00:00.123456789Z",
             "State": {"Status": "running", "ExitCode": 0, "Error": "", "StartedAt": "2026-11-23T10:00:01Z"},
@@ -411,9 +412,9 @@ mod tests {
         assert_eq!(container.published_ports[0].host_port, 49153);
     }
 
-    /// As Docker 28.5 answers with the containerd image store, without what nobody reads.
+    /// As Docker 28.5 responds with the containerd image store, without fields that Refit does not read.
     #[test]
-    fn manifests_that_can_run_are_told_from_attestations() {
+    fn attestations_are_no_platform_manifests() {
         let (amd, arm) = ("sha256:a", "sha256:b");
         let manifest = |digest: &str, architecture: &str, kind: &str, available: bool| {
             serde_json::json!({
@@ -426,19 +427,19 @@ mod tests {
             manifest(arm, "arm64", "image", false),
             manifest("sha256:d", "unknown", "attestation", true),
         ]});
-        let found = platform_manifests(document.to_string().as_bytes()).unwrap();
+        let parsed = platform_manifests(document.to_string().as_bytes()).unwrap();
         let expected = PlatformManifest {
             digest: amd.into(),
             os: "linux".into(),
             architecture: "amd64".into(),
         };
-        assert_eq!(found, [expected]);
-        // Engines before it, and other stores, leave it out.
+        assert_eq!(parsed, [expected]);
+        // Older engines, and other stores, leave it out.
         assert_eq!(platform_manifests(b"{}").unwrap(), []);
     }
 
     #[test]
-    fn images_that_differ_in_their_index_alone_have_the_same_content() {
+    fn images_with_other_index_have_same_content() {
         let read = |id: &str, command: &str, layers: serde_json::Value| {
             let document = serde_json::json!({
                 "Id": id, "Os": "linux", "Architecture": "amd64", "Created": "2026-01-01T00:00:00Z",
@@ -454,13 +455,13 @@ mod tests {
         assert!(!old.has_content_of(&read("sha256:b", "serve", layers())));
         let other = serde_json::json!(["sha256:1", "sha256:3"]);
         assert!(!old.has_content_of(&read("sha256:b", "run", other)));
-        // Nothing is known of either.
+        // Nothing is known about either.
         let bare = |id| read(id, "run", serde_json::Value::Null);
         assert!(!bare("sha256:a").has_content_of(&bare("sha256:b")));
     }
 
     #[test]
-    fn a_container_that_never_started_has_no_start() {
-        assert_eq!(moment("0001-01-01T00:00:00Z"), None);
+    fn year_one_is_no_start_time() {
+        assert_eq!(parse_time("0001-01-01T00:00:00Z"), None);
     }
 }

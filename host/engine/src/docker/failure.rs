@@ -1,4 +1,4 @@
-//! What bollard's errors mean: in the engine's words where it answered, and in the system's where it did not.
+//! Converts bollard's errors: with the engine's message if it responded, and with the system's if it did not.
 
 use bollard::errors::Error;
 use refit_model::image::{ImageRef, Platform};
@@ -8,10 +8,10 @@ use super::super::{EngineError, PullError};
 use super::ssh;
 use crate::refusal::{self, Refusal, classify};
 
-/// What the system calls a file that is not there, on Unix and Windows alike.
+/// The system's code for a missing file, on Unix and Windows alike.
 const ENOENT: i32 = 2;
 
-/// `platform` is the one that was asked for.
+/// Converts an error of a pull. `platform` is the requested platform.
 pub(super) fn pull_error(
     image: &ImageRef,
     platform: Option<&Platform>,
@@ -22,7 +22,7 @@ pub(super) fn pull_error(
         Error::DockerResponseServerError {
             status_code,
             message,
-        } => refused(image, platform, login, status_code, message),
+        } => refusal_error(image, platform, login, status_code, message),
         other => {
             let source = engine_error(format!("ask the engine for `{image}`"), other);
             PullError::Engine {
@@ -33,7 +33,7 @@ pub(super) fn pull_error(
     }
 }
 
-pub(super) fn refused(
+pub(super) fn refusal_error(
     image: &ImageRef,
     platform: Option<&Platform>,
     login: Option<&Login>,
@@ -92,10 +92,10 @@ pub(super) fn engine_error(action: String, error: Error) -> EngineError {
             status_code: status,
             message,
         } if refusal::proxy_message(status, &message).is_some() => {
-            let said = refusal::proxy_message(status, &message).unwrap_or_default();
-            let source = format!("a proxy before the engine answered: {said}").into();
+            let proxy_message = refusal::proxy_message(status, &message).unwrap_or_default();
+            let source = format!("a proxy before the engine answered: {proxy_message}").into();
             match status {
-                // It does not reach the engine, which may be back in a moment.
+                // The proxy does not reach the engine, which may be back in a moment.
                 502..=504 => EngineError::Broken { action, source },
                 _ => EngineError::Refused {
                     action,
@@ -104,7 +104,7 @@ pub(super) fn engine_error(action: String, error: Error) -> EngineError {
                 },
             }
         }
-        // The image is there, and its platform is not: nothing is missing that was there before.
+        // The image exists, but not for this platform: nothing is missing that existed before.
         Error::DockerResponseServerError {
             status_code: status,
             message,
@@ -139,22 +139,22 @@ pub(super) fn engine_error(action: String, error: Error) -> EngineError {
         | Error::JsonSerdeError { .. }
         | Error::StrParseError { .. }) => EngineError::Nonsense {
             action,
-            source: plain(error),
+            source: unwrap_cause(error),
         },
         other => EngineError::Broken {
             action,
-            source: plain(other),
+            source: unwrap_cause(other),
         },
     }
 }
 
-/// bollard hands I/O errors through "transparently", which hides them from whoever walks the chain of causes.
-pub(super) fn plain(error: Error) -> Box<dyn std::error::Error + Send + Sync> {
+/// Unwraps I/O errors, which bollard passes on "transparently" and so hides from the chain of causes.
+pub(super) fn unwrap_cause(error: Error) -> Box<dyn std::error::Error + Send + Sync> {
     match error {
-        Error::IOError { err } => ssh::unwrap(err),
+        Error::IOError { err } => ssh::unwrap_ssh_error(err),
         Error::HyperLegacyError { err } => Box::new(err),
         Error::HyperResponseError { err } => Box::new(err),
-        // bollard looks for itself. Said as the system would: "No such file or directory".
+        // bollard checks for the socket itself. Use the system's message: "No such file or directory".
         Error::SocketNotFoundError(_) => Box::new(std::io::Error::from_raw_os_error(ENOENT)),
         other => Box::new(other),
     }

@@ -1,4 +1,4 @@
-//! How the engine is handed a login for a registry.
+//! Encodes a registry login for the engine.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
@@ -6,8 +6,8 @@ use http::HeaderValue;
 use refit_model::secret::{ExposeSecret as _, Login};
 use serde_json::json;
 
-/// `X-Registry-Auth`: JSON in the URL-safe alphabet, padded. bollard 0.21 takes the standard alphabet, whose `+` and `/` the
-/// engine cannot read: it then pulls anonymously and says that the image is missing.
+/// Builds `X-Registry-Auth`: JSON in URL-safe base64, padded. bollard 0.21 uses the standard alphabet, whose `+` and `/` the
+/// engine cannot decode: it then pulls anonymously and reports that the image is missing.
 pub(super) fn registry_auth(login: &Login) -> HeaderValue {
     let payload = match login {
         Login::Password { username, password } => {
@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_login_is_url_safe_base64() {
+    fn login_is_url_safe_base64() {
         let login = Login::Password {
             username: "me".into(),
             password: "ÿÿ>>??~~".to_owned().into(),

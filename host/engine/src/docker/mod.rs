@@ -1,7 +1,7 @@
-//! The engine over its HTTP interface, by bollard: Docker from 20.10 on, and Podman's compatible service.
+//! The engine's HTTP API through bollard: Docker from 20.10 on, and Podman's compatible service.
 //!
-//! The only place that names bollard. It knows how each verb is said and what each refusal means, and nothing of order or
-//! policy. What is carried whole goes through `raw`, and is read by `convert`.
+//! Only this module uses bollard. It knows the request of each operation and the meaning of each refusal, but not the order of
+//! operations or policies. Documents that must stay complete go through `raw`, and `convert` parses them.
 
 mod connection;
 mod convert;
@@ -37,7 +37,7 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use self::connection::Client;
-use self::failure::{engine_error, pull_error, refused};
+use self::failure::{engine_error, pull_error, refusal_error};
 use self::login::registry_auth;
 use super::address::{EngineAddress, Way};
 use super::permissions::{RawAnswer, RawCall};
@@ -48,19 +48,19 @@ use super::{
 /// Seen with Podman 4.3.
 const NO_DISTRIBUTION: &str = "this engine, Podman, cannot ask a registry what is behind a tag without pulling it, so a plan cannot tell; a refresh pulls, and can";
 
-/// What the engine may take beyond a container's own stop timeout to kill it and to tell us.
+/// How long the engine may take beyond a container's stop timeout to kill it and to respond.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
 
-/// How long calls may take.
+/// Time limits of calls.
 #[derive(Clone, Copy, Debug)]
 pub struct CallLimits {
-    /// Any call but a pull; a stop has the container's own stop timeout on top.
+    /// The limit of any call except a pull; a stop adds the container's own stop timeout.
     pub call: Duration,
-    /// One pull, from the request to the last line of the answer.
+    /// The limit of a pull, from the request to the last line of the response.
     pub pull: Duration,
 }
 
-/// An engine that is connected to on first use, so that a daemon can start before its engine does.
+/// An engine client that connects on first use, so that a daemon can start before its engine.
 pub struct DockerEngine {
     address: EngineAddress,
     limits: CallLimits,
@@ -77,11 +77,11 @@ impl DockerEngine {
     }
 
     async fn client(&self) -> Result<&Client, EngineError> {
-        let connecting = || connection::connect(&self.address, self.limits);
-        self.client.get_or_try_init(connecting).await
+        let connect = || connection::connect(&self.address, self.limits);
+        self.client.get_or_try_init(connect).await
     }
 
-    /// One call: within its time, and with its errors in our words. `action` completes "cannot …".
+    /// Runs one call within its time limit, and converts its errors. `action` completes "cannot …".
     async fn call<T>(
         &self,
         limit: Duration,
@@ -98,7 +98,7 @@ impl DockerEngine {
         }
     }
 
-    /// Containers in whatever state that pass the engine's filters.
+    /// Lists containers in any state that pass the engine's filters.
     async fn list(
         &self,
         action: impl FnOnce() -> String,
@@ -111,12 +111,12 @@ impl DockerEngine {
             ..ListContainersOptions::default()
         };
         let answer = client.docker.list_containers(Some(options));
-        let found = self.call(self.limits.call, action, answer).await?;
-        Ok(found.into_iter().filter_map(listed).collect())
+        let results = self.call(self.limits.call, action, answer).await?;
+        Ok(results.into_iter().filter_map(convert_summary).collect())
     }
 
-    /// A word for each event that passes the query.
-    fn follow(
+    /// Streams one item for each event that passes the query.
+    fn stream_events(
         &self,
         action: String,
         query: Vec<(&'static str, String)>,
@@ -127,8 +127,8 @@ impl DockerEngine {
         };
         let opened = async move {
             let client = self.client().await?;
-            let told = raw::stream(&client.docker, &client.version.api, request);
-            Ok(told.map(move |part| match part {
+            let events = raw::stream(&client.docker, &client.version.api, request);
+            Ok(events.map(move |part| match part {
                 Ok(_) => Ok(()),
                 Err(error) => Err(engine_error(action.clone(), error)),
             }))
@@ -136,7 +136,7 @@ impl DockerEngine {
         stream::once(opened).try_flatten().boxed()
     }
 
-    async fn document(
+    async fn fetch_document(
         &self,
         action: impl FnOnce() -> String,
         request: raw::RawRequest,
@@ -159,7 +159,7 @@ impl Engine for DockerEngine {
 
     async fn version(&self) -> Result<EngineVersion, EngineError> {
         let client = self.client().await?;
-        // The cached answer says who it is; a ping says whether it still is.
+        // The cached version identifies the engine; a ping shows whether it still responds.
         self.call(
             self.limits.call,
             || "reach the engine".into(),
@@ -177,27 +177,27 @@ impl Engine for DockerEngine {
         &self,
         name: &ContainerName,
     ) -> Result<Option<ContainerSummary>, EngineError> {
-        // The engine takes a regular expression here, and matches it with and without the slash before the name. What decides is
-        // the comparison below.
+        // The engine accepts a regular expression here, and matches it with and without the slash before the name. The
+        // comparison below decides.
         let pattern = format!("^/?{}$", name.as_str().replace('.', "\\."));
         let filters = HashMap::from([("name".to_owned(), vec![pattern])]);
-        let found = self
+        let results = self
             .list(|| format!("look for container `{name}`"), Some(filters))
             .await?;
-        Ok(found.into_iter().find(|it| it.name == name.as_str()))
+        Ok(results.into_iter().find(|it| it.name == name.as_str()))
     }
 
     async fn is_listed(&self, container: &ContainerId) -> Result<bool, EngineError> {
         let filters = HashMap::from([("id".to_owned(), vec![container.as_str().to_owned()])]);
         let action = || format!("look for container `{}`", container.short());
-        let found = self.list(action, Some(filters)).await?;
-        Ok(found.iter().any(|it| it.id == *container))
+        let results = self.list(action, Some(filters)).await?;
+        Ok(results.iter().any(|it| it.id == *container))
     }
 
     async fn clock(&self) -> Result<jiff::Timestamp, EngineError> {
         let action = || "ask the engine for its time".to_owned();
         let request = raw::RawRequest::get("/info");
-        let document = self.document(action, request).await?;
+        let document = self.fetch_document(action, request).await?;
         convert::system_time(&document).map_err(|source| EngineError::Nonsense {
             action: action(),
             source: source.into(),
@@ -207,22 +207,22 @@ impl Engine for DockerEngine {
     async fn inspect(&self, container: &ContainerId) -> Result<Container, EngineError> {
         let action = || format!("inspect container `{}`", container.short());
         let document = self
-            .document(
+            .fetch_document(
                 action,
                 raw::RawRequest::get(format!("/containers/{container}/json")),
             )
             .await?;
-        let found = convert::container(&document).map_err(|source| EngineError::Nonsense {
+        let inspected = convert::container(&document).map_err(|source| EngineError::Nonsense {
             action: action(),
             source: source.into(),
         })?;
-        if found.id != *container {
+        if inspected.id != *container {
             return Err(EngineError::Nonsense {
                 action: action(),
-                source: format!("the answer is about container `{}`", found.id.short()).into(),
+                source: format!("the answer is about container `{}`", inspected.id.short()).into(),
             });
         }
-        Ok(found)
+        Ok(inspected)
     }
 
     fn events(
@@ -231,12 +231,12 @@ impl Engine for DockerEngine {
         since: jiff::Timestamp,
     ) -> BoxStream<'_, Result<(), EngineError>> {
         let action = format!("follow container `{}`", container.short());
-        self.follow(action, events_query(container, since))
+        self.stream_events(action, events_query(container, since))
     }
 
     fn daemon_events(&self) -> BoxStream<'_, Result<(), EngineError>> {
         let filters = json!({ "type": ["daemon"] }).to_string();
-        self.follow("follow the engine".into(), vec![("filters", filters)])
+        self.stream_events("follow the engine".into(), vec![("filters", filters)])
     }
 
     async fn image_folder(&self) -> Result<Option<PathBuf>, EngineError> {
@@ -244,7 +244,9 @@ impl Engine for DockerEngine {
             return Ok(None);
         }
         let action = || "ask the engine where it keeps its images".to_owned();
-        let document = self.document(action, raw::RawRequest::get("/info")).await?;
+        let document = self
+            .fetch_document(action, raw::RawRequest::get("/info"))
+            .await?;
         convert::image_folder(&document).map_err(|source| EngineError::Nonsense {
             action: action(),
             source: source.into(),
@@ -254,7 +256,7 @@ impl Engine for DockerEngine {
     async fn image(&self, image: &str) -> Result<Image, EngineError> {
         let action = || format!("inspect image `{image}`");
         let document = self
-            .document(
+            .fetch_document(
                 action,
                 raw::RawRequest::get(format!("/images/{image}/json")),
             )
@@ -270,12 +272,12 @@ impl Engine for DockerEngine {
         image: &ImageId,
     ) -> Result<Vec<PlatformManifest>, EngineError> {
         let action = || format!("inspect the manifests of image `{}`", image.short());
-        // Engines that do not know this parameter leave it out of account.
+        // Engines that do not know this parameter ignore it.
         let request = raw::RawRequest {
             query: vec![("manifests", "true".to_owned())],
             ..raw::RawRequest::get(format!("/images/{image}/json"))
         };
-        let document = self.document(action, request).await?;
+        let document = self.fetch_document(action, request).await?;
         convert::platform_manifests(&document).map_err(|source| EngineError::Nonsense {
             action: action(),
             source: source.into(),
@@ -294,18 +296,18 @@ impl Engine for DockerEngine {
             source,
         })?;
         let request = raw::RawRequest {
-            query: pull::query(image, platform),
+            query: pull::build_query(image, platform),
             registry_auth: login.map(registry_auth),
             ..raw::RawRequest::post("/images/create")
         };
         let lines = raw::stream(&client.docker, &client.version.api, request);
-        match tokio::time::timeout(self.limits.pull, pull::drain(lines, progress)).await {
+        match tokio::time::timeout(self.limits.pull, pull::read_response(lines, progress)).await {
             Ok(Ok(digest)) => Ok(digest),
             Ok(Err(pull::Failure::Incomplete)) => Err(PullError::Incomplete {
                 image: image.clone(),
             }),
             Ok(Err(pull::Failure::Refused(message))) => {
-                Err(refused(image, platform, login, 200, message))
+                Err(refusal_error(image, platform, login, 200, message))
             }
             Ok(Err(pull::Failure::Call(error))) => Err(pull_error(image, platform, login, error)),
             Err(_) => Err(PullError::TimedOut {
@@ -335,7 +337,7 @@ impl Engine for DockerEngine {
         .await;
         let document = match answer {
             Ok(Ok(document)) => document,
-            // A registry that has no such image says more than that.
+            // A registry without such an image returns a longer message.
             Ok(Err(Error::DockerResponseServerError {
                 status_code: 404,
                 message,
@@ -361,23 +363,24 @@ impl Engine for DockerEngine {
 
     async fn unnamed_images(&self) -> Result<Vec<UnnamedImage>, EngineError> {
         let client = self.client().await?;
-        // Not with the filter `dangling`: with the containerd image store, one that has a name by digest is none.
+        // Do not filter by `dangling`: in the containerd image store, an image that has a name by digest does not count as
+        // dangling.
         let options = ListImagesOptions {
             digests: true,
             ..ListImagesOptions::default()
         };
         let answer = client.docker.list_images(Some(options));
-        let found = self
+        let images = self
             .call(self.limits.call, || "list images".into(), answer)
             .await?;
-        // An engine writes `<none>:<none>` for no tag. One with the containerd image store lists names by digest as tags.
+        // An engine writes `<none>:<none>` for no tag. With the containerd image store it lists names by digest as tags.
         let is_tag = |tag: &String| !tag.starts_with('<') && !tag.contains('@');
-        let found = found.into_iter();
-        let unnamed = found.filter(|image| !image.repo_tags.iter().any(is_tag));
+        let images = images.into_iter();
+        let unnamed = images.filter(|image| !image.repo_tags.iter().any(is_tag));
         let unnamed = unnamed.map(|image| UnnamedImage {
             id: ImageId::new(image.id),
             created: image.created,
-            // The engine writes `<none>@<none>` for none.
+            // The engine writes `<none>@<none>` for no digest.
             repo_digests: image
                 .repo_digests
                 .into_iter()
@@ -426,7 +429,7 @@ impl Engine for DockerEngine {
             body: Some(Value::Object(body)),
             ..raw::RawRequest::post("/containers/create")
         };
-        let answer = self.document(action, request).await?;
+        let answer = self.fetch_document(action, request).await?;
 
         #[derive(serde::Deserialize)]
         #[serde(rename_all = "PascalCase")]
@@ -462,7 +465,7 @@ impl Engine for DockerEngine {
                 container.short()
             )
         };
-        self.document(action, request).await.map(drop)
+        self.fetch_document(action, request).await.map(drop)
     }
 
     async fn disconnect(&self, container: &ContainerId, network: &str) -> Result<(), EngineError> {
@@ -477,13 +480,13 @@ impl Engine for DockerEngine {
                 container.short()
             )
         };
-        self.document(action, request).await.map(drop)
+        self.fetch_document(action, request).await.map(drop)
     }
 
     async fn networks(&self) -> Result<Vec<Network>, EngineError> {
         let action = || "list networks".to_owned();
         let document = self
-            .document(action, raw::RawRequest::get("/networks"))
+            .fetch_document(action, raw::RawRequest::get("/networks"))
             .await?;
         convert::networks(&document).map_err(|source| EngineError::Nonsense {
             action: action(),
@@ -507,14 +510,14 @@ impl Engine for DockerEngine {
     async fn stop(&self, container: &ContainerId, mode: StopMode) -> Result<(), EngineError> {
         let client = self.client().await?;
         let (options, limit) = match mode {
-            // Neither signal nor time is given: the container's own hold.
+            // Without signal and time, the container's own values apply.
             StopMode::Graceful { limit } => (None, limit),
             StopMode::Immediate => {
-                let at_once = StopContainerOptions {
+                let immediate = StopContainerOptions {
                     t: Some(0),
                     ..StopContainerOptions::default()
                 };
-                (Some(at_once), Duration::ZERO)
+                (Some(immediate), Duration::ZERO)
             }
         };
         let answer = client.docker.stop_container(container.as_str(), options);
@@ -594,8 +597,8 @@ impl Engine for DockerEngine {
     }
 }
 
-fn listed(summary: bollard::models::ContainerSummary) -> Option<ContainerSummary> {
-    // A container that is being removed can be listed without a name. A link to it from another one has two slashes.
+fn convert_summary(summary: bollard::models::ContainerSummary) -> Option<ContainerSummary> {
+    // The engine may list a container that it is removing without a name. A link from another container has two slashes.
     let name = summary
         .names?
         .into_iter()
@@ -612,8 +615,8 @@ fn listed(summary: bollard::models::ContainerSummary) -> Option<ContainerSummary
     })
 }
 
-/// `health_status` stands for all that begin so: `health_status: healthy`. Podman answers in Docker's words, and takes only its own
-/// in a question: `died`, `remove`.
+/// Builds the query for events of a container. `health_status` matches all events that start with it, as `health_status:
+/// healthy`. Podman sends Docker's names, but accepts only its own in a query: `died`, `remove`.
 fn events_query(container: &ContainerId, since: jiff::Timestamp) -> Vec<(&'static str, String)> {
     let filters = json!({
         "type": ["container"],

@@ -1,4 +1,4 @@
-//! A pull's answer: a stream of JSON lines that may say "200 OK" first and fail afterwards.
+//! Reads the response to a pull: a stream of JSON lines that may start with "200 OK" and fail afterwards.
 
 use bollard::errors::Error;
 use bytes::{Bytes, BytesMut};
@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::refusal::is_about_platform;
 
-/// The longest line we take. Docker's are a few hundred bytes.
+/// The longest accepted line. Docker's are a few hundred bytes.
 const LINE_BYTES_MAX: usize = 256 * 1024;
 
 pub(super) enum Failure {
@@ -17,12 +17,15 @@ pub(super) enum Failure {
     Call(Error),
     /// An error inside the stream.
     Refused(String),
-    /// The stream ended, and nobody had said that the pull was complete.
+    /// The stream ended, and no line had said that the pull was complete.
     Incomplete,
 }
 
-/// `fromImage` and `tag`; a digest goes where the tag would.
-pub(super) fn query(image: &ImageRef, platform: Option<&Platform>) -> Vec<(&'static str, String)> {
+/// Builds `fromImage` and `tag`; a digest takes the place of the tag.
+pub(super) fn build_query(
+    image: &ImageRef,
+    platform: Option<&Platform>,
+) -> Vec<(&'static str, String)> {
     let pin = image.digest().or(image.tag()).unwrap_or("latest");
     let mut query = vec![("fromImage", image.repository()), ("tag", pin.to_owned())];
     query.extend(platform.map(|platform| ("platform", platform.to_string())));
@@ -35,9 +38,9 @@ struct Line {
     id: Option<String>,
     #[serde(rename = "progressDetail")]
     progress: Option<Progress>,
-    /// Podman says only this.
+    /// Podman sends only this.
     error: Option<String>,
-    /// Docker says both.
+    /// Docker sends both.
     #[serde(rename = "errorDetail")]
     error_detail: Option<ErrorDetail>,
 }
@@ -53,26 +56,26 @@ struct ErrorDetail {
     message: Option<String>,
 }
 
-/// What a line says of the pull as a whole.
-enum Said {
-    /// As the last word it would say that the whole pull is complete, or not.
+/// The meaning of a line for the pull as a whole.
+enum LineMeaning {
+    /// Whether the whole pull is complete, if this is the last line.
     Complete(bool),
     /// The digest that the registry serves under the reference.
     Digest(String),
 }
 
-/// Reads the whole answer. The digest that the engine reported, where it did.
-pub(super) async fn drain(
+/// Reads the whole response. Returns the digest that the engine reported, if it did.
+pub(super) async fn read_response(
     chunks: impl Stream<Item = Result<Bytes, Error>>,
     progress: &(dyn Fn(LayerProgress) + Send + Sync),
 ) -> Result<Option<String>, Failure> {
     let mut chunks = std::pin::pin!(chunks);
     let mut rest = BytesMut::new();
     let (mut complete, mut digest) = (false, None);
-    let mut take = |line: &[u8]| -> Result<(), Failure> {
-        match take(line, progress)? {
-            Some(Said::Complete(said)) => complete = said,
-            Some(Said::Digest(said)) => digest = Some(said),
+    let mut handle_line = |line: &[u8]| -> Result<(), Failure> {
+        match parse_line(line, progress)? {
+            Some(LineMeaning::Complete(is_complete)) => complete = is_complete,
+            Some(LineMeaning::Digest(pulled)) => digest = Some(pulled),
             None => {}
         }
         Ok(())
@@ -80,7 +83,7 @@ pub(super) async fn drain(
     while let Some(chunk) = chunks.next().await {
         rest.extend_from_slice(&chunk.map_err(Failure::Call)?);
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            take(&rest.split_to(end + 1))?;
+            handle_line(&rest.split_to(end + 1))?;
         }
         if rest.len() > LINE_BYTES_MAX {
             return Err(Failure::Refused(format!(
@@ -88,18 +91,18 @@ pub(super) async fn drain(
             )));
         }
     }
-    take(&rest)?;
+    handle_line(&rest)?;
     match complete {
         true => Ok(digest),
         false => Err(Failure::Incomplete),
     }
 }
 
-/// One line. `None` for a line without a word.
-fn take(
+/// Parses one line. `None` for a line without information.
+fn parse_line(
     line: &[u8],
     progress: &(dyn Fn(LayerProgress) + Send + Sync),
-) -> Result<Option<Said>, Failure> {
+) -> Result<Option<LineMeaning>, Failure> {
     let line = line.trim_ascii();
     if line.is_empty() {
         return Ok(None);
@@ -124,16 +127,16 @@ fn take(
         && let Some(digest) = status.strip_prefix("Digest: ")
         && is_digest(digest)
     {
-        return Ok(Some(Said::Digest(digest.to_owned())));
+        return Ok(Some(LineMeaning::Digest(digest.to_owned())));
     }
-    // Docker 20.10 says so of an image without an index, after `Status: `, and has moved the tag by then.
+    // Docker 20.10 warns so about an image without an index, after `Status: `, and has moved the tag by then.
     if let Some(warning) = status.strip_prefix("WARNING: ")
         && is_about_platform(warning)
     {
         return Err(Failure::Refused(warning.to_owned()));
     }
-    // Docker ends with `Status: Downloaded newer image for …` or `Status: Image is up to date for …`. Podman ends with
-    // `Pull complete` or `Already exists` for the image's id; Docker says that too, of layers, but never as its last word.
+    // Docker ends with `Status: Downloaded newer image for …` or `Status: Image is up to date for …`. Podman ends with `Pull
+    // complete` or `Already exists` for the image's id; Docker sends these for layers too, but never as its last line.
     let complete = status.starts_with("Status: ")
         || matches!(
             status.as_str(),
@@ -150,7 +153,7 @@ fn take(
             total_bytes,
         });
     }
-    Ok(Some(Said::Complete(complete)))
+    Ok(Some(LineMeaning::Complete(complete)))
 }
 
 #[cfg(test)]
@@ -162,11 +165,11 @@ mod tests {
             .iter()
             .map(|chunk| Ok(Bytes::from((*chunk).to_owned())))
             .collect();
-        drain(futures_util::stream::iter(chunks), &|_| {}).await
+        read_response(futures_util::stream::iter(chunks), &|_| {}).await
     }
 
     #[tokio::test]
-    async fn docker_says_when_it_is_done_also_in_pieces() {
+    async fn completion_in_split_chunks_is_recognized() {
         let chunks = [
             "{\"status\":\"Pulling from a/b\",\"id\":\"latest\"}\r\n{\"sta",
             "tus\":\"Status: Image is up to date for x\"}\r\n",
@@ -198,13 +201,13 @@ mod tests {
         };
         assert_eq!(pulled(&digest).await, Some(digest));
         assert_eq!(pulled("sha256:0").await, None);
-        // Podman says only that it is done.
+        // Podman reports only that the pull is complete.
         let podman = "{\"status\":\"Already exists\",\"id\":\"abc\"}\n";
         assert!(matches!(super::tests::pulled(&[podman]).await, Ok(None)));
     }
 
     #[tokio::test]
-    async fn an_error_after_200_is_a_failure() {
+    async fn error_after_200_is_a_failure() {
         let docker = r#"{"errorDetail":{"message":"no space left on device"},"error":"no space left on device"}"#;
         assert!(
             matches!(pulled(&[docker]).await, Err(Failure::Refused(message)) if message == "no space left on device")
@@ -216,7 +219,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_that_just_ends_is_a_failure() {
+    async fn truncated_stream_is_a_failure() {
         assert!(matches!(
             pulled(&["{\"status\":\"Downloading\",\"id\":\"abc\"}\n"]).await,
             Err(Failure::Incomplete)

@@ -1,11 +1,12 @@
-//! Requests and answers as they are, over bollard's connection.
+//! Sends raw requests and reads raw responses over bollard's connection.
 //!
-//! bollard's typed calls drop what its model does not name: `Config.MacAddress` of Docker 20.10, any field of a newer engine,
-//! and the `error` line in which Podman alone reports a failed pull. A replacement must lose nothing, so what is carried from
-//! an old container to a new one, and what decides whether a pull succeeded, goes through here.
+//! bollard's typed calls drop fields that its model does not name: `Config.MacAddress` of Docker 20.10, any field of a newer
+//! engine, and the `error` line in which Podman alone reports a failed pull. A replacement must lose nothing, so the
+//! configuration that goes from an old container to a new one, and the response that decides whether a pull succeeded, go
+//! through here.
 //!
-//! bollard 0.21 has no public raw call. It has one that hands out a body as it comes (`export_image`) and a hook that may
-//! rewrite a request; together they are one. To go when bollard offers a raw call of its own.
+//! bollard 0.21 has no public raw call. It has a call that returns an unparsed body (`export_image`) and a hook that may
+//! rewrite a request; Refit combines the two. Remove this when bollard offers a raw call.
 
 use bollard::errors::Error;
 use bollard::{BollardRequest, Docker, body_full};
@@ -15,13 +16,13 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method};
 use serde_json::Value;
 
-/// The largest document we take from an engine. An inspection of a container with everything set is some 20 kB.
+/// The largest document that Refit accepts from an engine. An inspection of a container with everything set is some 20 kB.
 const DOCUMENT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// What is sent.
+/// A request to send.
 pub(super) struct RawRequest {
     pub(super) method: Method,
-    /// Without the version: `/images/create`.
+    /// The path without the version: `/images/create`.
     pub(super) path: String,
     pub(super) query: Vec<(&'static str, String)>,
     /// The value of `X-Registry-Auth`.
@@ -48,20 +49,20 @@ impl RawRequest {
     }
 }
 
-/// The answer's body, as it comes. An answer that is no success is an error with the engine's message.
+/// Streams the body of the response. An unsuccessful response is an error with the engine's message.
 pub(super) fn stream(
     docker: &Docker,
     version: &str,
     raw: RawRequest,
 ) -> impl Stream<Item = Result<Bytes, Error>> + Send + use<> {
     let version = version.to_owned();
-    let rewriting = docker
+    let client = docker
         .clone()
         .with_request_modifier(move |request| rewrite(request, &version, &raw));
-    rewriting.export_image("refit")
+    client.export_image("refit")
 }
 
-/// A whole answer of limited size.
+/// Reads a whole response of limited size.
 pub(super) async fn document(
     docker: &Docker,
     version: &str,
@@ -93,7 +94,7 @@ fn rewrite(request: BollardRequest, version: &str, raw: &RawRequest) -> BollardR
                 .finish(),
         );
     }
-    parts.uri = with_target(&parts.uri, &target);
+    parts.uri = replace_target(&parts.uri, &target);
     if let Some(value) = &raw.registry_auth {
         parts.headers.insert("X-Registry-Auth", value.clone());
     }
@@ -105,19 +106,19 @@ fn rewrite(request: BollardRequest, version: &str, raw: &RawRequest) -> BollardR
     BollardRequest::from_parts(parts, body_full(body.into()))
 }
 
-/// Put the negotiated version before the path of a typed call. bollard 0.21 loses it on the way (`Url::join` with an absolute
-/// path drops it), and an unversioned request means whatever version the engine likes best.
-pub(super) fn versioned(request: BollardRequest, version: &str) -> BollardRequest {
+/// Puts the negotiated version before the path of a typed call. bollard 0.21 loses it (`Url::join` with an absolute path drops
+/// it), and for an unversioned request the engine chooses a version itself.
+pub(super) fn add_version(request: BollardRequest, version: &str) -> BollardRequest {
     let (mut parts, body) = request.into_parts();
     let target = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
     if !target.starts_with("/v1.") {
-        parts.uri = with_target(&parts.uri, &format!("/v{version}{target}"));
+        parts.uri = replace_target(&parts.uri, &format!("/v{version}{target}"));
     }
     BollardRequest::from_parts(parts, body)
 }
 
-/// The same URI with another path and query. A target that is no URI leaves it as it was, and the engine answers 404.
-fn with_target(uri: &http::Uri, target: &str) -> http::Uri {
+/// Replaces the path and query of a URI. An invalid target leaves the URI unchanged, and the engine returns 404.
+fn replace_target(uri: &http::Uri, target: &str) -> http::Uri {
     let mut parts = uri.clone().into_parts();
     if let Ok(path_and_query) = target.parse() {
         parts.path_and_query = Some(path_and_query);
@@ -137,20 +138,20 @@ mod tests {
     }
 
     #[test]
-    fn every_request_carries_the_negotiated_version() {
-        let request = versioned(typed("unix://2f746d70/containers/json?all=true"), "1.41");
+    fn typed_request_gets_negotiated_version() {
+        let request = add_version(typed("unix://2f746d70/containers/json?all=true"), "1.41");
         assert_eq!(
             request.uri(),
             "unix://2f746d70/v1.41/containers/json?all=true"
         );
         assert_eq!(
-            versioned(request, "1.41").uri(),
+            add_version(request, "1.41").uri(),
             "unix://2f746d70/v1.41/containers/json?all=true"
         );
     }
 
     #[test]
-    fn a_raw_request_is_sent_as_written() {
+    fn raw_request_is_sent_unchanged() {
         let raw = RawRequest {
             query: vec![
                 ("fromImage", "127.0.0.1:5000/a/b".into()),

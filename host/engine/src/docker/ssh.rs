@@ -1,11 +1,11 @@
-//! The engine's HTTP over SSH: for each connection a process of `ssh`, with `docker system dial-stdio` at its far end.
+//! The engine's HTTP API over SSH: one `ssh` process for each connection, with `docker system dial-stdio` at its remote end.
 //!
-//! As the Docker CLI does it, with the user's own `~/.ssh/config`, agent and known hosts. bollard has a connector of its own,
-//! which loses the port of the address, trusts a host that it has never seen, leaves a master behind when it is killed, and has
-//! no words for whatever goes wrong at the far side.
+//! The Docker CLI does the same, with the user's own `~/.ssh/config`, agent and known hosts. bollard's own connector loses the
+//! port of the address, trusts unknown hosts, leaves a master process behind when it is killed, and does not report remote
+//! errors.
 //!
-//! A connection counts once an engine has answered over it. Until then `ssh` and the programs over there are listened to, so
-//! that the error says what they said.
+//! A connection counts once an engine has responded over it. Until then Refit collects the output of `ssh` and of the remote
+//! programs, so that the error can quote it.
 
 use std::io;
 use std::pin::Pin;
@@ -26,25 +26,27 @@ use tokio::sync::Semaphore;
 
 use super::super::ssh::{Destination, Problem, SshError};
 
-/// From the start of `ssh` to the engine's first answer. A jump host and a slow disk at the far side take seconds.
+/// The limit from the start of `ssh` to the engine's first response. A jump host and a slow remote disk take seconds.
 pub(super) const CONNECT_SECONDS_MAX: u64 = 30;
-/// `ssh`'s own limit, for the connection and the server's first words: it says better than we what did not answer.
+/// The limit within `ssh`, for the connection and the server's first message: its error names the failed part better than ours.
 const REACH_SECONDS_MAX: u64 = 10;
-/// A machine that is gone does not say so. After three of these without an answer the connection is given up.
+/// The keep-alive interval, since a machine that disappears sends nothing. After three intervals without a response `ssh`
+/// closes the connection.
 const ALIVE_SECONDS: u64 = 15;
-/// Log-ins at once: beyond ten, `sshd` by default refuses at random (`MaxStartups`).
+/// The number of concurrent logins: beyond ten, `sshd` by default refuses at random (`MaxStartups`).
 const LOGINS_MAX: usize = 4;
-/// What is kept of stderr: banners and a few lines of warnings.
-const SAID_BYTES_MAX: usize = 8 * 1024;
-/// The head of the answer to a ping. Docker's has some 300 bytes.
+/// How much of stderr to keep: banners and a few lines of warnings.
+const STDERR_BYTES_MAX: usize = 8 * 1024;
+/// The longest head of a response to a ping. Docker's has some 300 bytes.
 const HEAD_BYTES_MAX: usize = 8 * 1024;
-/// Between the end of stdout and that of the process, or of its stderr: a master that `ssh` left behind holds stderr open.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long to wait for the process and its stderr after stdout has ended: a master process that `ssh` left behind keeps stderr
+/// open.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Answered without a body by every engine from 18.09 on.
+/// Every engine from 18.09 on responds to this without a body.
 const PING: &[u8] = b"HEAD /_ping HTTP/1.1\r\nHost: docker\r\n\r\n";
 
-/// Nothing is contacted before the first request.
+/// Opens a client. It connects only with the first request.
 pub(super) fn open(
     destination: Destination,
     seconds: u64,
@@ -61,14 +63,14 @@ pub(super) fn open(
     let client = Client::builder(TokioExecutor::new()).build(connector);
     let transport = move |request: BollardRequest| {
         let answer = client.request(request);
-        async move { answer.await.map_err(in_our_words) }
+        async move { answer.await.map_err(unwrap_connect_error) }
     };
-    // The address stands for the far end of a pipe: it becomes the `Host` of a request, and nothing is looked up.
+    // The address is only a placeholder for the end of a pipe: it becomes the `Host` of a request, and no name is resolved.
     Docker::connect_with_custom_transport(transport, Some("http://docker"), seconds, version)
 }
 
-/// hyper wraps what a connector says twice.
-fn in_our_words(error: hyper_util::client::legacy::Error) -> Error {
+/// Unwraps the connector's error, which hyper wraps twice.
+fn unwrap_connect_error(error: hyper_util::client::legacy::Error) -> Error {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(cause) = next {
         let io = cause.downcast_ref::<io::Error>();
@@ -81,7 +83,7 @@ fn in_our_words(error: hyper_util::client::legacy::Error) -> Error {
     Error::HyperLegacyError { err: error }
 }
 
-/// The one error, in hyper's hands and ours.
+/// An error that hyper and Refit share.
 #[derive(Clone, Debug)]
 struct Shared(Arc<SshError>);
 
@@ -97,8 +99,8 @@ impl std::error::Error for Shared {
     }
 }
 
-/// The SSH error within an I/O error, for whoever has hints to give.
-pub(super) fn unwrap(error: io::Error) -> Box<dyn std::error::Error + Send + Sync> {
+/// Returns the SSH error within an I/O error, which has hints.
+pub(super) fn unwrap_ssh_error(error: io::Error) -> Box<dyn std::error::Error + Send + Sync> {
     match error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<Shared>())
@@ -116,29 +118,29 @@ struct Dialer {
 
 impl Dialer {
     async fn dial(self) -> io::Result<SshStream> {
-        let connecting = async {
-            // Never closed.
+        let connection = async {
+            // The semaphore is never closed.
             let _turn = self.logins.acquire().await;
             let mut stream = self.spawn()?;
-            match stream.introduce().await {
+            match stream.ping().await {
                 Ok(()) => Ok(stream),
-                Err(failed) => Err(stream.why(failed).await),
+                Err(failed) => Err(stream.explain(failed).await),
             }
         };
         let limit = Duration::from_secs(CONNECT_SECONDS_MAX);
-        let answer = tokio::time::timeout(limit, connecting).await;
+        let answer = tokio::time::timeout(limit, connection).await;
         let late = |_| SshError::new(&self.destination, Problem::Silent, None);
-        answer.map_err(late).flatten().map_err(as_io)
+        answer.map_err(late).flatten().map_err(to_io_error)
     }
 
     fn spawn(&self) -> Result<SshStream, SshError> {
         let mut command = Command::new("ssh");
         for option in [
-            // Never a question: there is nobody to answer it.
+            // Never prompt: no user can answer.
             "BatchMode=yes".to_owned(),
             format!("ConnectTimeout={REACH_SECONDS_MAX}"),
             format!("ServerAliveInterval={ALIVE_SECONDS}"),
-            // What `~/.ssh/config` forwards is for a person's one session, not for each of our connections.
+            // Forwardings in `~/.ssh/config` are for a user's session, not for each of our connections.
             "ClearAllForwardings=yes".to_owned(),
             "ForwardAgent=no".to_owned(),
             "ForwardX11=no".to_owned(),
@@ -155,7 +157,7 @@ impl Dialer {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        // Ctrl-C is for us, who finish what was begun; it must not take the connection away meanwhile.
+        // Ctrl-C is for Refit, which finishes running work; it must not close the connection before that.
         #[cfg(unix)]
         command.process_group(0);
         let no_program = |error: io::Error| {
@@ -166,116 +168,118 @@ impl Dialer {
         let stdin = child.stdin.take().ok_or_else(missing)?;
         let stdout = child.stdout.take().ok_or_else(missing)?;
         let stderr = child.stderr.take().ok_or_else(missing)?;
-        let said = Arc::new(Mutex::new(Vec::new()));
-        let listening = tokio::spawn(listen(stderr, said.clone()));
+        let stderr_text = Arc::new(Mutex::new(Vec::new()));
+        let stderr_task = tokio::spawn(collect_stderr(stderr, stderr_text.clone()));
         Ok(SshStream {
             destination: self.destination.clone(),
             child,
             stdin,
             stdout,
-            said,
-            listening,
+            stderr_text,
+            stderr_task,
         })
     }
 }
 
-/// All of stderr is read, so that nobody waits for us to read it; the end of it is kept.
-async fn listen(mut stderr: tokio::process::ChildStderr, said: Arc<Mutex<Vec<u8>>>) {
+/// Reads all of stderr, so that no process blocks on it, and keeps the end.
+async fn collect_stderr(mut stderr: tokio::process::ChildStderr, stderr_text: Arc<Mutex<Vec<u8>>>) {
     let mut chunk = [0; 1024];
     while let Ok(length @ 1..) = stderr.read(&mut chunk).await {
-        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
-        said.extend_from_slice(&chunk[..length]);
-        let excess = said.len().saturating_sub(SAID_BYTES_MAX);
-        said.drain(..excess);
+        let mut stderr_text = stderr_text.lock().unwrap_or_else(PoisonError::into_inner);
+        stderr_text.extend_from_slice(&chunk[..length]);
+        let excess = stderr_text.len().saturating_sub(STDERR_BYTES_MAX);
+        stderr_text.drain(..excess);
     }
 }
 
-fn as_io(error: SshError) -> io::Error {
+fn to_io_error(error: SshError) -> io::Error {
     io::Error::other(Shared(Arc::new(error)))
 }
 
-/// One connection. Its `ssh` ends when it is dropped.
+/// One connection. Dropping it ends its `ssh`.
 struct SshStream {
     destination: Arc<Destination>,
     child: Child,
     stdin: ChildStdin,
     stdout: ChildStdout,
-    said: Arc<Mutex<Vec<u8>>>,
-    listening: tokio::task::JoinHandle<()>,
+    stderr_text: Arc<Mutex<Vec<u8>>>,
+    stderr_task: tokio::task::JoinHandle<()>,
 }
 
-/// How the first exchange with the engine failed.
-enum Failed {
-    /// The process wrote no more, or read no more.
+/// Why the first exchange with the engine failed.
+enum HandshakeError {
+    /// The process stopped writing or reading.
     Ended,
-    /// The beginning of what came instead.
+    /// The beginning of the unexpected output.
     Noise(String),
 }
 
 impl SshStream {
-    /// Asks the engine whether it is there.
-    async fn introduce(&mut self) -> Result<(), Failed> {
-        // A process that has ended says why elsewhere.
+    /// Sends a ping to the engine.
+    async fn ping(&mut self) -> Result<(), HandshakeError> {
+        // The reason why a process ended is reported elsewhere.
         let sent = self.stdin.write_all(PING).await;
-        sent.map_err(|_| Failed::Ended)?;
+        sent.map_err(|_| HandshakeError::Ended)?;
         let mut head = Vec::new();
         let mut byte = [0];
-        // Byte by byte, so that nothing is taken that belongs to what comes next. It is a pipe and 300 bytes.
+        // Read byte by byte, to take nothing that belongs to the next response. It is a pipe and 300 bytes.
         while !head.ends_with(b"\r\n\r\n") {
             match self.stdout.read(&mut byte).await {
                 Ok(1) => head.push(byte[0]),
-                _ if head.is_empty() => return Err(Failed::Ended),
-                _ => return Err(noise(&head)),
+                _ if head.is_empty() => return Err(HandshakeError::Ended),
+                _ => return Err(noise_error(&head)),
             }
             let expected = &b"HTTP/1."[..head.len().min(7)];
             if !head.starts_with(expected) {
-                // The rest of its line, for whoever has to find out who printed it.
+                // Read the rest of the line, to show which program printed it.
                 while head.len() < HEAD_BYTES_MAX && !head.ends_with(b"\n") {
                     match self.stdout.read(&mut byte).await {
                         Ok(1) => head.push(byte[0]),
                         _ => break,
                     }
                 }
-                return Err(noise(&head));
+                return Err(noise_error(&head));
             }
             if head.len() > HEAD_BYTES_MAX {
-                return Err(noise(&head));
+                return Err(noise_error(&head));
             }
         }
-        let said = std::mem::take(&mut *self.said());
-        if !said.is_empty() {
-            tracing::debug!(host = %self.destination, "ssh says: {}", String::from_utf8_lossy(&said).trim());
+        let stderr_text = std::mem::take(&mut *self.stderr_text());
+        if !stderr_text.is_empty() {
+            tracing::debug!(host = %self.destination, "ssh says: {}", String::from_utf8_lossy(&stderr_text).trim());
         }
         Ok(())
     }
 
-    /// Waits for last words.
-    async fn why(mut self, failed: Failed) -> SshError {
-        if let Failed::Noise(line) = failed {
+    /// Explains a failure. Waits for the process and its last output.
+    async fn explain(mut self, failed: HandshakeError) -> SshError {
+        if let HandshakeError::Noise(line) = failed {
             return SshError::new(&self.destination, Problem::Noise, Some(line.into()));
         }
-        let status = tokio::time::timeout(LAST_WORDS, self.child.wait()).await;
-        let _ = tokio::time::timeout(LAST_WORDS, &mut self.listening).await;
+        let status = tokio::time::timeout(EXIT_TIMEOUT, self.child.wait()).await;
+        let _ = tokio::time::timeout(EXIT_TIMEOUT, &mut self.stderr_task).await;
         let status = status.ok().and_then(Result::ok);
-        let said = String::from_utf8_lossy(&self.said()).into_owned();
-        SshError::of_end(
+        let stderr_text = String::from_utf8_lossy(&self.stderr_text()).into_owned();
+        SshError::from_exit(
             &self.destination,
             status.and_then(|status| status.code()),
-            &said,
+            &stderr_text,
         )
     }
 
-    fn said(&self) -> std::sync::MutexGuard<'_, Vec<u8>> {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    fn stderr_text(&self) -> std::sync::MutexGuard<'_, Vec<u8>> {
+        self.stderr_text
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn noise(head: &[u8]) -> Failed {
+fn noise_error(head: &[u8]) -> HandshakeError {
     const SHOWN_CHARS_MAX: usize = 80;
     let line = String::from_utf8_lossy(head);
     let line = line.lines().next().unwrap_or_default();
     let shown = line.chars().filter(|c| !c.is_control());
-    Failed::Noise(format!(
+    HandshakeError::Noise(format!(
         "`{}`",
         shown.take(SHOWN_CHARS_MAX).collect::<String>()
     ))
@@ -283,8 +287,8 @@ fn noise(head: &[u8]) -> Failed {
 
 impl Drop for SshStream {
     fn drop(&mut self) {
-        // Where a master was left behind, its stderr would be read for as long as that lives.
-        self.listening.abort();
+        // If a master process was left behind, its stderr would be read for as long as that process lives.
+        self.stderr_task.abort();
     }
 }
 
@@ -298,11 +302,15 @@ impl AsyncRead for SshStream {
         let answer = Pin::new(&mut self.stdout).poll_read(context, buffer);
         if let Poll::Ready(Ok(())) = answer
             && buffer.filled().len() == before
-            && !self.said().is_empty()
+            && !self.stderr_text().is_empty()
         {
-            let said = String::from_utf8_lossy(&self.said()).into_owned();
-            let error = SshError::new(&self.destination, Problem::Broken, Some(said.trim().into()));
-            return Poll::Ready(Err(as_io(error)));
+            let stderr_text = String::from_utf8_lossy(&self.stderr_text()).into_owned();
+            let error = SshError::new(
+                &self.destination,
+                Problem::Broken,
+                Some(stderr_text.trim().into()),
+            );
+            return Poll::Ready(Err(to_io_error(error)));
         }
         answer
     }

@@ -1,7 +1,7 @@
-//! What holds of every intent, whatever the container and its images: tried with made-up ones.
+//! Property tests: statements that hold for every intent, whatever the container and its images.
 //!
 //! [`made`] does what an engine does with a request and an image, after Docker's `merge` (daemon/commit.go); the fidelity suite
-//! asks a real engine the same for chosen cases.
+//! compares it with a real engine for selected cases.
 
 use proptest::prelude::*;
 use serde_json::Value;
@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::tests::container;
 use super::*;
 
-/// The configuration of the container that an engine makes from a request and an image.
+/// Returns the configuration of the container that an engine creates from a request and an image.
 fn made(wish: &Object, image: &Object) -> Object {
     let mut config = wish.clone();
     config.retain(|_, value| !is_empty(value));
@@ -67,16 +67,16 @@ fn made(wish: &Object, image: &Object) -> Object {
     config
 }
 
-/// The intent of a container with this configuration, as the request that would be made of it.
+/// Returns the intent of a container with this configuration, as the request that would create it.
 fn wish(config: &Object, image: &Object) -> Object {
-    Intent::of(&container(Value::Object(config.clone()), json!({})), image).config
+    Intent::from_container(&container(Value::Object(config.clone()), json!({})), image).config
 }
 
 fn object(value: Value) -> Object {
     value.as_object().cloned().unwrap()
 }
 
-/// Some of `names`, each with one of three values that begin with `whose`.
+/// Generates some of `names`, each with one of three values that start with `whose`.
 fn some(
     names: &'static [&'static str],
     whose: &'static str,
@@ -95,8 +95,8 @@ fn some(
         })
 }
 
-/// What somebody may have set: a user on a container, or whoever made an image. What `whose` differs in has no value in common.
-/// Ports and volumes are keys without values: a user's are of his own.
+/// Generates settings that a user made on a container, or a builder in an image. Different values of `whose` give disjoint
+/// settings. Ports and volumes are keys without values: a user has different keys.
 fn settings(whose: &'static str) -> impl Strategy<Value = Object> {
     let words = some(
         &[
@@ -158,7 +158,7 @@ fn settings(whose: &'static str) -> impl Strategy<Value = Object> {
     })
 }
 
-/// An image from which a container can be made.
+/// Generates an image from which a container can be created.
 fn image(whose: &'static str) -> impl Strategy<Value = Object> {
     settings(whose).prop_map(|mut image| {
         if !image.contains_key("Cmd") && !image.contains_key("Entrypoint") {
@@ -168,7 +168,7 @@ fn image(whose: &'static str) -> impl Strategy<Value = Object> {
     })
 }
 
-/// Lists of variables, whose order says nothing, in one order.
+/// Sorts the variables, whose order has no meaning.
 fn sorted(mut config: Object) -> Object {
     if let Some(variables) = config.get_mut("Env").and_then(Value::as_array_mut) {
         variables.sort_by_key(|variable| variable.as_str().unwrap_or_default().to_owned());
@@ -177,19 +177,19 @@ fn sorted(mut config: Object) -> Object {
 }
 
 proptest! {
-    /// The heart of it: the container comes back as if the user had asked for the same again, and named the new image. So what
-    /// the user set survives, and what only the old image had said follows the new one.
+    /// The main property: the container comes back as if the user had made the same request again, with the new image. So a
+    /// user's settings survive, and values of the old image follow the new one.
     #[test]
-    fn it_comes_back_as_if_it_were_asked_for_again(asked in settings("mine"), old in image("old"), new in image("new")) {
-        let before = made(&asked, &old);
+    fn replacement_equals_same_request_on_new_image(requested in settings("mine"), old in image("old"), new in image("new")) {
+        let before = made(&requested, &old);
         let after = made(&wish(&before, &old), &new);
-        prop_assert_eq!(sorted(after), sorted(made(&asked, &new)));
+        prop_assert_eq!(sorted(after), sorted(made(&requested, &new)));
     }
 
     #[test]
-    fn a_value_that_a_user_set_survives(asked in settings("mine"), old in image("old"), new in image("new")) {
-        let after = made(&wish(&made(&asked, &old), &old), &new);
-        for (key, value) in asked {
+    fn user_value_survives(requested in settings("mine"), old in image("old"), new in image("new")) {
+        let after = made(&wish(&made(&requested, &old), &old), &new);
+        for (key, value) in requested {
             let kept = match &value {
                 Value::Object(entries) => entries.iter().all(|(name, value)| after[&key].get(name) == Some(value)),
                 Value::Array(items) if key == "Env" => items.iter().all(|item| after[&key].as_array().unwrap().contains(item)),
@@ -200,46 +200,46 @@ proptest! {
     }
 
     #[test]
-    fn a_default_that_nobody_touched_follows_the_new_image(old in image("old"), new in image("new")) {
+    fn image_default_follows_new_image(old in image("old"), new in image("new")) {
         prop_assert_eq!(wish(&made(&Object::new(), &old), &old), Object::new());
         prop_assert_eq!(made(&wish(&made(&Object::new(), &old), &old), &new), new);
     }
 
-    /// Again and again: what is asked for does not grow, and does not wear off.
+    /// Repeated replacements neither add to the intent nor remove anything from it.
     #[test]
-    fn an_intent_is_stable(asked in settings("mine"), old in image("old"), new in image("new")) {
-        let first = wish(&made(&asked, &old), &old);
+    fn intent_is_stable(requested in settings("mine"), old in image("old"), new in image("new")) {
+        let first = wish(&made(&requested, &old), &old);
         let second = wish(&made(&first, &new), &new);
         prop_assert_eq!(sorted(second), sorted(first));
     }
 
-    /// On its own image it comes back as it is, also where a user said what the image says.
+    /// On its own image a container comes back unchanged, also if a user's value equals the image's.
     #[test]
-    fn on_the_same_image_nothing_changes(asked in settings("any"), image in image("any")) {
-        let before = made(&asked, &image);
+    fn same_image_changes_nothing(requested in settings("any"), image in image("any")) {
+        let before = made(&requested, &image);
         let after = made(&wish(&before, &image), &image);
         prop_assert_eq!(sorted(after), sorted(before));
     }
 
-    /// Settings of the host have no defaults in an image: those that we do not have to say in other words go through as they are.
+    /// Host settings have no defaults in an image: those that need no conversion pass through unchanged.
     #[test]
-    fn settings_of_the_host_go_through(settings in proptest::collection::btree_map("[A-Z][a-z]{3,8}X", proptest::option::of(0..5_i64), 0..8)) {
+    fn host_settings_pass_through(settings in proptest::collection::btree_map("[A-Z][a-z]{3,8}X", proptest::option::of(0..5_i64), 0..8)) {
         let before: Object = settings.into_iter().map(|(key, value)| (key, json!(value))).collect();
-        let intent = Intent::of(&container(json!({}), Value::Object(before.clone())), &Object::new());
+        let intent = Intent::from_container(&container(json!({}), Value::Object(before.clone())), &Object::new());
         let expected: Object = before.into_iter().filter(|(_, value)| !value.is_null()).collect();
         prop_assert_eq!(&intent.host_config, &expected);
-        let again = Intent::of(&container(json!({}), Value::Object(expected)), &Object::new());
+        let again = Intent::from_container(&container(json!({}), Value::Object(expected)), &Object::new());
         prop_assert_eq!(again.host_config, intent.host_config);
     }
 }
 
-/// What the made-up ones leave out.
+/// A case that the generated ones do not cover.
 #[test]
-fn an_entrypoint_that_a_user_took_away_stays_away() {
+fn cleared_entrypoint_stays_cleared() {
     let old = object(json!({"Entrypoint": ["old"], "Cmd": ["c"]}));
     let new = object(json!({"Entrypoint": ["new"], "Cmd": ["d"]}));
-    let asked = object(json!({"Entrypoint": [""], "Cmd": ["mine"]}));
-    let before = made(&asked, &old);
+    let requested = object(json!({"Entrypoint": [""], "Cmd": ["mine"]}));
+    let before = made(&requested, &old);
     assert_eq!(
         made(&wish(&before, &old), &new),
         object(json!({"Cmd": ["mine"]}))

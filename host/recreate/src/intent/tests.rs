@@ -1,4 +1,5 @@
-//! What is kept and what follows the new image, case by case. The numbers are those of research/updaters.md, section 2.6.
+//! Tests of the intent, case by case: which values are kept, and which follow the new image. The numbers are those of
+//! research/updaters.md, section 2.6.
 
 use refit_model::container::{Health, Mount, PublishedPort, State};
 use refit_model::image::ImageId;
@@ -34,17 +35,17 @@ pub(crate) fn container(config: Value, host_config: Value) -> Container {
 }
 
 fn intent(config: Value, image: Value) -> Value {
-    Value::Object(Intent::of(&container(config, json!({})), &object(image)).config)
+    Value::Object(Intent::from_container(&container(config, json!({})), &object(image)).config)
 }
 
-/// The only place that knows how an intent is made.
+/// Compares the intent of a container with an expectation. No other helper knows how an intent is made.
 #[track_caller]
 fn check(config: Value, image: Value, expected: Value) {
     assert_eq!(intent(config, image), expected);
 }
 
 #[test]
-fn environment_that_the_image_gave_follows_the_image_and_the_users_stays() {
+fn image_environment_follows_image_and_users_stays() {
     // 20
     check(
         json!({"Env": ["PATH=/bin", "MODEL=v1", "KEY=mine"]}),
@@ -54,7 +55,7 @@ fn environment_that_the_image_gave_follows_the_image_and_the_users_stays() {
 }
 
 #[test]
-fn a_command_is_kept_only_where_a_user_gave_it() {
+fn command_is_kept_only_if_user_set_it() {
     // 22
     let image = json!({"Entrypoint": ["/e"], "Cmd": ["c"]});
     check(
@@ -90,7 +91,7 @@ fn a_command_is_kept_only_where_a_user_gave_it() {
 }
 
 #[test]
-fn labels_of_the_image_follow_it_and_the_users_stay() {
+fn image_labels_follow_image_and_users_stay() {
     // 23
     check(
         json!({"Labels": {"version": "1", "owner": "me"}}),
@@ -100,7 +101,7 @@ fn labels_of_the_image_follow_it_and_the_users_stay() {
 }
 
 #[test]
-fn a_health_check_is_kept_field_by_field() {
+fn health_check_is_kept_field_by_field() {
     // 24
     let image = json!({"Healthcheck": {"Test": ["CMD", "/h"], "Interval": 5}});
     check(
@@ -121,7 +122,7 @@ fn a_health_check_is_kept_field_by_field() {
 }
 
 #[test]
-fn the_images_other_defaults_follow_it() {
+fn other_image_defaults_follow_image() {
     // 25
     let image = json!({"User": "app", "WorkingDir": "/app", "StopSignal": "SIGINT", "Shell": ["/bin/sh"],
         "Volumes": {"/data": {}}, "ExposedPorts": {"80/tcp": {}}});
@@ -136,7 +137,7 @@ fn the_images_other_defaults_follow_it() {
 }
 
 #[test]
-fn a_hostname_is_kept_only_where_a_user_gave_it_and_it_may_be_given() {
+fn hostname_is_kept_only_if_set_and_allowed() {
     // 18, 19
     check(json!({"Hostname": "0123456789ab"}), json!({}), json!({}));
     check(
@@ -149,12 +150,15 @@ fn a_hostname_is_kept_only_where_a_user_gave_it_and_it_may_be_given() {
         json!({"UTSMode": "host"}),
     ] {
         let container = container(json!({"Hostname": "box", "Domainname": "d"}), shared);
-        assert_eq!(Intent::of(&container, &Object::new()).config, Object::new());
+        assert_eq!(
+            Intent::from_container(&container, &Object::new()).config,
+            Object::new()
+        );
     }
 }
 
 #[test]
-fn what_nobody_here_has_heard_of_is_carried() {
+fn unknown_fields_are_kept() {
     check(
         json!({"FromTheFuture": {"a": 1}, "Tty": true}),
         json!({}),
@@ -162,7 +166,7 @@ fn what_nobody_here_has_heard_of_is_carried() {
     );
     let container = container(json!({}), json!({"NewKnob": 7, "Unset": null}));
     assert_eq!(
-        Intent::of(&container, &Object::new()).host_config,
+        Intent::from_container(&container, &Object::new()).host_config,
         object(json!({"NewKnob": 7}))
     );
 }
@@ -178,7 +182,7 @@ fn mount(name: &str, destination: &str, read_write: bool) -> Mount {
 }
 
 #[test]
-fn volumes_without_a_name_are_mounted_again_by_the_name_they_got() {
+fn anonymous_volumes_are_mounted_by_generated_name() {
     // 39
     let (a, b, c) = ("a".repeat(64), "b".repeat(64), "c".repeat(64));
     let mut container = container(
@@ -191,7 +195,7 @@ fn volumes_without_a_name_are_mounted_again_by_the_name_they_got() {
         mount(&c, "/m", true),
         mount("named", "/named", true),
     ];
-    let host_config = Intent::of(&container, &Object::new()).host_config;
+    let host_config = Intent::from_container(&container, &Object::new()).host_config;
     assert_eq!(
         Value::Object(host_config),
         json!({
@@ -202,7 +206,7 @@ fn volumes_without_a_name_are_mounted_again_by_the_name_they_got() {
 }
 
 #[test]
-fn a_port_that_the_engine_chose_is_kept() {
+fn engine_chosen_port_is_kept() {
     // 44
     let mut container = container(
         json!({}),
@@ -215,7 +219,7 @@ fn a_port_that_the_engine_chose_is_kept() {
         host_port,
     };
     container.published_ports = vec![bound("0.0.0.0", 1), bound("127.0.0.1", 49153)];
-    let host_config = Intent::of(&container, &Object::new()).host_config;
+    let host_config = Intent::from_container(&container, &Object::new()).host_config;
     assert_eq!(
         host_config["PortBindings"]["8000/tcp"][0]["HostPort"],
         "49153"
@@ -234,11 +238,11 @@ fn bindings(host_config: Value, published: &[(u16, &str, u16)]) -> Value {
             host_port: *host_port,
         })
         .collect();
-    Intent::of(&container, &Object::new()).host_config["PortBindings"].take()
+    Intent::from_container(&container, &Object::new()).host_config["PortBindings"].take()
 }
 
 #[test]
-fn a_port_that_the_engine_chose_is_given_once() {
+fn engine_chosen_port_is_used_once() {
     // 44, 45
     let wish = |port: &str| json!({"HostIp": "", "HostPort": port});
     let published = [
@@ -263,8 +267,8 @@ fn a_port_that_the_engine_chose_is_given_once() {
 }
 
 #[test]
-fn each_family_of_addresses_keeps_the_port_that_it_got() {
-    // 44: Docker 20.10 counts on for the second family
+fn each_address_family_keeps_its_port() {
+    // 44: Docker 20.10 takes the next number for the second family
     let published = [
         (80, "0.0.0.0", 1),
         (80, "::", 2),
@@ -283,7 +287,7 @@ fn each_family_of_addresses_keeps_the_port_that_it_got() {
 }
 
 #[test]
-fn ports_that_were_published_because_all_were_are_kept() {
+fn ports_of_publish_all_are_kept() {
     // 44
     let published = [(80, "0.0.0.0", 1), (80, "::", 1), (81, "0.0.0.0", 2)];
     let kept = json!({"80/tcp": [{"HostIp": "", "HostPort": "1"}], "81/tcp": [{"HostIp": "", "HostPort": "2"}]});
@@ -297,13 +301,13 @@ fn ports_that_were_published_because_all_were_are_kept() {
 }
 
 #[test]
-fn links_and_ulimits_are_said_as_they_may_be_asked_for() {
+fn links_and_ulimits_use_request_form() {
     // 37, and Podman's answer
     let container = container(
         json!({}),
         json!({"Links": ["/db:/ws-a/database"], "Ulimits": [{"Name": "RLIMIT_NOFILE", "Soft": 1, "Hard": 2}]}),
     );
-    let host_config = Intent::of(&container, &Object::new()).host_config;
+    let host_config = Intent::from_container(&container, &Object::new()).host_config;
     assert_eq!(host_config["Links"], json!(["db:database"]));
     assert_eq!(host_config["Ulimits"][0]["Name"], "nofile");
 }
@@ -317,11 +321,11 @@ fn on_networks(mode: &str, endpoints: Value) -> Intent {
         .into_iter()
         .map(|(name, endpoint)| (name, object(endpoint)))
         .collect();
-    Intent::of(&container, &Object::new())
+    Intent::from_container(&container, &Object::new())
 }
 
 #[test]
-fn aliases_and_static_addresses_are_kept_and_dynamic_ones_are_not() {
+fn aliases_and_static_addresses_are_kept() {
     // 29, 31, 33
     let intent = on_networks(
         "net",
@@ -348,7 +352,7 @@ fn aliases_and_static_addresses_are_kept_and_dynamic_ones_are_not() {
 }
 
 #[test]
-fn the_network_it_was_made_with_comes_first_also_where_it_was_named_by_id() {
+fn primary_network_named_by_id_comes_first() {
     // 30, 32
     let networks =
         json!({"a": {"NetworkID": "id-a"}, "b": {"NetworkID": "id-b", "Aliases": ["x"]}});
@@ -364,7 +368,7 @@ fn the_network_it_was_made_with_comes_first_also_where_it_was_named_by_id() {
 }
 
 #[test]
-fn a_network_that_it_was_taken_out_of_is_not_the_first_one_any_more() {
+fn disconnected_network_is_not_primary() {
     let intent = on_networks(
         "gone",
         json!({"a": {"NetworkID": "id-a", "Aliases": ["x"]}, "b": {"NetworkID": "id-b"}}),
@@ -381,7 +385,7 @@ fn a_network_that_it_was_taken_out_of_is_not_the_first_one_any_more() {
 }
 
 #[test]
-fn shared_and_default_networks_get_no_wishes_they_would_refuse() {
+fn shared_and_default_networks_get_no_endpoint_settings() {
     // 35
     let default = on_networks(
         "default",
@@ -395,22 +399,23 @@ fn shared_and_default_networks_get_no_wishes_they_would_refuse() {
 }
 
 #[test]
-fn a_replacement_has_no_label_that_the_user_did_not_give() {
+fn replacement_has_only_user_labels() {
     let container = container(
         json!({"Image": "x:1", "Labels": {"owner": "me"}}),
         json!({}),
     );
-    let replacement = Intent::of(&container, &Object::new()).on("x:2", &ImageId::new("sha256:new"));
+    let replacement = Intent::from_container(&container, &Object::new())
+        .to_replacement("x:2", &ImageId::new("sha256:new"));
     assert_eq!(replacement.request.config["Labels"], json!({"owner": "me"}));
     assert_eq!(replacement.request.config["Image"], "x:2");
 }
 
 #[test]
-fn a_label_of_compose_says_which_image_it_is() {
+fn compose_image_label_names_new_image() {
     // 50
     let labels = json!({"Labels": {"com.docker.compose.image": "sha256:old", "com.docker.compose.project": "shop"}});
-    let replacement = Intent::of(&container(labels, json!({})), &Object::new())
-        .on("x:2", &ImageId::new("sha256:new"));
+    let replacement = Intent::from_container(&container(labels, json!({})), &Object::new())
+        .to_replacement("x:2", &ImageId::new("sha256:new"));
     assert_eq!(
         replacement.request.config["Labels"],
         json!({"com.docker.compose.image": "sha256:new", "com.docker.compose.project": "shop"})
@@ -418,7 +423,7 @@ fn a_label_of_compose_says_which_image_it_is() {
 }
 
 #[test]
-fn a_dependent_moves_to_the_new_container() {
+fn dependent_refers_to_new_container() {
     // 36, 37, 40
     let mut provider = container(json!({}), json!({}));
     provider.name = "db".into();
@@ -431,15 +436,15 @@ fn a_dependent_moves_to_the_new_container() {
             "VolumesFrom": ["db:ro", format!("{}:ro", from.short()), "other"],
         }),
     );
-    let mut intent = Intent::of(&dependent, &Object::new());
-    intent.follow(&provider, &to);
+    let mut intent = Intent::from_container(&dependent, &Object::new());
+    intent.follow_provider(&provider, &to);
     assert_eq!(intent.host_config["NetworkMode"], format!("container:{to}"));
     assert_eq!(intent.host_config["PidMode"], format!("container:{to}"));
     assert_eq!(intent.host_config["IpcMode"], "private");
-    let candidate = names::temporary_name(&from);
+    let temporary_name = names::temporary_name(&from);
     assert_eq!(
         intent.host_config["Links"],
-        json!([format!("{candidate}:database"), "other:db"])
+        json!([format!("{temporary_name}:database"), "other:db"])
     );
     assert_eq!(
         intent.host_config["VolumesFrom"],
@@ -447,8 +452,8 @@ fn a_dependent_moves_to_the_new_container() {
     );
 }
 
-/// An inspection as engines from API 1.44 on write it: names and addresses per endpoint, and which of them a user asked for is
-/// not said. Written after the interface description; Docker 28.5.2 writes the same.
+/// Returns an inspection as engines write it from API 1.44 on: names and addresses per endpoint, without saying which of them a
+/// user requested. Written after the interface description; Docker 28.5.2 writes the same.
 fn newer() -> Container {
     let endpoint = |mac: &str| {
         object(json!({
@@ -477,9 +482,10 @@ fn newer() -> Container {
 }
 
 #[test]
-fn on_newer_engines_networks_are_asked_for_as_on_older_ones() {
+fn newer_engine_networks_are_requested_as_on_older() {
     // 30, 33
-    let replacement = Intent::of(&newer(), &Object::new()).on("x:2", &ImageId::new("sha256:new"));
+    let replacement = Intent::from_container(&newer(), &Object::new())
+        .to_replacement("x:2", &ImageId::new("sha256:new"));
     let wish = object(json!({"NetworkID": "n", "Aliases": ["web"], "GwPriority": 0}));
     assert_eq!(
         replacement.request.endpoint,
@@ -490,9 +496,10 @@ fn on_newer_engines_networks_are_asked_for_as_on_older_ones() {
 }
 
 #[test]
-fn on_newer_engines_every_field_is_carried_and_what_is_unset_is_not_sent() {
+fn newer_engine_fields_are_kept_and_unset_dropped() {
     // 24, 38, 42, 43
-    let replacement = Intent::of(&newer(), &Object::new()).on("x:2", &ImageId::new("sha256:new"));
+    let replacement = Intent::from_container(&newer(), &Object::new())
+        .to_replacement("x:2", &ImageId::new("sha256:new"));
     let host_config = &replacement.request.host_config;
     assert_eq!(
         host_config["Mounts"][0]["VolumeOptions"]["Subpath"],
@@ -510,7 +517,7 @@ fn on_newer_engines_every_field_is_carried_and_what_is_unset_is_not_sent() {
 }
 
 #[test]
-fn default_in_another_spelling_is_no_wish() {
+fn default_in_another_spelling_is_not_requested() {
     let image = json!({"WorkingDir": "/app/", "StopSignal": "SIGINT", "Volumes": {"/vol/": {}}, "ExposedPorts": {"80": {}}});
     let made = json!({"WorkingDir": "/app", "StopSignal": "2", "Volumes": {"/vol": {}}, "ExposedPorts": {"80/tcp": {}}});
     check(made, image.clone(), json!({}));
@@ -530,7 +537,7 @@ fn anonymous_volume_is_found_in_another_spelling() {
         mount(&b, "/bound", true),
         mount(&c, "/cache", true),
     ];
-    let host_config = Intent::of(&container, &Object::new()).host_config;
+    let host_config = Intent::from_container(&container, &Object::new()).host_config;
     assert_eq!(
         host_config["Mounts"],
         json!([{"Type": "volume", "Target": "/x/../data/", "Source": a}])
@@ -544,7 +551,7 @@ fn anonymous_volume_is_found_in_another_spelling() {
 }
 
 #[test]
-fn list_that_an_engine_filled_in_is_no_wish() {
+fn engine_default_path_list_is_not_requested() {
     let masked = json!([
         "/proc/asound",
         "/proc/acpi",
@@ -559,7 +566,7 @@ fn list_that_an_engine_filled_in_is_no_wish() {
     ]);
     let host_config = |masked: Value| {
         let container = container(json!({}), json!({ "MaskedPaths": masked }));
-        Intent::of(&container, &Object::new()).host_config
+        Intent::from_container(&container, &Object::new()).host_config
     };
     assert_eq!(host_config(masked), Object::new());
     for wish in [json!([]), json!(["/proc/kcore"])] {
@@ -568,11 +575,11 @@ fn list_that_an_engine_filled_in_is_no_wish() {
 }
 
 #[test]
-fn one_wish_for_processors_is_asked_for_once() {
+fn processor_limit_is_requested_once() {
     let podman = json!({"NanoCpus": 500_000_000, "CpuPeriod": 100_000, "CpuQuota": 50_000});
-    let intent = Intent::of(&container(json!({}), podman), &Object::new());
+    let intent = Intent::from_container(&container(json!({}), podman), &Object::new());
     assert_eq!(intent.host_config, object(json!({"NanoCpus": 500_000_000})));
     let quota = json!({"NanoCpus": 0, "CpuPeriod": 100_000, "CpuQuota": 50_000});
-    let intent = Intent::of(&container(json!({}), quota.clone()), &Object::new());
+    let intent = Intent::from_container(&container(json!({}), quota.clone()), &Object::new());
     assert_eq!(intent.host_config, object(quota));
 }

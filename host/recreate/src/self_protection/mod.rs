@@ -1,8 +1,10 @@
-//! The containers that Refit itself depends on: its own, those whose namespaces it lives in, and those on its way to the engine.
+//! Recognizes the containers that Refit itself depends on: its own container, the containers whose namespaces it uses, and
+//! those on its route to the engine.
 //!
-//! Stopping one of them ends Refit, or cuts it off from the engine, in the middle of a replacement. Each is known by several
-//! clues (`process`, `route`), and one reliable clue is enough. If a clue leaves a doubt, the container counts as one of them.
-//! On the machine itself with the engine's own socket there is nothing to find, and nothing is asked of the engine.
+//! Stopping one of them ends Refit, or disconnects it from the engine, in the middle of a replacement. Several clues reveal
+//! each of them (`process`, `route`), and one reliable clue is enough. If a clue leaves a doubt, the container counts as one of
+//! them. If Refit runs directly on the machine and uses the engine's own socket, there is nothing to find, and Refit sends the
+//! engine no request.
 
 mod process;
 mod route;
@@ -18,15 +20,15 @@ use tokio::sync::OnceCell;
 
 use self::process::ProcessFacts;
 use self::route::EngineRoute;
-use super::dependents::is_meant;
+use super::dependents::refers_to;
 
-/// Inspections under way at once while the own container is looked for.
+/// The number of concurrent inspections while Refit looks for its own container.
 const INSPECTIONS_AT_ONCE: usize = 8;
 
-/// The reason for the own container, which has its own sentence in reports.
+/// The reason for Refit's own container, which has its own sentence in reports.
 const OWN: &str = "it is Refit's own container, which cannot outlive its own stop";
 
-/// What this process knows about where it runs and how it reaches the engine.
+/// The facts of this process about where it runs and how it reaches the engine.
 #[derive(Debug, Default)]
 pub struct SelfProtection {
     process: ProcessFacts,
@@ -35,24 +37,24 @@ pub struct SelfProtection {
     own: OnceCell<OwnContainers>,
 }
 
-/// What the engine says about the container of this process.
+/// The engine's facts about the container of this process.
 #[derive(Clone, Debug, Default)]
 struct OwnContainers {
-    found: Option<OwnContainer>,
-    /// Containers that may be the own one, if none is known to be.
+    container: Option<OwnContainer>,
+    /// Containers that may be Refit's own, if none is known to be.
     possible: BTreeSet<ContainerId>,
 }
 
 #[derive(Clone, Debug)]
 struct OwnContainer {
     id: ContainerId,
-    /// How it is written, and what for: `("<id>", "network")`.
+    /// The containers whose namespaces it uses, as written, with the kind of namespace: `("<id>", "network")`.
     providers: Vec<(String, &'static str)>,
     mounts: Vec<Mount>,
 }
 
 impl SelfProtection {
-    /// Reads what the kernel says about this process.
+    /// Reads the kernel's facts about this process.
     pub fn new(address: &EngineAddress) -> Self {
         Self {
             process: ProcessFacts::read(),
@@ -61,7 +63,7 @@ impl SelfProtection {
         }
     }
 
-    /// Of a process that runs in the container with this id, on the same machine as its engine.
+    /// Creates the facts of a process that runs in the container with this id, on the same machine as its engine.
     pub fn in_container(id: &str) -> Self {
         let process = ProcessFacts {
             in_container: true,
@@ -74,8 +76,8 @@ impl SelfProtection {
         }
     }
 
-    /// Why Refit depends on this container, as a sentence fragment; `None` if it does not.
-    pub async fn objection(
+    /// Returns why Refit depends on this container, as a sentence fragment; `None` if it does not.
+    pub async fn dependency_reason(
         &self,
         engine: &dyn Engine,
         container: &Container,
@@ -83,30 +85,30 @@ impl SelfProtection {
         if self.is_own(container) {
             return Ok(Some(OWN.to_owned()));
         }
-        let own = self.own(engine).await?;
-        if let Some(reason) = self.provides_for_own(container, own) {
+        let own = self.load_own(engine).await?;
+        if let Some(reason) = self.own_provider_reason(container, own) {
             return Ok(Some(reason));
         }
         Ok(self
-            .on_route(engine, container, own)
+            .route_reason(engine, container, own)
             .await?
             .map(|why| format!("Refit reaches the engine {why}; nothing could start it again")))
     }
 
-    /// By what the container says about itself, with nothing else asked.
+    /// Checks whether this is Refit's own container, from the inspection alone.
     fn is_own(&self, container: &Container) -> bool {
         let id = container.id.as_str();
         let same_root = self.process.has_upper_dir(container.upper_dir.as_deref());
         if self.process.own_ids.contains(id) || same_root == Some(true) {
             return true;
         }
-        // Both are those of another container, if that one lends its network.
+        // Both values belong to another container if Refit uses that container's network.
         let by_network =
             self.process.network_ids.contains(id) || self.process.hostname_is_short_id(id);
         by_network && same_root.is_none()
     }
 
-    fn provides_for_own(&self, container: &Container, own: &OwnContainers) -> Option<String> {
+    fn own_provider_reason(&self, container: &Container, own: &OwnContainers) -> Option<String> {
         let (id, name) = (&container.id, container.name.as_str());
         if self.process.network_ids.contains(id.as_str())
             || self.process.hostname_is_short_id(id.as_str())
@@ -119,18 +121,18 @@ impl SelfProtection {
                     .to_owned(),
             );
         }
-        let found = own.found.as_ref()?;
-        if found.id == *id {
+        let container = own.container.as_ref()?;
+        if container.id == *id {
             return Some(OWN.to_owned());
         }
-        let provider = found
+        let provider = container
             .providers
             .iter()
-            .find(|(written, _)| is_meant(written, id, name));
+            .find(|(written, _)| refers_to(written, id, name));
         provider.map(|(_, what)| provider_reason(what))
     }
 
-    async fn on_route(
+    async fn route_reason(
         &self,
         engine: &dyn Engine,
         container: &Container,
@@ -139,15 +141,17 @@ impl SelfProtection {
         if let Some(why) = self.route.passes_through(container, &self.process).await {
             return Ok(Some(why));
         }
-        if let Some(found) = &own.found
-            && let Some(why) = self.route.shares_socket_folder(container, &found.mounts)
+        if let Some(own_container) = &own.container
+            && let Some(why) = self
+                .route
+                .shares_socket_folder(container, &own_container.mounts)
         {
             return Ok(Some(why));
         }
         let Some(provider) = network_provider(container).filter(|_| self.route.is_network()) else {
             return Ok(None);
         };
-        // It has no address and no port of its own: those of its provider lead to it.
+        // The container has no address and no port of its own: the addresses and ports of its provider lead to it.
         let lives_with_us = self.process.in_container
             && (self.shares_own_network(provider, own) && self.route.is_loopback().await);
         if lives_with_us {
@@ -156,7 +160,7 @@ impl SelfProtection {
                     .to_owned(),
             ));
         }
-        let Some(provider) = find(engine, provider).await? else {
+        let Some(provider) = find_container(engine, provider).await? else {
             return Ok(None);
         };
         let through = self.route.passes_through(&provider, &self.process).await;
@@ -168,23 +172,23 @@ impl SelfProtection {
         }))
     }
 
-    /// Whether this provider of a network is the one that our network is from.
+    /// Reports whether this container provides Refit's own network.
     fn shares_own_network(&self, provider: &str, own: &OwnContainers) -> bool {
         let ids = self.process.network_ids.iter().chain(&self.process.own_ids);
         let mut ids = ids.map(String::as_str);
         if ids.any(|id| !provider.is_empty() && id.starts_with(provider)) {
             return true;
         }
-        own.found.as_ref().is_some_and(|found| {
-            let lent = found.providers.iter().any(|(written, what)| {
+        own.container.as_ref().is_some_and(|container| {
+            let is_provider = container.providers.iter().any(|(written, what)| {
                 *what == "network"
                     && (written == provider || provider.starts_with(written.as_str()))
             });
-            lent || found.id.as_str().starts_with(provider)
+            is_provider || container.id.as_str().starts_with(provider)
         })
     }
 
-    async fn own(&self, engine: &dyn Engine) -> Result<&OwnContainers, EngineError> {
+    async fn load_own(&self, engine: &dyn Engine) -> Result<&OwnContainers, EngineError> {
         self.own
             .get_or_try_init(|| async {
                 if self.process.in_container {
@@ -196,15 +200,15 @@ impl SelfProtection {
             .await
     }
 
-    /// The containers that are named by a clue first, then all that run.
+    /// Finds Refit's own container: first among those that a clue names, then among all that run.
     async fn find_own(&self, engine: &dyn Engine) -> Result<OwnContainers, EngineError> {
         let ids = self.process.own_ids.iter().chain(&self.process.network_ids);
         for id in ids {
-            // There is none where it is a container of another engine.
-            if let Some(container) = find(engine, id).await?
+            // There is none if the id belongs to a container of another engine.
+            if let Some(container) = find_container(engine, id).await?
                 && self.is_own(&container)
             {
-                return Ok(found(&container));
+                return Ok(OwnContainers::from_container(&container));
             }
         }
         let listed = engine.containers().await?;
@@ -224,23 +228,23 @@ impl SelfProtection {
             .await?;
         let containers: Vec<Container> = containers.into_iter().flatten().collect();
         if let Some(own) = containers.iter().find(|container| self.is_own(container)) {
-            return Ok(found(own));
+            return Ok(OwnContainers::from_container(own));
         }
         let possible = containers
             .iter()
             .filter(|container| self.may_be_own(container));
         Ok(OwnContainers {
-            found: None,
+            container: None,
             possible: possible.map(|container| container.id.clone()).collect(),
         })
     }
 
-    /// For an engine that does not say where its containers' file systems are: the same mounts, and the same host name.
+    /// Compares mounts and host name, for an engine that does not report where its containers' file systems are.
     fn may_be_own(&self, container: &Container) -> bool {
         let visible = |mount: &Mount| {
             self.process.mounts.iter().any(|ours| {
                 let source = mount.source.as_deref().unwrap_or_default();
-                // The kernel writes the source as it is within its own file system.
+                // The kernel writes the source path relative to its own file system.
                 ours.path == mount.destination.trim_end_matches('/') && source.ends_with(&ours.root)
             })
         };
@@ -256,26 +260,28 @@ impl SelfProtection {
     }
 }
 
-fn found(container: &Container) -> OwnContainers {
-    let modes = [
-        ("NetworkMode", "network"),
-        ("PidMode", "process namespace"),
-        ("IpcMode", "shared memory"),
-        // Podman has these too.
-        ("UTSMode", "host name"),
-        ("UsernsMode", "user namespace"),
-    ];
-    let providers = modes.into_iter().filter_map(|(key, what)| {
-        let mode = container.host_config.get(key)?.as_str()?;
-        Some((mode.strip_prefix("container:")?.to_owned(), what))
-    });
-    OwnContainers {
-        found: Some(OwnContainer {
-            id: container.id.clone(),
-            providers: providers.collect(),
-            mounts: container.mounts.clone(),
-        }),
-        possible: BTreeSet::new(),
+impl OwnContainers {
+    fn from_container(container: &Container) -> Self {
+        let modes = [
+            ("NetworkMode", "network"),
+            ("PidMode", "process namespace"),
+            ("IpcMode", "shared memory"),
+            // Podman has these too.
+            ("UTSMode", "host name"),
+            ("UsernsMode", "user namespace"),
+        ];
+        let providers = modes.into_iter().filter_map(|(key, what)| {
+            let mode = container.host_config.get(key)?.as_str()?;
+            Some((mode.strip_prefix("container:")?.to_owned(), what))
+        });
+        Self {
+            container: Some(OwnContainer {
+                id: container.id.clone(),
+                providers: providers.collect(),
+                mounts: container.mounts.clone(),
+            }),
+            possible: BTreeSet::new(),
+        }
     }
 }
 
@@ -286,17 +292,21 @@ fn network_provider(container: &Container) -> Option<&str> {
 fn provider_reason(what: &str) -> String {
     format!("Refit's own container uses its {what}, and would lose it")
 }
-/// Digits of an id that are enough to tell it from a name: those of a default hostname.
+
+/// The number of digits that distinguish an id from a name: the length of a default hostname.
 const ID_DIGITS_MIN: usize = 12;
 
-/// The container that somebody means who writes an id, its first twelve digits or more, or a name.
-async fn find(engine: &dyn Engine, written: &str) -> Result<Option<Container>, EngineError> {
+/// Finds a container by its id, the first twelve digits of its id or more, or its name.
+async fn find_container(
+    engine: &dyn Engine,
+    written: &str,
+) -> Result<Option<Container>, EngineError> {
     let listed = engine.containers().await?;
-    let is_meant = |listed: &&ContainerSummary| {
+    let refers_to = |listed: &&ContainerSummary| {
         listed.name == written
             || (written.len() >= ID_DIGITS_MIN && listed.id.as_str().starts_with(written))
     };
-    let Some(listed) = listed.iter().find(is_meant) else {
+    let Some(listed) = listed.iter().find(refers_to) else {
         return Ok(None);
     };
     match engine.inspect(&listed.id).await {

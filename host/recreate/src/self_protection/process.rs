@@ -1,8 +1,8 @@
-//! What the kernel tells this process about the container that it runs in, if it runs in one.
+//! Reads from the kernel which container this process runs in, if it runs in one.
 //!
-//! No single fact is enough. With `--network container:X` the files in `/etc` are those of X; a user may mount files of their own
-//! over them; cgroup namespaces hide the path in `/proc/self/cgroup`; `--uts host` and `--hostname` change the host name. Parsing
-//! is pure; [`ProcessFacts::read`] does all the reading.
+//! No single fact is enough. With `--network container:X` the files in `/etc` are those of X; a user may mount other files over
+//! them; cgroup namespaces hide the path in `/proc/self/cgroup`; `--uts host` and `--hostname` change the host name. Parsing is
+//! pure; [`ProcessFacts::read`] does all the reading.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,14 +15,14 @@ const ID_DIGITS: usize = 64;
 /// Digits of the id that an engine uses as the host name.
 const SHORT_ID_DIGITS: usize = 12;
 
-/// Read once: none of it changes while the process lives.
+/// Facts about this process. They are read once, since none of them changes while the process lives.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ProcessFacts {
-    /// Whether anything says that this process runs in a container.
+    /// Whether any fact shows that this process runs in a container.
     pub(super) in_container: bool,
-    /// Ids of which the kernel or the engine says that this process is in it.
+    /// Container ids that the kernel or the engine gives for this process.
     pub(super) own_ids: BTreeSet<String>,
-    /// Ids of whoever the files in `/etc` belong to: the own container, or the one whose network it uses.
+    /// Ids of the containers that the files in `/etc` belong to: Refit's own, or the container whose network it uses.
     pub(super) network_ids: BTreeSet<String>,
     pub(super) hostname: Option<String>,
     /// The writable layer of the root file system, as the engine mounted it.
@@ -57,14 +57,14 @@ impl ProcessFacts {
     }
 
     fn from_text(mountinfo: &str, cgroup: &str, containerenv: &str) -> Self {
-        let mounts: Vec<MountPoint> = mountinfo.lines().filter_map(mount_point).collect();
-        let mut own_ids = cgroup_ids(cgroup);
-        own_ids.extend(containerenv_id(containerenv));
+        let mounts: Vec<MountPoint> = mountinfo.lines().filter_map(parse_mount_point).collect();
+        let mut own_ids = parse_cgroup_ids(cgroup);
+        own_ids.extend(parse_containerenv_id(containerenv));
         let files = mounts
             .iter()
             .filter(|mount| ENGINE_FILES.contains(&mount.path.as_str()));
         let network_ids: BTreeSet<String> = files
-            .filter_map(|mount| id_of_engine_file(&mount.root))
+            .filter_map(|mount| parse_engine_file_id(&mount.root))
             .collect();
         // A later mount at the same place hides the earlier one.
         let root = mounts.iter().rfind(|mount| mount.path == "/");
@@ -78,7 +78,7 @@ impl ProcessFacts {
         }
     }
 
-    /// Whether the host name is what an engine makes of this id.
+    /// Reports whether the host name is the one that an engine derives from this id.
     pub(super) fn hostname_is_short_id(&self, id: &str) -> bool {
         self.in_container
             && self
@@ -87,7 +87,7 @@ impl ProcessFacts {
                 .is_some_and(|name| name.len() == SHORT_ID_DIGITS && id.starts_with(name))
     }
 
-    /// Whether the root file system is the one with this writable layer; `None` if either side does not say.
+    /// Compares the writable layer of the root file system with `theirs`; `None` if either is unknown.
     pub(super) fn has_upper_dir(&self, theirs: Option<&str>) -> Option<bool> {
         let (ours, theirs) = (self.upper_dir.as_deref()?, theirs?);
         if ours.is_empty() || theirs.is_empty() {
@@ -99,8 +99,8 @@ impl ProcessFacts {
     }
 }
 
-/// `36 35 98:0 /root /mount/point rw,noatime master:1 - ext3 /dev/root rw`
-fn mount_point(line: &str) -> Option<MountPoint> {
+/// Parses a line of mountinfo: `36 35 98:0 /root /mount/point rw,noatime master:1 - ext3 /dev/root rw`
+fn parse_mount_point(line: &str) -> Option<MountPoint> {
     let mut fields = line.split(' ');
     let root = unescape(fields.nth(3)?);
     let path = unescape(fields.next()?);
@@ -120,7 +120,7 @@ fn mount_point(line: &str) -> Option<MountPoint> {
     })
 }
 
-/// The kernel writes blanks, tabs, line ends and backslashes as three octal digits.
+/// Decodes blanks, tabs, line ends and backslashes, which the kernel writes as three octal digits.
 fn unescape(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -143,39 +143,40 @@ fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Docker: `/var/lib/docker/containers/<id>/hosts`; Podman: `/…/overlay-containers/<id>/userdata/hosts`.
-fn id_of_engine_file(root: &str) -> Option<String> {
+/// Parses the container id from the path of an engine file. Docker: `/var/lib/docker/containers/<id>/hosts`; Podman:
+/// `/…/overlay-containers/<id>/userdata/hosts`.
+fn parse_engine_file_id(root: &str) -> Option<String> {
     let after = root
         .split('/')
         .skip_while(|segment| !segment.ends_with("containers"));
-    after.filter_map(whole_id).next()
+    after.filter_map(parse_full_id).next()
 }
 
-/// The innermost id in each line: `0::/system.slice/docker-<id>.scope`, `4:memory:/docker/<id>`,
+/// Parses the innermost container id in each line: `0::/system.slice/docker-<id>.scope`, `4:memory:/docker/<id>`,
 /// `0::/machine.slice/libpod-<id>.scope/container`, `…/cri-containerd-<id>.scope`.
-pub(super) fn cgroup_ids(cgroup: &str) -> BTreeSet<String> {
+pub(super) fn parse_cgroup_ids(cgroup: &str) -> BTreeSet<String> {
     let innermost = |line: &str| {
         let path = line.splitn(3, ':').nth(2)?;
         path.split('/').rev().find_map(|segment| {
             let name = segment.strip_suffix(".scope").unwrap_or(segment);
-            // Podman's monitor of a container is not in it.
+            // Podman's monitor of a container does not run in the container.
             if name.contains("conmon") {
                 return None;
             }
-            whole_id(name.rsplit_once('-').map_or(name, |(_, id)| id))
+            parse_full_id(name.rsplit_once('-').map_or(name, |(_, id)| id))
         })
     };
     cgroup.lines().filter_map(innermost).collect()
 }
 
-/// Podman writes `id="…"` into a file in some containers.
-fn containerenv_id(text: &str) -> Option<String> {
+/// Parses the container id that Podman writes as `id="…"` into a file in some containers.
+fn parse_containerenv_id(text: &str) -> Option<String> {
     let mut lines = text.lines();
     let id = lines.find_map(|line| line.strip_prefix("id="))?;
-    whole_id(id.trim().trim_matches('"'))
+    parse_full_id(id.trim().trim_matches('"'))
 }
 
-fn whole_id(text: &str) -> Option<String> {
+fn parse_full_id(text: &str) -> Option<String> {
     let whole = text.len() == ID_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     whole.then(|| text.to_owned())
 }
@@ -237,10 +238,12 @@ mod tests {
             format!("0::/kubepods.slice/pod1.slice/cri-containerd-{inner}.scope"),
             format!("0::/system.slice/docker-{inner}.scope/init.scope"),
         ] {
-            assert_eq!(cgroup_ids(&line), only(&inner), "{line}");
+            assert_eq!(parse_cgroup_ids(&line), only(&inner), "{line}");
         }
-        assert!(cgroup_ids("0::/").is_empty());
-        assert!(cgroup_ids(&format!("0::/machine.slice/libpod-conmon-{inner}.scope")).is_empty());
+        assert!(parse_cgroup_ids("0::/").is_empty());
+        assert!(
+            parse_cgroup_ids(&format!("0::/machine.slice/libpod-conmon-{inner}.scope")).is_empty()
+        );
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! The way from this process to the engine, and whether a container may be part of it: a socket proxy, or what forwards to one.
+//! The route from this process to the engine, and the containers that may be on it: a socket proxy, or a program that forwards
+//! to one.
 //!
-//! An address is compared with the addresses, names and published ports of a container, and a socket's listener with the
-//! container that its process is in. A container that may be part of the way counts as part of it: without the way to the engine
-//! nothing could start it again.
+//! Refit compares the engine's address with the addresses, names and published ports of a container, and a socket's listener
+//! with the container of its process. A container that may be on the route counts as being on it: without the route, nothing
+//! could start that container again.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,22 +14,23 @@ use refit_engine::address::{EngineAddress, Way};
 use refit_model::container::{Container, Mount, PublishedPort};
 use serde_json::Value;
 
-use super::process::{ProcessFacts, cgroup_ids};
+use super::process::{ProcessFacts, parse_cgroup_ids};
 
-/// A resolver that is well answers in milliseconds.
+/// A healthy resolver answers in milliseconds.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
-/// A refresh asks for each container; an address of a container changes when it is started again.
+/// How long a resolved address is reused, since a refresh needs it for each container. A container's address changes when the
+/// container is started again.
 const RESOLVED_FRESH: Duration = Duration::from_secs(5);
-/// A socket of this machine takes a connection at once.
+/// A socket of this machine accepts a connection at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Folders in which an engine of the machine has its own socket.
+/// Folders that contain the socket of the machine's own engine.
 const ENGINE_FOLDERS: [&str; 4] = ["/", "/run", "/var/run", "/run/podman"];
 
 /// How this process reaches its engine.
 #[derive(Debug, Default)]
 pub(super) struct EngineRoute {
-    /// As the engine address was written, for people.
+    /// The engine address as configured, for messages.
     url: String,
     target: Target,
     resolved: Mutex<Option<(Instant, Resolved)>>,
@@ -36,19 +38,19 @@ pub(super) struct EngineRoute {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 enum Target {
-    /// No container can be on the way.
+    /// No container can be on the route.
     #[default]
     None,
     Socket(String),
     Network {
         host: String,
         port: u16,
-        /// Whether the engine's own interface is at that port, and not SSH.
+        /// Whether the engine's API is at that port, and not SSH.
         is_engine: bool,
     },
 }
 
-/// What the host of the address is.
+/// The addresses of the engine's host.
 #[derive(Clone, Debug, Default)]
 struct Resolved {
     /// Empty if the name could not be resolved.
@@ -59,7 +61,7 @@ impl EngineRoute {
     pub(super) fn new(address: &EngineAddress) -> Self {
         Self {
             url: address.url.clone(),
-            target: target(address),
+            target: parse_target(address),
             resolved: Mutex::default(),
         }
     }
@@ -68,7 +70,7 @@ impl EngineRoute {
         matches!(self.target, Target::Network { .. })
     }
 
-    /// Why this container may be on the way, by what it is itself; completes "Refit reaches the engine …".
+    /// Returns why this container itself may be on the route; completes "Refit reaches the engine …".
     pub(super) async fn passes_through(
         &self,
         container: &Container,
@@ -88,15 +90,15 @@ impl EngineRoute {
                 is_engine,
             } => {
                 let resolved = self.resolve(host, *port).await;
-                by_address(container, &resolved, &self.url)
-                    .or_else(|| by_name(container, host, &resolved, process, &self.url))
-                    .or_else(|| by_published_port(container, *port, &resolved, &self.url))
-                    .or_else(|| by_host_network(container, *port, *is_engine, &self.url))
+                match_address(container, &resolved, &self.url)
+                    .or_else(|| match_name(container, host, &resolved, process, &self.url))
+                    .or_else(|| match_published_port(container, *port, &resolved, &self.url))
+                    .or_else(|| match_host_network(container, *port, *is_engine, &self.url))
             }
         }
     }
 
-    /// Whether the address means this network namespace itself, so that whoever shares it may be the one that listens.
+    /// Reports whether the address means this network namespace itself, so that any container in it may be the listener.
     pub(super) async fn is_loopback(&self) -> bool {
         match &self.target {
             Target::Network { host, port, .. } => {
@@ -107,7 +109,8 @@ impl EngineRoute {
         }
     }
 
-    /// Why a container that has a folder in common with our own may be on the way: the engine's socket is in there.
+    /// Returns why a container that shares a folder with Refit's own may be on the route: the engine's socket is in that
+    /// folder.
     pub(super) fn shares_socket_folder(
         &self,
         container: &Container,
@@ -118,7 +121,7 @@ impl EngineRoute {
         };
         let folder = own
             .iter()
-            .filter(|mount| holds(&mount.destination, path))
+            .filter(|mount| contains_path(&mount.destination, path))
             .max_by_key(|mount| mount.destination.len())?;
         let shared = container.mounts.iter().any(|mount| {
             let same_volume = mount.name.is_some() && mount.name == folder.name;
@@ -141,10 +144,12 @@ impl EngineRoute {
         {
             return resolved;
         }
-        let looking = tokio::net::lookup_host((host, port));
-        let found = tokio::time::timeout(RESOLVE_TIMEOUT, looking).await;
-        let addresses = match found {
-            Ok(Ok(found)) => found.map(|address| address.ip().to_canonical()).collect(),
+        let lookup = tokio::net::lookup_host((host, port));
+        let lookup = tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await;
+        let addresses = match lookup {
+            Ok(Ok(addresses)) => addresses
+                .map(|address| address.ip().to_canonical())
+                .collect(),
             Ok(Err(_)) | Err(_) => Vec::new(),
         };
         let resolved = Resolved { addresses };
@@ -157,7 +162,7 @@ impl EngineRoute {
     }
 }
 
-fn target(address: &EngineAddress) -> Target {
+fn parse_target(address: &EngineAddress) -> Target {
     let network = |default: u16, is_engine| {
         let uri = address.url.parse::<http::Uri>().ok();
         let authority = uri.as_ref().and_then(http::Uri::authority);
@@ -186,28 +191,29 @@ fn target(address: &EngineAddress) -> Target {
     }
 }
 
-fn by_address(container: &Container, resolved: &Resolved, url: &str) -> Option<String> {
-    let address = addresses(container).find(|address| resolved.addresses.contains(address))?;
+fn match_address(container: &Container, resolved: &Resolved, url: &str) -> Option<String> {
+    let address =
+        container_addresses(container).find(|address| resolved.addresses.contains(address))?;
     Some(format!("through it: `{url}` is its address {address}"))
 }
 
-fn by_name(
+fn match_name(
     container: &Container,
     host: &str,
     resolved: &Resolved,
     process: &ProcessFacts,
     url: &str,
 ) -> Option<String> {
-    // On the machine itself, a name that means an address is no container's name.
+    // Outside of containers, a name that resolves is not a container's name.
     if !resolved.addresses.is_empty() && !process.in_container {
         return None;
     }
-    names(container)
+    container_names(container)
         .any(|name| name.eq_ignore_ascii_case(host))
         .then(|| format!("through it: `{url}` is its name"))
 }
 
-fn by_published_port(
+fn match_published_port(
     container: &Container,
     port: u16,
     resolved: &Resolved,
@@ -223,7 +229,7 @@ fn by_published_port(
     ))
 }
 
-/// A name that cannot be resolved may mean every address.
+/// Reports whether the port is bound to one of the addresses. A name that cannot be resolved may mean every address.
 fn is_bound_to_any(published: &PublishedPort, addresses: &[IpAddr]) -> bool {
     match published.host_address.parse::<IpAddr>() {
         Ok(bound) if !bound.is_unspecified() => {
@@ -233,8 +239,14 @@ fn is_bound_to_any(published: &PublishedPort, addresses: &[IpAddr]) -> bool {
     }
 }
 
-/// It listens on the machine itself, and the engine does not say at which port.
-fn by_host_network(container: &Container, port: u16, is_engine: bool, url: &str) -> Option<String> {
+/// Matches a container in the machine's network: it listens on the machine itself, and the engine does not report at which
+/// port.
+fn match_host_network(
+    container: &Container,
+    port: u16,
+    is_engine: bool,
+    url: &str,
+) -> Option<String> {
     if container.network_mode() != "host" {
         return None;
     }
@@ -263,7 +275,7 @@ fn mounts_engine_socket(mount: &Mount) -> bool {
     })
 }
 
-fn addresses(container: &Container) -> impl Iterator<Item = IpAddr> {
+fn container_addresses(container: &Container) -> impl Iterator<Item = IpAddr> {
     let endpoints = container.endpoints.values();
     endpoints
         .flat_map(|endpoint| {
@@ -274,8 +286,8 @@ fn addresses(container: &Container) -> impl Iterator<Item = IpAddr> {
         .filter_map(|address| address.parse::<IpAddr>().ok())
 }
 
-/// Whatever the engine's own name server knows it by.
-fn names(container: &Container) -> impl Iterator<Item = String> {
+/// Lists all names under which the engine's name server knows the container.
+fn container_names(container: &Container) -> impl Iterator<Item = String> {
     let endpoints = container.endpoints.iter();
     let aliases = endpoints.flat_map(|(network, endpoint)| {
         let lists = ["Aliases", "DNSNames"].into_iter();
@@ -303,7 +315,7 @@ fn names(container: &Container) -> impl Iterator<Item = String> {
         .clone()
         .zip(text("Domainname"))
         .map(|(host, domain)| format!("{host}.{domain}"));
-    // With the machine's UTS namespace the host name is the machine's.
+    // In the machine's UTS namespace the host name is the machine's.
     let uses_host_name = container.host_config.get("UTSMode").and_then(Value::as_str)
         == Some("host")
         || container.network_mode() == "host";
@@ -321,25 +333,27 @@ fn names(container: &Container) -> impl Iterator<Item = String> {
         .chain([container.name.clone()])
 }
 
-/// Whether the path is below the folder.
-fn holds(folder: &str, path: &str) -> bool {
+/// Reports whether the path is below the folder.
+fn contains_path(folder: &str, path: &str) -> bool {
     let folder = folder.trim_end_matches('/');
     path.strip_prefix(folder)
         .is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// The containers of the process that listens at a socket, as far as the kernel shows it to us.
+/// Returns the containers of the process that listens at a socket, as far as the kernel shows it to this process.
 async fn listener_containers(path: &str) -> BTreeSet<String> {
-    let connecting = tokio::net::UnixStream::connect(path);
-    let Ok(Ok(stream)) = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await else {
+    let connection = tokio::net::UnixStream::connect(path);
+    let Ok(Ok(stream)) = tokio::time::timeout(CONNECT_TIMEOUT, connection).await else {
         return BTreeSet::new();
     };
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-    // Zero: it is in a process namespace that we do not see.
+    // Zero: the listener is in a process namespace that this process does not see.
     let cgroup = pid
         .filter(|pid| *pid > 0)
         .and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok());
-    cgroup.map(|cgroup| cgroup_ids(&cgroup)).unwrap_or_default()
+    cgroup
+        .map(|cgroup| parse_cgroup_ids(&cgroup))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -434,7 +448,7 @@ mod tests {
                 "{url}"
             );
         }
-        // Outside of containers, the name is another machine's.
+        // Outside of containers, the name belongs to another machine.
         let far = route("tcp://proxy:2375", &["10.0.0.9"]);
         assert!(!passes(&far, &proxy(), &ProcessFacts::default()).await);
         assert!(!passes(&route("tcp://other:2375", &[]), &proxy(), &inside()).await);
@@ -517,7 +531,7 @@ mod tests {
         assert!(route.shares_socket_folder(&other, &own).is_none());
         other.mounts = vec![mount(None, "/etc/refit", "/etc/refit")];
         assert!(route.shares_socket_folder(&other, &own).is_none());
-        // The engine's own folder is no proxy's.
+        // The engine's own folder does not belong to a proxy.
         let own = [mount(None, "/var/run", "/proxy")];
         other.mounts = vec![mount(None, "/var/run", "/x")];
         assert!(route.shares_socket_folder(&other, &own).is_none());

@@ -1,4 +1,4 @@
-//! What is remembered of one registry: how it wants to be asked, the tokens it gave, and when it may be asked again.
+//! The access state of one registry: its authentication, its tokens, and when Refit may contact it again.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,48 +12,48 @@ use crate::budget::{Budget, Rate};
 use crate::challenge::Challenge;
 use crate::token::Token;
 
-/// Tokens that are kept. One covers a hundred repositories; only where a registry gives one for each are there many.
+/// The number of kept tokens. One covers a hundred repositories; there are many only if a registry issues one for each.
 const TOKENS_MAX: usize = 1024;
 
-/// Repositories that are remembered to need a token of their own.
+/// The number of remembered repositories that need their own token.
 const APART_MAX: usize = 4096;
 
-/// A registry that does not answer HEAD is asked by GET for so long. Then a HEAD is tried again: it transfers less, and Docker Hub
-/// counts it less.
+/// How long Refit uses GET for a registry that does not respond to HEAD. Then it tries HEAD again: HEAD transfers less, and
+/// Docker Hub counts it less.
 const GET_FOR: Duration = Duration::from_secs(6 * 60 * 60);
 
 #[derive(Debug)]
 pub(super) struct Registry {
     pub(super) name: String,
-    /// Ends in `/v2/`.
+    /// The root URL, which ends in `/v2/`.
     pub(super) root: Url,
     budget: Mutex<Budget>,
     head: Mutex<Head>,
-    /// Held while a token is fetched, so that many who need one wait for the same.
+    /// Locked while Refit fetches a token, so that concurrent requests wait for the same one.
     pub(super) access: tokio::sync::Mutex<Access>,
 }
 
-/// What is known of a registry's answers to HEAD.
+/// The known behavior of a registry for HEAD.
 #[derive(Debug, Default)]
 struct Head {
-    /// It has answered one.
+    /// It has responded to a HEAD.
     works: bool,
-    /// Until when it is asked by GET.
+    /// Refit uses GET until this time.
     get_until: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Access {
-    /// `None`: not asked yet.
+    /// `None`: not yet known.
     pub(super) challenge: Option<Option<Challenge>>,
-    /// Those that tokens were got with.
+    /// The login that the tokens were issued for.
     login: Option<Login>,
     tokens: Vec<Token>,
-    /// Repositories that a token of many did not cover.
+    /// Repositories that a shared token did not cover.
     apart: BTreeSet<String>,
-    /// The batch in which each repository is asked for by itself: a token of many was refused.
+    /// The batch that uses a token for each repository, since the registry refused a shared one.
     split: Option<u64>,
-    /// What one of a batch has run into is not tried by the others.
+    /// A failure that the other requests of the batch do not repeat.
     failed: Option<(u64, Reason)>,
     numbers: u64,
 }
@@ -77,7 +77,7 @@ impl Registry {
         self.budget.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a HEAD is tried first.
+    /// Reports whether Refit tries a HEAD first.
     pub(super) fn is_asked_by_head(&self, now: Instant) -> bool {
         self.head().get_until.is_none_or(|until| until <= now)
     }
@@ -89,7 +89,8 @@ impl Registry {
         };
     }
 
-    /// A GET was answered after a HEAD was not. One that answers HEAD otherwise may have got the image in between.
+    /// Records a GET that succeeded after a HEAD failed. If the registry otherwise responds to HEAD, it may have received the
+    /// image in between.
     pub(super) fn has_answered_get_only(&self, now: Instant) {
         let mut head = self.head();
         head.get_until = (!head.works).then_some(now + GET_FOR);
@@ -99,16 +100,16 @@ impl Registry {
         self.head.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Why it is left alone now, where it is.
+    /// Returns why requests are paused now, if they are.
     pub(super) fn closed(&self) -> Option<Reason> {
         self.budget().closed(Instant::now()).map(super::closed)
     }
 }
 
 impl Access {
-    /// Tokens of another login are another person's.
-    pub(super) fn is_of(&mut self, login: Option<&Login>) {
-        if !same(self.login.as_ref(), login) {
+    /// Sets the login. Tokens of another login belong to another user, and are dropped.
+    pub(super) fn set_login(&mut self, login: Option<&Login>) {
+        if !is_same_login(self.login.as_ref(), login) {
             self.tokens.clear();
             self.apart.clear();
             self.login = login.cloned();
@@ -120,20 +121,20 @@ impl Access {
         (*failed == batch).then(|| reason.clone())
     }
 
-    pub(super) fn fails(&mut self, batch: u64, reason: &Reason) {
+    pub(super) fn record_failure(&mut self, batch: u64, reason: &Reason) {
         self.failed = Some((batch, reason.clone()));
     }
 
-    pub(super) fn splits(&mut self, batch: u64) {
+    pub(super) fn record_split(&mut self, batch: u64) {
         self.split = Some(batch);
     }
 
-    /// Whether a repository is asked for by itself.
-    pub(super) fn is_apart(&self, repository: &str, batch: u64) -> bool {
+    /// Reports whether a repository uses its own token.
+    pub(super) fn needs_own_token(&self, repository: &str, batch: u64) -> bool {
         self.split == Some(batch) || self.apart.contains(repository)
     }
 
-    pub(super) fn set_apart(&mut self, repository: &str) {
+    pub(super) fn require_own_token(&mut self, repository: &str) {
         if self.apart.len() >= APART_MAX {
             self.apart.clear();
         }
@@ -143,7 +144,7 @@ impl Access {
     pub(super) fn token(&mut self, repository: &str, batch: u64) -> Option<&Token> {
         let now = Instant::now();
         self.tokens.retain(|token| !token.is_over(batch, now));
-        let alone = self.is_apart(repository, batch);
+        let alone = self.needs_own_token(repository, batch);
         self.tokens.iter().find(|token| {
             token.is_good_for(repository, batch, now) && (!alone || token.repositories.len() == 1)
         })
@@ -167,7 +168,7 @@ impl Access {
     }
 }
 
-fn same(one: Option<&Login>, other: Option<&Login>) -> bool {
+fn is_same_login(one: Option<&Login>, other: Option<&Login>) -> bool {
     match (one, other) {
         (None, None) => true,
         (

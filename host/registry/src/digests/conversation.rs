@@ -1,7 +1,7 @@
-//! One batch with one registry: learn how it wants to be asked, get a token for all, ask for each.
+//! One batch with one registry: learns the authentication, gets a token for all images, and requests each.
 //!
-//! What is refused is tried once more where there is another way: a token that was kept may have been withdrawn, a token of many
-//! may not cover one of them, the way to be let in may have changed, and a registry may answer a GET where it refuses a HEAD.
+//! Refit repeats a refused request if there is another way: a kept token may have been revoked, a shared token may not cover
+//! one repository, the authentication may have changed, and a registry may respond to a GET if it refuses a HEAD.
 
 mod anonymous;
 mod size;
@@ -24,13 +24,13 @@ use crate::counts::Counts;
 use crate::manifest;
 use crate::token::{self, Actions, Ask, Token};
 
-/// Kept token, token of many, token of its own; or another way to be let in first; and a GET after a HEAD.
+/// Kept token, shared token, own token; or first another authentication; and a GET after a HEAD.
 const ATTEMPTS_MAX: usize = 5;
-/// The specification lets registries refuse larger ones.
+/// The largest accepted manifest: the specification lets registries refuse larger ones.
 const MANIFEST_BYTES_MAX: usize = 4 << 20;
-/// Tokens of 5 KiB were seen, those of clouds.
+/// The largest accepted token response: tokens of clouds have up to 5 KiB.
 const TOKEN_BYTES_MAX: usize = 256 << 10;
-/// What a registry says in a refusal is a line or two.
+/// The largest accepted body of a refusal, which has a line or two.
 const REFUSAL_BYTES_MAX: usize = 16 << 10;
 const MESSAGE_CHARACTERS_MAX: usize = 200;
 
@@ -40,12 +40,12 @@ pub(super) struct Conversation<'a> {
     pub(super) registry: &'a Registry,
     pub(super) login: Option<Login>,
     pub(super) batch: u64,
-    /// All that this batch asks for.
+    /// All repositories that this batch requests.
     pub(super) repositories: Vec<String>,
     pub(super) actions: Actions,
 }
 
-/// What a request carries.
+/// The authorization of a request.
 #[derive(Debug)]
 pub(super) enum Authorization {
     None,
@@ -96,7 +96,7 @@ impl Conversation<'_> {
                 }
                 status if is_head && refuses_head(status, from_itself) => method = Method::GET,
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if from_itself => {
-                    let again = self.another_way(image, &authorization, &answer).await?;
+                    let again = self.prepare_retry(image, &authorization, &answer).await?;
                     if !again {
                         break;
                     }
@@ -107,7 +107,7 @@ impl Conversation<'_> {
         Err(self.unauthorized())
     }
 
-    /// A manifest with its digest.
+    /// Fetches a manifest with its digest.
     pub(super) async fn whole_manifest(&self, image: &ImageRef) -> Result<Manifest, Reason> {
         let version = image.digest().or(image.tag()).unwrap_or("latest");
         let path = format!("{}/manifests/{version}", image.path());
@@ -115,7 +115,7 @@ impl Conversation<'_> {
         self.read_manifest(answer).await
     }
 
-    /// A blob of at most so many bytes; `None` where it is larger. Its digest is checked.
+    /// Fetches a blob of at most this size; `None` if it is larger. Checks its digest.
     pub(super) async fn blob(
         &self,
         image: &ImageRef,
@@ -135,22 +135,22 @@ impl Conversation<'_> {
         Err(Reason::Nonsense { problem })
     }
 
-    /// Tried with each way to be let in. The answer has status 200.
+    /// Sends a GET with each authentication until the response has status 200.
     async fn get(&self, image: &ImageRef, path: &str, limit: Duration) -> Result<Response, Reason> {
         let question = Question::Look {
             method: Method::GET,
             path,
             limit,
         };
-        let answer = self.with_access(image, &question).await?;
+        let answer = self.send_authorized(image, &question).await?;
         match answer.status() {
             StatusCode::OK => Ok(answer),
             _ => Err(self.refusal(answer).await),
         }
     }
 
-    /// Tried with each way to be let in. The last answer, whatever it is.
-    async fn with_access(
+    /// Sends a request with each authentication. Returns the last response, whatever it is.
+    async fn send_authorized(
         &self,
         image: &ImageRef,
         question: &Question<'_>,
@@ -172,14 +172,14 @@ impl Conversation<'_> {
             if !is_refused || !is_same_server(answer.url(), &self.registry.root) {
                 return Ok(answer);
             }
-            if !self.another_way(image, &authorization, &answer).await? {
+            if !self.prepare_retry(image, &authorization, &answer).await? {
                 break;
             }
         }
         Err(self.unauthorized())
     }
 
-    /// What a GET was answered with.
+    /// Reads the manifest from the response to a GET.
     async fn read_manifest(&self, answer: Response) -> Result<Manifest, Reason> {
         let (from, headers) = (answer.url().clone(), answer.headers().clone());
         let bytes = self.body(answer, MANIFEST_BYTES_MAX).await?;
@@ -202,12 +202,12 @@ impl Conversation<'_> {
         }
     }
 
-    /// What an answer means that brought no manifest. Some registries say it with the wrong status and the right words.
+    /// Explains a response without a manifest. Some registries send the wrong status with the right words.
     async fn refusal(&self, answer: Response) -> Reason {
         let status = answer.status();
         let from = answer.url().clone();
         if !is_same_server(&from, &self.registry.root) {
-            // What another server says of a login or an image is not the registry's word.
+            // Another server's response about a login or an image is not the registry's.
             let host = from.host_str().unwrap_or_default();
             return Reason::Unavailable {
                 problem: format!("it redirects to `{host}`, which answered {status}"),
@@ -238,7 +238,7 @@ impl Conversation<'_> {
         }
     }
 
-    /// What a registry says in the body of a refusal, in the form of the OCI specification. Nothing where it has another form.
+    /// Parses the errors in the body of a refusal, in the form of the OCI specification. Empty if it has another form.
     async fn errors(&self, answer: Response) -> Vec<RegistryError> {
         #[derive(serde::Deserialize)]
         struct Errors {
@@ -257,8 +257,8 @@ impl Conversation<'_> {
         errors
     }
 
-    /// After a refusal: whether there is another way to ask.
-    async fn another_way(
+    /// Reports whether there is another way after a refusal.
+    async fn prepare_retry(
         &self,
         image: &ImageRef,
         refused: &Authorization,
@@ -277,7 +277,7 @@ impl Conversation<'_> {
             Authorization::Token {
                 is_of_many: true, ..
             } => {
-                access.set_apart(image.path());
+                access.require_own_token(image.path());
                 Ok(true)
             }
             Authorization::Token { .. } => Ok(false),
@@ -294,14 +294,14 @@ impl Conversation<'_> {
 
     async fn authorization(&self, repository: &str) -> Result<Authorization, Reason> {
         let mut access = self.registry.access.lock().await;
-        access.is_of(self.login.as_ref());
+        access.set_login(self.login.as_ref());
         if let Some(reason) = access.failed_in(self.batch) {
             return Err(reason);
         }
         if access.challenge.is_none() {
             let learned = self.ping().await;
             if let Err(reason) = &learned {
-                access.fails(self.batch, reason);
+                access.record_failure(self.batch, reason);
             }
             access.challenge = Some(learned?);
         }
@@ -311,21 +311,21 @@ impl Conversation<'_> {
                 Some(Login::Password { username, password }) => {
                     basic(username, password).map_or(Authorization::None, Authorization::Basic)
                 }
-                // It is for servers of tokens only.
+                // It is for token servers only.
                 Some(Login::IdentityToken(_)) | None => Authorization::None,
             }),
             Some(Challenge::Bearer(realm)) => self.token(&mut access, &realm, repository).await,
         }
     }
 
-    /// How the registry wants to be asked.
+    /// Learns how the registry wants requests to be authenticated.
     async fn ping(&self) -> Result<Option<Challenge>, Reason> {
         let answer = self
             .send(self.client.get(self.registry.root.clone()))
             .await?;
         match answer.status() {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.learned(answer.headers()),
-            // Nothing, or nothing yet: the refusal of a manifest says it too.
+            // No authentication, or none yet: the refusal of a manifest contains it too.
             _ => Ok(None),
         }
     }
@@ -337,7 +337,7 @@ impl Conversation<'_> {
         })
     }
 
-    /// One that was kept, or a new one, for as many of this batch as it can be for.
+    /// Returns a kept token, or a new one, for as many repositories of this batch as possible.
     async fn token(
         &self,
         access: &mut Access,
@@ -347,33 +347,33 @@ impl Conversation<'_> {
         if let Some(token) = access.token(repository, self.batch) {
             return self.by(token);
         }
-        if !access.is_apart(repository, self.batch) {
+        if !access.needs_own_token(repository, self.batch) {
             let mut others = Vec::new();
             for other in &self.repositories {
-                let is_due = !access.is_apart(other, self.batch)
+                let is_due = !access.needs_own_token(other, self.batch)
                     && access.token(other, self.batch).is_none();
                 others.extend(is_due.then(|| other.clone()));
             }
-            let together = token::together(repository, others);
+            let together = token::select_repositories(repository, others);
             let is_of_many = together.len() > 1;
             match self.fetch(access, realm, together).await {
                 Ok(token) => return self.by(access.keep(token)),
                 Err(NoToken::Other(reason)) => {
-                    access.fails(self.batch, &reason);
+                    access.record_failure(self.batch, &reason);
                     return Err(reason);
                 }
-                // A login that is refused is refused for each; a scope that is refused is that of one of them.
+                // A refused login fails for all repositories; a refused scope is about one of them.
                 Err(NoToken::Refused(status))
                     if !is_of_many
                         || (status == StatusCode::UNAUTHORIZED && self.login.is_some()) =>
                 {
                     let reason = self.unauthorized();
                     if is_of_many {
-                        access.fails(self.batch, &reason);
+                        access.record_failure(self.batch, &reason);
                     }
                     return Err(reason);
                 }
-                Err(NoToken::Refused(_)) => access.splits(self.batch),
+                Err(NoToken::Refused(_)) => access.record_split(self.batch),
             }
         }
         match self
@@ -383,8 +383,8 @@ impl Conversation<'_> {
             Ok(token) => self.by(access.keep(token)),
             Err(NoToken::Other(reason)) => Err(reason),
             Err(NoToken::Refused(_)) => {
-                // It must not spoil the next token of many.
-                access.set_apart(repository);
+                // It must not break the next shared token.
+                access.require_own_token(repository);
                 Err(self.unauthorized())
             }
         }
@@ -393,7 +393,7 @@ impl Conversation<'_> {
     fn by(&self, token: &Token) -> Result<Authorization, Reason> {
         let value = secret_header(&format!("Bearer {}", token.value.expose_secret()));
         Ok(Authorization::Token {
-            // What was kept can be sent: it was looked at when it came.
+            // A kept token can be sent: it was checked on arrival.
             value: value.ok_or_else(senseless_token)?,
             number: token.number,
             is_fresh: token.batch == self.batch,
@@ -432,7 +432,7 @@ impl Conversation<'_> {
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
                 return Err(NoToken::Refused(status));
             }
-            // As OAuth 2 refuses a refresh token that is over.
+            // OAuth 2's refusal of an expired refresh token.
             StatusCode::BAD_REQUEST if matches!(self.login, Some(Login::IdentityToken(_))) => {
                 return Err(NoToken::Refused(StatusCode::UNAUTHORIZED));
             }
@@ -445,14 +445,14 @@ impl Conversation<'_> {
             }
         }
         let body = self.body(answer, TOKEN_BYTES_MAX).await;
-        let granted = token::granted(&body.map_err(NoToken::Other)?, jiff::Timestamp::now());
+        let granted = token::parse_token(&body.map_err(NoToken::Other)?, jiff::Timestamp::now());
         let granted = granted.ok_or_else(|| NoToken::Other(senseless_token()))?;
         let number = access.number();
         Ok(Token::new(number, self.batch, repositories, granted, asked))
     }
 }
 
-/// A request that is made again with another authorization where the registry wants one.
+/// A request that Refit repeats with another authorization if the registry requires one.
 enum Question<'a> {
     Look {
         method: Method,
@@ -462,7 +462,7 @@ enum Question<'a> {
     Write(Write<'a>),
 }
 
-/// One of the errors in a refusal.
+/// An error in a refusal.
 #[derive(serde::Deserialize)]
 struct RegistryError {
     #[serde(default)]
@@ -471,8 +471,8 @@ struct RegistryError {
     message: String,
 }
 
-/// Whether a GET may be answered although a HEAD was refused. Nexus answers 404 to every HEAD, others 400, 405, 406, 500 or 501;
-/// storage that a registry redirects to may have been told to let a GET in and nothing else.
+/// Reports whether a GET may succeed although a HEAD failed. Nexus returns 404 to every HEAD, others 400, 405, 406, 500 or 501;
+/// storage that a registry redirects to may allow GET alone.
 fn refuses_head(status: StatusCode, from_itself: bool) -> bool {
     match status.as_u16() {
         400 | 404 | 405 | 406 | 500 | 501 => true,

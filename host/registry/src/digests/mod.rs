@@ -1,9 +1,9 @@
-//! Which digest a registry has behind a tag, without transferring anything: one HEAD an image, or a GET of its manifest where the
-//! registry does not answer that.
+//! Finds the digest that a registry serves under a tag, without transferring layers: one HEAD for each image, or a GET of its
+//! manifest if the registry does not respond to HEAD.
 //!
-//! Images are asked for in batches. Of each registry the way to be let in is learned once, one token covers all repositories of a
-//! batch and is kept for its lifetime, and what the registry says about its limits is obeyed ([`super::budget`]). A check that
-//! fails is a reason why nothing is known, never an answer. Knows no engine and no policy.
+//! Refit requests images in batches. For each registry it learns the authentication once, uses one token for all repositories
+//! of a batch and keeps it for its lifetime, and obeys the registry's limits ([`super::budget`]). A failed check is a reason
+//! why nothing is known, never a result. This module knows no engine and no policy.
 
 mod access;
 mod conversation;
@@ -32,20 +32,20 @@ use super::credentials::Credentials;
 use super::token::Actions;
 use super::{address, budget};
 
-/// Requests under way at once, of all registries together. A hundred images take a second or two then.
+/// The number of concurrent requests to all registries together. A hundred images then take a second or two.
 const AT_ONCE: usize = 16;
 
-/// One request. Registries answer in tenths of a second; one that takes longer than this is as good as gone.
+/// The time limit of a request. Registries respond in tenths of a second; a slower one is as good as gone.
 const REQUEST: Duration = Duration::from_secs(20);
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// One batch. What is not known by then is asked for by the next.
+/// The time limit of a batch. The next batch requests the rest.
 const BATCH: Duration = Duration::from_secs(180);
 
-/// Registries whose access is remembered. Grants say which there can be.
+/// The number of registries whose access state Refit keeps. Grants determine which registries there can be.
 const REGISTRIES_MAX: usize = 256;
 
-/// Nothing is known of an image.
+/// Nothing is known about an image.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot learn what registry `{registry}` has as `{image}`")]
 pub struct DigestError {
@@ -55,7 +55,7 @@ pub struct DigestError {
     pub reason: Reason,
 }
 
-/// Why.
+/// Why nothing is known about an image.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
     #[error("it refused{}", if *.credentials_sent { " the login" } else { "" })]
@@ -77,7 +77,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Before when asking again is of no use.
+    /// Returns the time before which a retry is useless.
     pub fn not_before(&self) -> Option<jiff::Timestamp> {
         match self {
             Self::RateLimited { until } | Self::Budget { until } => Some(*until),
@@ -120,10 +120,10 @@ impl Hints for DigestError {
     }
 }
 
-/// What is asked of registries, and how.
+/// Looks up digests in registries.
 #[derive(Debug)]
 pub struct Digests {
-    /// By the machine's proxy, where it has one.
+    /// Uses the machine's proxy, if it has one.
     client: LateClient,
     /// For registries on this machine.
     direct: LateClient,
@@ -136,30 +136,30 @@ pub struct Digests {
     batches: AtomicU64,
 }
 
-/// Made when it is first needed: reading the machine's certificates takes as long as all else that a start does.
+/// Created on first use: reading the machine's certificates takes as long as the rest of a start.
 type LateClient = OnceLock<Result<reqwest::Client, String>>;
 
-/// A manifest as it came.
+/// An unparsed manifest.
 #[derive(Clone, Debug)]
 pub struct Manifest {
     pub bytes: Vec<u8>,
     pub digest: String,
 }
 
-/// What was learned of each image that was asked for.
+/// The result for each requested image.
 pub type Found = HashMap<ImageRef, Result<String, DigestError>>;
 
 fn client(
     by: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
 ) -> Result<reqwest::Client, String> {
-    // The one provider of the whole process; somebody may have been first, and it is the same one.
+    // The provider is global to the process; another part may have installed the same one first.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = reqwest::Client::builder()
         .user_agent(concat!("refit/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT)
         .timeout(REQUEST)
         .pool_max_idle_per_host(AT_ONCE)
-        // A login must not go where an answer points to.
+        // A login must not follow a redirect.
         .redirect(reqwest::redirect::Policy::none());
     by(builder).build().map_err(|error| {
         let causes = causes(&error).join(": ");
@@ -168,7 +168,8 @@ fn client(
 }
 
 impl Digests {
-    /// `plain_http` are the registries, as `host:port`, that are spoken to without TLS. Those on this machine need not be listed.
+    /// Creates the lookup. `plain_http` lists the registries, as `host:port`, that Refit contacts without TLS. Registries on
+    /// this machine need not be listed.
     pub fn new(credentials: Credentials, plain_http: Vec<String>, rate: Rate) -> Self {
         Self {
             client: LateClient::new(),
@@ -194,13 +195,13 @@ impl Digests {
         })
     }
 
-    /// Asks for each once, those of one registry with one token.
+    /// Looks up each image once; images of one registry share a token.
     pub async fn of(&self, images: impl IntoIterator<Item = ImageRef>) -> Found {
         let mut found = Found::new();
         let mut asked: BTreeMap<String, HashSet<ImageRef>> = BTreeMap::new();
         for image in images {
             match image.digest() {
-                // It says itself what it is.
+                // A reference with a digest needs no request.
                 Some(digest) => drop(found.insert(image.clone(), Ok(digest.to_owned()))),
                 None => {
                     let registry = image.registry().to_owned();
@@ -210,7 +211,7 @@ impl Digests {
         }
         let mut registries: FuturesUnordered<_> = asked
             .into_iter()
-            .map(|(registry, images)| self.of_registry(registry, images))
+            .map(|(registry, images)| self.look_up_registry(registry, images))
             .collect();
         while let Some(some) = registries.next().await {
             found.extend(some);
@@ -218,7 +219,7 @@ impl Digests {
         found
     }
 
-    /// The manifest behind a reference, with this login and no other. For artifacts: an image's is the engine's to get.
+    /// Fetches the manifest of a reference, with this login and no other. For artifacts: the engine fetches images.
     pub async fn manifest(
         &self,
         image: &ImageRef,
@@ -230,7 +231,7 @@ impl Digests {
         found.await
     }
 
-    /// A blob of at most so many bytes, within this time; `None` where it is larger.
+    /// Fetches a blob of at most this size, within this time; `None` if it is larger.
     pub async fn blob(
         &self,
         image: &ImageRef,
@@ -244,7 +245,7 @@ impl Digests {
         found.await
     }
 
-    /// Puts a manifest into the registry, and before it the blobs that it names, each by its digest. `limit` is for one blob.
+    /// Pushes a manifest to the registry, after the blobs that it names, each by its digest. `limit` applies to one blob.
     pub async fn push(
         &self,
         image: &ImageRef,
@@ -290,7 +291,7 @@ impl Digests {
         ask(&conversation).await.map_err(failed)
     }
 
-    async fn of_registry(&self, name: String, images: HashSet<ImageRef>) -> Found {
+    async fn look_up_registry(&self, name: String, images: HashSet<ImageRef>) -> Found {
         let failed = |image: ImageRef, reason| {
             let error = DigestError {
                 registry: name.clone(),
@@ -331,7 +332,7 @@ impl Digests {
         let mut asking: FuturesUnordered<_> = images
             .iter()
             .map(|image| async {
-                // It is never closed.
+                // The semaphore is never closed.
                 let _turn = self.at_once.acquire().await;
                 (image.clone(), conversation.digest(image).await)
             })
@@ -354,7 +355,7 @@ impl Digests {
         found
     }
 
-    /// Somebody has reason to think that a registry answers again; without a name, that all do.
+    /// Reopens a registry that probably responds again; all registries if `registry` is `None`.
     pub fn reconsider(&self, registry: Option<&str>) {
         for (name, known) in self.registries().iter() {
             if registry.is_none_or(|registry| registry == name) {
@@ -363,7 +364,7 @@ impl Digests {
         }
     }
 
-    /// Requests so far: registry, status (0 where no answer came), number. Of bounded length.
+    /// Returns the requests so far: registry, status (0 if no response came), count. The length is bounded.
     pub fn counts(&self) -> Vec<(String, u16, u64)> {
         self.counts.all()
     }
@@ -390,7 +391,7 @@ impl Digests {
     }
 }
 
-/// Why a registry that is closed is not asked.
+/// Converts a pause into the reason why Refit sends no request.
 fn closed(closed: budget::Closed) -> Reason {
     let wait = closed.until.saturating_duration_since(Instant::now());
     match closed.why {
@@ -409,7 +410,7 @@ fn closed(closed: budget::Closed) -> Reason {
     }
 }
 
-/// A moment for people: whole seconds, and not too early.
+/// Returns the end of a pause for messages: whole seconds, rounded up.
 fn clock_in(wait: Duration) -> jiff::Timestamp {
     let seconds = jiff::Timestamp::now().as_second() + wait.as_secs() as i64 + 1;
     jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::MAX)

@@ -1,4 +1,4 @@
-//! The requests themselves: each within the budget and counted, and no login sent to where it does not belong.
+//! Sends requests: each within the budget and counted, and without a login to servers that it does not belong to.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,8 @@ use crate::{budget, manifest};
 const REDIRECTS_MAX: usize = 4;
 
 impl Conversation<'_> {
-    /// Follows redirects. The login and its tokens go to the registry alone; another server may be given what it gives to anybody.
+    /// Fetches a manifest and follows redirects. The login and its tokens go to the registry alone; for another server Refit
+    /// may use a token that the server gives to anybody.
     pub(super) async fn manifest(
         &self,
         method: &Method,
@@ -28,7 +29,7 @@ impl Conversation<'_> {
         self.ask(method, &path, by, REQUEST).await
     }
 
-    /// Something below the registry's root, in its repository's name, within this time with its body.
+    /// Requests a path below the registry's root, within its repository. The time limit includes the body.
     pub(super) async fn ask(
         &self,
         method: &Method,
@@ -52,7 +53,7 @@ impl Conversation<'_> {
                 .request(method.clone(), url.clone())
                 .timeout(limit)
                 .header(ACCEPT, manifest::ACCEPT)
-                // Without it a server may encode as it likes.
+                // Without this header a server may use any encoding.
                 .header(ACCEPT_ENCODING, "identity");
             let is_registry = is_same_server(&url, &self.registry.root);
             let value = match &anonymous {
@@ -75,13 +76,13 @@ impl Conversation<'_> {
             if !answer.status().is_redirection() {
                 return Ok(answer);
             }
-            url = redirected(&url, answer.headers())
+            url = resolve_redirect(&url, answer.headers())
                 .ok_or_else(|| nonsense("it redirects to where nobody may be sent"))?;
         }
         Err(nonsense("it redirects for ever"))
     }
 
-    /// Every request goes through here: within the budget, and counted.
+    /// Sends a request within the budget, and counts it. Every request goes through here.
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, Reason> {
         let taken = self.registry.budget().take(Instant::now());
         taken.map_err(closed)?;
@@ -112,7 +113,7 @@ impl Conversation<'_> {
         })
     }
 
-    /// `None` where it is longer: no more than that is read.
+    /// Reads a body; `None` if it is longer than the limit: then the rest is not read.
     pub(super) async fn body_within(
         &self,
         mut answer: Response,
@@ -129,7 +130,7 @@ impl Conversation<'_> {
     }
 }
 
-/// Its address is left out: it may be long, and says nothing that is not known.
+/// Converts an error. It omits the URL, which may be long, and adds nothing.
 fn unreachable(error: reqwest::Error) -> Reason {
     let error = error.without_url();
     let mut problem = error.to_string();
@@ -139,8 +140,8 @@ fn unreachable(error: reqwest::Error) -> Reason {
     Reason::Unavailable { problem }
 }
 
-/// Never from TLS to none.
-pub(super) fn redirected(from: &Url, headers: &HeaderMap) -> Option<Url> {
+/// Resolves a redirect. It never leads from TLS to plain HTTP.
+pub(super) fn resolve_redirect(from: &Url, headers: &HeaderMap) -> Option<Url> {
     let to = from.join(headers.get(LOCATION)?.to_str().ok()?).ok()?;
     let is_allowed = to.scheme() == "https" || (to.scheme() == "http" && from.scheme() == "http");
     is_allowed.then_some(to)

@@ -6,6 +6,11 @@ mod shipping;
 use base64::Engine as _;
 use bytes::Bytes;
 use http::Method;
+use refit_model::diagnostic::Diagnostic;
+use refit_revisions::artifact::signature::Signer;
+use refit_revisions::artifact::{Artifact, Source, file};
+use refit_sandbox::{CONTRACT_TEXT, limits};
+use refit_server::admin_token;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 
@@ -15,12 +20,6 @@ use super::super::arguments::{PolicyArguments, PolicyCommand, ServerArguments};
 use super::super::remote::{Answer, Ask, Daemon};
 use super::super::{Status, print, tell};
 #[cfg(feature = "compiler")]
-use refit_model::diagnostic::Diagnostic;
-use refit_revisions::artifact::signature::Signer;
-use refit_revisions::artifact::{Artifact, Source, file};
-use refit_sandbox::{CONTRACT_TEXT, limits};
-use refit_server::admin_token;
-
 use super::author;
 use super::{Common, compare};
 use crate::config::{Config, Flags};

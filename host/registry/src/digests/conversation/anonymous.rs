@@ -1,5 +1,6 @@
-//! Tokens for a server to which a registry redirects. A registry may be no more than a name in front of another one, which gives
-//! anybody a token. The login belongs to the registry, so the other server and whatever it names get none.
+//! Gets tokens for a server to which a registry redirects. A registry may be only a name in front of another one, which gives
+//! anybody a token. The login belongs to the registry, so Refit never sends it to the other server or to any server that it
+//! names.
 
 use http::{HeaderMap, HeaderValue, StatusCode};
 use refit_model::secret::ExposeSecret as _;
@@ -10,7 +11,7 @@ use crate::challenge::{self, Challenge};
 use crate::token::{self, Actions, Ask};
 
 impl Conversation<'_> {
-    /// What lets anybody in at `url`, which was answered with these headers. `None` where nothing does.
+    /// Returns an anonymous authorization for `url`, whose response had these headers. `None` if there is none.
     pub(in crate::digests) async fn anonymous_token(
         &self,
         url: &Url,
@@ -31,12 +32,12 @@ impl Conversation<'_> {
             return None;
         }
         let body = self.body(answer, TOKEN_BYTES_MAX).await.ok()?;
-        let granted = token::granted(&body, jiff::Timestamp::now())?;
+        let granted = token::parse_token(&body, jiff::Timestamp::now())?;
         secret_header(&format!("Bearer {}", granted.value.expose_secret()))
     }
 }
 
-/// The other server may call the repository otherwise.
+/// The other server may use another name for the repository.
 fn repository_in(url: &Url) -> Option<&str> {
     let path = url.path().strip_prefix("/v2/")?;
     let (repository, _) = path

@@ -1,6 +1,6 @@
-//! What a pull would transfer: the layers of an image as its manifest lists them, each with its size.
+//! Computes the size of a pull: the layers of an image as its manifest lists them, each with its size.
 //!
-//! For one image at a time and only where room is short: registries count a manifest that is fetched as a pull.
+//! Only for one image at a time, and only if disk space is short: registries count a fetched manifest as a pull.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -18,7 +18,7 @@ use crate::token::Actions;
 struct Manifest {
     #[serde(default)]
     layers: Vec<Layer>,
-    /// Of an index.
+    /// The manifests of an index.
     #[serde(default)]
     manifests: Vec<Entry>,
 }
@@ -43,7 +43,8 @@ struct EntryPlatform {
 }
 
 impl Digests {
-    /// The layers of an image for this platform: the compressed size of each, by digest. An error where the registry does not say.
+    /// Returns the layers of an image for this platform: the compressed size of each, by digest. Fails if the registry does not
+    /// report it.
     pub async fn layers(
         &self,
         image: &ImageRef,
@@ -70,7 +71,7 @@ impl Digests {
             repositories: vec![image.path().to_owned()],
             actions: Actions::Pull,
         };
-        // It is never closed.
+        // The semaphore is never closed.
         let _turn = self.at_once.acquire().await;
         let manifest = conversation.fetch_manifest(image).await?;
         if manifest.manifests.is_empty() {
@@ -102,7 +103,7 @@ impl Conversation<'_> {
                     });
                 }
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                    if !self.another_way(image, &authorization, &answer).await? {
+                    if !self.prepare_retry(image, &authorization, &answer).await? {
                         break;
                     }
                 }
@@ -118,7 +119,7 @@ fn sizes(manifest: Manifest) -> BTreeMap<String, u64> {
     layers.map(|layer| (layer.digest, layer.size)).collect()
 }
 
-/// The manifest of an index that an engine of this platform takes.
+/// Finds the manifest of an index that an engine of this platform pulls.
 fn choose<'a>(entries: &'a [Entry], platform: &Platform) -> Option<&'a Entry> {
     let fits = |entry: &&Entry| {
         let of = entry.platform.as_ref();

@@ -1,7 +1,7 @@
-//! Putting something into a registry: blobs, then the manifest that names them.
+//! Pushes to a registry: blobs, then the manifest that names them.
 //!
-//! As with all else here, the login and its tokens go to the registry alone. It may say that a blob is to be sent elsewhere, to
-//! storage of its own; what lets in there is in the address.
+//! As elsewhere here, the login and its tokens go to the registry alone. The registry may redirect the upload of a blob to
+//! separate storage; the authorization for that is in the URL.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use reqwest::{Response, Url};
 
 use super::{Authorization, Conversation, Question};
 use crate::address::is_same_server;
-use crate::digests::wire::redirected;
+use crate::digests::wire::resolve_redirect;
 use crate::digests::{REQUEST, Reason};
 
 const DIGEST_HEADER: &str = "docker-content-digest";
 
 impl Conversation<'_> {
-    /// The blob is in the repository: sent, unless it is there already.
+    /// Uploads a blob to the repository, unless it is there already.
     pub(in crate::digests) async fn push_blob(
         &self,
         image: &ImageRef,
@@ -33,7 +33,7 @@ impl Conversation<'_> {
             path: &path,
             limit: REQUEST,
         };
-        let there = self.with_access(image, &question).await?;
+        let there = self.send_authorized(image, &question).await?;
         match there.status() {
             StatusCode::OK => return Ok(()),
             StatusCode::NOT_FOUND => {}
@@ -47,11 +47,12 @@ impl Conversation<'_> {
             body: Bytes::new(),
             limit: REQUEST,
         });
-        let begun = self.with_access(image, &question).await?;
+        let begun = self.send_authorized(image, &question).await?;
         if begun.status() != StatusCode::ACCEPTED {
             return Err(self.refusal(begun).await);
         }
-        let mut place = redirected(&uploads, begun.headers()).ok_or_else(|| nonsense(LOCATION))?;
+        let mut place =
+            resolve_redirect(&uploads, begun.headers()).ok_or_else(|| nonsense(LOCATION))?;
         place.query_pairs_mut().append_pair("digest", digest);
         let question = Question::Write(Write {
             method: Method::PUT,
@@ -60,14 +61,14 @@ impl Conversation<'_> {
             body: bytes,
             limit,
         });
-        let sent = self.with_access(image, &question).await?;
+        let sent = self.send_authorized(image, &question).await?;
         match sent.status() {
             StatusCode::CREATED => Ok(()),
             _ => Err(self.refusal(sent).await),
         }
     }
 
-    /// The manifest has this tag, or whatever version the reference has.
+    /// Uploads a manifest under this tag, or the version in the reference.
     pub(in crate::digests) async fn push_manifest(
         &self,
         image: &ImageRef,
@@ -84,7 +85,7 @@ impl Conversation<'_> {
             body: manifest,
             limit: REQUEST,
         });
-        let put = self.with_access(image, &question).await?;
+        let put = self.send_authorized(image, &question).await?;
         if put.status() != StatusCode::CREATED {
             return Err(self.refusal(put).await);
         }
@@ -101,7 +102,7 @@ impl Conversation<'_> {
         url.map_err(|_| nonsense("address"))
     }
 
-    /// Redirects are not followed: what is written goes where it was to go.
+    /// Sends a request without following redirects: data goes only to its intended server.
     pub(super) async fn write(
         &self,
         write: &Write<'_>,
@@ -131,7 +132,7 @@ impl Conversation<'_> {
     }
 }
 
-/// A request that changes something in the registry.
+/// A request that changes the registry.
 pub(super) struct Write<'a> {
     method: Method,
     url: &'a Url,
