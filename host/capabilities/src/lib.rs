@@ -1,7 +1,7 @@
 //! The capabilities that a policy can use: list, inspect, pull and recreate, as in the WIT interface `docker`.
 //!
 //! Each mode of a refresh is an implementation of the trait [`Capabilities`], and a policy cannot distinguish them: [`live`] acts
-//! on the engine, [`dry_run`] only checks and records. [`guard`] (grants, counts, cancellation) and the [journal](crate::journal)
+//! on the engine, [`dry_run`] only checks and records. [`guard`] (grants, counts, cancellation) and the [`journal`]
 //! wrap either. This crate does not depend on WebAssembly.
 
 #![forbid(unsafe_code)]

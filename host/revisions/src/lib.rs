@@ -161,7 +161,7 @@ pub struct Refused {
 /// timeout of a client.
 const SWAP_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The policies of this process. There is one for each [`crate::refresh::Refresher`].
+/// The policies of this process. There is one for each `Refresher`.
 pub struct Generations {
     active: ArcSwap<Generation>,
     refused: ArcSwapOption<Refused>,

@@ -1,6 +1,6 @@
 //! The limits on policies, with the reason for each number.
 //!
-//! [`Limit`] lists them. A guest of [`selftest`](crate::selftest) exceeds each; a limit that no guest exceeds fails a test.
+//! [`Limit`] lists them. A guest of the self-test (`refit-author`) exceeds each; a limit that no guest exceeds fails a test.
 
 use std::time::Duration;
 
