@@ -153,7 +153,7 @@ pub(super) async fn history(State(state): State<AppState>) -> Response {
 pub(super) struct Parameters {
     /// What the sender calls the component: the name of its file. Default: `an upload`.
     origin: Option<String>,
-    /// Who asks, as they say of themselves. Default: `X-Refit-RequestedBy`, otherwise `the HTTP interface`.
+    /// Who asks, as they say of themselves. Default: `X-Refit-By`, otherwise `the HTTP interface`.
     by: Option<String>,
     /// Not a swap, but a trial: how often the candidate must agree in a row to take over. `0`: it never does by itself.
     shadow: Option<u32>,
