@@ -407,6 +407,7 @@ pub(super) fn requested_endpoints(container: &Container) -> BTreeMap<String, Obj
         .collect()
 }
 
+/// The endpoint of the network that the container was created with, if any, and the others by network.
 fn split_endpoints(container: &Container) -> (Option<(String, Object)>, BTreeMap<String, Object>) {
     let mode = container.network_mode();
     if matches!(mode, "host" | "none") || mode.starts_with("container:") {

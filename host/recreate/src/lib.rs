@@ -49,7 +49,7 @@ pub enum StepError {
     Unfit(String),
 }
 
-/// Why a container was not recreated. Only after `RolledBack` and `Stranded` did the container ever stop.
+/// Why a container was not recreated. Only `RolledBack`, `Stranded` and `StillStopping` follow a stop.
 #[derive(Debug, thiserror::Error)]
 pub enum RecreateError {
     #[error("`{name}` already runs this image")]

@@ -55,7 +55,7 @@ pub(super) struct SourceCollector {
 
 impl fmt::Debug for SourceCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Asked").finish_non_exhaustive()
+        f.debug_struct("SourceCollector").finish_non_exhaustive()
     }
 }
 
