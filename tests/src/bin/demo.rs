@@ -174,7 +174,7 @@ async fn run(
 ) -> anyhow::Result<()> {
     let hidden = progress == Progress::Hidden;
     say(&format!(
-        "\n$ refit {command}{}",
+        "\n$ refit {command} --config refit.toml{}",
         if hidden { " 2>progress" } else { "" }
     ));
     let own = |name: &OsString| {
@@ -194,7 +194,8 @@ async fn run(
         refit.stderr(file);
     }
     let status = refit
-        .arg(command)
+        // Refit does not take a configuration from the folder it is run in.
+        .args([command, "--config", "refit.toml"])
         .current_dir(folder)
         .env("DOCKER_HOST", world.docker_host())
         .env("REFIT_STATE_DIR", folder.join("state"))
