@@ -254,15 +254,10 @@ fn the_table_of_cases_names_tests_that_are_there() -> anyhow::Result<()> {
             continue;
         }
         seen += 1;
-        let below = match parts[0] {
-            "e2e" | "faults" => "tests/tests".to_owned(),
-            name @ ("recreate" | "engine") => format!("host/{name}/src"),
-            _ => "tests/tests/fidelity".to_owned(),
-        };
-        let parts = if matches!(parts[0], "recreate" | "engine") {
-            &parts[1..]
-        } else {
-            &parts[..]
+        let (below, parts) = match parts[0] {
+            "e2e" | "faults" => ("tests/tests".to_owned(), &parts[..]),
+            name @ ("recreate" | "engine") => (format!("host/{name}/src"), &parts[1..]),
+            _ => ("tests/tests/fidelity".to_owned(), &parts[..]),
         };
         let path = |parts: &[&str]| root().join(&below).join(parts.join("/"));
         let module = |parts: &[&str]| {

@@ -113,7 +113,7 @@ pub fn make(language: Language, name: &Name, folder: &Path) -> Result<(), Diagno
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(cannot(folder, &error)),
     };
-    // Write to a temporary folder until all files are there: inside the folder if it exists, since it may be somebody's current
+    // Write to a temporary folder until all files are there: inside the folder if it exists, because it may be a user's current
     // one, or next to it.
     let (parent, inside) = match (is_there, folder.parent()) {
         (true, _) => (folder, true),

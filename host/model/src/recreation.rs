@@ -110,7 +110,7 @@ pub enum RecreationOutcome {
     Removed,
     /// A plan: it would be.
     WouldRecreate,
-    /// It ran the image already, or somebody else had replaced it by one that does.
+    /// The container ran the image already, or another program had replaced it by a container that does.
     Current,
     /// Somebody else replaced or removed it, and what is there now is not known to run the image.
     ReplacedByOther,

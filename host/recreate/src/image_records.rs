@@ -202,7 +202,7 @@ fn read_orders(folder: &Path) -> Vec<(u64, PathBuf)> {
             .map_or(0, |ordered| ordered.order);
         (order, path)
     };
-    // Read enough to find surplus records, but do not read a folder to its end that somebody filled.
+    // Read enough to find surplus records, but never read a very large folder to its end.
     records.take(2 * RECORDS_MAX).map(read).collect()
 }
 

@@ -1,4 +1,4 @@
-//! Property tests: statements that hold for every intent, whatever the container and its images.
+//! Property tests of intents, over arbitrary containers and images.
 //!
 //! [`made`] does what an engine does with a request and an image, after Docker's `merge` (daemon/commit.go); the fidelity suite
 //! compares it with a real engine for selected cases.
